@@ -1,0 +1,29 @@
+"""The performance-critical core: attention and cross-entropy, forward and backward. Knows nothing of models.
+
+    reference.py             the definitions in plain PyTorch: truth, fallback and baseline at once
+    packing.py               sequences of different lengths in one row of tokens
+    backend.py               which implementation runs, and the reason in words
+    attention.py             one attention for training, prefill and decoding
+    cross_entropy.py         loss, log-probability, log-sum-exp and entropy of every token
+    linear_cross_entropy.py  the same from hidden states and the output matrix, logits never stored whole
+"""
+
+from kernels.attention import attention
+from kernels.backend import Choice, choose, set_default
+from kernels.cross_entropy import TokenStats, cross_entropy
+from kernels.linear_cross_entropy import linear_cross_entropy
+from kernels.packing import Packing
+
+# transformers (used by our tests only) asks any importable package called `kernels` for its version.
+__version__ = "0.0.0"
+
+__all__ = [
+    "Choice",
+    "Packing",
+    "TokenStats",
+    "attention",
+    "choose",
+    "cross_entropy",
+    "linear_cross_entropy",
+    "set_default",
+]

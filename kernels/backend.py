@@ -1,0 +1,57 @@
+"""Which implementation of a kernel runs, and why: the only place that decides.
+
+    eager    kernels/reference.py: the definition in plain PyTorch, any dtype up to float64, nothing clever
+    torch    the best that PyTorch offers on this device without Triton
+    triton   our own GPU kernels; on a CPU only inside Triton's interpreter (TRITON_INTERPRET=1, for tests)
+    auto     triton on a GPU where Triton is installed, else torch
+"""
+
+import importlib.util
+import os
+from typing import NamedTuple
+
+import torch
+
+IMPLS = ("auto", "triton", "torch", "eager")
+_default = "auto"
+
+
+class Choice(NamedTuple):
+    impl: str  # "triton", "torch" or "eager"
+    reason: str  # why, in words a user can act on
+
+
+def set_default(impl: str) -> None:
+    """Make `impl` what `impl=None` means in this process; scripts call it once with their --kernels option."""
+    global _default
+    if impl not in IMPLS:
+        raise ValueError(f"impl={impl!r} is not one of {', '.join(IMPLS)}")
+    _default = impl
+
+
+def choose(device: torch.device, impl: str | None = None) -> Choice:
+    """The implementation that runs on `device`. Raises ValueError if `impl` is unknown or cannot run there."""
+    impl = impl or _default
+    if impl not in IMPLS:
+        raise ValueError(f"impl={impl!r} is not one of {', '.join(IMPLS)}")
+    if impl in ("torch", "eager"):
+        return Choice(impl, "as asked for")
+    obstacle = triton_obstacle(device)
+    if impl == "triton":
+        if obstacle:
+            raise ValueError(f"impl='triton' cannot run here: {obstacle}")
+        return Choice("triton", "as asked for")
+    if obstacle:
+        return Choice("torch", f"PyTorch's own kernels, because {obstacle}")
+    if device.type == "cpu":  # the interpreter proves kernels; it is no way to run them
+        return Choice("torch", "PyTorch's own kernels, because Triton's interpreter is for tests only")
+    return Choice("triton", f"our Triton kernels, because {torch.cuda.get_device_name(device)} has a GPU")
+
+
+def triton_obstacle(device: torch.device) -> str | None:
+    """What keeps Triton kernels from running on `device`, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    return f"Triton needs a GPU and the tensors are on '{device.type}'"
