@@ -1,9 +1,9 @@
 """Which implementation of a kernel runs, and why: the only place that decides.
 
-    eager    kernels/reference.py: the definition in plain PyTorch, any dtype up to float64, nothing clever
-    torch    the best that PyTorch offers on this device without Triton
-    triton   our own GPU kernels; on a CPU only inside Triton's interpreter (TRITON_INTERPRET=1, for tests)
-    auto     triton on a GPU where Triton is installed, else torch
+eager    kernels/reference.py: the definition in plain PyTorch, any dtype up to float64, nothing clever
+torch    the best that PyTorch offers on this device without Triton
+triton   our own GPU kernels; on a CPU only inside Triton's interpreter (TRITON_INTERPRET=1, for tests)
+auto     triton on a GPU where Triton is installed, else torch
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ class Choice(NamedTuple):
 
 
 def set_default(impl: str) -> None:
-    """Make `impl` what `impl=None` means in this process; scripts call it once with their --kernels option."""
+    """Make `impl` the meaning of `impl=None` in this process; scripts call it once with their --kernels."""
     global _default
     if impl not in IMPLS:
         raise ValueError(f"impl={impl!r} is not one of {', '.join(IMPLS)}")
@@ -30,7 +30,7 @@ def set_default(impl: str) -> None:
 
 
 def choose(device: torch.device, impl: str | None = None) -> Choice:
-    """The implementation that runs on `device`. Raises ValueError if `impl` is unknown or cannot run there."""
+    """The implementation that runs on `device`. ValueError if `impl` is unknown or cannot run there."""
     impl = impl or _default
     if impl not in IMPLS:
         raise ValueError(f"impl={impl!r} is not one of {', '.join(IMPLS)}")

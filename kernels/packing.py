@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """Where each of B sequences lies in a row of N tokens: sequence i is rows cu_seqlens[i] .. cu_seqlens[i+1].
+    """Where each of B sequences lies in a row: sequence i is rows cu_seqlens[i] .. cu_seqlens[i+1] of N.
 
     Built once for a batch and shared by all layers, so that what can be derived from it is derived once.
     """
@@ -41,19 +41,26 @@ class Packing:
         return len(set(self.lengths)) <= 1
 
     @cached_property
+    def lengths_tensor(self) -> Tensor:
+        """(B,) int64: `lengths` on the device of the tokens."""
+        return self.cu_seqlens.diff().long()
+
+    @cached_property
+    def sequence(self) -> Tensor:
+        """(N,) int64: which sequence each token belongs to."""
+        numbers = torch.arange(len(self.lengths), device=self.cu_seqlens.device)
+        return torch.repeat_interleave(numbers, self.lengths_tensor, output_size=self.num_tokens)
+
+    @cached_property
     def positions(self) -> Tensor:
         """(N,) int64: the place of each token in its own sequence, from 0."""
         rows = torch.arange(self.num_tokens, device=self.cu_seqlens.device)
-        starts = self.cu_seqlens[:-1].long()
-        lengths = torch.tensor(self.lengths, device=self.cu_seqlens.device)
-        return rows - torch.repeat_interleave(starts, lengths)
+        return rows - self.cu_seqlens[:-1].long()[self.sequence]
 
     @cached_property
     def padded_slots(self) -> Tensor:
         """(N,) int64: the place of each token in a padded (B·T,) row."""
-        lengths = torch.tensor(self.lengths, device=self.cu_seqlens.device)
-        sequence = torch.repeat_interleave(torch.arange(len(self.lengths), device=lengths.device), lengths)
-        return sequence * self.max_len + self.positions
+        return self.sequence * self.max_len + self.positions
 
     def pad(self, x: Tensor) -> Tensor:
         """(N, ...) → (B, T, ...), zeros behind each sequence."""
@@ -67,3 +74,7 @@ class Packing:
         if self.is_rectangular:
             return x.reshape(-1, *x.shape[2:])
         return x.flatten(0, 1)[self.padded_slots]
+
+    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(N, ...) → B views (length, ...)."""
+        return x.split(self.lengths)

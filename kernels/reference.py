@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels.philox import attention_keep
 
-# ---- attention -------------------------------------------------------------------------------------------------
+# ---- attention ------------------------------------------------------------------------------------------
 
 
 def attention_mask(
@@ -24,8 +24,9 @@ def attention_mask(
 ) -> Tensor:
     """(B, T, S) bool: which query sees which key.
 
-    Query i of a sequence with n queries and m keys stands at place i + (m - n) of the keys: the last query beside
-    the last key. That is the usual triangle when n = m, and the right one when the keys of earlier tokens are cached.
+    Query i of a sequence with n queries and m keys stands at place i + (m - n) of the keys: the last query
+    beside the last key. That is the usual triangle when n = m, and the right one when the keys of earlier tokens
+    are cached.
     """
     query = torch.arange(T, device=q_lengths.device)[:, None]
     key = torch.arange(S, device=q_lengths.device)[None, :]
@@ -55,7 +56,7 @@ def attention(
 ) -> Tensor:
     """softmax(q kᵀ · scale) v over the visible keys. q (B,T,H,D); k, v (B,S,G,D) → (B,T,H,D).
 
-    A query that sees nothing gives 0 and takes part in no gradient. See `kernels.attention` for the arguments.
+    A query that sees nothing gives 0 and takes part in no gradient. `kernels.attention` explains the arguments.
     """
     B, T, H, D = q.shape
     S, G = k.shape[1], k.shape[2]

@@ -1,0 +1,107 @@
+"""The public function: all implementations against the reference, layouts against each other, bad input."""
+
+import pytest
+import torch
+
+from kernels import Packing, attention, reference
+
+IMPLS = ("eager", "torch")
+
+
+def draw(*shape, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
+
+
+def value_and_gradients(function, q, k, v):
+    """Output and the gradient of each input, for one fixed direction of the output."""
+    leaves = [x.detach().clone().requires_grad_() for x in (q, k, v)]
+    out = function(*leaves)
+    out.backward(draw(*out.shape, dtype=out.dtype, seed=99))
+    return [out.detach(), *(x.grad for x in leaves)]
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"causal": True},
+        {"causal": True, "window": 3},
+        {"window": 3},
+        {"scale": 0.2, "softcap": 2.0},
+        {"q_lengths": torch.tensor([7, 0, 3])},
+        {"k_lengths": torch.tensor([9, 1, 0])},
+        {"causal": True, "q_lengths": torch.tensor([7, 5, 3]), "k_lengths": torch.tensor([2, 9, 3])},
+    ],
+)
+@pytest.mark.parametrize(("T", "S"), [(7, 9), (9, 9), (1, 9)])
+def test_dense(impl, options, T, S):
+    q, k, v = draw(3, T, 4, 8), draw(3, S, 2, 8), draw(3, S, 2, 8, seed=1)
+    if "q_lengths" in options:
+        options = options | {"q_lengths": options["q_lengths"].clamp(max=T)}
+    ours = value_and_gradients(lambda *x: attention(*x, impl=impl, **options), q, k, v)
+    truth = value_and_gradients(lambda *x: reference.attention(*x, **options), q, k, v)
+    for a, b in zip(ours, truth, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    ("q_lengths", "k_lengths"),
+    [
+        ((5, 1, 8), None),
+        ((4, 4), None),
+        ((3,), None),
+        ((2, 1, 0), (6, 1, 4)),
+        ((1, 1, 1), (3, 9, 1)),
+        ((5, 2), (2, 5)),
+    ],
+)
+def test_packed_equals_one_by_one(impl, causal, q_lengths, k_lengths):
+    packing = Packing.from_lengths(q_lengths)
+    k_packing = Packing.from_lengths(k_lengths) if k_lengths else packing
+    q, k, v = (
+        draw(packing.num_tokens, 4, 8),
+        draw(k_packing.num_tokens, 2, 8),
+        draw(k_packing.num_tokens, 2, 8, seed=1),
+    )
+
+    def one_by_one(q, k, v):
+        parts = zip(*(p.split(x) for p, x in ((packing, q), (k_packing, k), (k_packing, v))), strict=True)
+        return torch.cat([reference.attention(*(x[None] for x in part), causal=causal)[0] for part in parts])
+
+    ours = value_and_gradients(
+        lambda *x: attention(*x, packing=packing, k_packing=k_packing, causal=causal, impl=impl), q, k, v
+    )
+    for a, b in zip(ours, value_and_gradients(one_by_one, q, k, v), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_one_fused_projection(impl):
+    """Views of one (B,T,(H+2G)·D) projection go in as they are."""
+    qkv = draw(2, 6, 8, 8)
+    q, k, v = qkv.split((4, 2, 2), dim=2)
+    ours = attention(q, k, v, causal=True, impl=impl)
+    torch.testing.assert_close(ours, reference.attention(*(x.contiguous() for x in (q, k, v)), causal=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": draw(2, 5, 8)}, "takes q and k, v of shapes"),
+        ({"v": draw(2, 4, 2, 8)}, "takes q and k, v of shapes"),
+        ({"q": draw(2, 5, 3, 8)}, "3 query heads cannot share 2"),
+        ({"q": draw(1, 5, 4, 8)}, "batch size 1"),
+        ({"window": 0}, "window=0"),
+        ({"dropout_p": 1.0}, "dropout_p=1.0"),
+        ({"impl": "cuda"}, "impl='cuda'"),
+        ({"packing": Packing.from_lengths([5])}, "takes q and k, v of shapes"),
+    ],
+)
+def test_bad_arguments(change, message):
+    arguments = {"q": draw(2, 5, 4, 8), "k": draw(2, 5, 2, 8), "v": draw(2, 5, 2, 8)} | change
+    with pytest.raises(ValueError, match=message):
+        attention(**arguments)
