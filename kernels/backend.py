@@ -8,6 +8,7 @@ auto     triton on a GPU where Triton is installed, else torch
 
 import importlib.util
 import os
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -50,8 +51,13 @@ def choose(device: torch.device, impl: str | None = None) -> Choice:
 
 def triton_obstacle(device: torch.device) -> str | None:
     """What keeps Triton kernels from running on `device`, or None."""
-    if importlib.util.find_spec("triton") is None:
+    if not _triton_installed():
         return "Triton is not installed"
     if device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
         return None
     return f"Triton needs a GPU and the tensors are on '{device.type}'"
+
+
+@cache  # looking takes 50 µs, more than a whole decoding step's attention
+def _triton_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
