@@ -3,8 +3,8 @@
     python bench/attention.py            # on a GPU if there is one, else on the CPU
     python bench/attention.py --quick    # does everything run?
 
-Work is 4·T·T·D floating-point operations a head forward and 2.5 times that backward; half of it if causal; in a
-batch of different lengths that of the real tokens. The ratio is SDPA's time over the provider's: above 1 is faster.
+Work is 4·T·T·D floating-point operations a head forward, 2.5 times that backward, half of it if causal; in a
+batch of different lengths that of the real tokens. The ratio is SDPA's time over the provider's.
 
 Letters: B batch, T queries and keys, H query heads, D head dim.
 """
@@ -60,7 +60,7 @@ def dense(B: int, T: int, H: int, D: int, dtype: torch.dtype, device: torch.devi
 
 
 def ragged(lengths, H: int, D: int, dtype: torch.dtype, device: torch.device, causal: bool) -> Case:
-    """Sequences of different lengths: SDPA and eager get them padded (padding is not on their bill), ours packed."""
+    """Different lengths: SDPA and eager get them padded (padding is not on their bill), ours packed."""
     packing = Packing.from_lengths(list(lengths), device)
     B, T = len(lengths), packing.max_len
     packed = [torch.randn(packing.num_tokens, H, D, dtype=dtype, device=device) for _ in range(3)]
