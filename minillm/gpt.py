@@ -149,3 +149,9 @@ class GPT(nn.Module):
     def loss(self, hidden: Tensor, targets: Tensor, **options) -> Tensor:
         """−log p(target) of every token, (N,) float32, 0 where the target is −100; see `linear_cross_entropy`."""
         return linear_cross_entropy(hidden, self.output.weight, targets, **options)
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """An empty cache for `batch` sequences of up to `capacity` tokens."""
+        config, weight = self.config, self.tokens.weight
+        like = weight.new_empty(0, dtype=self.compute_dtype or weight.dtype)
+        return KVCache(config.num_layers, batch, capacity, config.kv_heads, config.head_dim, like)

@@ -1,0 +1,32 @@
+"""Muon for the matrices of the blocks, AdamW for everything else, and one schedule for both."""
+
+import torch
+from torch import nn
+
+
+def make_optimizers(model: nn.Module, lr: float, adam_lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982) orthogonalises the momentum of a matrix, so that
+    every direction of it learns at the same speed. It is meant for hidden matrices only; embeddings, norms and
+    biases take AdamW."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "blocks." in name]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+    ]
+
+
+def set_lr(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    """Scale every learning rate to `factor` times its initial value."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+            group["lr"] = factor * group["initial_lr"]
+
+
+def schedule(progress: float, warmup: float = 0.02) -> float:
+    """Share of the peak learning rate at a point of the training from 0 to 1: linear up, linear down to 0."""
+    if progress < warmup:
+        return progress / warmup
+    return max(0.0, (1 - progress) / (1 - warmup))
