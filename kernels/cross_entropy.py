@@ -1,127 +1,126 @@
 """Softmax cross-entropy, one value a token: loss, log-probability, log-sum-exp and entropy in one pass.
 
-Letters: N rows (tokens), V vocabulary; ε label smoothing, ζ z-loss, τ temperature, y the target, g the gradient of
-the loss.
-
-Formula, for one row with s = logits / τ and p = softmax(s):
+Formula, for one row of logits with s = logits / τ, p = softmax(s) and target y:
 
     lse     = log Σ_j exp(s_j)
     logprob = s_y − lse
-    entropy = −Σ_j p_j log p_j = lse − Σ_j p_j s_j
+    entropy = −Σ_j p_j log p_j
     loss    = −(1 − ε) logprob − ε · mean_j(s_j − lse) + ζ lse²
 
     ∂loss/∂logits_j = ( (1 + 2ζ lse) p_j − (1 − ε)[j = y] − ε/V ) / τ
 
-A row whose target is `ignore_index` gives 0 for all four and no gradient.
+with ε label smoothing, ζ z-loss, τ temperature. A row whose target is `ignore_index` gives 0 everywhere.
+
+    eager    reference.py              the definition
+    torch    cross_entropy_torch.py    few passes, in place where possible
+    triton   cross_entropy_triton.py   the GPU kernels
+
+Letters: N rows (tokens), V vocabulary, g the gradient of the loss.
 """
 
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from kernels import reference
+from kernels import cross_entropy_torch, reference
 from kernels.backend import choose
+from kernels.cross_entropy_torch import Options
 
 REDUCTIONS = ("none", "sum", "mean")
 
 
 class TokenStats(NamedTuple):
-    """What else the pass over the logits knows about each token, detached; 0 where the target is ignored."""
+    """What the pass over the logits also knows of each token, detached; 0 where the target is ignored."""
 
     logprob: Tensor  # (N,) log-probability of the target under softmax(logits / temperature)
     lse: Tensor  # (N,) log Σ exp(logits / temperature)
     entropy: Tensor  # (N,) of softmax(logits / temperature), in nats
 
 
-class Options(NamedTuple):
-    ignore_index: int = -100
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
-    temperature: float = 1.0
+def rows_module(triton: bool) -> ModuleType:
+    """Where `forward` and `backward` of rows of logits are: in Triton or in PyTorch."""
+    if triton:
+        from kernels import cross_entropy_triton  # imports Triton, which a machine without a GPU may lack
+
+        return cross_entropy_triton
+    return cross_entropy_torch
 
 
-# ---- the same in PyTorch, in place on a buffer of our own --------------------------------------------------------
+# ---- custom operators, so that torch.compile sees one node and looks no further ------------------
 
 
-class Rows(NamedTuple):
-    """Where a pass over some rows stands: `logp` is all that the backward needs of the logits."""
-
-    logp: Tensor  # (N, V) float32 or float64: log softmax(logits / τ)
-    loss: Tensor  # (N,), and so are the following
-    logprob: Tensor
-    lse: Tensor | None  # None where nobody asked
-    entropy: Tensor | None
-
-
-def torch_forward(logits: Tensor, targets: Tensor, options: Options, stats: bool, own: bool) -> Rows:
-    """logits (N, V), no target ignored. `own` says that the logits are ours to overwrite."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    own = own or wide is not logits
-    if options.temperature != 1.0:
-        wide = wide.div_(options.temperature) if own else wide / options.temperature
-        own = True
-    top = wide.max(-1) if stats or options.z_loss else None
-    logp = torch.log_softmax(wide, -1, out=wide) if own else torch.log_softmax(wide, -1)
-    logprob = logp.gather(-1, targets[:, None]).squeeze(-1)
-
-    loss = logprob * (options.label_smoothing - 1.0)
-    if options.label_smoothing:
-        loss.sub_(logp.mean(-1), alpha=options.label_smoothing)
-    lse = None
-    if top is not None:  # from the largest logit, the only one close to the result
-        lse = top.values - logp.gather(-1, top.indices[:, None]).squeeze(-1)
-        loss.addcmul_(lse, lse, value=options.z_loss)
-    return Rows(logp, loss, logprob, lse, _entropy(logp) if stats else None)
+@torch.library.custom_op("minillm::cross_entropy", mutates_args=())
+def _forward(
+    logits: Tensor,
+    targets: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    temperature: float,
+    stats: bool,
+    triton: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """logits (N, V), targets (N,) → loss (N,), stats (3, N) or (3, 0), norm (2, N): see Rows."""
+    check_targets(targets, logits.shape[-1], ignore_index)
+    options = Options(ignore_index, label_smoothing, z_loss, temperature)
+    rows = rows_module(triton)
+    return rows.forward(logits, targets, options, stats=stats, grad=False, inplace=False)[:3]
 
 
-def torch_backward(rows: Rows, targets: Tensor, options: Options, own: bool) -> Tensor:
-    """∂loss/∂logits (N, V) in the dtype of `logp`, for g = 1. `own` says that `logp` is ours to overwrite."""
-    V = rows.logp.shape[-1]
-    grad = rows.logp.exp_() if own else rows.logp.exp()
-    if options.z_loss:
-        grad.mul_((2.0 * options.z_loss * rows.lse + 1.0)[:, None])
-    if options.label_smoothing:
-        grad.sub_(options.label_smoothing / V)
-    label = grad.new_full((1, 1), options.label_smoothing - 1.0).expand(len(targets), 1)
-    grad.scatter_add_(-1, targets[:, None], label)
-    return grad.div_(options.temperature) if options.temperature != 1.0 else grad
+@_forward.register_fake
+def _(logits, targets, ignore_index, label_smoothing, z_loss, temperature, stats, triton):
+    N = logits.shape[0]
+    loss = logits.new_empty(N, dtype=torch.promote_types(logits.dtype, torch.float32))
+    return loss, loss.new_empty(3, N if stats else 0), loss.new_empty(2, N)
 
 
-def _entropy(logp: Tensor, block_elements: int = 1 << 20) -> Tensor:
-    """−Σ p log p of each row, in blocks that stay in the cache and far below the memory of `logp` itself."""
-    out = logp.new_empty(logp.shape[0])
-    step = max(1, block_elements // logp.shape[-1])
-    for start in range(0, logp.shape[0], step):
-        block = logp[start : start + step].clamp_min(-1e4)  # exp(-1e4) is 0: no 0 · -inf
-        out[start : start + step] = block.mul_(block.exp()).sum(-1)
-    return out.neg_()
+@torch.library.custom_op("minillm::cross_entropy_backward", mutates_args=())
+def _backward(
+    logits: Tensor,
+    targets: Tensor,
+    norm: Tensor,
+    g: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    temperature: float,
+    triton: bool,
+) -> Tensor:
+    options = Options(ignore_index, label_smoothing, z_loss, temperature)
+    return rows_module(triton).backward(logits, targets, norm, g, options)
 
 
-class _TorchCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, logits, targets, options, stats):
-        counted = targets != options.ignore_index
-        label = targets.masked_fill(~counted, 0)
-        rows = torch_forward(logits, label, options, stats, own=False)
-        ctx.save_for_backward(rows.logp, rows.lse, label, counted)
-        ctx.options, ctx.dtype = options, logits.dtype
-        values = (rows.loss, rows.logprob, rows.lse, rows.entropy)
-        values = tuple(None if x is None else x.masked_fill(~counted, 0) for x in values)
-        ctx.mark_non_differentiable(*(x for x in values[1:] if x is not None))
-        return values
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_loss, *_):
-        logp, lse, label, counted = ctx.saved_tensors
-        grad = torch_backward(Rows(logp, None, None, lse, None), label, ctx.options, own=False)
-        grad.mul_((grad_loss * counted)[:, None])
-        return grad.to(ctx.dtype), None, None, None
+@_backward.register_fake
+def _(logits, targets, norm, g, ignore_index, label_smoothing, z_loss, temperature, triton):
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
-# ---- one public function -----------------------------------------------------------------------------------------
+def _setup_context(ctx, inputs, output):
+    logits, targets, *options, _, triton = inputs
+    _, stats, norm = output
+    ctx.mark_non_differentiable(stats, norm)
+    ctx.save_for_backward(logits, targets, norm)
+    ctx.options = (*options, triton)
+
+
+def _differentiate(ctx, g, *_):
+    forbid_double_backward("cross_entropy")
+    logits, targets, norm = ctx.saved_tensors
+    return _backward(logits, targets, norm, g, *ctx.options), *[None] * 7
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+def forbid_double_backward(name: str) -> None:
+    """Raise where a gradient is asked for that could itself be differentiated: it would come out wrong."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(f"{name} has no second derivative: create_graph=True works with impl='eager' only")
+
+
+# ---- one public function -------------------------------------------------------------------------
 
 
 def cross_entropy(
@@ -136,30 +135,52 @@ def cross_entropy(
     return_stats: bool = False,
     impl: str | None = None,
 ) -> Tensor | tuple[Tensor, TokenStats]:
-    """Softmax cross-entropy of logits (..., V) and targets (...) int64 → loss (...) float32 (float64 for float64).
+    """Softmax cross-entropy of logits (..., V) and targets (...) int64 → loss (...) float32.
 
-    Loss and gradient are 0 where the target is `ignore_index`. `label_smoothing` spreads that share of the target
-    over the vocabulary (Szegedy et al., 1512.00567), `z_loss` adds z_loss · lse² (PaLM, 2204.02311), `temperature`
-    divides the logits. `reduction`: "none", "sum", or "mean" over the targets that count (0 if none does).
-    With `return_stats` → (loss, TokenStats). The logits are never written to.
-    Raises ValueError for shapes that don't fit, options out of range, or targets outside 0 … V−1 (on a GPU, where
-    looking would stall, a device-side assertion).
+    ignore_index     targets with this value don't count: loss and gradient are 0
+    label_smoothing  spreads this share of the target over the vocabulary (arXiv:1512.00567)
+    z_loss           adds z_loss · lse², which keeps the logits from drifting (arXiv:2204.02311)
+    temperature      divides the logits
+    reduction        "none", "sum", or "mean" over the targets that count (0 if none does)
+    return_stats     → (loss, TokenStats), from the same pass
+    impl             see kernels/backend.py
+
+    float16, bfloat16 and float32 logits, float64 with `torch` and `eager` (and then a float64 loss). Values
+    and gradients are computed in float32 or wider, and the logits are never written to. Raises ValueError for
+    shapes that don't fit, options out of range, and targets outside 0 … V−1; on a GPU, where looking at the
+    targets would stall, those are a device-side assertion.
     """
     options = check_options(ignore_index, label_smoothing, z_loss, temperature, reduction)
     if logits.shape[:-1] != targets.shape:
-        raise ValueError(
-            f"logits {tuple(logits.shape)} need targets {tuple(logits.shape[:-1])}, not {tuple(targets.shape)}"
-        )
-    check_targets(targets, logits.shape[-1], ignore_index)
-    choice = choose(logits.device, impl)
-    if choice.impl == "eager":
-        values = reference.cross_entropy(logits, targets, **options._asdict())
+        raise ValueError(f"targets {tuple(targets.shape)} don't fit logits {tuple(logits.shape)}")
+    chosen = implementation(logits, impl)
+    if chosen == "eager":
+        check_targets(targets, logits.shape[-1], ignore_index)
+        loss, *stats = reference.cross_entropy(logits, targets, **options._asdict())
     else:
-        flat = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
-        values = _TorchCrossEntropy.apply(*flat, options, return_stats)
-        values = tuple(None if x is None else x.view(targets.shape) for x in values)
-    loss = reduce(values[0], targets, ignore_index, reduction)
-    return (loss, TokenStats(*values[1:])) if return_stats else loss
+        rows, labels = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
+        loss, stats, _ = _forward(rows, labels, *options, return_stats, chosen == "triton")
+        loss = loss.view(targets.shape)
+    if reduction != "none":
+        loss = loss.sum()
+    if reduction == "mean":
+        loss = loss / (targets != ignore_index).sum().clamp_min(1)
+    return (loss, TokenStats(*(x.view(targets.shape) for x in stats))) if return_stats else loss
+
+
+@torch.compiler.assume_constant_result
+def _choose(device: torch.device, impl: str | None) -> str:
+    return choose(device, impl).impl
+
+
+def implementation(x: Tensor, impl: str | None) -> str:
+    """What runs for tensors like `x`. The Triton kernels have no float64: `auto` falls back to torch."""
+    chosen = _choose(x.device, impl)
+    if chosen == "triton" and x.dtype == torch.float64:
+        if impl == "triton":
+            raise ValueError("impl='triton' has no float64; use 'torch' or 'eager'")
+        return "torch"
+    return chosen
 
 
 def check_options(
@@ -173,13 +194,13 @@ def check_options(
         raise ValueError(f"temperature={temperature} must be positive")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction={reduction!r} is not one of {', '.join(REDUCTIONS)}")
-    return Options(ignore_index, label_smoothing, z_loss, temperature)
+    return Options(ignore_index, float(label_smoothing), float(z_loss), float(temperature))
 
 
 def check_targets(targets: Tensor, V: int, ignore_index: int) -> None:
-    """Raise ValueError for a target that is no class; on a GPU an assertion that stalls nothing."""
+    """Raise for a target that is no word: ValueError, or on a GPU an assertion that stalls nothing."""
     if targets.dtype != torch.int64:
-        raise ValueError(f"targets are {targets.dtype}; they must be torch.int64")
+        raise ValueError(f"targets are {targets.dtype}, not torch.int64")
     wrong = ((targets < 0) | (targets >= V)) & (targets != ignore_index)
     if targets.device.type == "cuda":
         torch._assert_async(
@@ -188,11 +209,3 @@ def check_targets(targets: Tensor, V: int, ignore_index: int) -> None:
     elif wrong.any():
         value = targets[wrong][0].item()
         raise ValueError(f"target {value} is neither in 0 … {V - 1} nor ignore_index={ignore_index}")
-
-
-def reduce(loss: Tensor, targets: Tensor, ignore_index: int, reduction: str) -> Tensor:
-    if reduction == "none":
-        return loss
-    if reduction == "sum":
-        return loss.sum()
-    return loss.sum() / (targets != ignore_index).sum().clamp_min(1)

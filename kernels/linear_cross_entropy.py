@@ -1,141 +1,285 @@
 """Cross-entropy from hidden states and the output matrix, without ever holding all logits.
 
-Letters: N rows (tokens), C width, V vocabulary; D (N, V) the gradient of the loss in the logits.
+Formula: logits = hidden · weightᵀ + bias, then cross_entropy.py. Chunk by chunk of rows,
 
-Formula: logits = hidden · weightᵀ + bias, then `kernels.cross_entropy`. In chunks of rows, each the size of a cache
-rather than of the batch:
+    logits  = hidden[chunk] · weightᵀ + bias     (n, V): the only buffer that knows the vocabulary
+    loss, d = cross-entropy                      d = ∂loss/∂logits takes the place of the logits
+    ∂hidden[chunk] = g · (d · weight)            ∂weight += dᵀ · (g · hidden[chunk])
 
-    logits  = hidden[chunk] · weightᵀ         (rows, V): the only buffer that knows the vocabulary
-    loss, D = cross-entropy(logits)           in place
-    ∂hidden[chunk] = D · weight               ∂weight += Dᵀ · hidden[chunk]
+where g, the gradient of the loss, weights rows and so never touches the large buffer. The products are the
+library's; the rest is that of cross_entropy.py, in PyTorch or in Triton.
 
-The gradient is linear in g, the gradient of the loss, row by row. When the reduction makes g one number for all rows,
-the forward pass forms the gradients for g = 1 while a chunk is at hand and the backward pass only scales them: three
-matrix products. With reduction "none" g is not known before the backward pass, which then forms the logits again:
-four. A batch that fits in one chunk keeps its log-probabilities instead: three.
+With the reductions "sum" and "mean" g is one number: the forward pass forms the gradients for g = 1 while a chunk
+is at hand, and the backward pass only scales them. That takes three products, as storing all logits would. With
+"none" g is not known before the backward pass, which forms the logits again: four; a batch of one chunk keeps its
+logits instead: three.
+
+Letters: N rows (tokens), n rows of a chunk, C width, V vocabulary.
 """
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kernels import reference
-from kernels.backend import choose
 from kernels.cross_entropy import (
-    Rows,
     TokenStats,
     check_options,
     check_targets,
-    torch_backward,
-    torch_forward,
+    forbid_double_backward,
+    implementation,
+    rows_module,
 )
+from kernels.cross_entropy_torch import Options
 
-CHUNK_BYTES = 96 << 20  # of fp32 logits
+CHUNK_BYTES_CPU = 104 << 20  # of float32 logits: 540 rows of 50,257, where the products reach their full rate
+CHUNK_ROWS_GPU = 2048  # fewer starve the products: a V of 128k needs 1,000 rows to be bound by arithmetic
 
 
 class Grads(NamedTuple):
-    hidden: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
+    """Gradients as they are summed up; an empty tensor stands for one that nobody wants."""
+
+    hidden: Tensor  # (N, C) in the dtype of `hidden`: every row is written once
+    weight: Tensor  # (V, C) in float32 or float64: every chunk adds to it
+    bias: Tensor  # (V,) in float32 or float64
+
+    @classmethod
+    def zeros(cls, hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: list[bool]) -> "Grads":
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        return cls(
+            hidden.new_empty(hidden.shape if wanted[0] else 0),
+            hidden.new_zeros(weight.shape if wanted[1] else 0, dtype=wide),
+            hidden.new_zeros(bias.shape if wanted[2] else 0, dtype=wide),
+        )
+
+    def add(self, part: slice, d: Tensor, hidden: Tensor, weight: Tensor, g: Tensor | None) -> None:
+        """A chunk's share: d (n, V), hidden (n, C) and weight (V, C) in one dtype; g (n,), or None for 1."""
+        if self.bias.numel():
+            self.bias.add_(d.sum(0, dtype=self.bias.dtype) if g is None else g.to(d.dtype) @ d)
+        if self.hidden.numel():
+            share = torch.mm(d, weight, out=self.hidden[part])
+            if g is not None:
+                share *= g[:, None]
+        if self.weight.numel():
+            weighted = hidden if g is None else (hidden * g[:, None]).to(hidden.dtype)
+            _add_product(self.weight, d.t(), weighted)
 
 
-def _chunk_rows(V: int) -> int:
-    return max(1, CHUNK_BYTES // (4 * V))
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total (V, C) += a · b, in float32 for 16-bit products, as far as the library lets us."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    elif a.device.type == "cuda":
+        for start in range(0, total.shape[0], 16384):  # so that the share is no second weight gradient
+            part = slice(start, start + 16384)
+            total[part] += torch.mm(a[part], b, out_dtype=total.dtype)
+    else:
+        total += a @ b
 
 
-def _accumulate(
-    grads: Grads, rows: slice, D: Tensor, hidden: Tensor, weight: Tensor, g: Tensor | None
-) -> None:
-    """Add a chunk: D (n, V) for g = 1, hidden (n, C) and weight (V, C) in the same dtype, g (n,) or None for 1."""
-    if grads.bias is not None:
-        grads.bias.add_(D.sum(0) if g is None else g.to(D.dtype) @ D)
-    D = D.to(weight.dtype)
-    if grads.hidden is not None:
-        out = torch.mm(D, weight, out=grads.hidden[rows])
-        if g is not None:
-            out.mul_(g[:, None])
-    if grads.weight is not None:
-        h = hidden if g is None else hidden * g[:, None].to(hidden.dtype)
-        if grads.weight.dtype == D.dtype:
-            grads.weight.addmm_(D.t(), h)
-        else:
-            grads.weight.add_(D.t() @ h)
+# ---- one pass over the chunks --------------------------------------------------------------------
 
 
-class _TorchLinearCrossEntropy(torch.autograd.Function):
-    """hidden (N, C), weight (V, C) and bias (V,) in any dtype, no target ignored."""
+def _run(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    options: Options,
+    *,
+    chunk_rows: int,
+    stats: bool,
+    wanted: list[bool],
+    triton: bool,
+    g: Tensor | None = None,
+    kept: Tensor | None = None,
+    formed: bool = False,
+) -> tuple[Tensor, Tensor, Grads]:
+    """Losses (N,), stats (3, N) and, for g (N,) or 1, the wanted gradients.
 
-    @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, options, total, stats, chunk_rows):
-        N, V = hidden.shape[0], weight.shape[0]
-        cast = weight.to(hidden.dtype)
-        ctx.options, ctx.total, ctx.chunk_rows = options, total, chunk_rows
-        ctx.one_chunk = chunk_rows >= N
-        needed = any(ctx.needs_input_grad)
-        grads = None
-        if needed and total and not ctx.one_chunk:
-            grads = _empty_grads(ctx, hidden, weight, bias)
-        values = []
-        for start in range(0, N, chunk_rows):
-            part = slice(start, start + chunk_rows)
-            logits = _logits(hidden[part], cast, bias)
-            rows = torch_forward(logits, targets[part], options, stats, own=True)
-            values.append(rows[1:])
-            if grads is not None:
-                D = torch_backward(rows, targets[part], options, own=True)
-                _accumulate(grads, part, D, hidden[part], cast, None)
-        if ctx.one_chunk:
-            ctx.save_for_backward(hidden, weight, bias, targets, rows.logp, rows.lse)
-        elif grads is not None:
-            ctx.save_for_backward(hidden, weight, bias, targets, *grads)
-        else:
-            ctx.save_for_backward(hidden, weight, bias, targets)
-        loss, logprob, lse, entropy = (None if x[0] is None else torch.cat(x) for x in zip(*values))
-        if not stats:
-            logprob = lse = entropy = None
-        else:
-            ctx.mark_non_differentiable(logprob, lse, entropy)
-        return (loss.sum() if total else loss), logprob, lse, entropy
+    `kept`: room for the logits of all rows, which stay from one pass (`formed` False) to the next (True).
+    """
+    N, V = hidden.shape[0], weight.shape[0]
+    rows = rows_module(triton)
+    weight = weight.to(hidden.dtype)
+    grads = Grads.zeros(hidden, weight, bias, wanted)
+    loss = hidden.new_empty(N, dtype=torch.promote_types(hidden.dtype, torch.float32))
+    values = loss.new_empty(3, N if stats else 0)
+    buffer = _buffer(min(N, chunk_rows), V, hidden) if kept is None else None
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g, *_):
-        hidden, weight, bias, targets, *saved = ctx.saved_tensors
-        if not ctx.one_chunk and ctx.total:
-            grads = Grads(*(None if x is None else x * g.to(x.dtype) for x in saved))
-        else:
-            grads = _empty_grads(ctx, hidden, weight, bias)
-            cast = weight.to(hidden.dtype)
-            for start in range(0, hidden.shape[0], ctx.chunk_rows):
-                part = slice(start, start + ctx.chunk_rows)
-                if ctx.one_chunk:
-                    rows = Rows(saved[0], None, None, saved[1], None)
-                else:
-                    logits = _logits(hidden[part], cast, bias)
-                    rows = torch_forward(logits, targets[part], ctx.options, False, own=True)
-                D = torch_backward(rows, targets[part], ctx.options, own=not ctx.one_chunk)
-                g_rows = g.expand(hidden.shape[0])[part] if ctx.total else g[part]
-                _accumulate(grads, part, D, hidden[part], cast, g_rows)
-        hidden_grad = grads.hidden
-        weight_grad = None if grads.weight is None else grads.weight.to(weight.dtype)
-        bias_grad = None if grads.bias is None else grads.bias.to(bias.dtype)
-        return hidden_grad, weight_grad, bias_grad, None, None, None, None, None
+    for start in range(0, N, chunk_rows):
+        part = slice(start, min(start + chunk_rows, N))
+        h, y = hidden[part], targets[part]
+        logits = buffer[: len(h)] if kept is None else kept[part]
+        if not formed:
+            _form_logits(h, weight, bias, out=logits)
+        done = rows.forward(logits, y, options, stats=stats, grad=any(wanted), inplace=kept is None, V=V)
+        loss[part] = done.loss
+        if stats:
+            values[:, part] = done.stats
+        if any(wanted):
+            d = done.grad
+            if d.dtype != hidden.dtype:  # rounded only now that the label is off
+                d = logits.copy_(d) if kept is None else d.to(hidden.dtype)
+            grads.add(part, d[:, :V], h, weight, None if g is None else g[part])
+    return loss, values, grads
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.nn.functional.linear(hidden, weight, None if bias is None else bias.to(hidden.dtype))
+def _run_counted(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, options: Options, **how
+):
+    """`_run` without the rows whose target is ignored: a prompt costs nothing. (On a GPU, finding them would
+    cost a wait for the device; the Triton kernels write zeros there instead.)"""
+    if how["triton"]:
+        return _run(hidden, weight, bias, targets, options, **how)
+    N = len(targets)
+    counted = (targets != options.ignore_index).nonzero().squeeze(-1)
+    if len(counted) == N:
+        return _run(hidden, weight, bias, targets, options, **how)
+    if how.get("g") is not None:
+        how["g"] = how["g"][counted]
+    loss, stats, grads = _run(hidden[counted], weight, bias, targets[counted], options, **how)
+    if how["wanted"][0]:
+        grads = grads._replace(hidden=_spread(grads.hidden, 0, counted, N))
+    if how["stats"]:
+        stats = _spread(stats, 1, counted, N)
+    return _spread(loss, 0, counted, N), stats, grads
 
 
-def _empty_grads(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Grads:
-    wide = torch.promote_types(hidden.dtype, torch.float32)
-    need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-    return Grads(
-        torch.empty_like(hidden) if need_hidden else None,
-        torch.zeros_like(weight, dtype=wide) if need_weight else None,
-        torch.zeros_like(bias, dtype=wide) if need_bias else None,
-    )
+def _spread(x: Tensor, dim: int, places: Tensor, N: int) -> Tensor:
+    """`x` at `places` of a dimension of size N, zeros elsewhere."""
+    shape = (*x.shape[:dim], N, *x.shape[dim + 1 :])
+    return x.new_zeros(shape).index_copy_(dim, places, x)
+
+
+def _form_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """hidden · weightᵀ + bias in the first V columns of `out`, −inf in the others."""
+    V = weight.shape[0]
+    if bias is None:
+        torch.mm(hidden, weight.t(), out=out[:, :V])
+    else:
+        torch.addmm(bias.to(hidden.dtype), hidden, weight.t(), out=out[:, :V])
+    if out.shape[1] > V:
+        out[:, V:] = -float("inf")
+
+
+def _buffer(rows: int, V: int, like: Tensor) -> Tensor:
+    """Room for a chunk of logits. Long rows each start at a multiple of 64 bytes: at V = 50,257, where they
+    would not, MKL forms the logits at 0.6 times the rate."""
+    return like.new_empty(rows, V if V < 4096 else -(-V // 32) * 32)
+
+
+def _default_chunk_rows(V: int, device: torch.device) -> int:
+    return max(1, CHUNK_BYTES_CPU // (4 * V)) if device.type == "cpu" else CHUNK_ROWS_GPU
+
+
+# ---- custom operators, so that torch.compile sees one node and looks no further ------------------
+
+
+@torch.library.custom_op("minillm::linear_cross_entropy", mutates_args=())
+def _forward(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    temperature: float,
+    chunk_rows: int,
+    wanted: list[bool],
+    triton: bool,
+    stats: bool,
+    total: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """→ loss (N,) or their sum, stats (3, N) or (3, 0), kept logits, gradients of hidden, weight and bias.
+
+    `wanted`: of hidden, weight, bias, whose gradient the backward pass will want.
+    """
+    check_targets(targets, weight.shape[0], ignore_index)
+    keep = _keeps_logits(hidden, chunk_rows, wanted, total)
+    kept = _buffer(hidden.shape[0], weight.shape[0], hidden) if keep else None
+    loss, values, grads = _run_counted(
+        hidden, weight, bias, targets, Options(ignore_index, label_smoothing, z_loss, temperature),
+        chunk_rows=chunk_rows, stats=stats, wanted=wanted if total else [False] * 3, triton=triton, kept=kept,
+    )  # fmt: skip
+    return loss.sum() if total else loss, values, hidden.new_empty(0) if kept is None else kept, *grads
+
+
+def _keeps_logits(hidden: Tensor, chunk_rows: int, wanted: list[bool], total: bool) -> bool:
+    return any(wanted) and not total and hidden.shape[0] <= chunk_rows
+
+
+@_forward.register_fake
+def _(hidden, weight, bias, targets, _1, _2, _3, _4, chunk_rows, wanted, triton, stats, total):
+    N = hidden.shape[0]
+    loss = hidden.new_empty(() if total else N, dtype=torch.promote_types(hidden.dtype, torch.float32))
+    keep = _keeps_logits(hidden, chunk_rows, wanted, total)
+    kept = _buffer(N, weight.shape[0], hidden) if keep else hidden.new_empty(0)
+    grads = Grads.zeros(hidden, weight, bias, wanted if total else [False] * 3)
+    return loss, loss.new_empty(3, N if stats else 0), kept, *grads
+
+
+@torch.library.custom_op("minillm::linear_cross_entropy_backward", mutates_args=())
+def _backward(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    kept: Tensor,
+    g: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    temperature: float,
+    chunk_rows: int,
+    wanted: list[bool],
+    triton: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    keep = kept.numel() > 0
+    return _run_counted(
+        hidden, weight, bias, targets, Options(ignore_index, label_smoothing, z_loss, temperature),
+        chunk_rows=chunk_rows, stats=False, wanted=wanted, triton=triton, g=g,
+        kept=kept if keep else None, formed=keep,
+    )[2]  # fmt: skip
+
+
+@_backward.register_fake
+def _(hidden, weight, bias, targets, kept, g, _1, _2, _3, _4, chunk_rows, wanted, triton):
+    return tuple(Grads.zeros(hidden, weight, bias, wanted))
+
+
+def _setup_context(ctx, inputs, output):
+    hidden, weight, bias, targets, *options = inputs
+    _, stats, kept, *grads = output
+    ctx.mark_non_differentiable(stats, kept, *grads)
+    ctx.save_for_backward(hidden, weight, bias, targets, kept)
+    ctx.options, (_, ctx.total) = options[:-2], options[-2:]
+    ctx.grads = grads if ctx.total else None
+
+
+def _differentiate(ctx, g, *_):
+    forbid_double_backward("linear_cross_entropy")
+    hidden, weight, bias, targets, kept = ctx.saved_tensors
+    # Formed for g = 1 and scaled in place, which spares a second weight gradient; a second backward pass through
+    # the same graph (retain_graph) has to form them anew.
+    grads, ctx.grads = ctx.grads, None
+    if grads is not None:
+        grads = [x.mul_(g) for x in grads]
+    else:
+        g = g.expand(hidden.shape[0]).contiguous()
+        grads = _backward(hidden, weight, bias, targets, kept, g, *ctx.options)
+    likes = (hidden, weight, bias)
+    wanted = ctx.needs_input_grad[:3]
+    grads = [x.to(like.dtype) if want else None for x, like, want in zip(grads, likes, wanted, strict=True)]
+    return *grads, *[None] * 10
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+# ---- one public function -------------------------------------------------------------------------
 
 
 def linear_cross_entropy(
@@ -153,42 +297,50 @@ def linear_cross_entropy(
     return_stats: bool = False,
     impl: str | None = None,
 ) -> Tensor | tuple[Tensor, TokenStats]:
-    """`cross_entropy(hidden · weightᵀ + bias, targets)`, the logits never stored whole.
+    """`cross_entropy(hidden · weightᵀ + bias, targets)`, the logits of only some rows stored at a time.
 
-    hidden (N, C), weight (V, C), bias (V,), targets (N,) int64 → loss (N,) float32 (float64 for float64 hidden).
-    The products run in the dtype of `hidden`, to which weight and bias are cast; the gradients of weight and bias
-    are accumulated in float32 and come back in the dtype of the weight. `chunk_rows`: how many rows of logits exist
-    at a time. The other options are those of `cross_entropy`.
+    hidden (N, C), weight (V, C), bias (V,), targets (N,) int64 → loss (N,) float32 (float64 for float64).
+    `chunk_rows` rows of logits exist at a time; the default suits the device. The other options are those of
+    `cross_entropy`, and so are the errors.
+
+    The products run in the dtype of `hidden`, under autocast in autocast's, to which weight and bias are cast.
+    Their gradients are summed up in float32 or wider and come back in the dtype of the weight, so that
+    float32 master weights work with bfloat16 activations.
     """
     options = check_options(ignore_index, label_smoothing, z_loss, temperature, reduction)
-    N, V = targets.shape[0], weight.shape[0]
-    check_targets(targets, V, ignore_index)
-    if choose(hidden.device, impl).impl == "eager":
-        values = reference.linear_cross_entropy(hidden, weight, targets, bias=bias, **options._asdict())
-        loss = values[0] if reduction == "none" else values[0].sum()
-        count = (targets != ignore_index).sum()
+    _check_shapes(hidden, weight, targets, bias, chunk_rows)
+    if torch.is_autocast_enabled(hidden.device.type):
+        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    chosen = implementation(hidden, impl)
+    if chosen == "eager":
+        check_targets(targets, weight.shape[0], ignore_index)
+        loss, *stats = reference.linear_cross_entropy(hidden, weight, targets, bias=bias, **options._asdict())
+        loss = loss if reduction == "none" else loss.sum()
     else:
-        counted = (targets != ignore_index).nonzero().squeeze(-1)
-        count = len(counted)
-        if count < N:
-            hidden, targets = hidden.index_select(0, counted), targets.index_select(0, counted)
-        if count:
-            rows = chunk_rows or _chunk_rows(V)
-            total = reduction != "none"
-            values = _TorchLinearCrossEntropy.apply(
-                hidden, weight, bias, targets, options, total, return_stats, rows
-            )
-        else:
-            zero = (hidden.sum() + 0.0 * weight.sum()).float()
-            values = (
-                zero if reduction != "none" else zero.expand(0),
-                *(hidden.new_empty(0).float() for _ in range(3)),
-            )
-        if count < N:
-            values = [
-                x if x is None or x.dim() == 0 else x.new_zeros(N).index_copy(0, counted, x) for x in values
-            ]
-        loss = values[0]
+        tensors = (hidden, weight, bias)
+        wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in tensors]
+        rows = chunk_rows or _default_chunk_rows(weight.shape[0], hidden.device)
+        total = reduction != "none"
+        loss, stats, *_ = _forward(
+            *tensors, targets, *options, rows, wanted, chosen == "triton", return_stats, total
+        )
     if reduction == "mean":
-        loss = loss / max(int(count), 1)
-    return (loss, TokenStats(*values[1:])) if return_stats else loss
+        loss = loss / (targets != ignore_index).sum().clamp_min(1)
+    return (loss, TokenStats(*stats)) if return_stats else loss
+
+
+def _check_shapes(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, chunk_rows: int | None
+) -> None:
+    N, V = targets.shape[0] if targets.dim() == 1 else None, weight.shape[0]
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape != (N, weight.shape[1]):
+        raise ValueError(
+            f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)} and targets {tuple(targets.shape)} "
+            f"don't fit (N, C), (V, C) and (N,)"
+        )
+    if bias is not None and bias.shape != (V,):
+        raise ValueError(
+            f"bias {tuple(bias.shape)} doesn't fit weight {tuple(weight.shape)}: it must be ({V},)"
+        )
+    if chunk_rows is not None and chunk_rows < 1:
+        raise ValueError(f"chunk_rows={chunk_rows} must be at least 1")

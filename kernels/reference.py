@@ -89,7 +89,7 @@ def cross_entropy(
     z_loss: float = 0.0,
     temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The definition of `kernels.cross_entropy`: logits (..., V), targets (...) → loss, logprob, lse, entropy (...).
+    """The definition of `kernels.cross_entropy`: (..., V) and (...) → loss, logprob, lse, entropy (...).
 
     Only the loss is differentiable. All four are 0 where the target is ignored.
     """

@@ -1,0 +1,207 @@
+"""Cross-entropy of rows of logits in Triton: one program a row forward, one program a tile backward.
+
+The same two functions as in cross_entropy_torch.py; the formula stands in cross_entropy.py.
+
+Letters: N rows, V vocabulary; s = logits / τ, p = softmax(s), y the target, g the gradient of the loss.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.cross_entropy_torch import Options, Rows
+
+# ---- forward -------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _load_scaled(row_ptr, cols, V, inv_temperature):
+    """s at `cols` in float32, −inf beyond the vocabulary."""
+    return tl.load(row_ptr + cols, mask=cols < V, other=-float("inf")).to(tl.float32) * inv_temperature
+
+
+@triton.jit
+def _online(top, total, moment, s):
+    """Take a block of s into top = max s, total = Σ e^(s − top), moment = Σ e^(s − top) (s − top)."""
+    new_top = tl.maximum(top, tl.max(s, 0))
+    shift = tl.where(new_top == -float("inf"), 0.0, new_top)  # nothing but −inf so far: no −inf − −inf
+    rescale = tl.exp(top - shift)
+    e = tl.exp(s - shift)
+    moment = rescale * (moment + tl.where(rescale > 0.0, (top - shift) * total, 0.0))
+    moment += tl.sum(tl.where(e > 0.0, e * (s - shift), 0.0), 0)
+    return new_top, rescale * total + tl.sum(e, 0), moment
+
+
+@triton.jit
+def _grad_tile(s, cols, target, top, logz, V, inv_temperature, smoothing, z_loss):
+    """∂loss/∂logits for g = 1. The label comes off in float32: of a rounded p near 1 nothing would be left."""
+    p = tl.exp((s - top) - logz)
+    d = (1.0 + 2.0 * z_loss * (top + logz)) * p - smoothing / V
+    return inv_temperature * tl.where(cols == target, d - (1.0 - smoothing), d)
+
+
+@triton.jit
+def forward_kernel(
+    logits_ptr, targets_ptr,                   # (N, V), (N,)
+    loss_ptr, stats_ptr, norm_ptr, grad_ptr,   # (N,), (3, N), (2, N), (N, V)
+    logits_stride, grad_stride, N, V,
+    ignore_index, inv_temperature, smoothing, z_loss,
+    STATS: tl.constexpr, GRAD: tl.constexpr, SMOOTH: tl.constexpr,
+    IN_REGISTERS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One row a program. A row of at most BLOCK logits is read once and stays in registers; a longer one is
+    read block by block with an online softmax, and for the gradient again, out of the L2 cache."""
+    row = tl.program_id(0).to(tl.int64)  # 64 bits: rows · V passes 2³¹ at 16k tokens and 131k words
+    logits_ptr += row * logits_stride
+    grad_ptr += row * grad_stride
+    cols = tl.arange(0, BLOCK)
+    target = tl.load(targets_ptr + row)
+
+    if target == ignore_index:
+        tl.store(loss_ptr + row, 0.0)
+        tl.store(norm_ptr + row, 0.0)
+        tl.store(norm_ptr + N + row, 0.0)
+        if STATS:
+            for k in tl.static_range(3):
+                tl.store(stats_ptr + k * N + row, 0.0)
+        if GRAD:
+            for start in range(0, V, BLOCK):
+                zero = tl.zeros((BLOCK,), grad_ptr.dtype.element_ty)
+                tl.store(grad_ptr + start + cols, zero, mask=start + cols < V)
+        return
+
+    # A target outside the vocabulary is an error raised by the caller; here it reads nothing and gives NaN.
+    known = (target >= 0) & (target < V)
+    label = tl.load(logits_ptr + target, mask=known, other=float("nan")).to(tl.float32) * inv_temperature
+
+    top = -float("inf")
+    total = 0.0
+    moment = 0.0
+    spread = 0.0  # Σ (s − s_y), for the mean that label smoothing wants
+    if IN_REGISTERS:
+        s = _load_scaled(logits_ptr, cols, V, inv_temperature)
+        top, total, moment = _online(top, total, moment, s)
+        if SMOOTH:
+            spread = tl.sum(tl.where(cols < V, s - label, 0.0), 0)
+    else:
+        for start in range(0, V, BLOCK):
+            s = _load_scaled(logits_ptr, start + cols, V, inv_temperature)
+            top, total, moment = _online(top, total, moment, s)
+            if SMOOTH:
+                spread += tl.sum(tl.where(start + cols < V, s - label, 0.0), 0)
+
+    logz = tl.log(total)
+    lse = top + logz
+    logprob = (label - top) - logz  # small numbers first: ±1e4 − lse would cost all digits
+    loss = -logprob + z_loss * lse * lse
+    if SMOOTH:
+        loss -= smoothing * (spread / V)
+    tl.store(loss_ptr + row, loss)
+    tl.store(norm_ptr + row, top)
+    tl.store(norm_ptr + N + row, logz)
+    if STATS:
+        tl.store(stats_ptr + row, logprob)
+        tl.store(stats_ptr + N + row, lse)
+        tl.store(stats_ptr + 2 * N + row, logz - moment / total)
+
+    if GRAD:
+        if IN_REGISTERS:
+            d = _grad_tile(s, cols, target, top, logz, V, inv_temperature, smoothing, z_loss)
+            tl.store(grad_ptr + cols, d.to(grad_ptr.dtype.element_ty), mask=cols < V)
+        else:
+            for start in range(0, V, BLOCK):
+                s = _load_scaled(logits_ptr, start + cols, V, inv_temperature)
+                d = _grad_tile(s, start + cols, target, top, logz, V, inv_temperature, smoothing, z_loss)
+                tl.store(grad_ptr + start + cols, d.to(grad_ptr.dtype.element_ty), mask=start + cols < V)
+
+
+# ---- backward ------------------------------------------------------------------------------------
+
+
+@triton.jit
+def backward_kernel(
+    logits_ptr, targets_ptr, norm_ptr, g_ptr, grad_ptr,  # (N, V), (N,), (2, N), (N,), (N, V)
+    logits_stride, grad_stride, g_stride, N, V,
+    ignore_index, inv_temperature, smoothing, z_loss,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One tile of BLOCK columns a program: nothing is summed, so tiles need not know each other."""
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    logits_ptr += row * logits_stride
+    grad_ptr += row * grad_stride
+    target = tl.load(targets_ptr + row)
+    if target == ignore_index:
+        zero = tl.zeros((BLOCK,), grad_ptr.dtype.element_ty)
+        tl.store(grad_ptr + cols, zero, mask=cols < V)
+        return
+    g = tl.load(g_ptr + row * g_stride).to(tl.float32)
+    top = tl.load(norm_ptr + row)
+    logz = tl.load(norm_ptr + N + row)
+    s = _load_scaled(logits_ptr, cols, V, inv_temperature)
+    d = g * _grad_tile(s, cols, target, top, logz, V, inv_temperature, smoothing, z_loss)
+    tl.store(grad_ptr + cols, d.to(grad_ptr.dtype.element_ty), mask=cols < V)
+
+
+# ---- launches ------------------------------------------------------------------------------------
+
+# Up to 32,768 logits of a row fit into the registers of a program (64 a thread); 65,536 spill on every GPU.
+MAX_IN_REGISTERS = 32768
+LOOP_BLOCK, LOOP_WARPS = 8192, 8  # 32 logits a thread: enough loads in flight, few reductions a row
+TILE_BLOCK, TILE_WARPS = 4096, 8  # 16 logits a thread, 32 or 64 bytes read and written
+
+
+def launch_shape(V: int) -> tuple[bool, int, int]:
+    """(IN_REGISTERS, BLOCK, num_warps) of the forward kernel for a vocabulary of V words."""
+    if V > MAX_IN_REGISTERS:
+        return False, LOOP_BLOCK, LOOP_WARPS
+    block = triton.next_power_of_2(V)
+    return True, block, min(16, max(1, block // 1024))
+
+
+def forward(
+    logits: Tensor,
+    targets: Tensor,
+    options: Options,
+    *,
+    stats: bool,
+    grad: bool,
+    inplace: bool,
+    V: int | None = None,
+) -> Rows:
+    """logits (N, V), float32, bfloat16 or float16. `inplace`: the gradient replaces the logits."""
+    logits = logits if logits.stride(-1) == 1 else logits.contiguous()
+    N, V = logits.shape[0], V or logits.shape[1]
+    loss = torch.empty(N, dtype=torch.float32, device=logits.device)
+    norm = loss.new_empty(2, N)
+    values = loss.new_empty(3, N if stats else 0)
+    out = logits if inplace or not grad else torch.empty_like(logits)
+    in_registers, block, warps = launch_shape(V)
+    if N:
+        with torch.cuda.device_of(logits):
+            forward_kernel[(N,)](
+                logits, targets, loss, values, norm, out,
+                logits.stride(0), out.stride(0), N, V,
+                options.ignore_index, 1.0 / options.temperature, options.label_smoothing, options.z_loss,
+                STATS=stats, GRAD=grad, SMOOTH=options.label_smoothing > 0.0,
+                IN_REGISTERS=in_registers, BLOCK=block, num_warps=warps,
+            )  # fmt: skip
+    return Rows(loss, values, norm, out if grad else None)
+
+
+def backward(logits: Tensor, targets: Tensor, norm: Tensor, g: Tensor, options: Options) -> Tensor:
+    """∂(Σ g · loss)/∂logits (N, V) in the dtype of the logits, which stay as they are."""
+    logits = logits if logits.stride(-1) == 1 else logits.contiguous()
+    N, V = logits.shape
+    grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    block = min(TILE_BLOCK, triton.next_power_of_2(V))
+    if N:
+        with torch.cuda.device_of(logits):
+            backward_kernel[(N, triton.cdiv(V, block))](
+                logits, targets, norm, g, grad,
+                logits.stride(0), grad.stride(0), g.stride(0), N, V,
+                options.ignore_index, 1.0 / options.temperature, options.label_smoothing, options.z_loss,
+                BLOCK=block, num_warps=TILE_WARPS if block == TILE_BLOCK else 4,
+            )  # fmt: skip
+    return grad
