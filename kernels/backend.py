@@ -8,13 +8,13 @@ auto     triton on a GPU where Triton is installed, else torch
 
 import importlib.util
 import os
-from functools import cache
 from typing import NamedTuple
 
 import torch
 
 IMPLS = ("auto", "triton", "torch", "eager")
 _default = "auto"
+_TRITON_INSTALLED = importlib.util.find_spec("triton") is not None  # looking takes 50 µs: once
 
 
 class Choice(NamedTuple):
@@ -51,13 +51,8 @@ def choose(device: torch.device, impl: str | None = None) -> Choice:
 
 def triton_obstacle(device: torch.device) -> str | None:
     """What keeps Triton kernels from running on `device`, or None."""
-    if not _triton_installed():
+    if not _TRITON_INSTALLED:
         return "Triton is not installed"
     if device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
         return None
     return f"Triton needs a GPU and the tensors are on '{device.type}'"
-
-
-@cache  # looking takes 50 µs, more than a whole decoding step's attention
-def _triton_installed() -> bool:
-    return importlib.util.find_spec("triton") is not None

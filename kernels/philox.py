@@ -41,12 +41,12 @@ def _multiply(x: Tensor, constant: int) -> tuple[Tensor, Tensor]:
 
 
 def dropout_threshold(p: float) -> int:
-    """An element is kept when its random integer is at least this: an exact test, equal on every device."""
-    return min(round(p * 2**32), _LOW)
+    """An element is kept when the upper 31 bits of its random integer are at least this: exact everywhere."""
+    return min(round(p * 2**31), 2**31 - 1)
 
 
 def attention_keep(seed: int, p: float, B: int, H: int, T: int, S: int, device: torch.device) -> Tensor:
     """(B, H, T, S) bool: which attention probabilities survive dropout."""
     sequence, head, query, key = (torch.arange(n, device=device) for n in (B, H, T, S))
     bits, *_ = philox(seed, key, query[:, None], head[:, None, None], sequence[:, None, None, None])
-    return bits >= dropout_threshold(p)
+    return bits >> 1 >= dropout_threshold(p)

@@ -1,0 +1,324 @@
+"""Attention on a GPU, in Triton: exact, in O(T) memory, deterministic.
+
+For one query head, with base-2 exponentials because that is what the hardware has:
+
+    s_ij = scale · q_i·k_j          soft-capped: s_ij = softcap · tanh(scale · q_i·k_j / softcap)
+    p_ij = exp(s_ij − lse_i)        lse_i = log Σ_j exp(s_ij), over the keys j that query i may see
+    o_i  = Σ_j z_ij p_ij v_j        z_ij = 1, or under dropout: 0 with probability p, else 1/(1 − p)
+
+Forward. A program owns BLOCK_M queries of one head and walks over the keys in tiles of BLOCK_N, keeping a
+running maximum, a running sum and an output not yet divided by it (Milakov & Gimelshein 2018, Rabe & Staats
+2021, FlashAttention-2, Dao 2023). Of all scores only lse, one number a row, is stored.
+
+Backward. The probabilities are computed again from lse. With do the gradient of o and δ_i = do_i·o_i:
+
+    dp_ij = z_ij do_i·v_j           ds_ij = p_ij (dp_ij − δ_i)      soft-capped: times 1 − tanh²
+    dv_j  = Σ_i z_ij p_ij do_i      dk_j  = scale Σ_i ds_ij q_i     dq_i = scale Σ_j ds_ij k_j
+
+Two kernels: one owns queries, stores δ and sums dq over the keys; one owns keys and sums dk and dv over all
+queries of all heads that share them. Every sum has one owner and one order: no atomics, the same bits every
+time.
+
+A walk has up to three parts, so that a mask is computed only where it cuts through a tile: the tiles that the
+edge of the window crosses, the full ones, those that the diagonal or the end crosses.
+
+Letters: B batch, T queries, S keys, N rows of all sequences, H query heads, G key/value heads, D head dim;
+i, n and j, m: index and number of a sequence's queries and keys.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+NEG_INF = tl.constexpr(float("-inf"))
+INF = tl.constexpr(float("inf"))
+
+# ---- parts --------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _sequence(bounds_ptr, b, length, stride_b, stride_t, BOUNDS: tl.constexpr):
+    """Of sequence b: its first of the N rows, its length, its offset in a strided tensor."""
+    if BOUNDS == "packed":  # bounds are cu_seqlens
+        start = tl.load(bounds_ptr + b).to(tl.int64)
+        return start, (tl.load(bounds_ptr + b + 1) - start).to(tl.int32), start * stride_t
+    b = b.to(tl.int64)
+    if BOUNDS == "lengths":
+        return b * length, tl.minimum(tl.load(bounds_ptr + b), length).to(tl.int32), b * stride_b
+    return b * length, length, b * stride_b
+
+
+@triton.jit
+def _load(ptr, rows, end, stride, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The tile ptr[rows, :D], zeros in rows from `end` on and in columns from D on. Offsets have 64 bits."""
+    cols = tl.arange(0, BLOCK_D)
+    mask = rows[:, None] < end
+    if D != BLOCK_D:
+        mask = mask & (cols[None, :] < D)
+    return tl.load(ptr + rows[:, None].to(tl.int64) * stride + cols[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def _store(ptr, tile, rows, end, stride, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    cols = tl.arange(0, BLOCK_D)
+    mask = (rows[:, None] < end) & (cols[None, :] < D)
+    tl.store(
+        ptr + rows[:, None].to(tl.int64) * stride + cols[None, :], tile.to(ptr.dtype.element_ty), mask=mask
+    )
+
+
+@triton.jit
+def _dot(a, b):
+    """In float32 without rounding the factors to TF32, which is Triton's default."""
+    return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
+def _score(dots, scale, softcap, SOFTCAP: tl.constexpr):
+    """log2 e · score, and d score / d (scale · dot), which is 1 without a soft cap."""
+    if SOFTCAP:
+        x = dots * (scale / softcap)
+        e = tl.exp2(tl.abs(x) * (-2 * LOG2E))
+        far = tl.where(x < 0, -1.0, 1.0) * (1 - e) / (1 + e)
+        xx = x * x  # near 0 that form of tanh loses all digits; the Taylor series is exact to 2⁻²⁴
+        near = x * (1 + xx * (-1 / 3 + xx * (2 / 15 + xx * (-17 / 315 + xx * (62 / 2835)))))
+        tanh = tl.where(xx < 0.04, near, far)
+        return tanh * (softcap * LOG2E), 1 - tanh * tanh
+    else:  # noqa: RET505 — Triton compiles what follows an `if` even behind a return
+        return dots * (scale * LOG2E), 1.0
+
+
+@triton.jit
+def _hide(s, place, key, m, window, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):
+    """−∞ where the query at `place` among the keys may not see `key`; the two broadcast to the shape of s."""
+    visible = key < m
+    if CAUSAL:
+        visible = visible & (key <= place)
+    if WINDOW:
+        visible = visible & (place - key < window)
+        if not CAUSAL:
+            visible = visible & (key - place < window)
+    return tl.where(visible, s, NEG_INF)
+
+
+@triton.jit
+def _keep(seed, threshold, b, h, query, key):
+    """Which probabilities survive dropout: `kernels.philox.attention_keep`, element for element."""
+    zero = query * 0 + key * 0  # the shape of the tile
+    bits = tl.philox(seed, zero + key, zero + query, zero + h, zero + b)
+    return (bits[0] >> 1).to(tl.int32) >= threshold
+
+
+# ---- forward ------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _walk_keys(i0, offset, m, window, BLOCK_M, BLOCK_N, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):
+    """Edges of the three parts of the walk of queries i0 … i0 + BLOCK_M over m keys."""
+    first, last = i0 + offset, i0 + BLOCK_M - 1 + offset  # places of the queries among the keys
+    start, full, masked, stop = 0, 0, m, m
+    if CAUSAL:
+        masked, stop = tl.minimum(m, first + 1), tl.minimum(m, last + 1)
+    if WINDOW:
+        start = tl.maximum(0, first - window + 1) // BLOCK_N * BLOCK_N
+        full = tl.cdiv(tl.maximum(0, last - window + 1), BLOCK_N) * BLOCK_N
+        if not CAUSAL:
+            masked, stop = tl.minimum(m, first + window), tl.minimum(m, last + window)
+    stop = tl.maximum(stop, start)
+    full = tl.minimum(full, start + tl.cdiv(stop - start, BLOCK_N) * BLOCK_N)
+    return start, full, tl.maximum(full, masked // BLOCK_N * BLOCK_N), stop
+
+
+@triton.jit(do_not_specialize=["seed", "threshold"])
+def forward_kernel(
+    q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, q_bounds, k_bounds,
+    stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh,
+    T, S, H, N,
+    scale, softcap, window, seed: tl.int64, threshold, keep_scale,
+    GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BOUNDS: tl.constexpr,
+    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr,
+):  # fmt: skip
+    blocks = tl.cdiv(T, BLOCK_M)
+    i0 = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK_M  # causal: the longest walks first
+    h, b = tl.program_id(0) // blocks % H, tl.program_id(0) // blocks // H
+    q_start, n, q_offset = _sequence(q_bounds, b, T, stride_qb, stride_qt, BOUNDS)
+    _k_start, m, k_offset = _sequence(k_bounds, b, S, stride_kb, stride_kt, BOUNDS)
+    if BOUNDS == "packed":
+        T = n  # rows to write; behind the length of a padded sequence they are zeros
+        if i0 >= n:
+            return
+    q_ptr += q_offset + h.to(tl.int64) * stride_qh
+    k_ptr += k_offset + (h // GROUP).to(tl.int64) * stride_kh
+    v_ptr += k_offset + (h // GROUP).to(tl.int64) * stride_kh
+
+    query = i0 + tl.arange(0, BLOCK_M)
+    q = _load(q_ptr, query, n, stride_qt, D, BLOCK_D)
+    top = tl.full((BLOCK_M,), NEG_INF, tl.float32)  # running maximum of the scores
+    total = tl.zeros((BLOCK_M,), tl.float32)  # running sum of exp(score − top)
+    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    edges = _walk_keys(i0, m - n, tl.where(i0 < n, m, 0), window, BLOCK_M, BLOCK_N, CAUSAL, WINDOW)
+    for PART in tl.static_range(0 if WINDOW else 1, 3):
+        for j0 in range(edges[PART], edges[PART + 1], BLOCK_N):
+            key = j0 + tl.arange(0, BLOCK_N)
+            k = _load(k_ptr, key, m, stride_kt, D, BLOCK_D)
+            s = _score(_dot(q, k.T), scale, softcap, SOFTCAP)[0]
+            if PART != 1:
+                s = _hide(s, query[:, None] + (m - n), key[None, :], m, window, CAUSAL, WINDOW)
+            new_top = tl.maximum(top, tl.max(s, 1))
+            shift = tl.where(
+                new_top == NEG_INF, 0.0, new_top
+            )  # a row that has seen nothing yet: −∞ − 0, not NaN
+            p = tl.exp2(s - shift[:, None])
+            rescale = tl.exp2(top - shift)
+            total = total * rescale + tl.sum(p, 1)
+            if DROPOUT:
+                p = tl.where(_keep(seed, threshold, b, h, query[:, None], key[None, :]), p * keep_scale, 0.0)
+            v = _load(v_ptr, key, m, stride_kt, D, BLOCK_D)
+            acc = acc * rescale[:, None] + _dot(p.to(v.dtype), v)
+            top = new_top
+
+    seen = (total > 0) & (query < n)
+    out = tl.where(seen[:, None], acc / tl.where(total > 0, total, 1.0)[:, None], 0.0)
+    _store(o_ptr + (q_start * H + h) * D, out, query, T, H * D, D, BLOCK_D)
+    # +∞ for a row that sees nothing makes all its probabilities exp2(s − ∞) = 0 in the backward.
+    lse = tl.where(seen, top + tl.log2(tl.where(total > 0, total, 1.0)), INF)
+    tl.store(lse_ptr + h.to(tl.int64) * N + q_start + query, lse, mask=query < T)
+
+
+# ---- backward -----------------------------------------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=["seed", "threshold"])
+def backward_q_kernel(
+    q_ptr, k_ptr, v_ptr, o_ptr, do_ptr, lse_ptr, delta_ptr, dq_ptr, q_bounds, k_bounds,
+    stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh,
+    T, S, H, N,
+    scale, softcap, window, seed: tl.int64, threshold, keep_scale,
+    GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BOUNDS: tl.constexpr,
+    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr,
+):  # fmt: skip
+    blocks = tl.cdiv(T, BLOCK_M)
+    i0 = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK_M
+    h, b = tl.program_id(0) // blocks % H, tl.program_id(0) // blocks // H
+    q_start, n, q_offset = _sequence(q_bounds, b, T, stride_qb, stride_qt, BOUNDS)
+    _k_start, m, k_offset = _sequence(k_bounds, b, S, stride_kb, stride_kt, BOUNDS)
+    if BOUNDS == "packed":
+        T = n
+        if i0 >= n:
+            return
+    q_ptr += q_offset + h.to(tl.int64) * stride_qh
+    k_ptr += k_offset + (h // GROUP).to(tl.int64) * stride_kh
+    v_ptr += k_offset + (h // GROUP).to(tl.int64) * stride_kh
+    o_offset = (q_start * H + h) * D
+    row_offset = h.to(tl.int64) * N + q_start
+
+    query = i0 + tl.arange(0, BLOCK_M)
+    q = _load(q_ptr, query, n, stride_qt, D, BLOCK_D)
+    do = _load(do_ptr + o_offset, query, n, H * D, D, BLOCK_D)
+    o = _load(o_ptr + o_offset, query, n, H * D, D, BLOCK_D)
+    delta = tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
+    tl.store(delta_ptr + row_offset + query, delta, mask=query < T)
+    lse = tl.load(lse_ptr + row_offset + query, mask=query < n, other=INF)
+    dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    edges = _walk_keys(i0, m - n, tl.where(i0 < n, m, 0), window, BLOCK_M, BLOCK_N, CAUSAL, WINDOW)
+    for PART in tl.static_range(0 if WINDOW else 1, 3):
+        for j0 in range(edges[PART], edges[PART + 1], BLOCK_N):
+            key = j0 + tl.arange(0, BLOCK_N)
+            k = _load(k_ptr, key, m, stride_kt, D, BLOCK_D)
+            s, slope = _score(_dot(q, k.T), scale, softcap, SOFTCAP)
+            if PART != 1:
+                s = _hide(s, query[:, None] + (m - n), key[None, :], m, window, CAUSAL, WINDOW)
+            p = tl.exp2(s - lse[:, None])
+            v = _load(v_ptr, key, m, stride_kt, D, BLOCK_D)
+            dp = _dot(do, v.T)
+            if DROPOUT:
+                dp = tl.where(
+                    _keep(seed, threshold, b, h, query[:, None], key[None, :]), dp * keep_scale, 0.0
+                )
+            ds = p * (dp - delta[:, None]) * slope
+            dq += _dot(ds.to(k.dtype), k)
+    _store(dq_ptr + o_offset, dq * scale, query, T, H * D, D, BLOCK_D)
+
+
+@triton.jit
+def _walk_queries(j0, offset, n, window, BLOCK_M, BLOCK_N, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):
+    """Edges of the three parts of the walk of keys j0 … j0 + BLOCK_N over n queries."""
+    first, last = j0 - offset, j0 + BLOCK_N - 1 - offset  # the queries that stand beside the keys
+    start, full, masked, stop = 0, 0, n, n
+    if CAUSAL:
+        start = tl.maximum(0, first) // BLOCK_M * BLOCK_M
+        full = tl.cdiv(tl.maximum(0, last), BLOCK_M) * BLOCK_M
+    if WINDOW:
+        masked, stop = tl.minimum(n, first + window), tl.minimum(n, last + window)
+        if not CAUSAL:
+            start = tl.maximum(0, first - window + 1) // BLOCK_M * BLOCK_M
+            full = tl.cdiv(tl.maximum(0, last - window + 1), BLOCK_M) * BLOCK_M
+    stop = tl.maximum(stop, start)
+    end = start + tl.cdiv(stop - start, BLOCK_M) * BLOCK_M
+    full = tl.minimum(full, end)
+    if not WINDOW:  # rows behind the last query have lse = ∞ and need no mask
+        return start, full, tl.maximum(full, end), stop
+    return start, full, tl.maximum(full, masked // BLOCK_M * BLOCK_M), stop
+
+
+@triton.jit(do_not_specialize=["seed", "threshold"])
+def backward_kv_kernel(
+    q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, q_bounds, k_bounds,
+    stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh,
+    T, S, H, N,
+    scale, softcap, window, seed: tl.int64, threshold, keep_scale,
+    GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BOUNDS: tl.constexpr,
+    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr,
+):  # fmt: skip
+    blocks, G = tl.cdiv(S, BLOCK_N), H // GROUP
+    j0 = tl.program_id(0) % blocks * BLOCK_N  # causal: the first keys have the longest walks
+    g, b = tl.program_id(0) // blocks % G, tl.program_id(0) // blocks // G
+    q_start, n, q_offset = _sequence(q_bounds, b, T, stride_qb, stride_qt, BOUNDS)
+    k_start, m, k_offset = _sequence(k_bounds, b, S, stride_kb, stride_kt, BOUNDS)
+    if BOUNDS == "packed":
+        S = m
+        if j0 >= m:
+            return
+    k_offset += g.to(tl.int64) * stride_kh
+
+    key = j0 + tl.arange(0, BLOCK_N)
+    k = _load(k_ptr + k_offset, key, m, stride_kt, D, BLOCK_D)
+    v = _load(v_ptr + k_offset, key, m, stride_kt, D, BLOCK_D)
+    dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    edges = _walk_queries(j0, m - n, tl.where(j0 < m, n, 0), window, BLOCK_M, BLOCK_N, CAUSAL, WINDOW)
+    for member in range(GROUP):
+        h = g * GROUP + member
+        qh_ptr = q_ptr + q_offset + h.to(tl.int64) * stride_qh
+        doh_ptr = do_ptr + (q_start * H + h) * D
+        row_offset = h.to(tl.int64) * N + q_start
+        for PART in tl.static_range(0 if CAUSAL or WINDOW else 1, 3 if WINDOW else 2):
+            for i0 in range(edges[PART], edges[PART + 1], BLOCK_M):
+                query = i0 + tl.arange(0, BLOCK_M)
+                q = _load(qh_ptr, query, n, stride_qt, D, BLOCK_D)
+                s, slope = _score(_dot(k, q.T), scale, softcap, SOFTCAP)  # transposed: keys × queries
+                if PART != 1:
+                    s = _hide(s, query[None, :] + (m - n), key[:, None], m, window, CAUSAL, WINDOW)
+                lse = tl.load(lse_ptr + row_offset + query, mask=query < n, other=INF)
+                p = tl.exp2(s - lse[None, :])
+                do = _load(doh_ptr, query, n, H * D, D, BLOCK_D)
+                dp = _dot(v, do.T)
+                z = p
+                if DROPOUT:
+                    keep = _keep(seed, threshold, b, h, query[None, :], key[:, None])
+                    z = tl.where(keep, p * keep_scale, 0.0)
+                    dp = tl.where(keep, dp * keep_scale, 0.0)
+                dv += _dot(z.to(do.dtype), do)
+                delta = tl.load(delta_ptr + row_offset + query, mask=query < n, other=0.0)
+                ds = p * (dp - delta[None, :]) * slope
+                dk += _dot(ds.to(q.dtype), q)
+
+    # Rows behind the last key have met the queries as zeros and may hold anything.
+    dk = tl.where((key < m)[:, None], dk * scale, 0.0)
+    dv = tl.where((key < m)[:, None], dv, 0.0)
+    kv_offset = (k_start * G + g) * D
+    _store(dk_ptr + kv_offset, dk, key, S, G * D, D, BLOCK_D)
+    _store(dv_ptr + kv_offset, dv, key, S, G * D, D, BLOCK_D)
