@@ -29,7 +29,10 @@ class BERTConfig:
     def __post_init__(self):
         for name in ("vocab_size", "max_seq_len", "num_layers", "width", "num_heads", "num_segments"):
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
-        require(self.width % self.num_heads == 0, f"width={self.width} is no multiple of num_heads={self.num_heads}")
+        require(
+            self.width % self.num_heads == 0,
+            f"width={self.width} is no multiple of num_heads={self.num_heads}",
+        )
         require(0 <= self.dropout < 1, f"dropout={self.dropout} is not in [0, 1)")
 
     def make_norm(self) -> LayerNorm:
@@ -71,7 +74,10 @@ class BERT(nn.Module):
         """Hidden states (N, C) of packed tokens (N,); segments (N,) are all 0 where not given."""
         config = self.config
         longest = packing.max_len
-        require(longest <= config.max_seq_len, f"a sequence has {longest} tokens but max_seq_len={config.max_seq_len}")
+        require(
+            longest <= config.max_seq_len,
+            f"a sequence has {longest} tokens but max_seq_len={config.max_seq_len}",
+        )
         segments = torch.zeros_like(tokens) if segments is None else segments
         x = self.tokens(tokens) + self.positions(packing.positions) + self.segments(segments)
         x = self.embedding_norm(x.to(self.compute_dtype or x.dtype))

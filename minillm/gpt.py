@@ -11,7 +11,19 @@ from torch import Tensor, nn
 
 from kernels import Packing, attention, linear_cross_entropy
 from minillm.kv_cache import KVCache
-from minillm.layers import MLP, Attend, Attention, LayerNorm, Linear, RMSNorm, Rotation, SwiGLU, dropout, require, rope
+from minillm.layers import (
+    MLP,
+    Attend,
+    Attention,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    Rotation,
+    SwiGLU,
+    dropout,
+    require,
+    rope,
+)
 
 
 @dataclass(frozen=True)
@@ -35,13 +47,19 @@ class GPTConfig:
     def __post_init__(self):
         for name in ("vocab_size", "max_seq_len", "num_layers", "width", "num_heads"):
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
-        require(self.width % self.num_heads == 0, f"width={self.width} is no multiple of num_heads={self.num_heads}")
+        require(
+            self.width % self.num_heads == 0,
+            f"width={self.width} is no multiple of num_heads={self.num_heads}",
+        )
         require(
             self.num_heads % self.kv_heads == 0,
             f"num_heads={self.num_heads} is no multiple of num_kv_heads={self.kv_heads}",
         )
         require(self.positions in ("rope", "learned"), f"positions={self.positions!r} is not 'rope' or 'learned'")
-        require(self.positions != "rope" or self.head_dim % 2 == 0, f"RoPE needs an even head_dim, not {self.head_dim}")
+        require(
+            self.positions != "rope" or self.head_dim % 2 == 0,
+            f"RoPE needs an even head_dim, not {self.head_dim}",
+        )
         require(self.norm in ("layernorm", "rmsnorm"), f"norm={self.norm!r} is not 'layernorm' or 'rmsnorm'")
         require(self.mlp in ("gelu", "swiglu"), f"mlp={self.mlp!r} is not 'gelu' or 'swiglu'")
         require(0 <= self.dropout < 1, f"dropout={self.dropout} is not in [0, 1)")
@@ -128,7 +146,10 @@ class GPT(nn.Module):
         config = self.config
         extension = cache.extend(packing) if cache else None
         longest = (extension or packing).max_len
-        require(longest <= config.max_seq_len, f"a sequence has {longest} tokens but max_seq_len={config.max_seq_len}")
+        require(
+            longest <= config.max_seq_len,
+            f"a sequence has {longest} tokens but max_seq_len={config.max_seq_len}",
+        )
         positions = (extension or packing).positions
         x = self.tokens(tokens)
         if config.positions == "learned":

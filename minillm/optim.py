@@ -1,5 +1,7 @@
 """Muon for the matrices of the blocks, AdamW for everything else, and one schedule for both."""
 
+import time
+
 import torch
 from torch import nn
 
@@ -30,3 +32,19 @@ def schedule(progress: float, warmup: float = 0.02) -> float:
     if progress < warmup:
         return progress / warmup
     return max(0.0, (1 - progress) / (1 - warmup))
+
+
+class Budget:
+    """How much of a training is over, counted in steps or in wall-clock minutes."""
+
+    def __init__(self, minutes: float | None, steps: int | None, spent_seconds: float = 0.0):
+        self.minutes, self.steps = minutes, steps
+        self.start = time.monotonic() - spent_seconds
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
+
+    def progress(self, step: int) -> float:
+        """From 0 to 1 and beyond."""
+        return step / self.steps if self.steps else self.seconds / (60 * self.minutes)

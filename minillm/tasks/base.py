@@ -19,7 +19,22 @@ class Example:
 class Splits:
     train: list[Example]
     dev: list[Example]
-    test: list[Example]
+    test: list[Example]  # may be empty
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model and a training that suit a task; every field is an option of train_sft.py."""
+
+    layers: int
+    width: int
+    heads: int
+    batch_tokens: int
+    lr: float  # of the matrices in the blocks (Muon)
+    embedding_lr: float  # of everything else (AdamW)
+    minutes: float | None  # wall-clock budget, or …
+    steps: int | None  # … a fixed number of steps
+    dropout: float = 0.0
 
 
 class Task(Protocol):
@@ -27,12 +42,23 @@ class Task(Protocol):
     headline: str  # the metric that counts
     tokenizer: SymbolTokenizer
     splits: Splits
+    max_answer_tokens: int  # where an answer that does not end is cut
+
+    @staticmethod
+    def recipe(minutes: float | None) -> Recipe:
+        """What suits the task when there are so many minutes to train; None asks for the default."""
 
     def reward(self, example: Example, answer: str) -> float:
         """How good the answer is, from 0 to 1: all that reinforcement learning is told."""
 
     def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Interval]:
         """The task's metrics over examples and the model's answers to them."""
+
+
+def tokens_needed(task: Task) -> int:
+    """The longest prompt of any split with the longest answer behind it."""
+    prompts = (example.prompt for split in vars(task.splits).values() for example in split)
+    return max(len(task.tokenizer.encode(prompt)) for prompt in prompts) + task.max_answer_tokens
 
 
 def to_documents(examples: Sequence[Example], tokenizer: SymbolTokenizer) -> list[Document]:

@@ -14,13 +14,11 @@ from pathlib import Path
 
 from minillm.errors import UserError
 from minillm.metrics import Interval, edit_distance, rate, ratio
-from minillm.tasks.base import Example, Splits
+from minillm.tasks.base import Example, Recipe, Splits
 from minillm.tokenizer import SymbolTokenizer
 
 LETTERS = string.ascii_lowercase + "'-."
-PHONES = (
-    "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
-).split()
+PHONES = ["AA", "AE", "AH", "AO", "AW", "AY", "B", "CH", "D", "DH", "EH", "ER", "EY", "F", "G", "HH", "IH", "IY", "JH", "K", "L", "M", "N", "NG", "OW", "OY", "P", "R", "S", "SH", "T", "TH", "UH", "UW", "V", "W", "Y", "Z", "ZH"]
 PATTERN = r" [^ ]+|[\s\S]"  # a phone with the blank before it, or one character
 
 
@@ -30,6 +28,21 @@ class Pronounce:
 
     def __init__(self, splits: Splits, tokenizer: SymbolTokenizer):
         self.splits, self.tokenizer = splits, tokenizer
+        longest = max(len(answer.split()) for example in splits.train for answer in example.answers)
+        self.max_answer_tokens = longest + 1
+
+    @staticmethod
+    def recipe(minutes: float | None) -> Recipe:
+        return Recipe(
+            layers=3,
+            width=128,
+            heads=4,
+            batch_tokens=4096,
+            lr=0.02,
+            embedding_lr=0.005,
+            minutes=2.4,
+            steps=None,
+        )
 
     def reward(self, example: Example, answer: str) -> float:
         """1 − edits to the nearest listed pronunciation / its length, at least 0."""

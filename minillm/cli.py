@@ -1,0 +1,67 @@
+"""Command lines from dataclasses: each field is an option, its metadata the help text."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from minillm.errors import UserError
+
+Args = TypeVar("Args")
+
+
+def option(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
+    """A dataclass field that `parse` turns into --name; `None` as default means "not given"."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+def parse(kind: type[Args], description: str, argv: Sequence[str] | None = None) -> Args:
+    """The options of the command line as an instance of the dataclass `kind`; exits with 2 on a wrong one."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=Formatter)
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        flag = "--" + field.name.replace("_", "-")
+        convert = next(
+            t for t in (int, float, Path, str) if t in getattr(hints[field.name], "__args__", (hints[field.name],))
+        )
+        help_text = field.metadata["help"].replace("%", "%%")
+        if field.default is not None:
+            help_text += f" (default: {field.default})"
+        parser.add_argument(
+            flag,
+            type=convert,
+            default=field.default,
+            help=help_text,
+            choices=field.metadata["choices"],
+            metavar=None if field.metadata["choices"] else convert.__name__.upper(),
+        )
+    return kind(**vars(parser.parse_args(argv)))
+
+
+def require_positive(args: Any, *names: str) -> None:
+    """UserError for an option that was given and is not above 0."""
+    for name in names:
+        value = vars(args)[name]
+        if value is not None and not value > 0:
+            raise UserError(f"--{name.replace('_', '-')} {value} must be positive")
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the paragraphs of a script's docstring and leaves room for long option names."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=26, width=110)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a script's main; a mistake of the user ends in one sentence and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,39 @@
+"""The log of a run as a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def draw(records: Sequence[dict[str, Any]], names: Sequence[str], path: Path, title: str) -> None:
+    """One panel for each name, over the seconds of training; records without the name are left out."""
+    import matplotlib  # slow to load, and only needed here
+
+    matplotlib.use("Agg")  # no window, whatever the machine has
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(names), figsize=(4.2 * len(names), 3.4), squeeze=False)
+    for panel, name in zip(panels[0], names, strict=True):
+        points = [(r["seconds"], r[name]) for r in records if r.get(name) is not None]
+        seconds, values = zip(*points, strict=True) if points else ((), ())
+        dense = len(points) > 50
+        panel.plot(seconds, values, color="0.75" if dense else "C0", linewidth=1, marker="" if dense else "o")
+        if dense:  # the noise in grey, its moving average in front
+            panel.plot(seconds, smooth(values), color="C0", linewidth=1.8)
+        panel.set(title=name, xlabel="seconds")
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """Exponential moving average over about a fiftieth of the curve."""
+    weight = min(1.0, 50 / len(values))
+    average, averages = values[0], []
+    for value in values:
+        average += weight * (value - average)
+        averages.append(average)
+    return averages

@@ -1,0 +1,57 @@
+"""Where a model computes and in which precision, each with the reason in words."""
+
+import time
+from typing import NamedTuple
+
+import torch
+
+from minillm.errors import UserError
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+class Placement(NamedTuple):
+    device: torch.device
+    dtype: torch.dtype  # of activations and products; weights and optimiser state are float32
+    lines: list[str]  # what was chosen and why, for a person
+
+
+def place(precision: str) -> Placement:
+    """A CUDA GPU if there is one, else the CPU; bfloat16 wherever it is faster than float32."""
+    if torch.cuda.is_available():
+        device = torch.device("cuda")
+        where = f"device     {torch.cuda.get_device_name(device)}"
+    else:
+        device = torch.device("cpu")
+        where = f"device     CPU, {torch.get_num_threads()} threads, because PyTorch sees no CUDA GPU"
+    dtype, why = choose_dtype(device, precision)
+    return Placement(device, dtype, [where, f"precision  {str(dtype).removeprefix('torch.')} ({why})"])
+
+
+def choose_dtype(device: torch.device, precision: str) -> tuple[torch.dtype, str]:
+    if precision not in PRECISIONS:
+        raise UserError(f"--precision {precision} is not one of {', '.join(PRECISIONS)}")
+    if precision != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision], "as asked for"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "this GPU computes in it; weights stay float32"
+        return torch.float32, "this GPU has no bfloat16"
+    speedup = product_seconds(torch.float32) / product_seconds(torch.bfloat16)
+    if speedup > 1.3:  # below, the conversions eat the gain
+        return (
+            torch.bfloat16,
+            f"a matrix product takes 1/{speedup:.1f} of its float32 time here; weights stay float32",
+        )
+    return torch.float32, f"bfloat16 products are {speedup:.1f} times as fast here, which does not pay"
+
+
+def product_seconds(dtype: torch.dtype, rows: int = 1024, width: int = 256) -> float:
+    """Best of a few timings of a product of the size that a small model computes; about 10 ms in all."""
+    x, weight = torch.ones(rows, width, dtype=dtype), torch.ones(width, width, dtype=dtype)
+    seconds = []
+    for _ in range(8):
+        start = time.perf_counter()
+        torch.mm(x, weight)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)

@@ -1,0 +1,102 @@
+"""What a person sees of a training: what it runs on, a bar, figures, samples, and where everything was saved."""
+
+import time
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.table import Table
+
+import kernels
+from minillm.device import Placement
+from minillm.gpt import GPT
+from minillm.metrics import Interval
+from minillm.run import Run
+from minillm.tasks import Example, Task
+
+LINE_SECONDS = 10  # between lines where there is no terminal
+SAMPLES = 10
+
+
+def introduce(console: Console, placement: Placement, task: Task, model: GPT, run: Run) -> None:
+    """Everything that was decided before the first step, with the reasons."""
+    config, splits = model.config, task.splits
+    size = sum(p.numel() for p in model.parameters())
+    shape = f"{config.num_layers} layers × {config.width}, {config.num_heads} heads, {config.vocab_size} symbols"
+    choice = kernels.choose(placement.device)
+    for line in (
+        *placement.lines,
+        f"kernels    {choice.impl} ({choice.reason})",
+        f"task       {task.name}: {len(splits.train):,} train, {len(splits.dev):,} dev, {len(splits.test):,} test examples",
+        f"model      GPT, {size:,} parameters ({shape})",
+        f"run        {run.folder}",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+class ProgressBar:
+    """A bar on a terminal, a line now and then elsewhere. Use it as a context."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.bar = Progress(
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("", total=1.0, note="")
+        self.last_line = time.monotonic()
+
+    def __enter__(self) -> "ProgressBar":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def update(self, done: float, seconds: float, note: str) -> None:
+        """`done` is between 0 and 1, `seconds` how long that took, `note` what to say beside it."""
+        if done > 0.01:
+            note += f" · {clock(seconds / done * (1 - done))} left"
+        self.bar.update(self.task, completed=done, note=note)
+        if not self.console.is_terminal and time.monotonic() - self.last_line > LINE_SECONDS:
+            self.last_line = time.monotonic()
+            self.console.print(f"{done:4.0%}  {note}", highlight=False)
+
+
+def clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def figures(metrics: Mapping[str, Interval]) -> str:
+    """Metrics for a person: `WER 38.2% [36.3%, 40.1%] · PER …`; the brackets hold the 95 % interval."""
+    names = {"wer": "WER", "per": "PER"}
+    return " · ".join(f"{names.get(name, name)} {value}" for name, value in metrics.items())
+
+
+def flat(metrics: Mapping[str, Interval], split: str) -> dict[str, float]:
+    """Metrics for a file: `dev_wer`, `dev_wer_low`, `dev_wer_high`, …"""
+    fields: dict[str, float] = {}
+    for name, interval in metrics.items():
+        fields[f"{split}_{name}"] = interval.value
+        fields[f"{split}_{name}_low"], fields[f"{split}_{name}_high"] = interval.low, interval.high
+    return fields
+
+
+def thinned(examples: Sequence[Example], count: int) -> Sequence[Example]:
+    """About `count` of the examples, evenly spread."""
+    return examples[:: max(1, len(examples) // count)]
+
+
+def samples_table(task: Task, examples: Sequence[Example], answers: Sequence[str], title: str) -> Table:
+    """A few answers beside the truth, and whether they are right."""
+    table = Table("prompt", "answer", "", "truth", title=title, title_justify="left")
+    rows = range(0, len(examples), max(1, len(examples) // SAMPLES))
+    for i in list(rows)[:SAMPLES]:
+        right = answers[i] in examples[i].answers
+        truth = " or ".join(a.strip() for a in examples[i].answers)
+        table.add_row(examples[i].prompt, answers[i].strip(), "✓" if right else "✗", "" if right else truth)
+    return table

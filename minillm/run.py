@@ -1,0 +1,218 @@
+"""A run folder: all that a training leaves behind, and the only way in and out of it.
+
+model.safetensors        the weights
+config.json              the architecture
+tokenizer.json           the symbols
+args.json                the command that made it
+log.jsonl                one line a step, one an evaluation
+checkpoint.safetensors   weights, optimiser state and progress, for --resume
+metrics.json             the final figures; a run that has them is finished
+curves.png               the log as a picture
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from minillm.errors import UserError
+from minillm.gpt import GPT, GPTConfig
+from minillm.tasks import Task, tokens_needed
+from minillm.tokenizer import SymbolTokenizer
+
+
+class Run:
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @classmethod
+    def create(cls, folder: Path | None, default_name: str) -> "Run":
+        """A new run folder; without a name `runs/NAME`, `runs/NAME-2`, … Never one that holds something else."""
+        if folder is None:
+            numbered = (
+                Path("runs") / f"{default_name}{suffix}" for suffix in ["", *(f"-{n}" for n in range(2, 10**6))]
+            )
+            folder = next(path for path in numbered if not path.exists())
+        run = cls(folder)
+        if folder.is_file():
+            raise UserError(f"--out {folder} is a file; name a new folder")
+        if run.is_finished:
+            raise UserError(f"--out {folder} already holds a finished run; name another folder or remove it")
+        if run.path("checkpoint.safetensors").exists():
+            raise UserError(f"--out {folder} holds an unfinished run; go on with --resume {folder} or remove it")
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError(f"--out {folder} is not empty and not a run; name another folder")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make the folder --out {folder}: {error.strerror}") from None
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """An existing run."""
+        run = cls(folder)
+        if not folder.is_dir():
+            raise UserError(f"there is no run folder {folder}")
+        for name in ("config.json", "tokenizer.json"):
+            if not run.path(name).exists():
+                raise UserError(f"{folder} is not a run: it has no {name}")
+        return run
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    @property
+    def is_finished(self) -> bool:
+        return self.path("metrics.json").exists()
+
+    # What the run is
+
+    def describe(self, config: GPTConfig, tokenizer: SymbolTokenizer, args: Any) -> None:
+        write_json(self.path("config.json"), {"architecture": "GPT", **dataclasses.asdict(config)})
+        tokenizer.save(self.path("tokenizer.json"))
+        write_json(
+            self.path("args.json"),
+            {k: v and str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        )
+
+    def tokenizer(self) -> SymbolTokenizer:
+        return SymbolTokenizer.load(self.path("tokenizer.json"))
+
+    def config(self) -> GPTConfig:
+        fields = self.read_json("config.json")
+        if fields.pop("architecture", None) != "GPT":
+            raise UserError(f"{self.path('config.json')} describes no GPT")
+        try:
+            return GPTConfig(**fields)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{self.path('config.json')}: {error}") from None
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        try:
+            return json.loads(self.path(name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {self.path(name)}: {error}") from None
+
+    # Weights and checkpoints
+
+    def save_model(self, model: nn.Module) -> None:
+        write_tensors(self.path("model.safetensors"), weights_of(model))
+
+    def load_model(self, task: Task | None = None) -> GPT:
+        """The model; with a task, checked to share its symbols and to have room for it."""
+        model = GPT(self.config())
+        if task and self.tokenizer().symbols != task.tokenizer.symbols:
+            raise UserError(f"{self.folder} was trained on other symbols than those of --task {task.name} here")
+        if task and (needed := tokens_needed(task)) > model.config.max_seq_len:
+            room = f"max_seq_len={model.config.max_seq_len} of {self.folder}"
+            raise UserError(f"{room} is too short: a prompt with its answer takes up to {needed} tokens")
+        tensors, _ = read_tensors(self.path("model.safetensors"))
+        load_weights(model, tensors, self.path("model.safetensors"))
+        return model
+
+    def save_checkpoint(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], progress: dict) -> None:
+        """`progress` is what JSON can hold: step, seconds, and whatever else the script needs to go on."""
+        tensors = {f"model.{name}": tensor for name, tensor in weights_of(model).items()}
+        tensors["rng"] = torch.get_rng_state()
+        states = [detach_tensors(o.state_dict(), f"optimizer.{i}", tensors) for i, o in enumerate(optimizers)]
+        write_tensors(self.path("checkpoint.safetensors"), tensors, {"optimizers": states, "progress": progress})
+
+    def load_checkpoint(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict:
+        """Put model, optimisers and torch's generator into the saved state; returns the saved `progress`."""
+        path = self.path("checkpoint.safetensors")
+        tensors, state = read_tensors(path)
+        prefix = "model."
+        weights = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        load_weights(model, weights, path)
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(attach_tensors(saved, tensors))
+        torch.set_rng_state(tensors["rng"])
+        return state["progress"]
+
+    # What happened
+
+    def log(self, **record: Any) -> None:
+        with self.path("log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def read_log(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.path("log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+    def cut_log(self, last_step: int) -> None:
+        """Forget what came after the checkpoint from which a run goes on."""
+        kept = [record for record in self.read_log() if record["step"] <= last_step]
+        self.path("log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+
+    def finish(self, metrics: Mapping[str, float]) -> None:
+        write_json(self.path("metrics.json"), dict(metrics))
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters by name, a tied one once."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Copies the tensors into the model; every one is accounted for."""
+    own = dict(model.named_parameters())
+    if missing := own.keys() - tensors.keys():
+        raise UserError(f"{path} lacks {min(missing)!r}, which this architecture needs")
+    if unexpected := tensors.keys() - own.keys():
+        raise UserError(f"{path} holds {min(unexpected)!r}, which this architecture does not have")
+    for name, parameter in own.items():
+        if parameter.shape != tensors[name].shape:
+            shapes = f"{tuple(tensors[name].shape)}, but this architecture needs {tuple(parameter.shape)}"
+            raise UserError(f"{path}: {name!r} has shape {shapes}")
+        parameter.data.copy_(tensors[name])
+
+
+def detach_tensors(tree: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """The tree as JSON can hold it; its tensors go into `tensors`, with their path in the tree as the name."""
+    if isinstance(tree, Tensor):
+        tensors[name] = tree
+        return {"tensor": name}
+    if isinstance(tree, dict):
+        return {"dict": [[key, detach_tensors(value, f"{name}.{key}", tensors)] for key, value in tree.items()]}
+    if isinstance(tree, list | tuple):
+        return [detach_tensors(value, f"{name}.{i}", tensors) for i, value in enumerate(tree)]
+    return tree
+
+
+def attach_tensors(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The reverse of `detach_tensors`, but for tuples, which come back as lists."""
+    if isinstance(tree, list):
+        return [attach_tensors(value, tensors) for value in tree]
+    if isinstance(tree, dict) and "tensor" in tree:
+        return tensors[tree["tensor"]].clone()
+    if isinstance(tree, dict):
+        return {key: attach_tensors(value, tensors) for key, value in tree["dict"]}
+    return tree
+
+
+def write_json(path: Path, fields: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(fields, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Any = None) -> None:
+    """A safetensors file with JSON beside the tensors; it appears whole or not at all."""
+    temporary = path.with_suffix(".partial")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, temporary, {"format": "pt", "state": json.dumps(state)})
+    os.replace(temporary, path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no dict
+            return tensors, json.loads((file.metadata() or {}).get("state", "null"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None

@@ -1,0 +1,74 @@
+"""Additions of three-digit numbers, `583+274=` → `857`: examples without end, and a checker that needs no teacher."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from minillm.errors import UserError
+from minillm.metrics import Interval, rate
+from minillm.tasks.base import Example, Recipe, Splits
+from minillm.tokenizer import SymbolTokenizer
+
+DIGITS = 3
+HELD_OUT = 1000  # problems each in dev and test
+
+
+class Arithmetic:
+    name = "arithmetic"
+    headline = "accuracy"
+    max_answer_tokens = DIGITS + 2  # a carry and END
+    num_examples = 3000  # solved problems that supervised learning gets unless told otherwise
+
+    def __init__(self, num_examples: int, seed: int):
+        """`num_examples` solved problems to learn from; dev and test are the same for every seed and number."""
+        if num_examples < 1:
+            raise UserError(f"--examples {num_examples} must be at least 1")
+        held_out = list(distinct(problems(np.random.default_rng(0)), 2 * HELD_OUT))
+        self.held_out = set(held_out)
+        train = distinct(self.unseen(seed), num_examples)
+        dev, test = held_out[:HELD_OUT], held_out[HELD_OUT:]
+        self.splits = Splits([*map(solve, train)], [*map(solve, dev)], [*map(solve, test)])
+        self.tokenizer = SymbolTokenizer("arithmetic", r"[\s\S]", "0123456789+=")
+
+    @staticmethod
+    def recipe(minutes: float | None) -> Recipe:
+        return Recipe(
+            layers=3,
+            width=128,
+            heads=4,
+            batch_tokens=2048,
+            lr=0.02,
+            embedding_lr=0.005,
+            minutes=None,
+            steps=300,
+        )
+
+    def unseen(self, seed: int) -> Iterator[tuple[int, int]]:
+        """Problems without end, none of them held out."""
+        return (problem for problem in problems(np.random.default_rng((seed, 1))) if problem not in self.held_out)
+
+    def reward(self, example: Example, answer: str) -> float:
+        """1 if the answer is right to the last digit, else 0."""
+        return float(answer in example.answers)
+
+    def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Interval]:
+        return {"accuracy": rate([self.reward(e, a) == 1.0 for e, a in zip(examples, answers, strict=True)])}
+
+
+def problems(rng: np.random.Generator) -> Iterator[tuple[int, int]]:
+    """Pairs of summands without end, uniform over all numbers of up to DIGITS digits."""
+    while True:
+        yield from map(tuple, rng.integers(10**DIGITS, size=(1024, 2)).tolist())
+
+
+def distinct(stream: Iterator[tuple[int, int]], count: int) -> list[tuple[int, int]]:
+    """The first `count` different problems of a stream."""
+    found: dict[tuple[int, int], None] = {}
+    while len(found) < count:
+        found[next(stream)] = None
+    return list(found)
+
+
+def solve(problem: tuple[int, int]) -> Example:
+    a, b = problem
+    return Example(f"{a}+{b}=", (str(a + b),))

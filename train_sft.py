@@ -1,0 +1,232 @@
+"""Supervised fine-tuning: learn from examples what to answer.
+
+  python train_sft.py                                      pronunciation from scratch, under 3 minutes on two cores
+  python train_sft.py --minutes 15                         the same with a larger model, better
+  python train_sft.py --train words.txt --dev more.txt     your own lines `WORD  P H O N E S`
+  python train_sft.py --task arithmetic                    the start of `python train_rl.py`
+  python train_sft.py --resume runs/pronounce-sft          go on where a run was interrupted
+
+Objective: minimise − 1/n Σ log p(token | prompt, tokens before) over the n tokens of the answers in a batch, the
+end token included and prompts excluded: the maximum likelihood of the answers that the data shows.
+"""
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+import kernels
+from minillm import cli, curves
+from minillm.batching import Corpus, epochs
+from minillm.device import PRECISIONS, place
+from minillm.errors import UserError
+from minillm.evaluate import answer, evaluate
+from minillm.gpt import GPT, GPTConfig
+from minillm.objective import weighted_nll
+from minillm.optim import Budget, make_optimizers, schedule, set_lr
+from minillm.report import ProgressBar, figures, flat, introduce, samples_table, thinned
+from minillm.run import Run
+from minillm.tasks import TASKS, Arithmetic, Task, load_task, to_documents, tokens_needed
+
+SAVE_SECONDS = 60  # between checkpoints
+GLANCE = 500  # dev examples looked at during training; all of them at the end
+
+
+@dataclass(frozen=True)
+class Args:
+    task: str = cli.option("pronounce", "what to learn", choices=tuple(TASKS))
+    out: Path | None = cli.option(None, "folder to save to (default: runs/TASK-sft, numbered when taken)")
+    resume: Path | None = cli.option(None, "go on with an interrupted run, under the options it was started with")
+    init: Path | None = cli.option(None, "start from the model of this run instead of from scratch")
+    train: Path | None = cli.option(None, "pronounce: file of lines `WORD  P H O N E S` (default: the CMU dictionary)")
+    dev: Path | None = cli.option(None, "pronounce: such a file to watch progress on (default: 2 % of the words)")
+    test: Path | None = cli.option(None, "pronounce: such a file to score at the very end")
+    symbols: str = cli.option("arpabet", "pronounce: letters and phonemes allowed", choices=("arpabet", "data"))
+    examples: int = cli.option(Arithmetic.num_examples, "arithmetic: number of solved problems to learn from")
+    minutes: float | None = cli.option(None, "wall-clock budget of the training; the learning rate follows it")
+    steps: int | None = cli.option(None, "train for a number of steps instead, whatever time they take")
+    seed: int = cli.option(0, "fixes everything random")
+    layers: int | None = cli.option(None, "blocks of the model (default here and below: what suits task and budget)")
+    width: int | None = cli.option(None, "width of the residual stream")
+    heads: int | None = cli.option(None, "attention heads")
+    dropout: float | None = cli.option(None, "share of activations dropped in training")
+    batch_tokens: int | None = cli.option(None, "tokens in a step")
+    lr: float | None = cli.option(None, "peak learning rate of the matrices (Muon)")
+    embedding_lr: float | None = cli.option(None, "peak learning rate of embeddings and norms (AdamW)")
+    evaluations: int = cli.option(4, "looks at the dev set, the last one included")
+    precision: str = cli.option("auto", "of the activations; weights stay float32", choices=PRECISIONS)
+    kernels: str = cli.option("auto", "implementation of attention and loss", choices=kernels.IMPLS)
+
+
+@dataclass
+class State:
+    """How far a training is; saved with every checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    evaluations: int = 0
+    seconds: float = 0.0
+
+
+def complete(args: Args) -> Args:
+    """The arguments with the task's recipe where nothing was asked for, checked."""
+    if args.minutes is not None and args.steps is not None:
+        raise UserError("--minutes and --steps exclude each other: give one budget")
+    cli.require_positive(args, "minutes", "steps", "examples", "evaluations")
+    recipe = dataclasses.asdict(TASKS[args.task].recipe(args.minutes))
+    if args.minutes is not None or args.steps is not None:
+        recipe["minutes"] = recipe["steps"] = None
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    args = dataclasses.replace(args, **{**recipe, **given})
+    cli.require_positive(args, "layers", "width", "heads", "batch_tokens", "lr", "embedding_lr")
+    return args
+
+
+def make_model(args: Args, task: Task) -> GPT:
+    """From scratch, or the model of --init."""
+    if args.init:
+        return Run.open(args.init).load_model(task)
+    try:
+        config = GPTConfig(
+            vocab_size=task.tokenizer.vocab_size,
+            max_seq_len=max(128, tokens_needed(task)),
+            num_layers=args.layers,
+            width=args.width,
+            num_heads=args.heads,
+            dropout=args.dropout,
+        )
+    except ValueError as error:
+        raise UserError(f"there is no such model: {error}") from None
+    return GPT(config)
+
+
+def train(args: Args, console: Console) -> Run:
+    """From the arguments to the finished run folder."""
+    started = time.monotonic()
+    torch.manual_seed(args.seed)
+    kernels.set_default(args.kernels)
+    placement = place(args.precision)
+    task = load_task(args.task, args.train, args.dev, args.test, args.symbols, args.examples, args.seed)
+    corpus = Corpus(to_documents(task.splits.train, task.tokenizer))
+    model = make_model(args, task).to(placement.device)
+    model.compute_dtype = placement.dtype
+    optimizers = make_optimizers(model, args.lr, args.embedding_lr)
+    if args.resume:
+        run = Run.open(args.resume)
+        state = State(**run.load_checkpoint(model, optimizers))
+        run.cut_log(state.step)
+    else:
+        run = Run.create(args.out, f"{args.task}-sft")
+        run.describe(model.config, task.tokenizer, args)
+        state = State()
+    introduce(console, placement, task, model, run)
+
+    try:
+        fit(args, console, run, task, corpus, model, optimizers, state)
+    except KeyboardInterrupt:
+        run.save_checkpoint(model, optimizers, vars(state))
+        console.print(f"stopped at step {state.step}; go on with: python train_sft.py --resume {run.folder}")
+        raise
+    run.save_checkpoint(model, optimizers, vars(state))
+    finish(console, run, task, model, state, started)
+    return run
+
+
+def fit(
+    args: Args,
+    console: Console,
+    run: Run,
+    task: Task,
+    corpus: Corpus,
+    model: GPT,
+    optimizers: list[torch.optim.Optimizer],
+    state: State,
+) -> None:
+    """One step after the other until the budget is spent."""
+    budget = Budget(args.minutes, args.steps, spent_seconds=state.seconds)
+    saved = state.seconds
+    model.train()
+    with ProgressBar(console) as bar:
+        for indices in epochs(corpus.lengths, args.batch_tokens, args.seed, start=state.step):
+            progress = budget.progress(state.step)
+            if progress >= 1:
+                break
+            batch = corpus.batch(indices).to(model.tokens.weight.device)
+            set_lr(optimizers, schedule(progress))
+            loss = weighted_nll(model, batch, weights=1 / batch.num_targets)
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+
+            state.step += 1
+            state.tokens += len(batch.tokens)
+            state.seconds = budget.seconds
+            value = loss.item()
+            if not math.isfinite(value):
+                raise UserError(f"the loss became {value} at step {state.step}; try a lower --lr")
+            lr = optimizers[0].param_groups[0]["lr"]
+            run.log(step=state.step, loss=value, lr=lr, tokens=state.tokens, seconds=round(state.seconds, 3))
+            rate = state.tokens / state.seconds
+            bar.update(progress, state.seconds, f"step {state.step} · loss {value:.3f} · {rate:,.0f} tokens/s")
+            if progress >= (state.evaluations + 1) / args.evaluations:
+                state.evaluations += 1
+                glance = evaluate(model, task, thinned(task.splits.dev, GLANCE))
+                run.log(step=state.step, seconds=round(budget.seconds, 3), **flat(glance, "dev"))
+                console.print(f"step {state.step}: {figures(glance)} on {GLANCE} dev examples")
+            if state.seconds - saved > SAVE_SECONDS:
+                saved = state.seconds
+                run.save_checkpoint(model, optimizers, vars(state))
+
+
+def finish(console: Console, run: Run, task: Task, model: GPT, state: State, started: float) -> None:
+    """Score the model on all held-out examples, show some of them, and save what remains to be saved."""
+    run.save_model(model)
+    metrics: dict[str, float] = {}
+    for split in ("test", "dev"):
+        if examples := vars(task.splits)[split]:
+            answers = answer(model, task, examples)
+            measured = task.measure(examples, answers)
+            metrics |= flat(measured, split)
+            console.print(f"{split}: {figures(measured)} on {len(examples):,} examples never trained on")
+    console.print(samples_table(task, examples, answers, "held-out examples"))
+    headline = f"dev_{task.headline}"
+    run.log(
+        step=state.step,
+        seconds=round(state.seconds, 3),
+        **{k: v for k, v in metrics.items() if k.startswith("dev")},
+    )
+    curves.draw(
+        run.read_log(),
+        ["loss", "lr", headline],
+        run.path("curves.png"),
+        f"{run.folder}: {task.name}, by example",
+    )
+    metrics |= {"steps": state.step, "tokens": state.tokens, "seconds": round(time.monotonic() - started, 1)}
+    run.finish(metrics)
+    console.print(f"saved to {run.folder}: model, log, checkpoint, metrics.json, curves.png")
+    console.print(f"next: python train_rl.py --task {task.name} --init {run.folder}")
+
+
+def resumed(args: Args) -> Args:
+    """The options that the interrupted run was started with."""
+    run = Run.open(args.resume)
+    if run.is_finished:
+        raise UserError(f"{args.resume} is finished; to train its model further use --init {args.resume}")
+    saved = run.read_json("args.json")
+    paths = {name: Path(saved[name]) for name in ("out", "init", "train", "dev", "test") if saved[name]}
+    return dataclasses.replace(Args(**{**saved, **paths}), resume=args.resume, init=None)
+
+
+def main() -> None:
+    args = cli.parse(Args, __doc__)
+    args = resumed(args) if args.resume else complete(args)
+    train(args, Console())
+
+
+if __name__ == "__main__":
+    cli.run(main)
