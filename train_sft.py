@@ -29,7 +29,7 @@ from minillm.gpt import GPT, GPTConfig
 from minillm.objective import weighted_nll
 from minillm.optim import Budget, make_optimizers, schedule, set_lr
 from minillm.report import ProgressBar, figures, flat, introduce, samples_table, thinned
-from minillm.run import Run
+from minillm.run import Run, resumed
 from minillm.tasks import TASKS, Arithmetic, Task, load_task, to_documents, tokens_needed
 
 SAVE_SECONDS = 60  # between checkpoints
@@ -125,13 +125,8 @@ def train(args: Args, console: Console) -> Run:
         state = State()
     introduce(console, placement, task, model, run)
 
-    try:
+    with run.checkpoint_on_exit(model, optimizers, state, console, "train_sft.py"):
         fit(args, console, run, task, corpus, model, optimizers, state)
-    except KeyboardInterrupt:
-        run.save_checkpoint(model, optimizers, vars(state))
-        console.print(f"stopped at step {state.step}; go on with: python train_sft.py --resume {run.folder}")
-        raise
-    run.save_checkpoint(model, optimizers, vars(state))
     finish(console, run, task, model, state, started)
     return run
 
@@ -193,7 +188,7 @@ def finish(console: Console, run: Run, task: Task, model: GPT, state: State, sta
             measured = task.measure(examples, answers)
             metrics |= flat(measured, split)
             console.print(f"{split}: {figures(measured)} on {len(examples):,} examples never trained on")
-    console.print(samples_table(task, examples, answers, "held-out examples"))
+    console.print(samples_table(examples, answers, "held-out examples"))
     headline = f"dev_{task.headline}"
     run.log(
         step=state.step,
@@ -210,16 +205,6 @@ def finish(console: Console, run: Run, task: Task, model: GPT, state: State, sta
     run.finish(metrics)
     console.print(f"saved to {run.folder}: model, log, checkpoint, metrics.json, curves.png")
     console.print(f"next: python train_rl.py --task {task.name} --init {run.folder}")
-
-
-def resumed(args: Args) -> Args:
-    """The options that the interrupted run was started with."""
-    run = Run.open(args.resume)
-    if run.is_finished:
-        raise UserError(f"{args.resume} is finished; to train its model further use --init {args.resume}")
-    saved = run.read_json("args.json")
-    paths = {name: Path(saved[name]) for name in ("out", "init", "train", "dev", "test") if saved[name]}
-    return dataclasses.replace(Args(**{**saved, **paths}), resume=args.resume, init=None)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 
-def make_optimizers(model: nn.Module, lr: float, adam_lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: nn.Module, lr: float, embedding_lr: float) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982) orthogonalises the momentum of a matrix, so that
     every direction of it learns at the same speed. It is meant for hidden matrices only; embeddings, norms and
     biases take AdamW."""
@@ -14,8 +14,8 @@ def make_optimizers(model: nn.Module, lr: float, adam_lr: float, weight_decay: f
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     return [
-        torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.0, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=embedding_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
 
 

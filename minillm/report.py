@@ -27,7 +27,7 @@ def introduce(console: Console, placement: Placement, task: Task, model: GPT, ru
     for line in (
         *placement.lines,
         f"kernels    {choice.impl} ({choice.reason})",
-        f"task       {task.name}: {len(splits.train):,} train, {len(splits.dev):,} dev, {len(splits.test):,} test examples",
+        f"task       {task.name}: {', '.join(f'{len(s):,} {name}' for name, s in vars(splits).items())} examples",
         f"model      GPT, {size:,} parameters ({shape})",
         f"run        {run.folder}",
     ):
@@ -91,7 +91,7 @@ def thinned(examples: Sequence[Example], count: int) -> Sequence[Example]:
     return examples[:: max(1, len(examples) // count)]
 
 
-def samples_table(task: Task, examples: Sequence[Example], answers: Sequence[str], title: str) -> Table:
+def samples_table(examples: Sequence[Example], answers: Sequence[str], title: str) -> Table:
     """A few answers beside the truth, and whether they are right."""
     table = Table("prompt", "answer", "", "truth", title=title, title_justify="left")
     rows = range(0, len(examples), max(1, len(examples) // SAMPLES))

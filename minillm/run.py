@@ -13,11 +13,13 @@ curves.png               the log as a picture
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -26,6 +28,8 @@ from minillm.errors import UserError
 from minillm.gpt import GPT, GPTConfig
 from minillm.tasks import Task, tokens_needed
 from minillm.tokenizer import SymbolTokenizer
+
+Args = TypeVar("Args")  # the options of a script, a dataclass
 
 
 class Run:
@@ -137,6 +141,19 @@ class Run:
         torch.set_rng_state(tensors["rng"])
         return state["progress"]
 
+    @contextmanager
+    def checkpoint_on_exit(
+        self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], state: Any, console: Console, script: str
+    ) -> Iterator[None]:
+        """Save where a training stands when it ends or is interrupted, and say in that case how to go on."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            console.print(f"stopped at step {state.step}; go on with: python {script} --resume {self.folder}")
+            raise
+        finally:
+            self.save_checkpoint(model, optimizers, vars(state))
+
     # What happened
 
     def log(self, **record: Any) -> None:
@@ -153,6 +170,19 @@ class Run:
 
     def finish(self, metrics: Mapping[str, float]) -> None:
         write_json(self.path("metrics.json"), dict(metrics))
+
+
+def resumed(args: Args) -> Args:
+    """The options that the interrupted run --resume was started with."""
+    run = Run.open(args.resume)
+    if run.is_finished:
+        raise UserError(f"{args.resume} is finished; to train its model further use --init {args.resume}")
+    saved = run.read_json("args.json")
+    paths = {name: Path(saved[name]) for name in ("out", "init", "train", "dev", "test") if saved[name]}
+    try:
+        return dataclasses.replace(type(args)(**{**saved, **paths}), resume=args.resume)
+    except TypeError:
+        raise UserError(f"{args.resume} is a run of another script; resume it with the script that made it") from None
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:

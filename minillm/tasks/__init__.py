@@ -26,7 +26,6 @@ __all__ = [
 
 def load_task(
     name: str,
-    *,
     train: Path | None = None,
     dev: Path | None = None,
     test: Path | None = None,

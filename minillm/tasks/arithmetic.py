@@ -25,7 +25,7 @@ class Arithmetic:
             raise UserError(f"--examples {num_examples} must be at least 1")
         held_out = list(distinct(problems(np.random.default_rng(0)), 2 * HELD_OUT))
         self.held_out = set(held_out)
-        train = distinct(self.unseen(seed), num_examples)
+        train = distinct(self.unseen((seed, 0)), num_examples)
         dev, test = held_out[:HELD_OUT], held_out[HELD_OUT:]
         self.splits = Splits([*map(solve, train)], [*map(solve, dev)], [*map(solve, test)])
         self.tokenizer = SymbolTokenizer("arithmetic", r"[\s\S]", "0123456789+=")
@@ -43,9 +43,13 @@ class Arithmetic:
             steps=300,
         )
 
-    def unseen(self, seed: int) -> Iterator[tuple[int, int]]:
+    def unseen(self, seed: tuple[int, int]) -> Iterator[tuple[int, int]]:
         """Problems without end, none of them held out."""
-        return (problem for problem in problems(np.random.default_rng((seed, 1))) if problem not in self.held_out)
+        return (problem for problem in problems(np.random.default_rng(seed)) if problem not in self.held_out)
+
+    def practice(self, seed: int) -> Iterator[Example]:
+        """New problems, not only those that were solved for supervised learning."""
+        return map(solve, self.unseen((seed, 1)))
 
     def reward(self, example: Example, answer: str) -> float:
         """1 if the answer is right to the last digit, else 0."""

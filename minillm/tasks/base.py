@@ -1,6 +1,6 @@
 """What every task provides, so that one script trains all of them by example and one by reward."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,6 +47,9 @@ class Task(Protocol):
     @staticmethod
     def recipe(minutes: float | None) -> Recipe:
         """What suits the task when there are so many minutes to train; None asks for the default."""
+
+    def practice(self, seed: int) -> Iterator[Example]:
+        """Training examples to try answers on, without end, in an order fixed by the seed."""
 
     def reward(self, example: Example, answer: str) -> float:
         """How good the answer is, from 0 to 1: all that reinforcement learning is told."""

@@ -8,9 +8,11 @@ import importlib.util
 import re
 import string
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from minillm.errors import UserError
 from minillm.metrics import Interval, edit_distance, rate, ratio
@@ -18,7 +20,10 @@ from minillm.tasks.base import Example, Recipe, Splits
 from minillm.tokenizer import SymbolTokenizer
 
 LETTERS = string.ascii_lowercase + "'-."
-PHONES = ["AA", "AE", "AH", "AO", "AW", "AY", "B", "CH", "D", "DH", "EH", "ER", "EY", "F", "G", "HH", "IH", "IY", "JH", "K", "L", "M", "N", "NG", "OW", "OY", "P", "R", "S", "SH", "T", "TH", "UH", "UW", "V", "W", "Y", "Z", "ZH"]
+PHONES = (
+    *("AA", "AE", "AH", "AO", "AW", "AY", "B", "CH", "D", "DH", "EH", "ER", "EY", "F", "G", "HH", "IH", "IY", "JH"),
+    *("K", "L", "M", "N", "NG", "OW", "OY", "P", "R", "S", "SH", "T", "TH", "UH", "UW", "V", "W", "Y", "Z", "ZH"),
+)
 PATTERN = r" [^ ]+|[\s\S]"  # a phone with the blank before it, or one character
 
 
@@ -43,6 +48,12 @@ class Pronounce:
             minutes=2.4,
             steps=None,
         )
+
+    def practice(self, seed: int) -> Iterator[Example]:
+        """The training words, shuffled anew each time round."""
+        rng = np.random.default_rng(seed)
+        while True:
+            yield from (self.splits.train[i] for i in rng.permutation(len(self.splits.train)))
 
     def reward(self, example: Example, answer: str) -> float:
         """1 − edits to the nearest listed pronunciation / its length, at least 0."""

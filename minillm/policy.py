@@ -1,0 +1,32 @@
+"""What REINFORCE does with rewards: pure functions from numbers to numbers.
+
+Letters: P prompts, K samples of each.
+"""
+
+import torch
+from torch import Tensor
+
+
+def leave_one_out(rewards: Tensor) -> Tensor:
+    """Advantages (P, K) of rewards (P, K): each minus the mean of the other samples of the same prompt.
+
+    The baseline of a sample does not depend on that sample, so the gradient stays unbiased (Kool et al. 2019;
+    Ahmadian et al. 2024, arXiv:2402.14740). Raises ValueError for K < 2.
+    """
+    K = rewards.shape[1]
+    if K < 2:
+        raise ValueError(f"leave-one-out needs at least 2 samples a prompt, not {K}")
+    others = (rewards.sum(dim=1, keepdim=True) - rewards) / (K - 1)
+    return rewards - others
+
+
+def share_without_variance(rewards: Tensor) -> float:
+    """Share of the prompts whose samples were all rewarded alike: they teach nothing."""
+    return float((rewards == rewards[:, :1]).all(dim=1).float().mean())
+
+
+def kl_estimate(logprobs: Tensor, start_logprobs: Tensor) -> Tensor:
+    """Per token, for tokens drawn from the policy: an estimate of KL(policy ‖ start) that is unbiased and never
+    negative, k3 of Schulman (2020, "Approximating KL Divergence"). For looking at, not for differentiating."""
+    log_ratio = start_logprobs - logprobs
+    return torch.expm1(log_ratio) - log_ratio

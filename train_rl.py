@@ -1,0 +1,254 @@
+"""Reinforcement learning: learn from nothing but a reward for one's own answers.
+
+  python train_rl.py                                           arithmetic, under 4 minutes on two cores
+  python train_rl.py --task pronounce --init runs/pronounce-sft  start from a run of train_sft.py
+
+Objective: maximise E[reward] over answers drawn from the model itself. The estimator is REINFORCE (Williams 1992)
+with a leave-one-out baseline: for each of P prompts draw K answers at temperature 1 and step along
+
+    1/(P·K) Σ (reward − mean reward of the prompt's other answers) · ∇ Σ log p(token | prompt, tokens before)
+
+where the inner sum runs over all tokens of the answer, the end token included. No division by lengths or standard
+deviations, no clipping of ratios, no KL penalty: every draw is used once, by the model that drew it, so the step is
+an unbiased estimate of the gradient of the expected reward. Dropout is off, so that the model that learns is the
+model that drew.
+"""
+
+import copy
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+import kernels
+import train_sft
+from minillm import cli, curves
+from minillm.batching import IGNORE, Batch, Document, pack
+from minillm.device import PRECISIONS, place
+from minillm.errors import UserError
+from minillm.evaluate import answer, evaluate
+from minillm.generate import Sample, generate
+from minillm.gpt import GPT
+from minillm.objective import weighted_nll_with_stats
+from minillm.optim import Budget, make_optimizers, schedule, set_lr
+from minillm.policy import kl_estimate, leave_one_out, share_without_variance
+from minillm.report import SAMPLES, ProgressBar, figures, flat, introduce, samples_table, thinned
+from minillm.run import Run, resumed
+from minillm.tasks import TASKS, Example, Task, load_task
+
+LOOK_EVERY = 10  # steps between looks at the KL to the start, which costs a pass of the starting model
+GLANCE = 500  # dev examples looked at during training; all of them before and after
+SAVE_SECONDS = 60  # between checkpoints
+
+
+@dataclass(frozen=True)
+class Args:
+    task: str = cli.option("arithmetic", "what to learn", choices=tuple(TASKS))
+    init: Path | None = cli.option(None, "run to start from (default: runs/arithmetic-sft, made if missing)")
+    out: Path | None = cli.option(None, "folder to save to (default: runs/TASK-rl, numbered when taken)")
+    resume: Path | None = cli.option(None, "go on with an interrupted run, under the options it was started with")
+    train: Path | None = cli.option(None, "pronounce: file of lines `WORD  P H O N E S` (default: what --init used)")
+    dev: Path | None = cli.option(None, "pronounce: such a file to watch progress on (default: likewise)")
+    test: Path | None = cli.option(None, "pronounce: such a file to score before and after (default: likewise)")
+    minutes: float = cli.option(2.0, "wall-clock budget of the training; the learning rate follows it")
+    steps: int | None = cli.option(None, "train for a number of steps instead, whatever time they take")
+    prompts: int = cli.option(64, "prompts in a step")
+    samples: int = cli.option(16, "answers drawn for each prompt")
+    lr: float = cli.option(0.002, "peak learning rate of the matrices (Muon)")
+    embedding_lr: float = cli.option(0.0005, "peak learning rate of embeddings and norms (AdamW)")
+    seed: int = cli.option(0, "fixes everything random")
+    evaluations: int = cli.option(4, "looks at the dev set after the first, the last one included")
+    precision: str = cli.option("auto", "of the activations; weights stay float32", choices=PRECISIONS)
+    kernels: str = cli.option("auto", "implementation of attention and loss", choices=kernels.IMPLS)
+
+
+@dataclass
+class State:
+    """How far a training is; saved with every checkpoint."""
+
+    step: int = 0
+    evaluations: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Rollout:
+    examples: list[Example]  # P
+    samples: list[Sample]  # P·K, those of one prompt in a row
+    answers: list[str]  # their texts, for the reward and for people; the model learns from the ids
+    rewards: Tensor  # (P, K)
+
+
+def roll_out(model: GPT, task: Task, examples: list[Example], num_samples: int) -> Rollout:
+    """Draw answers to prompts and have them judged."""
+    prompts = [task.tokenizer.encode(example.prompt) for example in examples]
+    samples = generate(model, prompts, task.max_answer_tokens, task.tokenizer.end, samples_per_prompt=num_samples)
+    answers = [task.tokenizer.decode(sample.tokens) for sample in samples]
+    judged = [task.reward(examples[i // num_samples], answer) for i, answer in enumerate(answers)]
+    return Rollout(examples, samples, answers, torch.tensor(judged).view(len(examples), num_samples))
+
+
+def to_batch(task: Task, rollout: Rollout) -> Batch:
+    """The drawn answers behind their prompts, token for token as they were drawn."""
+    prompts = [task.tokenizer.encode(example.prompt) for example in rollout.examples]
+    num_samples = rollout.rewards.shape[1]
+    return pack([Document(prompts[i // num_samples], sample.tokens) for i, sample in enumerate(rollout.samples)])
+
+
+def update(model: GPT, batch: Batch, rewards: Tensor, optimizers: list[torch.optim.Optimizer]) -> dict[str, float]:
+    """One step along the policy gradient; returns what there is to see of it."""
+    advantages = leave_one_out(rewards).flatten().to(batch.tokens.device)  # (P·K,)
+    weights = advantages[batch.packing.sequence] / len(advantages)  # (N,): each token has its answer's advantage
+    loss, stats = weighted_nll_with_stats(model, batch, weights)
+    loss.backward()
+    gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    return {
+        "reward": float(rewards.mean()),
+        "entropy": float(stats.entropy[batch.targets != IGNORE].mean()),
+        "gradient_norm": float(gradient_norm),
+        "groups_without_variance": share_without_variance(rewards),
+    }
+
+
+@torch.no_grad()
+def kl_to(start: GPT, model: GPT, batch: Batch) -> float:
+    """KL(model ‖ start) of an answer in nats, estimated on answers that the model has drawn."""
+    nll, start_nll = (m.loss(m(batch.tokens, batch.packing), batch.targets) for m in (model, start))
+    return float(kl_estimate(-nll, -start_nll).sum() / len(batch.packing.lengths))
+
+
+def fit(
+    args: Args, console: Console, run: Run, task: Task, start: GPT, model: GPT, optimizers: list, state: State
+) -> None:
+    """Roll out, judge, update, until the budget is spent."""
+    budget = Budget(args.minutes, args.steps, spent_seconds=state.seconds)
+    practice = islice(task.practice(args.seed), state.step * args.prompts, None)
+    device = model.tokens.weight.device
+    saved = state.seconds
+    model.eval()  # no dropout: the model that learns is the model that drew
+    with ProgressBar(console) as bar:
+        while (progress := budget.progress(state.step)) < 1:
+            rollout = roll_out(model, task, list(islice(practice, args.prompts)), args.samples)
+            batch = to_batch(task, rollout).to(device)
+            look = state.step % LOOK_EVERY == 0
+            seen = {"kl": kl_to(start, model, batch)} if look else {}
+            set_lr(optimizers, schedule(progress))
+            seen |= update(model, batch, rollout.rewards, optimizers)
+
+            state.step += 1
+            state.seconds = budget.seconds
+            run.log(step=state.step, seconds=round(state.seconds, 3), lr=optimizers[0].param_groups[0]["lr"], **seen)
+            rate = state.step / state.seconds
+            bar.update(progress, state.seconds, f"step {state.step} · reward {seen['reward']:.3f} · {rate:.1f} steps/s")
+            if progress >= (state.evaluations + 1) / args.evaluations:
+                state.evaluations += 1
+                glance = evaluate(model, task, thinned(task.splits.dev, GLANCE))
+                run.log(step=state.step, seconds=round(budget.seconds, 3), **flat(glance, "dev"))
+                console.print(f"step {state.step}: {figures(glance)} on {GLANCE} dev examples")
+                shown = slice(0, args.samples * 3, args.samples)  # the first answer to each of three prompts
+                console.print(samples_table(rollout.examples[:3], rollout.answers[shown], "answers drawn in practice"))
+            if state.seconds - saved > SAVE_SECONDS:
+                saved = state.seconds
+                run.save_checkpoint(model, optimizers, vars(state))
+
+
+def find_start(args: Args, console: Console) -> Run:
+    """The run to start from; for arithmetic one is made where there is none."""
+    if args.init:
+        return Run.open(args.init)
+    if args.task != "arithmetic":
+        raise UserError(f"--task {args.task} needs a model to start from: give a run of train_sft.py with --init RUN")
+    default = Run(Path("runs/arithmetic-sft"))
+    if default.is_finished:
+        return default
+    console.print(f"there is no {default.folder} to start from, so supervised training comes first\n")
+    sft_args = train_sft.Args(task="arithmetic", out=default.folder, seed=args.seed, precision=args.precision)
+    run = train_sft.train(train_sft.complete(sft_args), console)
+    console.print("\nand now reinforcement learning from there\n")
+    return run
+
+
+def load_practice(args: Args, start: Run) -> Task:
+    """The task with the data that the starting run was trained on, unless files are given."""
+    used = start.read_json("args.json")
+    if used["task"] != args.task:
+        raise UserError(f"{start.folder} was trained on --task {used['task']}, not on {args.task}")
+    paths = [getattr(args, name) or (used[name] and Path(used[name])) for name in ("train", "dev", "test")]
+    return load_task(args.task, *paths, used["symbols"], used["examples"], used["seed"])
+
+
+def train(args: Args, console: Console) -> Run:
+    """From the arguments to the finished run folder."""
+    started = time.monotonic()
+    kernels.set_default(args.kernels)
+    start_run = find_start(args, console)
+    placement = place(args.precision)
+    task = load_practice(args, start_run)
+    start = start_run.load_model(task).to(placement.device).eval()
+    start.compute_dtype = placement.dtype
+    model = copy.deepcopy(start)
+    optimizers = make_optimizers(model, args.lr, args.embedding_lr)
+    torch.manual_seed(args.seed)
+    if args.resume:
+        run = Run.open(args.resume)
+        state = State(**run.load_checkpoint(model, optimizers))
+        run.cut_log(state.step)
+    else:
+        run = Run.create(args.out, f"{args.task}-rl")
+        run.describe(model.config, task.tokenizer, dataclasses.replace(args, init=start_run.folder))
+        state = State()
+    introduce(console, placement, task, model, run)
+    before = score(console, task, start, "before")
+
+    with run.checkpoint_on_exit(model, optimizers, state, console, "train_rl.py"):
+        fit(args, console, run, task, start, model, optimizers, state)
+    finish(console, run, task, model, state, before, started)
+    return run
+
+
+def score(console: Console, task: Task, model: GPT, when: str) -> dict[str, float]:
+    """Greedy answers to all held-out examples; the same before and after."""
+    metrics: dict[str, float] = {}
+    for split in ("dev", "test"):
+        if examples := vars(task.splits)[split]:
+            measured = evaluate(model, task, examples)
+            metrics |= flat(measured, split)
+            console.print(f"{when}: {split} {figures(measured)} on {len(examples):,} held-out examples")
+    return metrics
+
+
+def finish(
+    console: Console, run: Run, task: Task, model: GPT, state: State, before: Mapping[str, float], started: float
+) -> None:
+    """Score the model on the examples it was scored on before, and save what remains to be saved."""
+    run.save_model(model)
+    after = score(console, task, model, "after")
+    shown = thinned(task.splits.dev, SAMPLES)
+    console.print(samples_table(shown, answer(model, task, shown), "held-out examples, greedy"))
+    run.log(step=state.step, seconds=round(state.seconds, 3), **{k: v for k, v in after.items() if k.startswith("dev")})
+    names = ["reward", f"dev_{task.headline}", "kl", "entropy", "gradient_norm", "groups_without_variance"]
+    curves.draw(run.read_log(), names, run.path("curves.png"), f"{run.folder}: {task.name}, by reward")
+    counts = {"steps": state.step, "seconds": round(time.monotonic() - started, 1)}
+    run.finish({**{f"start_{name}": value for name, value in before.items()}, **after, **counts})
+    console.print(f"saved to {run.folder}: model, log, checkpoint, metrics.json, curves.png")
+
+
+def main() -> None:
+    args = cli.parse(Args, __doc__)
+    cli.require_positive(args, "minutes", "steps", "prompts", "lr", "embedding_lr", "evaluations")
+    if args.samples < 2:
+        raise UserError(f"--samples {args.samples}: the leave-one-out baseline needs at least 2")
+    train(resumed(args) if args.resume else args, Console())
+
+
+if __name__ == "__main__":
+    cli.run(main)
