@@ -65,8 +65,8 @@ def _forward(
     """logits (N, V), targets (N,) → loss (N,), stats (3, N) or (3, 0), norm (2, N): see Rows."""
     check_targets(targets, logits.shape[-1], ignore_index)
     options = Options(ignore_index, label_smoothing, z_loss, temperature)
-    rows = rows_module(triton)
-    return rows.forward(logits, targets, options, stats=stats, grad=False, inplace=False)[:3]
+    rows = rows_module(triton).forward(logits, targets, options, stats=stats)
+    return rows.loss, rows.stats if stats else rows.loss.new_empty(3, 0), rows.norm
 
 
 @_forward.register_fake
@@ -101,6 +101,7 @@ def _setup_context(ctx, inputs, output):
     logits, targets, *options, _, triton = inputs
     _, stats, norm = output
     ctx.mark_non_differentiable(stats, norm)
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(logits, targets, norm)
     ctx.options = (*options, triton)
 
@@ -203,9 +204,7 @@ def check_targets(targets: Tensor, V: int, ignore_index: int) -> None:
         raise ValueError(f"targets are {targets.dtype}, not torch.int64")
     wrong = ((targets < 0) | (targets >= V)) & (targets != ignore_index)
     if targets.device.type == "cuda":
-        torch._assert_async(
-            ~wrong.any(), f"a target is neither in 0 … {V - 1} nor ignore_index={ignore_index}"
-        )
+        torch._assert_async(~wrong.any(), f"a target is neither in 0 … {V - 1} nor ignore_index={ignore_index}")
     elif wrong.any():
         value = targets[wrong][0].item()
         raise ValueError(f"target {value} is neither in 0 … {V - 1} nor ignore_index={ignore_index}")

@@ -22,49 +22,52 @@ class Options(NamedTuple):
 
 class Rows(NamedTuple):
     loss: Tensor  # (N,) in float32 or float64, and so are the others
-    stats: Tensor  # (3, N) logprob, lse, entropy; (3, 0) where nobody asked
-    norm: (
-        Tensor  # (2, N) max_j s_j and log Σ_j exp(s_j − max): their sum is lse, but rounded p would not be p
-    )
-    grad: Tensor | None  # (N, V) ∂loss/∂logits for g = 1
+    stats: Tensor | None  # (3, N) logprob, lse, entropy
+    norm: Tensor | None  # (2, N) max_j s_j and log Σ_j exp(s_j − max), which lse, their sum, would round away
+    grad: Tensor | None  # (N, V) ∂(Σ g · loss)/∂logits
 
 
-def forward(
+def forward(logits: Tensor, targets: Tensor, options: Options, *, stats: bool) -> Rows:
+    """logits (N, V) in any floating dtype, which stay as they are; targets (N,) may be ignored ones."""
+    counted = targets != options.ignore_index
+    rows = forward_chunk(logits, targets.where(counted, 0), options, logits.shape[-1], stats=stats)
+    return rows._replace(loss=rows.loss.where(counted, 0), stats=rows.stats.where(counted, 0) if stats else None)
+
+
+def forward_chunk(
     logits: Tensor,
     targets: Tensor,
     options: Options,
+    V: int,
     *,
-    stats: bool,
-    grad: bool,
-    inplace: bool,
-    V: int | None = None,
+    stats: bool = False,
+    grad: bool = False,
+    g: Tensor | None = None,
+    inplace: bool = False,
 ) -> Rows:
-    """logits (N, V) in any floating dtype, `grad` only if no target is ignored.
+    """logits (N, ≥ V), columns from V on being padding that holds −inf; no target is an ignored one.
 
-    `inplace`: the logits may be overwritten. Columns from `V` on are padding and hold −inf.
+    `grad`: form the gradient too, for g (N,) or 1. `inplace`: the logits may be overwritten.
     """
-    V = V or logits.shape[-1]
-    counted = targets != options.ignore_index
-    label = targets.where(counted, 0)[:, None]
+    label = targets[:, None]
     s, own = _scaled(logits, options.temperature, inplace)
     top = s.amax(-1)
-    logit = s.gather(-1, label).squeeze(-1)
+    logprob = s.gather(-1, label).squeeze(-1).sub_(top)  # small numbers first: ±1e4 − lse would cost all digits
     mean = s[:, :V].mean(-1) if options.label_smoothing else None
-
     p = torch.softmax(s, -1, out=s) if own else torch.softmax(s, -1)
     logz = p.amax(-1).log_().neg_()  # the largest p is exp(0) / Z
-    lse = top + logz
-    logprob = logit - top - logz  # small numbers first: ±1e4 - lse would cost all digits
+    logprob.sub_(logz)
+
     loss = logprob * (options.label_smoothing - 1.0)
+    lse = top + logz
     if mean is not None:
         loss.sub_(mean - top - logz, alpha=options.label_smoothing)
     if options.z_loss:
         loss.addcmul_(lse, lse, value=options.z_loss)
-
-    values = torch.stack((logprob, lse, _entropy(p))) * counted if stats else loss.new_empty(3, 0)
+    values = torch.stack((logprob, lse, _entropy(p))) if stats else None
     if grad:
-        _form_grad(p, label, lse, None, options, V)
-    return Rows(loss.mul_(counted), values, torch.stack((top, logz)), p if grad else None)
+        _form_grad(p, label, lse, g, options, V)
+    return Rows(loss, values, torch.stack((top, logz)), p if grad else None)
 
 
 def backward(logits: Tensor, targets: Tensor, norm: Tensor, g: Tensor, options: Options) -> Tensor:
@@ -89,10 +92,9 @@ def _scaled(logits: Tensor, temperature: float, inplace: bool) -> tuple[Tensor, 
 
 def _form_grad(p: Tensor, label: Tensor, lse: Tensor, g: Tensor | None, options: Options, V: int) -> None:
     """Turn p (N, V) into g/τ · ((1 + 2ζ lse) p − ε/V − (1 − ε)[j = y]), where no g means 1."""
-    one = torch.ones_like(lse) if g is None else g
-    scale = (one / options.temperature)[:, None]
+    scale = (torch.ones_like(lse) if g is None else g.to(p.dtype))[:, None] / options.temperature
     if g is not None or options.z_loss or options.temperature != 1.0:  # else spare a pass over p
-        p.mul_(scale * (1.0 + 2.0 * options.z_loss * lse)[:, None])
+        p.mul_(scale * (1.0 + 2.0 * options.z_loss * lse)[:, None] if options.z_loss else scale)
     if options.label_smoothing:
         p.sub_(scale * (options.label_smoothing / V))
     p.scatter_add_(-1, label, scale * (options.label_smoothing - 1.0))

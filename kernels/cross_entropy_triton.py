@@ -34,16 +34,16 @@ def _online(top, total, moment, s):
 
 
 @triton.jit
-def _grad_tile(s, cols, target, top, logz, V, inv_temperature, smoothing, z_loss):
-    """∂loss/∂logits for g = 1. The label comes off in float32: of a rounded p near 1 nothing would be left."""
+def _grad_tile(s, cols, target, top, logz, V, smoothing, z_loss):
+    """∂loss/∂s for g = 1. The label comes off in float32: a rounded p near 1 would leave nothing."""
     p = tl.exp((s - top) - logz)
     d = (1.0 + 2.0 * z_loss * (top + logz)) * p - smoothing / V
-    return inv_temperature * tl.where(cols == target, d - (1.0 - smoothing), d)
+    return tl.where(cols == target, d - (1.0 - smoothing), d)
 
 
 @triton.jit
 def forward_kernel(
-    logits_ptr, targets_ptr,                   # (N, V), (N,)
+    logits_ptr, targets_ptr, g_ptr,            # (N, V), (N,), (N,) or None for 1
     loss_ptr, stats_ptr, norm_ptr, grad_ptr,   # (N,), (3, N), (2, N), (N, V)
     logits_stride, grad_stride, N, V,
     ignore_index, inv_temperature, smoothing, z_loss,
@@ -106,13 +106,16 @@ def forward_kernel(
         tl.store(stats_ptr + 2 * N + row, logz - moment / total)
 
     if GRAD:
+        g = inv_temperature
+        if g_ptr is not None:
+            g *= tl.load(g_ptr + row).to(tl.float32)
         if IN_REGISTERS:
-            d = _grad_tile(s, cols, target, top, logz, V, inv_temperature, smoothing, z_loss)
+            d = g * _grad_tile(s, cols, target, top, logz, V, smoothing, z_loss)
             tl.store(grad_ptr + cols, d.to(grad_ptr.dtype.element_ty), mask=cols < V)
         else:
             for start in range(0, V, BLOCK):
                 s = _load_scaled(logits_ptr, start + cols, V, inv_temperature)
-                d = _grad_tile(s, start + cols, target, top, logz, V, inv_temperature, smoothing, z_loss)
+                d = g * _grad_tile(s, start + cols, target, top, logz, V, smoothing, z_loss)
                 tl.store(grad_ptr + start + cols, d.to(grad_ptr.dtype.element_ty), mask=start + cols < V)
 
 
@@ -136,11 +139,11 @@ def backward_kernel(
         zero = tl.zeros((BLOCK,), grad_ptr.dtype.element_ty)
         tl.store(grad_ptr + cols, zero, mask=cols < V)
         return
-    g = tl.load(g_ptr + row * g_stride).to(tl.float32)
+    g = inv_temperature * tl.load(g_ptr + row * g_stride).to(tl.float32)
     top = tl.load(norm_ptr + row)
     logz = tl.load(norm_ptr + N + row)
     s = _load_scaled(logits_ptr, cols, V, inv_temperature)
-    d = g * _grad_tile(s, cols, target, top, logz, V, inv_temperature, smoothing, z_loss)
+    d = g * _grad_tile(s, cols, target, top, logz, V, smoothing, z_loss)
     tl.store(grad_ptr + cols, d.to(grad_ptr.dtype.element_ty), mask=cols < V)
 
 
@@ -160,28 +163,37 @@ def launch_shape(V: int) -> tuple[bool, int, int]:
     return True, block, min(16, max(1, block // 1024))
 
 
-def forward(
+def forward(logits: Tensor, targets: Tensor, options: Options, *, stats: bool) -> Rows:
+    """logits (N, V), float32, bfloat16 or float16, which stay as they are; targets (N,) may be ignored ones."""
+    return forward_chunk(logits, targets, options, logits.shape[-1], stats=stats)
+
+
+def forward_chunk(
     logits: Tensor,
     targets: Tensor,
     options: Options,
+    V: int,
     *,
-    stats: bool,
-    grad: bool,
-    inplace: bool,
-    V: int | None = None,
+    stats: bool = False,
+    grad: bool = False,
+    g: Tensor | None = None,
+    inplace: bool = False,
 ) -> Rows:
-    """logits (N, V), float32, bfloat16 or float16. `inplace`: the gradient replaces the logits."""
+    """logits (N, ≥ V); columns from V on are padding. `grad`: form the gradient too, for g (N,) or 1.
+
+    `inplace`: the gradient replaces the logits.
+    """
     logits = logits if logits.stride(-1) == 1 else logits.contiguous()
-    N, V = logits.shape[0], V or logits.shape[1]
+    N = logits.shape[0]
     loss = torch.empty(N, dtype=torch.float32, device=logits.device)
-    norm = loss.new_empty(2, N)
-    values = loss.new_empty(3, N if stats else 0)
+    norm = torch.empty(2, N, dtype=torch.float32, device=logits.device)
+    values = torch.empty(3, N, dtype=torch.float32, device=logits.device) if stats else None
     out = logits if inplace or not grad else torch.empty_like(logits)
     in_registers, block, warps = launch_shape(V)
     if N:
         with torch.cuda.device_of(logits):
             forward_kernel[(N,)](
-                logits, targets, loss, values, norm, out,
+                logits, targets, g, loss, values, norm, out,
                 logits.stride(0), out.stride(0), N, V,
                 options.ignore_index, 1.0 / options.temperature, options.label_smoothing, options.z_loss,
                 STATS=stats, GRAD=grad, SMOOTH=options.label_smoothing > 0.0,

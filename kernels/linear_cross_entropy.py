@@ -4,15 +4,14 @@ Formula: logits = hidden · weightᵀ + bias, then cross_entropy.py. Chunk by ch
 
     logits  = hidden[chunk] · weightᵀ + bias     (n, V): the only buffer that knows the vocabulary
     loss, d = cross-entropy                      d = ∂loss/∂logits takes the place of the logits
-    ∂hidden[chunk] = g · (d · weight)            ∂weight += dᵀ · (g · hidden[chunk])
+    ∂hidden[chunk] = d · weight                  ∂weight += dᵀ · hidden[chunk]        ∂bias += Σ d
 
-where g, the gradient of the loss, weights rows and so never touches the large buffer. The products are the
-library's; the rest is that of cross_entropy.py, in PyTorch or in Triton.
+The products are the library's; the rest is that of cross_entropy.py, in PyTorch or in Triton.
 
-With the reductions "sum" and "mean" g is one number: the forward pass forms the gradients for g = 1 while a chunk
-is at hand, and the backward pass only scales them. That takes three products, as storing all logits would. With
-"none" g is not known before the backward pass, which forms the logits again: four; a batch of one chunk keeps its
-logits instead: three.
+With the reductions "sum" and "mean" g, the gradient of the loss, is one number: the forward pass forms the
+gradients for g = 1 while a chunk is at hand, and the backward pass only scales them. Three products, as if all
+logits were stored. With "none" g is not known before the backward pass, which forms the logits again: four
+products; a batch of one chunk keeps its logits instead: three.
 
 Letters: N rows (tokens), n rows of a chunk, C width, V vocabulary.
 """
@@ -53,17 +52,14 @@ class Grads(NamedTuple):
             hidden.new_zeros(bias.shape if wanted[2] else 0, dtype=wide),
         )
 
-    def add(self, part: slice, d: Tensor, hidden: Tensor, weight: Tensor, g: Tensor | None) -> None:
-        """A chunk's share: d (n, V), hidden (n, C) and weight (V, C) in one dtype; g (n,), or None for 1."""
+    def add(self, part: slice, d: Tensor, hidden: Tensor, weight: Tensor) -> None:
+        """A chunk's share: d (n, V), hidden (n, C) and weight (V, C) in one dtype."""
         if self.bias.numel():
-            self.bias.add_(d.sum(0, dtype=self.bias.dtype) if g is None else g.to(d.dtype) @ d)
+            self.bias.add_(d.sum(0, dtype=self.bias.dtype))
         if self.hidden.numel():
-            share = torch.mm(d, weight, out=self.hidden[part])
-            if g is not None:
-                share *= g[:, None]
+            torch.mm(d, weight, out=self.hidden[part])
         if self.weight.numel():
-            weighted = hidden if g is None else (hidden * g[:, None]).to(hidden.dtype)
-            _add_product(self.weight, d.t(), weighted)
+            _add_product(self.weight, d.t(), hidden)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -114,7 +110,10 @@ def _run(
         logits = buffer[: len(h)] if kept is None else kept[part]
         if not formed:
             _form_logits(h, weight, bias, out=logits)
-        done = rows.forward(logits, y, options, stats=stats, grad=any(wanted), inplace=kept is None, V=V)
+        done = rows.forward_chunk(
+            logits, y, options, V, stats=stats, grad=any(wanted), inplace=kept is None,
+            g=None if g is None else g[part],
+        )  # fmt: skip
         loss[part] = done.loss
         if stats:
             values[:, part] = done.stats
@@ -122,13 +121,11 @@ def _run(
             d = done.grad
             if d.dtype != hidden.dtype:  # rounded only now that the label is off
                 d = logits.copy_(d) if kept is None else d.to(hidden.dtype)
-            grads.add(part, d[:, :V], h, weight, None if g is None else g[part])
+            grads.add(part, d[:, :V], h, weight)
     return loss, values, grads
 
 
-def _run_counted(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, options: Options, **how
-):
+def _run_counted(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, options: Options, **how):
     """`_run` without the rows whose target is ignored: a prompt costs nothing. (On a GPU, finding them would
     cost a wait for the device; the Triton kernels write zeros there instead.)"""
     if how["triton"]:
@@ -254,6 +251,7 @@ def _setup_context(ctx, inputs, output):
     hidden, weight, bias, targets, *options = inputs
     _, stats, kept, *grads = output
     ctx.mark_non_differentiable(stats, kept, *grads)
+    ctx.set_materialize_grads(False)  # or autograd fills zeros as large as the weight gradient
     ctx.save_for_backward(hidden, weight, bias, targets, kept)
     ctx.options, (_, ctx.total) = options[:-2], options[-2:]
     ctx.grads = grads if ctx.total else None
@@ -262,8 +260,8 @@ def _setup_context(ctx, inputs, output):
 def _differentiate(ctx, g, *_):
     forbid_double_backward("linear_cross_entropy")
     hidden, weight, bias, targets, kept = ctx.saved_tensors
-    # Formed for g = 1 and scaled in place, which spares a second weight gradient; a second backward pass through
-    # the same graph (retain_graph) has to form them anew.
+    # Formed for g = 1 and scaled in place, which spares a second weight gradient; a second backward pass
+    # through the same graph (retain_graph) has to form them anew.
     grads, ctx.grads = ctx.grads, None
     if grads is not None:
         grads = [x.mul_(g) for x in grads]
@@ -303,7 +301,7 @@ def linear_cross_entropy(
     `chunk_rows` rows of logits exist at a time; the default suits the device. The other options are those of
     `cross_entropy`, and so are the errors.
 
-    The products run in the dtype of `hidden`, under autocast in autocast's, to which weight and bias are cast.
+    The products run in the dtype of `hidden`, under autocast in autocast's; weight and bias are cast to it.
     Their gradients are summed up in float32 or wider and come back in the dtype of the weight, so that
     float32 master weights work with bfloat16 activations.
     """
@@ -321,17 +319,13 @@ def linear_cross_entropy(
         wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in tensors]
         rows = chunk_rows or _default_chunk_rows(weight.shape[0], hidden.device)
         total = reduction != "none"
-        loss, stats, *_ = _forward(
-            *tensors, targets, *options, rows, wanted, chosen == "triton", return_stats, total
-        )
+        loss, stats, *_ = _forward(*tensors, targets, *options, rows, wanted, chosen == "triton", return_stats, total)
     if reduction == "mean":
         loss = loss / (targets != ignore_index).sum().clamp_min(1)
     return (loss, TokenStats(*stats)) if return_stats else loss
 
 
-def _check_shapes(
-    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, chunk_rows: int | None
-) -> None:
+def _check_shapes(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, chunk_rows: int | None) -> None:
     N, V = targets.shape[0] if targets.dim() == 1 else None, weight.shape[0]
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape != (N, weight.shape[1]):
         raise ValueError(
@@ -339,8 +333,6 @@ def _check_shapes(
             f"don't fit (N, C), (V, C) and (N,)"
         )
     if bias is not None and bias.shape != (V,):
-        raise ValueError(
-            f"bias {tuple(bias.shape)} doesn't fit weight {tuple(weight.shape)}: it must be ({V},)"
-        )
+        raise ValueError(f"bias {tuple(bias.shape)} doesn't fit weight {tuple(weight.shape)}: it must be ({V},)")
     if chunk_rows is not None and chunk_rows < 1:
         raise ValueError(f"chunk_rows={chunk_rows} must be at least 1")
