@@ -108,6 +108,8 @@ def _setup_context(ctx, inputs, output):
 
 def _differentiate(ctx, g, *_):
     forbid_double_backward("cross_entropy")
+    if g is None:
+        return (None,) * 8
     logits, targets, norm = ctx.saved_tensors
     return _backward(logits, targets, norm, g, *ctx.options), *[None] * 7
 

@@ -248,30 +248,25 @@ def _(hidden, weight, bias, targets, kept, g, _1, _2, _3, _4, chunk_rows, wanted
 
 
 def _setup_context(ctx, inputs, output):
-    hidden, weight, bias, targets, *options = inputs
-    _, stats, kept, *grads = output
-    ctx.mark_non_differentiable(stats, kept, *grads)
+    hidden, weight, bias, targets, *options, _stats, total = inputs
+    _, values, kept, *grads = output
+    ctx.mark_non_differentiable(values, kept, *grads)
     ctx.set_materialize_grads(False)  # or autograd fills zeros as large as the weight gradient
-    ctx.save_for_backward(hidden, weight, bias, targets, kept)
-    ctx.options, (_, ctx.total) = options[:-2], options[-2:]
-    ctx.grads = grads if ctx.total else None
+    ctx.save_for_backward(hidden, weight, bias, targets, kept, *grads)
+    ctx.options, ctx.total = options, total
 
 
 def _differentiate(ctx, g, *_):
     forbid_double_backward("linear_cross_entropy")
-    hidden, weight, bias, targets, kept = ctx.saved_tensors
-    # Formed for g = 1 and scaled in place, which spares a second weight gradient; a second backward pass
-    # through the same graph (retain_graph) has to form them anew.
-    grads, ctx.grads = ctx.grads, None
-    if grads is not None:
-        grads = [x.mul_(g) for x in grads]
+    if g is None:
+        return (None,) * 13
+    hidden, weight, bias, targets, kept, *grads = ctx.saved_tensors
+    if ctx.total:
+        grads = [x * g for x in grads]
     else:
-        g = g.expand(hidden.shape[0]).contiguous()
-        grads = _backward(hidden, weight, bias, targets, kept, g, *ctx.options)
-    likes = (hidden, weight, bias)
-    wanted = ctx.needs_input_grad[:3]
-    grads = [x.to(like.dtype) if want else None for x, like, want in zip(grads, likes, wanted, strict=True)]
-    return *grads, *[None] * 10
+        grads = _backward(hidden, weight, bias, targets, kept, g.contiguous(), *ctx.options)
+    wanted = zip(grads, (hidden, weight, bias), ctx.needs_input_grad, strict=False)
+    return *(x.to(like.dtype) if want else None for x, like, want in wanted), *[None] * 10
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
