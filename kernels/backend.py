@@ -46,7 +46,7 @@ def choose(device: torch.device, impl: str | None = None) -> Choice:
         return Choice("torch", f"PyTorch's own kernels, because {obstacle}")
     if device.type == "cpu":  # the interpreter proves kernels; it is no way to run them
         return Choice("torch", "PyTorch's own kernels, because Triton's interpreter is for tests only")
-    return Choice("triton", f"our Triton kernels, because {torch.cuda.get_device_name(device)} has a GPU")
+    return Choice("triton", f"our Triton kernels, because the tensors are on a {torch.cuda.get_device_name(device)}")
 
 
 def triton_obstacle(device: torch.device) -> str | None:
