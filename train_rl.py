@@ -152,7 +152,7 @@ def fit(
             if progress >= (state.evaluations + 1) / args.evaluations:
                 state.evaluations += 1
                 glance = evaluate(model, task, thinned(task.splits.dev, GLANCE))
-                run.log(step=state.step, seconds=round(budget.seconds, 3), **flat(glance, "dev"))
+                run.log(step=state.step, seconds=round(state.seconds, 3), **flat(glance, "dev"))
                 console.print(f"step {state.step}: {figures(glance)} on {GLANCE} dev examples")
                 shown = slice(0, args.samples * 3, args.samples)  # the first answer to each of three prompts
                 console.print(samples_table(rollout.examples[:3], rollout.answers[shown], "answers drawn in practice"))

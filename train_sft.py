@@ -33,6 +33,7 @@ from minillm.run import Run, resumed
 from minillm.tasks import TASKS, Arithmetic, Task, load_task, to_documents, tokens_needed
 
 SAVE_SECONDS = 60  # between checkpoints
+UNTIL_EVERY = 10  # steps between looks at whether a training is good enough already
 GLANCE = 500  # dev examples looked at during training; all of them at the end
 
 
@@ -49,6 +50,7 @@ class Args:
     examples: int = cli.option(Arithmetic.num_examples, "arithmetic: number of solved problems to learn from")
     minutes: float | None = cli.option(None, "wall-clock budget of the training; the learning rate follows it")
     steps: int | None = cli.option(None, "train for a number of steps instead, whatever time they take")
+    until: float | None = cli.option(None, "stop once the mean reward of greedy dev answers reaches this")
     seed: int = cli.option(0, "fixes everything random")
     layers: int | None = cli.option(None, "blocks of the model (default here and below: what suits task and budget)")
     width: int | None = cli.option(None, "width of the residual stream")
@@ -76,10 +78,10 @@ def complete(args: Args) -> Args:
     """The arguments with the task's recipe where nothing was asked for, checked."""
     if args.minutes is not None and args.steps is not None:
         raise UserError("--minutes and --steps exclude each other: give one budget")
-    cli.require_positive(args, "minutes", "steps", "examples", "evaluations")
+    cli.require_positive(args, "minutes", "steps", "until", "examples", "evaluations")
     recipe = dataclasses.asdict(TASKS[args.task].recipe(args.minutes))
-    if args.minutes is not None or args.steps is not None:
-        recipe["minutes"] = recipe["steps"] = None
+    if args.minutes is not None or args.steps is not None:  # a budget of one's own is used up
+        recipe["minutes"] = recipe["steps"] = recipe["until"] = None
     given = {name: value for name, value in vars(args).items() if value is not None}
     args = dataclasses.replace(args, **{**recipe, **given})
     cli.require_positive(args, "layers", "width", "heads", "batch_tokens", "lr", "embedding_lr")
@@ -171,11 +173,21 @@ def fit(
             if progress >= (state.evaluations + 1) / args.evaluations:
                 state.evaluations += 1
                 glance = evaluate(model, task, thinned(task.splits.dev, GLANCE))
-                run.log(step=state.step, seconds=round(budget.seconds, 3), **flat(glance, "dev"))
+                run.log(step=state.step, seconds=round(state.seconds, 3), **flat(glance, "dev"))
                 console.print(f"step {state.step}: {figures(glance)} on {GLANCE} dev examples")
             if state.seconds - saved > SAVE_SECONDS:
                 saved = state.seconds
                 run.save_checkpoint(model, optimizers, vars(state))
+            if args.until and state.step % UNTIL_EVERY == 0 and mean_reward(model, task) >= args.until:
+                console.print(f"step {state.step}: good enough, as --until {args.until} says")
+                break
+
+
+def mean_reward(model: GPT, task: Task) -> float:
+    """Of greedy answers to some of the dev examples."""
+    examples = thinned(task.splits.dev, GLANCE)
+    rewards = list(map(task.reward, examples, answer(model, task, examples)))
+    return sum(rewards) / len(rewards)
 
 
 def finish(console: Console, run: Run, task: Task, model: GPT, state: State, started: float) -> None:

@@ -49,6 +49,7 @@ def choose_dtype(device: torch.device, precision: str) -> tuple[torch.dtype, str
 def product_seconds(dtype: torch.dtype, rows: int = 1024, width: int = 256) -> float:
     """Best of a few timings of a product of the size that a small model computes; about 10 ms in all."""
     x, weight = torch.ones(rows, width, dtype=dtype), torch.ones(width, width, dtype=dtype)
+    torch.mm(x, weight)  # the first call sets the library up
     seconds = []
     for _ in range(8):
         start = time.perf_counter()

@@ -32,8 +32,9 @@ class Recipe:
     batch_tokens: int
     lr: float  # of the matrices in the blocks (Muon)
     embedding_lr: float  # of everything else (AdamW)
-    minutes: float | None  # wall-clock budget, or …
-    steps: int | None  # … a fixed number of steps
+    minutes: float | None = None  # wall-clock budget, or …
+    steps: int | None = None  # … a fixed number of steps
+    until: float | None = None  # stop early once the mean reward of greedy dev answers reaches this
     dropout: float = 0.0
 
 

@@ -38,16 +38,7 @@ class Pronounce:
 
     @staticmethod
     def recipe(minutes: float | None) -> Recipe:
-        return Recipe(
-            layers=3,
-            width=128,
-            heads=4,
-            batch_tokens=4096,
-            lr=0.02,
-            embedding_lr=0.005,
-            minutes=2.4,
-            steps=None,
-        )
+        return Recipe(layers=3, width=128, heads=4, batch_tokens=4096, lr=0.006, embedding_lr=0.01, minutes=2.4)
 
     def practice(self, seed: int) -> Iterator[Example]:
         """The training words, shuffled anew each time round."""
