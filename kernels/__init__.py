@@ -9,7 +9,7 @@
 """
 
 from kernels.attention import attention
-from kernels.backend import Choice, choose, set_default
+from kernels.backend import IMPLS, Choice, choose, set_default
 from kernels.cross_entropy import TokenStats, cross_entropy
 from kernels.linear_cross_entropy import linear_cross_entropy
 from kernels.packing import Packing
@@ -18,6 +18,7 @@ from kernels.packing import Packing
 __version__ = "0.0.0"
 
 __all__ = [
+    "IMPLS",
     "Choice",
     "Packing",
     "TokenStats",
