@@ -3,6 +3,7 @@
 Letters: B batch, T queries, S keys, N rows of all sequences, H query heads, G key/value heads, D head dim.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -23,12 +24,87 @@ class Launch(NamedTuple):
     stages: int  # depth of the software pipeline
 
 
-LAUNCHES: dict[tuple[str, str, int], Launch] = {}
-INTERPRETER = Launch(32, 16, 4, 1)  # unequal, so that swapped blocks are noticed
+class Launches(NamedTuple):
+    forward: Launch
+    backward_q: Launch
+    backward_kv: Launch
 
 
-def launch_of(kernel: str, device: torch.device, dtype: torch.dtype, D: int) -> Launch:
-    return INTERPRETER
+# By architecture and largest head dim, for two-byte types. Chosen by compiling: the largest tiles that keep
+# everything in registers in every variant (causal, window, grouped, packed, dropout), as the machine code
+# shows; "regs" is the range over these variants. No choice was timed on a GPU yet.
+LAUNCHES = {
+    # Every tile fits the 99 KB of shared memory of sm_86, sm_89 and sm_120, which use this table too.
+    ("sm_80", 64): Launches(
+        Launch(128, 64, 8, 3),  # 179–250 regs; 5 spills with a soft cap, where the compiler aims at 128 regs
+        Launch(128, 64, 8, 2),  # 185–255 regs; 64 × 64 with 4 warps spills
+        Launch(32, 128, 8, 2),  # 174–246 regs; 64 × 64 spills when packed or grouped
+    ),
+    ("sm_80", 128): Launches(
+        Launch(128, 64, 8, 2),  # 230–255 regs
+        Launch(64, 64, 8, 2),  # 176–251 regs
+        Launch(32, 64, 8, 2),  # 172–255 regs; 64 × 128 spills 68 times
+    ),
+    ("sm_80", 256): Launches(Launch(64, 32, 8, 2), Launch(64, 32, 8, 1), Launch(32, 32, 8, 1)),  # at most 255
+    regs
+    # Every product is an asynchronous wgmma (HGMMA), which wants 64 rows a tile and 4 warps for each 64.
+    ("sm_90", 64): Launches(
+        Launch(128, 128, 8, 3),  # 175–255 regs
+        Launch(128, 64, 8, 3),  # 127–185 regs
+        Launch(64, 64, 8, 3),  # 158–254 regs; 64 × 128 spills 33 times when grouped and packed
+    ),
+    ("sm_90", 128): Launches(
+        Launch(128, 64, 8, 3),  # 169–255 regs; with 4 warps it spills
+        Launch(128, 64, 8, 2),  # 233–254 regs
+        Launch(32, 64, 8, 3),  # 176–255 regs; 64 × 64 spills 89 times when grouped and packed
+    ),
+    ("sm_90", 256): Launches(Launch(64, 32, 8, 2), Launch(64, 32, 8, 2), Launch(32, 32, 8, 1)),
+    # Products accumulate in tensor memory (tcgen05), of which there are 512 columns.
+    ("sm_100", 64): Launches(
+        Launch(128, 64, 8, 3),  # 120–254 regs, 256 columns; 128 × 128 spills
+        Launch(128, 64, 8, 3),  # 127–230 regs, 256 columns
+        Launch(64, 128, 8, 2),  # 120–249 regs, 512 columns; 39 spills when grouped and packed
+    ),
+    ("sm_100", 128): Launches(
+        Launch(128, 64, 8, 3),  # 175–252 regs, 256 columns; 128 × 128 spills 82 times
+        Launch(128, 64, 8, 2),  # 152–236 regs, 512 columns
+        Launch(64, 64, 8, 2),  # 94–182 regs, 256 columns; 94 spills when grouped and packed
+    ),
+    ("sm_100", 256): Launches(Launch(64, 32, 8, 2), Launch(64, 32, 8, 1), Launch(32, 32, 8, 1)),
+    # 512 vector registers a thread with 4 warps, 64 KB of shared memory.
+    ("gfx942", 64): Launches(
+        Launch(128, 64, 4, 2),  # 180–374 regs
+        Launch(128, 64, 4, 1),  # 238–367 regs
+        Launch(64, 64, 4, 1),  # 228–453 regs
+    ),
+    ("gfx942", 128): Launches(
+        Launch(128, 32, 4, 2),  # 194–290 regs; 128 × 64 with 8 warps spills
+        Launch(64, 64, 4, 1),  # 306–440 regs; 128 × 64 with 8 warps spills 80 times
+        Launch(32, 64, 4, 1),  # 260–372 regs
+    ),
+    ("gfx942", 256): Launches(Launch(64, 32, 4, 1), Launch(32, 32, 4, 1), Launch(16, 32, 4, 1)),
+}
+# float32 products run on the ordinary units, because TF32 is too coarse; the backward spills at any tile
+# size.
+FLOAT32 = Launches(Launch(32, 32, 8, 1), Launch(32, 16, 8, 1), Launch(16, 32, 8, 1))
+INTERPRETER = Launches(*[Launch(32, 16, 4, 1)] * 3)  # sides that differ, so that the tests notice a mix-up
+
+
+def architecture(device: torch.device) -> str:
+    """The row of the table for a GPU."""
+    if torch.version.hip:
+        return "gfx942"
+    major, _ = torch.cuda.get_device_capability(device)
+    return {9: "sm_90", 10: "sm_100", 11: "sm_100"}.get(major, "sm_80")
+
+
+@cache
+def launches(device: torch.device, dtype: torch.dtype, D: int) -> Launches:
+    if device.type == "cpu":
+        return INTERPRETER
+    if dtype == torch.float32:
+        return FLOAT32
+    return LAUNCHES[architecture(device), next(limit for limit in (64, 128, 256) if limit >= D)]
 
 
 # ---- operators ----------------------------------------------------------------------------------------
@@ -63,7 +139,7 @@ def attention_forward(
     if q.numel() == 0 or k.numel() == 0:
         return out.zero_(), lse.fill_(float("inf"))
     q, k, v = _readable(q, k, v)
-    launch = launch_of("forward", q.device, q.dtype, D)
+    launch = launches(q.device, q.dtype, D).forward
     B = _batch(q, q_bounds, bounds)
     kernels.forward_kernel[(triton.cdiv(T, launch.block_m) * H * B,)](
         *(q, k, v, out, lse, q_bounds, k_bounds),
@@ -113,7 +189,7 @@ def attention_backward(
     delta = torch.empty_like(lse)
     B = _batch(q, q_bounds, bounds)
     options = (bounds, T, S, N, causal, window, scale, softcap, dropout_p, dropout_seed)
-    launch = launch_of("backward_q", q.device, q.dtype, D)
+    launch = launches(q.device, q.dtype, D).backward_q
     kernels.backward_q_kernel[(triton.cdiv(T, launch.block_m) * H * B,)](
         *(q, k, v, out, grad, lse, delta, dq, q_bounds, k_bounds),
         *_arguments(q, k, *options, launch),
@@ -121,7 +197,7 @@ def attention_backward(
         num_stages=launch.stages,
         enable_fp_fusion=True,
     )
-    launch = launch_of("backward_kv", q.device, q.dtype, D)
+    launch = launches(q.device, q.dtype, D).backward_kv
     kernels.backward_kv_kernel[(triton.cdiv(S, launch.block_n) * k.shape[-2] * B,)](
         *(q, k, v, grad, lse, delta, dk, dv, q_bounds, k_bounds),
         *_arguments(q, k, *options, launch),
@@ -149,9 +225,7 @@ def _batch(q: Tensor, q_bounds: Tensor | None, bounds: str) -> int:
     return q_bounds.numel() - 1 if bounds == "packed" else q.shape[0]
 
 
-def _arguments(
-    q, k, bounds, T, S, N, causal, window, scale, softcap, dropout_p, dropout_seed, launch
-) -> tuple:
+def _arguments(q, k, bounds, T, S, N, causal, window, scale, softcap, dropout_p, dropout_seed, launch) -> tuple:
     """What all three kernels take behind their pointers, in their order."""
     H, D = q.shape[-2:]
     threshold = dropout_threshold(dropout_p)
@@ -198,21 +272,28 @@ def attention(
     k_packing: Packing | None,
     q_lengths: Tensor | None,
     k_lengths: Tensor | None,
-    **options,
+    causal: bool,
+    window: int | None,
+    scale: float,
+    softcap: float | None,
+    dropout_p: float,
+    dropout_seed: int,
 ) -> Tensor:
-    """The arguments of `kernels.attention`, already checked, the options in the order of the operator."""
+    """The arguments of `kernels.attention`, already checked."""
     if q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        raise TypeError(
-            f"the Triton kernels take float16, bfloat16 and float32, not {q.dtype}; use impl='torch'"
-        )
+        raise TypeError(f"the Triton kernels take 16 and 32 bits a number, not {q.dtype}; use impl='torch'")
+    if q.shape[-1] > 256:
+        raise ValueError(f"the Triton kernels take head dims to 256, not {q.shape[-1]}; use impl='torch'")
     if packing is not None:
         bounds = packing.cu_seqlens, k_packing.cu_seqlens, "packed", packing.max_len, k_packing.max_len
     elif q_lengths is not None or k_lengths is not None:
-        full = [x.new_full(x.shape[:1], x.shape[1], dtype=torch.int32) for x in (q, k)]
-        lengths = [
-            f if given is None else given for f, given in zip(full, (q_lengths, k_lengths), strict=True)
-        ]
-        bounds = *lengths, "lengths", q.shape[1], k.shape[1]
+        q_lengths, k_lengths = _or_full(q_lengths, q), _or_full(k_lengths, k)
+        bounds = q_lengths, k_lengths, "lengths", q.shape[1], k.shape[1]
     else:
         bounds = None, None, "", q.shape[1], k.shape[1]
-    return attention_forward(q, k, v, *bounds, *options.values())[0]
+    options = causal, window, scale, softcap, dropout_p, dropout_seed
+    return attention_forward(q, k, v, *bounds, *options)[0]
+
+
+def _or_full(lengths: Tensor | None, x: Tensor) -> Tensor:
+    return x.new_full(x.shape[:1], x.shape[1], dtype=torch.int32) if lengths is None else lengths

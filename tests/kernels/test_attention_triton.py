@@ -1,4 +1,4 @@
-"""The Triton kernels against float64. The yardstick is the error of PyTorch with the same formula and dtype."""
+"""The Triton kernels against float64. The yardstick is the error of PyTorch, same formula and dtype."""
 
 import random
 from contextlib import nullcontext
@@ -82,7 +82,7 @@ def check(case: Case) -> None:
         assert torch.isfinite(c).all(), f"{name} is not finite"
         if not a.numel():
             continue
-        # δ and dp are summed in different orders, so that ds has an error of 1e-7 even where p is exactly 0 or 1
+        # δ and dp are summed in different orders, so ds has an error of 1e-7 even where p is exactly 0 or 1
         # and PyTorch's is exactly 0; dk multiplies it by q.
         allowed = 2 * (b - a).abs().max() + 2e-6 * max(1, a.abs().max(), abs(case.size))
         assert (c - a).abs().max() <= allowed, (
@@ -250,7 +250,7 @@ def test_offsets_beyond_32_bits():
     B, T, H, D = 2, 40, 2, 16
     strides = 2**35, 2**28 + 16, 2**33 + 8
     x = torch.zeros(16)
-    launch = operators.INTERPRETER
+    launch = operators.INTERPRETER.forward
     arguments = (
         *(*strides, *strides, T, T, H, B * T, 1.0, 1.0, 0, 0, 0, 1.0),
         *(1, D, D, launch.block_m, launch.block_n, "", False, False, False, False),
