@@ -45,8 +45,7 @@ LAUNCHES = {
         Launch(64, 64, 8, 2),  # 176–251 regs
         Launch(32, 64, 8, 2),  # 172–255 regs; 64 × 128 spills 68 times
     ),
-    ("sm_80", 256): Launches(Launch(64, 32, 8, 2), Launch(64, 32, 8, 1), Launch(32, 32, 8, 1)),  # at most 255
-    regs
+    ("sm_80", 256): Launches(Launch(64, 32, 8, 2), Launch(64, 32, 8, 1), Launch(32, 32, 8, 1)),
     # Every product is an asynchronous wgmma (HGMMA), which wants 64 rows a tile and 4 warps for each 64.
     ("sm_90", 64): Launches(
         Launch(128, 128, 8, 3),  # 175–255 regs
