@@ -1,6 +1,6 @@
-"""Cross-entropy of rows of logits in PyTorch: few passes, in place where the caller lends its buffer.
+"""Cross-entropy of rows of logits in PyTorch: few passes, in place on a buffer of our own.
 
-The same two functions as in cross_entropy_triton.py; the formula stands in cross_entropy.py.
+The same four functions as in cross_entropy_triton.py; the formula stands in cross_entropy.py.
 
 Letters: N rows, V vocabulary; p = softmax(s), s = logits / τ, y the target, g the gradient of the loss.
 """
@@ -23,19 +23,38 @@ class Options(NamedTuple):
 class Rows(NamedTuple):
     loss: Tensor  # (N,) in float32 or float64, and so are the others
     stats: Tensor | None  # (3, N) logprob, lse, entropy
-    norm: Tensor | None  # (2, N) max_j s_j and log Σ_j exp(s_j − max), which lse, their sum, would round away
-    grad: Tensor | None  # (N, V) ∂(Σ g · loss)/∂logits
+    norm: Tensor  # (2, N) max_j s_j and log Σ_j exp(s_j − max): their sum is lse, but exact only as two
+
+
+# ---- all rows, from logits that stay as they are ---------------------------------------------------
 
 
 def forward(logits: Tensor, targets: Tensor, options: Options, *, stats: bool) -> Rows:
-    """logits (N, V) in any floating dtype, which stay as they are; targets (N,) may be ignored ones."""
+    """logits (N, V) in any floating dtype; targets (N,) may be ignored ones."""
     counted = targets != options.ignore_index
-    rows = forward_chunk(logits, targets.where(counted, 0), options, logits.shape[-1], stats=stats)
+    copy = logits.to(buffer_dtype(logits.dtype), copy=True)
+    rows = forward_chunk(copy, targets.where(counted, 0), options, logits.shape[-1], stats=stats)
     return rows._replace(loss=rows.loss.where(counted, 0), stats=rows.stats.where(counted, 0) if stats else None)
 
 
+def backward(logits: Tensor, targets: Tensor, norm: Tensor, g: Tensor, options: Options) -> Tensor:
+    """∂(Σ g · loss)/∂logits (N, V) in the dtype of the logits."""
+    counted = targets != options.ignore_index
+    p = torch.softmax(logits.to(buffer_dtype(logits.dtype)) / options.temperature, -1)
+    d = _gradient(p, targets.where(counted, 0), norm, g * counted, options, logits.shape[-1], out=p)
+    return d.to(logits.dtype)
+
+
+# ---- a chunk of rows, none of them ignored, in a buffer that is lent -------------------------------
+
+
+def buffer_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In which dtype `forward_chunk` wants logits that were computed in `dtype`."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def forward_chunk(
-    logits: Tensor,
+    buffer: Tensor,
     targets: Tensor,
     options: Options,
     V: int,
@@ -43,61 +62,47 @@ def forward_chunk(
     stats: bool = False,
     grad: bool = False,
     g: Tensor | None = None,
-    inplace: bool = False,
 ) -> Rows:
-    """logits (N, ≥ V), columns from V on being padding that holds −inf; no target is an ignored one.
+    """Logits in, p out; with `grad`, ∂(Σ g · loss)/∂logits out, for g (N,) or 1.
 
-    `grad`: form the gradient too, for g (N,) or 1. `inplace`: the logits may be overwritten.
+    buffer (N, ≥ V): columns from V on are padding and hold −inf.
     """
-    label = targets[:, None]
-    s, own = _scaled(logits, options.temperature, inplace)
+    s = buffer.div_(options.temperature) if options.temperature != 1.0 else buffer
     top = s.amax(-1)
-    logprob = s.gather(-1, label).squeeze(-1).sub_(top)  # small numbers first: ±1e4 − lse would cost all digits
-    mean = s[:, :V].mean(-1) if options.label_smoothing else None
-    p = torch.softmax(s, -1, out=s) if own else torch.softmax(s, -1)
+    logprob = s.gather(-1, targets[:, None]).squeeze(-1).sub_(top)  # small numbers first, or ±1e4 costs all digits
+    mean = s[:, :V].mean(-1).sub_(top) if options.label_smoothing else None
+    p = torch.softmax(s, -1, out=s)
     logz = p.amax(-1).log_().neg_()  # the largest p is exp(0) / Z
     logprob.sub_(logz)
 
     loss = logprob * (options.label_smoothing - 1.0)
-    lse = top + logz
-    if mean is not None:
-        loss.sub_(mean - top - logz, alpha=options.label_smoothing)
-    if options.z_loss:
-        loss.addcmul_(lse, lse, value=options.z_loss)
-    values = torch.stack((logprob, lse, _entropy(p))) if stats else None
-    if grad:
-        _form_grad(p, label, lse, g, options, V)
-    return Rows(loss, values, torch.stack((top, logz)), p if grad else None)
-
-
-def backward(logits: Tensor, targets: Tensor, norm: Tensor, g: Tensor, options: Options) -> Tensor:
-    """∂(Σ g · loss)/∂logits (N, V) in the dtype of the logits, which stay as they are."""
-    counted = targets != options.ignore_index
-    label = targets.where(counted, 0)[:, None]
-    s, own = _scaled(logits, options.temperature, inplace=False)
-    p = torch.softmax(s, -1, out=s) if own else torch.softmax(s, -1)
-    _form_grad(p, label, norm.sum(0), g * counted, options, logits.shape[-1])
-    return p.to(logits.dtype)
-
-
-def _scaled(logits: Tensor, temperature: float, inplace: bool) -> tuple[Tensor, bool]:
-    """logits / τ in float32 or float64, and whether they may be overwritten."""
-    s = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    own = inplace or s is not logits
-    if temperature != 1.0:
-        s = s.div_(temperature) if own else s / temperature
-        own = True
-    return s, own
-
-
-def _form_grad(p: Tensor, label: Tensor, lse: Tensor, g: Tensor | None, options: Options, V: int) -> None:
-    """Turn p (N, V) into g/τ · ((1 + 2ζ lse) p − ε/V − (1 − ε)[j = y]), where no g means 1."""
-    scale = (torch.ones_like(lse) if g is None else g.to(p.dtype))[:, None] / options.temperature
-    if g is not None or options.z_loss or options.temperature != 1.0:  # else spare a pass over p
-        p.mul_(scale * (1.0 + 2.0 * options.z_loss * lse)[:, None] if options.z_loss else scale)
     if options.label_smoothing:
-        p.sub_(scale * (options.label_smoothing / V))
-    p.scatter_add_(-1, label, scale * (options.label_smoothing - 1.0))
+        loss.sub_(mean - logz, alpha=options.label_smoothing)
+    if options.z_loss:
+        loss.add_((top + logz).square_(), alpha=options.z_loss)
+    norm = torch.stack((top, logz))
+    values = torch.stack((logprob, top + logz, _entropy(p))) if stats else None
+    if grad:
+        _gradient(p, targets, norm, g, options, V, out=p)
+    return Rows(loss, values, norm)
+
+
+def backward_chunk(p: Tensor, targets: Tensor, norm: Tensor, g: Tensor, options: Options, V: int) -> Tensor:
+    """∂(Σ g · loss)/∂logits (N, ≥ V) from the p that `forward_chunk` left, which stays as it is."""
+    return _gradient(p, targets, norm, g, options, V, out=torch.empty_like(p))
+
+
+def _gradient(
+    p: Tensor, targets: Tensor, norm: Tensor, g: Tensor | None, options: Options, V: int, out: Tensor
+) -> Tensor:
+    """g/τ · ((1 + 2ζ lse) p − ε/V − (1 − ε)[j = y]), where no g means 1."""
+    scale = (torch.ones_like(norm[0]) if g is None else g.to(p.dtype)) / options.temperature
+    of_p = scale * (1.0 + 2.0 * options.z_loss * norm.sum(0)) if options.z_loss else scale
+    if out is not p or g is not None or options.z_loss or options.temperature != 1.0:  # else spare a pass
+        torch.mul(p, of_p[:, None], out=out)
+    if options.label_smoothing:
+        out.sub_((scale * (options.label_smoothing / V))[:, None])
+    return out.scatter_add_(-1, targets[:, None], (scale * (options.label_smoothing - 1.0))[:, None])
 
 
 def _entropy(p: Tensor) -> Tensor:

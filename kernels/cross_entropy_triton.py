@@ -1,6 +1,6 @@
 """Cross-entropy of rows of logits in Triton: one program a row forward, one program a tile backward.
 
-The same two functions as in cross_entropy_torch.py; the formula stands in cross_entropy.py.
+The same four functions as in cross_entropy_torch.py; the formula stands in cross_entropy.py.
 
 Letters: N rows, V vocabulary; s = logits / τ, p = softmax(s), y the target, g the gradient of the loss.
 """
@@ -43,18 +43,18 @@ def _grad_tile(s, cols, target, top, logz, V, smoothing, z_loss):
 
 @triton.jit
 def forward_kernel(
-    logits_ptr, targets_ptr, g_ptr,            # (N, V), (N,), (N,) or None for 1
-    loss_ptr, stats_ptr, norm_ptr, grad_ptr,   # (N,), (3, N), (2, N), (N, V)
+    logits_ptr, targets_ptr, g_ptr,           # (N, V), (N,), (N,) or None for 1
+    loss_ptr, stats_ptr, norm_ptr, grad_ptr,  # (N,), (3, N) or None, (2, N), (N, V) or None
     logits_stride, grad_stride, N, V,
     ignore_index, inv_temperature, smoothing, z_loss,
-    STATS: tl.constexpr, GRAD: tl.constexpr, SMOOTH: tl.constexpr,
-    IN_REGISTERS: tl.constexpr, BLOCK: tl.constexpr,
+    SMOOTH: tl.constexpr, IN_REGISTERS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One row a program. A row of at most BLOCK logits is read once and stays in registers; a longer one is
     read block by block with an online softmax, and for the gradient again, out of the L2 cache."""
     row = tl.program_id(0).to(tl.int64)  # 64 bits: rows · V passes 2³¹ at 16k tokens and 131k words
     logits_ptr += row * logits_stride
-    grad_ptr += row * grad_stride
+    if grad_ptr is not None:
+        grad_ptr += row * grad_stride
     cols = tl.arange(0, BLOCK)
     target = tl.load(targets_ptr + row)
 
@@ -62,10 +62,10 @@ def forward_kernel(
         tl.store(loss_ptr + row, 0.0)
         tl.store(norm_ptr + row, 0.0)
         tl.store(norm_ptr + N + row, 0.0)
-        if STATS:
+        if stats_ptr is not None:
             for k in tl.static_range(3):
                 tl.store(stats_ptr + k * N + row, 0.0)
-        if GRAD:
+        if grad_ptr is not None:
             for start in range(0, V, BLOCK):
                 zero = tl.zeros((BLOCK,), grad_ptr.dtype.element_ty)
                 tl.store(grad_ptr + start + cols, zero, mask=start + cols < V)
@@ -100,12 +100,12 @@ def forward_kernel(
     tl.store(loss_ptr + row, loss)
     tl.store(norm_ptr + row, top)
     tl.store(norm_ptr + N + row, logz)
-    if STATS:
+    if stats_ptr is not None:
         tl.store(stats_ptr + row, logprob)
         tl.store(stats_ptr + N + row, lse)
         tl.store(stats_ptr + 2 * N + row, logz - moment / total)
 
-    if GRAD:
+    if grad_ptr is not None:
         g = inv_temperature
         if g_ptr is not None:
             g *= tl.load(g_ptr + row).to(tl.float32)
@@ -163,13 +163,54 @@ def launch_shape(V: int) -> tuple[bool, int, int]:
     return True, block, min(16, max(1, block // 1024))
 
 
+def _launch_forward(
+    logits: Tensor, targets: Tensor, options: Options, V: int, stats: bool, g: Tensor | None, grad: Tensor | None
+) -> Rows:
+    """`grad` (N, ≥ V) takes the gradient and may be the logits themselves."""
+    N = logits.shape[0]
+    loss = torch.empty(N, dtype=torch.float32, device=logits.device)
+    norm = torch.empty(2, N, dtype=torch.float32, device=logits.device)
+    values = torch.empty(3, N, dtype=torch.float32, device=logits.device) if stats else None
+    in_registers, block, warps = launch_shape(V)
+    if N:
+        with torch.cuda.device_of(logits):
+            forward_kernel[(N,)](
+                logits, targets, g, loss, values, norm, grad,
+                logits.stride(0), 0 if grad is None else grad.stride(0), N, V,
+                options.ignore_index, 1.0 / options.temperature, options.label_smoothing, options.z_loss,
+                SMOOTH=options.label_smoothing > 0.0,
+                IN_REGISTERS=in_registers, BLOCK=block, num_warps=warps,
+            )  # fmt: skip
+    return Rows(loss, values, norm)
+
+
+# ---- all rows, from logits that stay as they are ---------------------------------------------------
+
+
 def forward(logits: Tensor, targets: Tensor, options: Options, *, stats: bool) -> Rows:
-    """logits (N, V), float32, bfloat16 or float16, which stay as they are; targets (N,) may be ignored ones."""
-    return forward_chunk(logits, targets, options, logits.shape[-1], stats=stats)
+    """logits (N, V) in float32, bfloat16 or float16; targets (N,) may be ignored ones."""
+    return _launch_forward(_rows(logits), targets, options, logits.shape[1], stats, None, None)
+
+
+def backward(logits: Tensor, targets: Tensor, norm: Tensor, g: Tensor, options: Options) -> Tensor:
+    """∂(Σ g · loss)/∂logits (N, V) in the dtype of the logits."""
+    return backward_chunk(_rows(logits), targets, norm, g, options, logits.shape[1])
+
+
+def _rows(logits: Tensor) -> Tensor:
+    return logits if logits.stride(-1) == 1 else logits.contiguous()
+
+
+# ---- a chunk of rows in a buffer that is lent ------------------------------------------------------
+
+
+def buffer_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In which dtype `forward_chunk` wants logits that were computed in `dtype`: the kernel widens them itself."""
+    return dtype
 
 
 def forward_chunk(
-    logits: Tensor,
+    buffer: Tensor,
     targets: Tensor,
     options: Options,
     V: int,
@@ -177,36 +218,15 @@ def forward_chunk(
     stats: bool = False,
     grad: bool = False,
     g: Tensor | None = None,
-    inplace: bool = False,
 ) -> Rows:
-    """logits (N, ≥ V); columns from V on are padding. `grad`: form the gradient too, for g (N,) or 1.
+    """Logits in; with `grad`, ∂(Σ g · loss)/∂logits out, for g (N,) or 1. buffer (N, ≥ V)."""
+    return _launch_forward(buffer, targets, options, V, stats, g, buffer if grad else None)
 
-    `inplace`: the gradient replaces the logits.
-    """
-    logits = logits if logits.stride(-1) == 1 else logits.contiguous()
+
+def backward_chunk(logits: Tensor, targets: Tensor, norm: Tensor, g: Tensor, options: Options, V: int) -> Tensor:
+    """∂(Σ g · loss)/∂logits, as wide as the logits, which stay as they are; columns from V on are left undefined."""
     N = logits.shape[0]
-    loss = torch.empty(N, dtype=torch.float32, device=logits.device)
-    norm = torch.empty(2, N, dtype=torch.float32, device=logits.device)
-    values = torch.empty(3, N, dtype=torch.float32, device=logits.device) if stats else None
-    out = logits if inplace or not grad else torch.empty_like(logits)
-    in_registers, block, warps = launch_shape(V)
-    if N:
-        with torch.cuda.device_of(logits):
-            forward_kernel[(N,)](
-                logits, targets, g, loss, values, norm, out,
-                logits.stride(0), out.stride(0), N, V,
-                options.ignore_index, 1.0 / options.temperature, options.label_smoothing, options.z_loss,
-                STATS=stats, GRAD=grad, SMOOTH=options.label_smoothing > 0.0,
-                IN_REGISTERS=in_registers, BLOCK=block, num_warps=warps,
-            )  # fmt: skip
-    return Rows(loss, values, norm, out if grad else None)
-
-
-def backward(logits: Tensor, targets: Tensor, norm: Tensor, g: Tensor, options: Options) -> Tensor:
-    """∂(Σ g · loss)/∂logits (N, V) in the dtype of the logits, which stay as they are."""
-    logits = logits if logits.stride(-1) == 1 else logits.contiguous()
-    N, V = logits.shape
-    grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     block = min(TILE_BLOCK, triton.next_power_of_2(V))
     if N:
         with torch.cuda.device_of(logits):

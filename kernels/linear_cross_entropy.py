@@ -8,10 +8,10 @@ Formula: logits = hidden · weightᵀ + bias, then cross_entropy.py. Chunk by ch
 
 The products are the library's; the rest is that of cross_entropy.py, in PyTorch or in Triton.
 
-With the reductions "sum" and "mean" g, the gradient of the loss, is one number: the forward pass forms the
-gradients for g = 1 while a chunk is at hand, and the backward pass only scales them. Three products, as if all
-logits were stored. With "none" g is not known before the backward pass, which forms the logits again: four
-products; a batch of one chunk keeps its logits instead: three.
+A batch of one chunk keeps what stands in the buffer, and the backward pass goes on from there. With more chunks
+and the reduction "sum" or "mean" g, the gradient of the loss, is one number: the forward pass forms the gradients
+for g = 1 while a chunk is at hand, and the backward pass only scales them. Both take three products, as if all
+logits were stored. With more chunks and "none" g is not known before the backward pass, which begins again: four.
 
 Letters: N rows (tokens), n rows of a chunk, C width, V vocabulary.
 """
@@ -52,6 +52,10 @@ class Grads(NamedTuple):
             hidden.new_zeros(bias.shape if wanted[2] else 0, dtype=wide),
         )
 
+    def put(self, rows: Tensor | None, N: int) -> "Grads":
+        """With the hidden states' gradient in these rows of N."""
+        return self._replace(hidden=_put(self.hidden, rows, N))
+
     def add(self, part: slice, d: Tensor, hidden: Tensor, weight: Tensor) -> None:
         """A chunk's share: d (n, V), hidden (n, C) and weight (V, C) in one dtype."""
         if self.bias.numel():
@@ -74,7 +78,14 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total += a @ b
 
 
-# ---- one pass over the chunks --------------------------------------------------------------------
+class Kept(NamedTuple):
+    """What the forward pass of a single chunk leaves to the backward pass; empty if there are more."""
+
+    buffer: Tensor  # (N, ≥ V) as `forward_chunk` leaves it
+    norm: Tensor  # (2, N), see Rows
+
+
+# ---- passes over the chunks ----------------------------------------------------------------------
 
 
 def _run(
@@ -89,65 +100,76 @@ def _run(
     wanted: list[bool],
     triton: bool,
     g: Tensor | None = None,
-    kept: Tensor | None = None,
-    formed: bool = False,
+    kept: Kept | None = None,
 ) -> tuple[Tensor, Tensor, Grads]:
-    """Losses (N,), stats (3, N) and, for g (N,) or 1, the wanted gradients.
-
-    `kept`: room for the logits of all rows, which stay from one pass (`formed` False) to the next (True).
-    """
+    """Losses (N,), stats (N, 3) and, for g (N,) or 1, the wanted gradients. Fills in `kept`."""
     N, V = hidden.shape[0], weight.shape[0]
     rows = rows_module(triton)
     weight = weight.to(hidden.dtype)
     grads = Grads.zeros(hidden, weight, bias, wanted)
     loss = hidden.new_empty(N, dtype=torch.promote_types(hidden.dtype, torch.float32))
-    values = loss.new_empty(3, N if stats else 0)
-    buffer = _buffer(min(N, chunk_rows), V, hidden) if kept is None else None
+    values = loss.new_empty(N if stats else 0, 3)
+    keep = kept is not None and kept.buffer.numel() > 0
+    buffer = kept.buffer[:N] if keep else _buffer(min(N, chunk_rows), V, hidden, triton)
+    product = buffer if buffer.dtype == hidden.dtype else torch.empty_like(buffer, dtype=hidden.dtype)
 
     for start in range(0, N, chunk_rows):
         part = slice(start, min(start + chunk_rows, N))
-        h, y = hidden[part], targets[part]
-        logits = buffer[: len(h)] if kept is None else kept[part]
-        if not formed:
-            _form_logits(h, weight, bias, out=logits)
-        done = rows.forward_chunk(
-            logits, y, options, V, stats=stats, grad=any(wanted), inplace=kept is None,
-            g=None if g is None else g[part],
-        )  # fmt: skip
+        h, y, n = hidden[part], targets[part], part.stop - start
+        _form_logits(h, weight, bias, out=product[:n])
+        if product is not buffer:
+            buffer[:n] = product[:n]
+        g_part = None if g is None else g[part]
+        done = rows.forward_chunk(buffer[:n], y, options, V, stats=stats, grad=any(wanted), g=g_part)
         loss[part] = done.loss
         if stats:
-            values[:, part] = done.stats
+            values[part] = done.stats.t()
         if any(wanted):
-            d = done.grad
-            if d.dtype != hidden.dtype:  # rounded only now that the label is off
-                d = logits.copy_(d) if kept is None else d.to(hidden.dtype)
-            grads.add(part, d[:, :V], h, weight)
+            if product is not buffer:
+                product[:n] = buffer[:n]  # rounded only now that the label is off
+            grads.add(part, product[:n, :V], h, weight)
+        if keep:
+            kept.norm[:, part] = done.norm
     return loss, values, grads
 
 
-def _run_counted(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, options: Options, **how):
-    """`_run` without the rows whose target is ignored: a prompt costs nothing. (On a GPU, finding them would
-    cost a wait for the device; the Triton kernels write zeros there instead.)"""
-    if how["triton"]:
-        return _run(hidden, weight, bias, targets, options, **how)
-    N = len(targets)
-    counted = (targets != options.ignore_index).nonzero().squeeze(-1)
-    if len(counted) == N:
-        return _run(hidden, weight, bias, targets, options, **how)
-    if how.get("g") is not None:
-        how["g"] = how["g"][counted]
-    loss, stats, grads = _run(hidden[counted], weight, bias, targets[counted], options, **how)
-    if how["wanted"][0]:
-        grads = grads._replace(hidden=_spread(grads.hidden, 0, counted, N))
-    if how["stats"]:
-        stats = _spread(stats, 1, counted, N)
-    return _spread(loss, 0, counted, N), stats, grads
+def _finish(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    options: Options,
+    *,
+    wanted: list[bool],
+    triton: bool,
+    g: Tensor,
+    kept: Kept,
+) -> Grads:
+    """The wanted gradients from what `_run` kept."""
+    N, V = hidden.shape[0], weight.shape[0]
+    weight = weight.to(hidden.dtype)
+    grads = Grads.zeros(hidden, weight, bias, wanted)
+    d = rows_module(triton).backward_chunk(kept.buffer[:N], targets, kept.norm[:, :N], g, options, V)
+    grads.add(slice(0, N), d.to(hidden.dtype)[:, :V], hidden, weight)
+    return grads
 
 
-def _spread(x: Tensor, dim: int, places: Tensor, N: int) -> Tensor:
-    """`x` at `places` of a dimension of size N, zeros elsewhere."""
-    shape = (*x.shape[:dim], N, *x.shape[dim + 1 :])
-    return x.new_zeros(shape).index_copy_(dim, places, x)
+def _counted(targets: Tensor, ignore_index: int, triton: bool) -> Tensor | None:
+    """The rows whose target counts, or None for all: a prompt costs nothing. (On a GPU, finding them would cost a
+    wait for the device; the Triton kernels write zeros there instead.)"""
+    if triton:
+        return None
+    counted = (targets != ignore_index).nonzero().squeeze(-1)
+    return None if len(counted) == len(targets) else counted
+
+
+def _take(x: Tensor, rows: Tensor | None) -> Tensor:
+    return x if rows is None else x.index_select(0, rows)
+
+
+def _put(x: Tensor, rows: Tensor | None, N: int) -> Tensor:
+    """The reverse of `_take`: zeros in the other rows of N."""
+    return x if rows is None else x.new_zeros(N, *x.shape[1:]).index_copy_(0, rows, x)
 
 
 def _form_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
@@ -161,10 +183,11 @@ def _form_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tenso
         out[:, V:] = -float("inf")
 
 
-def _buffer(rows: int, V: int, like: Tensor) -> Tensor:
+def _buffer(rows: int, V: int, like: Tensor, triton: bool) -> Tensor:
     """Room for a chunk of logits. Long rows each start at a multiple of 64 bytes: at V = 50,257, where they
     would not, MKL forms the logits at 0.6 times the rate."""
-    return like.new_empty(rows, V if V < 4096 else -(-V // 32) * 32)
+    width = V if V < 4096 else -(-V // 32) * 32
+    return like.new_empty(rows, width, dtype=rows_module(triton).buffer_dtype(like.dtype))
 
 
 def _default_chunk_rows(V: int, device: torch.device) -> int:
@@ -189,33 +212,40 @@ def _forward(
     triton: bool,
     stats: bool,
     total: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """→ loss (N,) or their sum, stats (3, N) or (3, 0), kept logits, gradients of hidden, weight and bias.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """→ loss (N,) or its sum, stats (N, 3) or (0, 3), Kept, Grads; empty tensors where nothing is kept or formed.
 
     `wanted`: of hidden, weight, bias, whose gradient the backward pass will want.
     """
     check_targets(targets, weight.shape[0], ignore_index)
-    keep = _keeps_logits(hidden, chunk_rows, wanted, total)
-    kept = _buffer(hidden.shape[0], weight.shape[0], hidden) if keep else None
-    loss, values, grads = _run_counted(
-        hidden, weight, bias, targets, Options(ignore_index, label_smoothing, z_loss, temperature),
-        chunk_rows=chunk_rows, stats=stats, wanted=wanted if total else [False] * 3, triton=triton, kept=kept,
-    )  # fmt: skip
-    return loss.sum() if total else loss, values, hidden.new_empty(0) if kept is None else kept, *grads
+    N = len(targets)
+    options = Options(ignore_index, label_smoothing, z_loss, temperature)
+    kept, now = _plan(hidden, weight, chunk_rows, wanted, triton, total)
+    counted = _counted(targets, ignore_index, triton)
+    h, y = _take(hidden, counted), _take(targets, counted)
+    how = {"chunk_rows": chunk_rows, "stats": stats, "wanted": now, "triton": triton, "kept": kept}
+    loss, values, grads = _run(h, weight, bias, y, options, **how)
+    loss = loss.sum() if total else _put(loss, counted, N)
+    return loss, _put(values, counted, N) if stats else values, *kept, *(grads.put(counted, N) if now[0] else grads)
 
 
-def _keeps_logits(hidden: Tensor, chunk_rows: int, wanted: list[bool], total: bool) -> bool:
-    return any(wanted) and not total and hidden.shape[0] <= chunk_rows
+def _plan(
+    hidden: Tensor, weight: Tensor, chunk_rows: int, wanted: list[bool], triton: bool, total: bool
+) -> tuple[Kept, list[bool]]:
+    """Room for what the forward pass keeps, and which gradients it forms."""
+    N, V = hidden.shape[0], weight.shape[0]
+    rows = N if any(wanted) and chunk_rows >= N else 0
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    kept = Kept(_buffer(rows, V, hidden, triton), hidden.new_empty(2, rows, dtype=wide))
+    return kept, wanted if total and not rows else [False] * 3
 
 
 @_forward.register_fake
 def _(hidden, weight, bias, targets, _1, _2, _3, _4, chunk_rows, wanted, triton, stats, total):
     N = hidden.shape[0]
     loss = hidden.new_empty(() if total else N, dtype=torch.promote_types(hidden.dtype, torch.float32))
-    keep = _keeps_logits(hidden, chunk_rows, wanted, total)
-    kept = _buffer(N, weight.shape[0], hidden) if keep else hidden.new_empty(0)
-    grads = Grads.zeros(hidden, weight, bias, wanted if total else [False] * 3)
-    return loss, loss.new_empty(3, N if stats else 0), kept, *grads
+    kept, now = _plan(hidden, weight, chunk_rows, wanted, triton, total)
+    return loss, loss.new_empty(N if stats else 0, 3), *kept, *Grads.zeros(hidden, weight, bias, now)
 
 
 @torch.library.custom_op("minillm::linear_cross_entropy_backward", mutates_args=())
@@ -224,7 +254,8 @@ def _backward(
     weight: Tensor,
     bias: Tensor | None,
     targets: Tensor,
-    kept: Tensor,
+    buffer: Tensor,
+    norm: Tensor,
     g: Tensor,
     ignore_index: int,
     label_smoothing: float,
@@ -234,37 +265,42 @@ def _backward(
     wanted: list[bool],
     triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    keep = kept.numel() > 0
-    return _run_counted(
-        hidden, weight, bias, targets, Options(ignore_index, label_smoothing, z_loss, temperature),
-        chunk_rows=chunk_rows, stats=False, wanted=wanted, triton=triton, g=g,
-        kept=kept if keep else None, formed=keep,
-    )[2]  # fmt: skip
+    """The wanted gradients, from what was kept (`buffer`, `norm`) or else from the beginning."""
+    options = Options(ignore_index, label_smoothing, z_loss, temperature)
+    counted = _counted(targets, ignore_index, triton)
+    h, y, g = (_take(x, counted) for x in (hidden, targets, g))
+    if buffer.numel():
+        grads = _finish(h, weight, bias, y, options, wanted=wanted, triton=triton, g=g, kept=Kept(buffer, norm))
+    else:
+        how = {"chunk_rows": chunk_rows, "stats": False, "wanted": wanted, "triton": triton}
+        grads = _run(h, weight, bias, y, options, g=g, **how)[2]
+    return tuple(grads.put(counted, len(targets)) if wanted[0] else grads)
 
 
 @_backward.register_fake
-def _(hidden, weight, bias, targets, kept, g, _1, _2, _3, _4, chunk_rows, wanted, triton):
+def _(hidden, weight, bias, targets, buffer, norm, g, _1, _2, _3, _4, chunk_rows, wanted, triton):
     return tuple(Grads.zeros(hidden, weight, bias, wanted))
 
 
 def _setup_context(ctx, inputs, output):
     hidden, weight, bias, targets, *options, _stats, total = inputs
-    _, values, kept, *grads = output
-    ctx.mark_non_differentiable(values, kept, *grads)
+    _, values, buffer, norm, *grads = output
+    ctx.mark_non_differentiable(values, buffer, norm, *grads)
     ctx.set_materialize_grads(False)  # or autograd fills zeros as large as the weight gradient
-    ctx.save_for_backward(hidden, weight, bias, targets, kept, *grads)
-    ctx.options, ctx.total = options, total
+    ctx.save_for_backward(hidden, weight, bias, targets, buffer, norm, *grads)
+    ctx.options, ctx.formed = options, total and not buffer.numel()
 
 
 def _differentiate(ctx, g, *_):
     forbid_double_backward("linear_cross_entropy")
     if g is None:
         return (None,) * 13
-    hidden, weight, bias, targets, kept, *grads = ctx.saved_tensors
-    if ctx.total:
+    hidden, weight, bias, targets, buffer, norm, *grads = ctx.saved_tensors
+    if ctx.formed:
         grads = [x * g for x in grads]
     else:
-        grads = _backward(hidden, weight, bias, targets, kept, g.contiguous(), *ctx.options)
+        g = g.expand(len(targets)).contiguous()
+        grads = _backward(hidden, weight, bias, targets, buffer, norm, g, *ctx.options)
     wanted = zip(grads, (hidden, weight, bias), ctx.needs_input_grad, strict=False)
     return *(x.to(like.dtype) if want else None for x, like, want in wanted), *[None] * 10
 
@@ -315,6 +351,7 @@ def linear_cross_entropy(
         rows = chunk_rows or _default_chunk_rows(weight.shape[0], hidden.device)
         total = reduction != "none"
         loss, stats, *_ = _forward(*tensors, targets, *options, rows, wanted, chosen == "triton", return_stats, total)
+        stats = stats.unbind(-1)
     if reduction == "mean":
         loss = loss / (targets != ignore_index).sum().clamp_min(1)
     return (loss, TokenStats(*stats)) if return_stats else loss

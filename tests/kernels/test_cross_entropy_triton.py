@@ -130,8 +130,7 @@ def test_chunk_kernel_forms_the_gradient_of_the_backward_kernel(V, dtype):
         expected = operators.backward(logits, targets, rows.norm, g, options)
         buffer = torch.full((3, V + 7), 9.0, dtype=dtype, device=DEVICE)
         buffer[:, :V] = logits
-        chunk = operators.forward_chunk(buffer, targets, options, V, grad=True, g=g, inplace=True)
-    assert chunk.grad is buffer
+        chunk = operators.forward_chunk(buffer, targets, options, V, grad=True, g=g)
     assert (buffer[:, V:] == 9.0).all()  # padding is not touched
     torch.testing.assert_close(buffer[:, :V], expected, rtol=1e-6, atol=1e-8)
     assert torch.equal(chunk.loss, rows.loss)
@@ -207,9 +206,10 @@ def test_label_near_certainty_keeps_its_gradient():
 def launch_everything(logits: Tensor, targets: Tensor, g: Tensor) -> list[Tensor]:
     options = Options(IGNORED, 0.1, 1e-3, 1.5)
     rows = operators.forward(logits, targets, options, stats=True)
-    chunk = operators.forward_chunk(logits, targets, options, logits.shape[1], grad=True, g=g)
     grad = operators.backward(logits, targets, rows.norm, g, options)
-    return [rows.loss, rows.stats, rows.norm, chunk.loss, chunk.grad, grad]
+    buffer = torch.empty_like(logits).copy_(logits)
+    chunk = operators.forward_chunk(buffer, targets, options, logits.shape[1], grad=True, g=g)
+    return [rows.loss, rows.stats, rows.norm, grad, chunk.loss, buffer]
 
 
 @interpreted
@@ -246,8 +246,8 @@ def test_offsets_need_64_bits():
     targets, small = torch.zeros(3, dtype=torch.int64), torch.zeros(2, 3)
     with recorded_addresses() as addresses:
         operators.forward_kernel[(3,)](
-            logits, targets, None, small, small, small, grad, stride, stride, 3, 5, IGNORED, 1.0, 0.0, 0.0,
-            STATS=False, GRAD=True, SMOOTH=False, IN_REGISTERS=True, BLOCK=8,
+            logits, targets, None, small, None, small, grad, stride, stride, 3, 5, IGNORED, 1.0, 0.0, 0.0,
+            SMOOTH=False, IN_REGISTERS=True, BLOCK=8,
         )  # fmt: skip
         operators.backward_kernel[(3, 1)](
             logits, targets, small, small, grad, stride, stride, 1, 3, 5, IGNORED, 1.0, 0.0, 0.0, BLOCK=8
@@ -260,16 +260,21 @@ def test_offsets_need_64_bits():
     assert all(any(0 <= a - owner <= last for owner in owners) for a in everything)
 
 
+def targets_of(targets: Tensor) -> range:
+    return range(targets.data_ptr(), targets.data_ptr() + targets.nbytes, targets.itemsize)
+
+
 @interpreted
 def test_a_wrong_target_reads_nothing():
     """The error is the caller's; the kernel itself must not follow such a target."""
-    logits, targets = torch.zeros(2, 4), torch.tensor([4, -1])
+    logits, targets, outputs = torch.zeros(2, 4), torch.tensor([4, -1]), torch.zeros(2, 2)
     with recorded_addresses() as addresses:
         operators.forward_kernel[(2,)](
-            logits, targets, None, *[torch.zeros(6)] * 3, logits, 4, 4, 2, 4, IGNORED, 1.0, 0.0, 0.0,
-            STATS=False, GRAD=False, SMOOTH=False, IN_REGISTERS=True, BLOCK=4,
+            logits, targets, None, outputs, None, outputs, None, 4, 0, 2, 4, IGNORED, 1.0, 0.0, 0.0,
+            SMOOTH=False, IN_REGISTERS=True, BLOCK=4,
         )  # fmt: skip
-    assert addresses["load"]
+    rows = {a - logits.data_ptr() for a in addresses["load"]} - {a - logits.data_ptr() for a in targets_of(targets)}
+    assert rows == set(range(0, 32, 4))
 
 
 # ---- from hidden states --------------------------------------------------------------------------
