@@ -149,18 +149,25 @@ def backward_kernel(
 
 # ---- launches ------------------------------------------------------------------------------------
 
-# Up to 32,768 logits of a row fit into the registers of a program (64 a thread); 65,536 spill on every GPU.
-MAX_IN_REGISTERS = 32768
-LOOP_BLOCK, LOOP_WARPS = 8192, 8  # 32 logits a thread: enough loads in flight, few reductions a row
-TILE_BLOCK, TILE_WARPS = 4096, 8  # 16 logits a thread, 32 or 64 bytes read and written
+# Chosen by compiling (`python -m kernels.inspect`), not by timing: no GPU was at hand. A row is held in registers
+# while that needs no spills; the gradient needs each logit twice, hence half as many.
+IN_REGISTERS = {"loss": 32768, "loss and gradient": 16384}
+LOOP_BLOCK, LOOP_WARPS = 4096, 8  # 16 logits a thread, 32 to 64 registers: enough blocks on a processor to hide waits
+TILE_BLOCK, TILE_WARPS = 4096, 8  # the same; nothing is summed here
 
 
-def launch_shape(V: int) -> tuple[bool, int, int]:
+def launch_shape(V: int, grad: bool) -> tuple[bool, int, int]:
     """(IN_REGISTERS, BLOCK, num_warps) of the forward kernel for a vocabulary of V words."""
-    if V > MAX_IN_REGISTERS:
-        return False, LOOP_BLOCK, LOOP_WARPS
     block = triton.next_power_of_2(V)
+    if block > IN_REGISTERS["loss and gradient" if grad else "loss"]:
+        return False, LOOP_BLOCK, LOOP_WARPS
     return True, block, min(16, max(1, block // 1024))
+
+
+def tile_shape(V: int) -> tuple[int, int]:
+    """(BLOCK, num_warps) of the backward kernel."""
+    block = min(TILE_BLOCK, triton.next_power_of_2(V))
+    return block, max(1, TILE_WARPS * block // TILE_BLOCK)
 
 
 def _launch_forward(
@@ -171,7 +178,7 @@ def _launch_forward(
     loss = torch.empty(N, dtype=torch.float32, device=logits.device)
     norm = torch.empty(2, N, dtype=torch.float32, device=logits.device)
     values = torch.empty(3, N, dtype=torch.float32, device=logits.device) if stats else None
-    in_registers, block, warps = launch_shape(V)
+    in_registers, block, warps = launch_shape(V, grad is not None)
     if N:
         with torch.cuda.device_of(logits):
             forward_kernel[(N,)](
@@ -227,13 +234,13 @@ def backward_chunk(logits: Tensor, targets: Tensor, norm: Tensor, g: Tensor, opt
     """∂(Σ g · loss)/∂logits, as wide as the logits, which stay as they are; columns from V on are left undefined."""
     N = logits.shape[0]
     grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    block = min(TILE_BLOCK, triton.next_power_of_2(V))
+    block, warps = tile_shape(V)
     if N:
         with torch.cuda.device_of(logits):
             backward_kernel[(N, triton.cdiv(V, block))](
                 logits, targets, norm, g, grad,
                 logits.stride(0), grad.stride(0), g.stride(0), N, V,
                 options.ignore_index, 1.0 / options.temperature, options.label_smoothing, options.z_loss,
-                BLOCK=block, num_warps=TILE_WARPS if block == TILE_BLOCK else 4,
+                BLOCK=block, num_warps=warps,
             )  # fmt: skip
     return grad

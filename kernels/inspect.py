@@ -1,0 +1,294 @@
+"""The machine code of every kernel in every shipped configuration, without a GPU.
+
+    python -m kernels.inspect                        # compile everything and print the table (two minutes on two cores)
+    python -m kernels.inspect --only sm_90           # rows whose text contains this
+    python -m kernels.inspect --write                # renew the committed table of this Triton version
+    python -m kernels.inspect --check                # exit code 1 on a fault, or where the table differs
+
+What a row says: registers a thread; spills, loads and stores of registers that did not fit (there should be none);
+shared memory in bytes and tensor memory in columns of a program; tensor-core instructions (HMMA: Ampere and consumer
+Blackwell, HGMMA: Hopper's asynchronous products, UTCHMMA: those of Blackwell's tensor memory, MFMA: AMD's); copies
+into shared memory that run beside the arithmetic (LDGSTS, UTMALDG); and the share of a processor's warps that fit at
+a time. A row of faults says what should not be, or why it has to be.
+"""
+
+import argparse
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+os.environ.pop("TRITON_INTERPRET", None)  # here kernels are compiled, and @triton.jit asks when it runs
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # a·b + c in one rounding, as the launches have it
+
+TABLES = Path(__file__).resolve().parents[1] / "tests" / "kernels" / "machine_code"
+
+
+@dataclass(frozen=True)
+class Card:
+    """Limits of an architecture, from the vendors' programming guides."""
+
+    target: tuple  # of triton.backends.compiler.GPUTarget
+    product: str  # the instruction of its tensor cores
+    shared: int  # bytes that a program may use
+    shared_all: int  # bytes of a processor
+    warps: int  # that fit on a processor
+
+
+CARDS = {
+    "sm_80": Card(("cuda", 80, 32), "HMMA", 163 << 10, 164 << 10, 64),
+    "sm_90": Card(("cuda", 90, 32), "HGMMA", 227 << 10, 228 << 10, 64),
+    "sm_100": Card(("cuda", 100, 32), "UTCHMMA", 227 << 10, 228 << 10, 64),
+    "sm_120": Card(("cuda", 120, 32), "HMMA", 99 << 10, 100 << 10, 48),
+    "gfx942": Card(("hip", "gfx942", 64), "MFMA", 64 << 10, 64 << 10, 32),
+}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A kernel with all that is known when it is compiled."""
+
+    card: str
+    kernel: str  # module.function
+    name: str  # of the variant
+    types: dict[str, str]  # arguments known at launch: their Triton types
+    constants: dict[str, object]
+    warps: int
+    stages: int = 1
+    product: bool = False  # should use the tensor cores
+
+    def __str__(self) -> str:
+        module, function = self.kernel.removesuffix("_kernel").split(".")
+        return f"{self.card:7} {module.rsplit('_', 1)[0]}.{function:11} {self.name}"
+
+
+# ---- what is shipped -----------------------------------------------------------------------------
+
+
+def configurations() -> list[Configuration]:
+    return [c for card in CARDS for c in (*_attention(card), *_cross_entropy(card))]
+
+
+def _attention(card: str):
+    """bf16 in the widths of the launch table; variants from the plainest to the one with most registers."""
+    from kernels import attention_triton as table
+
+    variants = {
+        "causal": {"CAUSAL": True},
+        "packed causal grouped": {"BOUNDS": "packed", "CAUSAL": True, "GROUP": 4},
+        "lengths dropout": {"BOUNDS": "lengths", "DROPOUT": True},
+    }
+    for D in (64, 128, 256):
+        row = table.LAUNCHES["sm_80" if card == "sm_120" else card, D]
+        for kernel, launch in row._asdict().items():
+            for name, options in variants.items():
+                yield _attention_configuration(card, kernel, f"D{D} bf16 {name}", D, launch, options)
+
+
+def _attention_configuration(card, kernel, name, D, launch, options) -> Configuration:
+    from kernels import attention_kernels
+
+    constants = {"GROUP": 1, "D": D, "BLOCK_D": D, "BLOCK_M": launch.block_m, "BLOCK_N": launch.block_n}
+    constants |= {"BOUNDS": "", "CAUSAL": False, "WINDOW": False, "SOFTCAP": False, "DROPOUT": False} | options
+    types = {"scale": "fp32", "softcap": "fp32", "keep_scale": "fp32", "seed": "i64"}
+    for argument in getattr(attention_kernels, f"{kernel}_kernel").arg_names:
+        if argument in ("lse_ptr", "delta_ptr"):
+            types[argument] = "*fp32"
+        elif argument.endswith("_ptr"):
+            types[argument] = "*bf16"
+        elif argument.endswith("_bounds") and constants["BOUNDS"]:
+            types[argument] = "*i32"
+        elif argument.endswith("_bounds"):
+            constants[argument] = None
+        elif argument not in constants:
+            types.setdefault(argument, "i32")
+    kernel = f"attention_kernels.{kernel}_kernel"
+    return Configuration(card, kernel, name, types, constants, launch.warps, launch.stages, product=True)
+
+
+def _cross_entropy(card: str):
+    from kernels import cross_entropy_triton as table
+
+    sizes = {"N": "i32", "V": "i32", "ignore_index": "i32", "logits_stride": "i32", "grad_stride": "i32"}
+    options = {"inv_temperature": "fp32", "smoothing": "fp32", "z_loss": "fp32"}
+    for dtype in ("bf16", "fp32"):
+        for V in (70, 16384, 32768, 131072):
+            for grad in (False, True):
+                in_registers, block, warps = table.launch_shape(V, grad)
+                pointers = {"logits_ptr": f"*{dtype}", "targets_ptr": "*i64", "loss_ptr": "*fp32"}
+                pointers |= {"stats_ptr": "*fp32", "norm_ptr": "*fp32"}
+                constants = {"g_ptr": None, "SMOOTH": True, "IN_REGISTERS": in_registers, "BLOCK": block}
+                if grad:
+                    pointers["grad_ptr"] = f"*{dtype}"
+                else:
+                    constants["grad_ptr"] = None
+                name = f"V{V} {dtype} {'loss and gradient' if grad else 'loss'}"
+                types = pointers | sizes | options
+                yield Configuration(card, "cross_entropy_triton.forward_kernel", name, types, constants, warps)
+        for V in (70, 131072):
+            block, warps = table.tile_shape(V)
+            pointers = {"logits_ptr": f"*{dtype}", "targets_ptr": "*i64", "norm_ptr": "*fp32", "g_ptr": "*fp32"}
+            types = pointers | {"grad_ptr": f"*{dtype}", "g_stride": "i32"} | sizes | options
+            kernel = "cross_entropy_triton.backward_kernel"
+            yield Configuration(card, kernel, f"V{V} {dtype}", types, {"BLOCK": block}, warps)
+
+
+# ---- compiling and reading -----------------------------------------------------------------------
+
+
+@dataclass
+class Row:
+    configuration: Configuration
+    registers: int = 0
+    spills: int = 0
+    shared: int = 0
+    tensor_memory: int = 0
+    products: str = ""  # "HGMMA 16"
+    copies: int = 0
+    occupancy: int = 0  # per cent
+    faults: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        c = self.configuration
+        numbers = f"{c.warps:5} {self.registers:5} {self.spills:6} {self.shared:7} {self.tensor_memory:5}"
+        text = f"{c!s:62} {numbers} {self.products:>12} {self.copies:6} {self.occupancy:4}%"
+        return f"{text}  {'; '.join(self.faults)}".rstrip()
+
+
+HEAD = f"{'card    kernel                variant':62} warps  regs spills  shared  tmem     products copies  occ."
+
+# Faults that are known and have to be.
+ACCEPTED: dict[str, str] = {}
+
+
+def inspect(c: Configuration) -> Row:
+    """Compile, read the machine code, and judge."""
+    import importlib
+
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    module, function = c.kernel.split(".")
+    kernel = getattr(importlib.import_module(f"kernels.{module}"), function)
+    signature = {name: c.types.get(name, "constexpr") for name in kernel.arg_names}
+    aligned = [n for n, t in c.types.items() if t.startswith("*") or "stride" in n]  # as torch allocates them
+    attributes = {(kernel.arg_names.index(n),): [["tt.divisibility", 16]] for n in aligned}
+    source = ASTSource(kernel, signature, c.constants, attributes)
+    card = CARDS[c.card]
+    options = {"num_warps": c.warps, "num_stages": c.stages}
+    code = compile(source, target=GPUTarget(*card.target), options=options)
+    row = Row(c, shared=code.metadata.shared, tensor_memory=getattr(code.metadata, "tmem_size", 0) or 0)
+    (_read_nvidia if card.target[0] == "cuda" else _read_amd)(row, code.asm)
+    row.occupancy = _occupancy(row, card)
+    row.faults = _faults(row, card)
+    return row
+
+
+def _read_nvidia(row: Row, asm: dict) -> None:
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(asm["cubin"])
+        usage, sass = (
+            subprocess.run([tools / "cuobjdump", option, cubin], check=True, capture_output=True, text=True).stdout
+            for option in ("-res-usage", "-sass")
+        )
+    row.registers = int(re.search(r"REG:(\d+)", usage)[1])
+    row.spills = _count(sass, r"(?:LDL|STL)\b")
+    row.copies = _count(sass, r"(?:LDGSTS|UTMALDG)\b")
+    products = {name: _count(sass, rf"{name}\b") for name in ("HMMA", "HGMMA", "UTCHMMA")}
+    row.products = " ".join(f"{name} {n}" for name, n in products.items() if n)
+
+
+def _read_amd(row: Row, asm: dict) -> None:
+    text = asm["amdgcn"]
+    row.registers = int(re.search(r"\.vgpr_count:\s*(\d+)", text)[1])
+    row.spills = sum(int(n) for n in re.findall(r"\.[vs]gpr_spill_count:\s*(\d+)", text))
+    row.copies = _count(text, r"(?:buffer|global)_load_\w*lds\w*|buffer_load_\w+ .*\blds\b")
+    products = _count(text, r"v_mfma_\w+")
+    row.products = f"MFMA {products}" if products else ""
+
+
+def _count(text: str, pattern: str) -> int:
+    return len(re.findall(rf"(?<![\w.]){pattern}", text))
+
+
+def _occupancy(row: Row, card: Card) -> int:
+    """Per cent of the warps of a processor that registers and shared memory leave room for."""
+    warps = row.configuration.warps
+    if card.target[0] == "hip":  # 4 units of 512 registers a lane and 8 warps each
+        a_unit = min(8, 512 // (-(-max(row.registers, 1) // 8) * 8))
+        programs = a_unit * 4 // warps
+    else:  # 65,536 registers, given out in eights a thread
+        programs = 65536 // (-(-row.registers // 8) * 8 * 32 * warps)
+        programs = min(programs, card.warps // warps, 32)
+        row_shared = row.shared + (1 << 10)  # the system's own kilobyte
+        return 100 * min(programs, card.shared_all // row_shared) * warps // card.warps
+    return 100 * min(programs, card.shared_all // max(row.shared, 1)) * warps // card.warps
+
+
+def _faults(row: Row, card: Card) -> list[str]:
+    faults = []
+    if row.spills:
+        faults.append("spills")
+    if row.shared > card.shared:
+        faults.append(f"more than {card.shared} bytes of shared memory")
+    if row.tensor_memory > 512:
+        faults.append("more than 512 columns of tensor memory")
+    if row.configuration.product and card.product not in row.products:
+        faults.append(f"no {card.product}")
+    return faults
+
+
+# ---- the table -----------------------------------------------------------------------------------
+
+
+def table_path() -> Path:
+    import triton
+
+    return TABLES / f"triton-{'.'.join(triton.__version__.split('.')[:2])}.txt"
+
+
+def compile_all(chosen: list[Configuration], jobs: int) -> list[Row]:
+    """In processes of their own: some programs abort the compiler, and then the rest should be told from it."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        return list(pool.map(inspect, chosen, chunksize=4))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", metavar="TEXT", help="rows whose text contains this")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--write", action="store_true", help="renew the committed table")
+    parser.add_argument("--check", action="store_true", help="fail on a fault or a difference")
+    args = parser.parse_args()
+    path = table_path()
+    rows = compile_all([c for c in configurations() if args.only in str(c)], args.jobs)
+    lines = [str(row) for row in rows]
+    print(HEAD, *lines, sep="\n")
+    faults = [str(row) for row in rows if set(row.faults) - set(_accepted(row))]
+    if args.write:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n".join([HEAD, *lines]) + "\n")
+    if args.check:
+        known = path.read_text().splitlines() if path.exists() else []
+        differing = [line for line in lines if line not in known]
+        print(*(f"fault: {line}" for line in faults), *(f"not in {path.name}: {line}" for line in differing), sep="\n")
+        return int(bool(faults or differing))
+    return 0
+
+
+def _accepted(row: Row) -> list[str]:
+    return [fault for fault in row.faults if any(text in f"{row.configuration}: {fault}" for text in ACCEPTED)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
