@@ -6,10 +6,47 @@ Letters: B sequences, N tokens in all, T the longest length.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Groups(NamedTuple):
+    """Sequences sorted by length, so that those of equal length form dense blocks: work without padding.
+
+    Sequences without a query or without a key are in no group.
+    """
+
+    shapes: tuple[tuple[int, int, int], ...]  # of each group: sequences, queries of each, keys of each
+    q_rows: Tensor | None  # the rows of the queries in the order of the groups; None if that is 0, 1, 2, … N − 1
+    k_rows: Tensor | None  # the same of the keys
+
+    @classmethod
+    def of(cls, queries: "Spans", keys: "Spans") -> "Groups":
+        pairs = list(zip(queries.lengths.tolist(), keys.lengths.tolist(), strict=True))
+        order = sorted((b for b, pair in enumerate(pairs) if min(pair) > 0), key=pairs.__getitem__)
+        shapes = tuple((len(list(run)), *pair) for pair, run in groupby(pairs[b] for b in order))
+        index = torch.tensor(order, dtype=torch.int64, device=queries.starts.device)
+        return cls(shapes, queries.rows(index), keys.rows(index))
+
+
+class Spans(NamedTuple):
+    """Where B sequences lie among N rows."""
+
+    starts: Tensor  # (B,) int64
+    lengths: Tensor  # (B,) int64
+    N: int
+
+    def rows(self, order: Tensor) -> Tensor | None:
+        """The rows of these sequences in this order; None if that is 0, 1, 2, … N − 1."""
+        starts, lengths = self.starts[order], self.lengths[order]
+        before = lengths.cumsum(0) - lengths
+        total = int(lengths.sum())
+        if total == self.N and torch.equal(starts, before):
+            return None
+        return torch.arange(total, device=starts.device) + torch.repeat_interleave(starts - before, lengths)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +98,18 @@ class Packing:
     def padded_slots(self) -> Tensor:
         """(N,) int64: the place of each token in a padded (B·T,) row."""
         return self.sequence * self.max_len + self.positions
+
+    @cached_property
+    def spans(self) -> Spans:
+        return Spans(self.cu_seqlens[:-1].long(), self.lengths_tensor, self.num_tokens)
+
+    @cached_property
+    def _groups(self) -> Groups:
+        return Groups.of(self.spans, self.spans)
+
+    def groups_with(self, keys: "Packing") -> Groups:
+        """For attention of each sequence to the one of `keys` with the same number; to itself: derived once."""
+        return self._groups if keys is self else Groups.of(self.spans, keys.spans)
 
     def pad(self, x: Tensor) -> Tensor:
         """(N, ...) → (B, T, ...), zeros behind each sequence."""
