@@ -149,17 +149,17 @@ def backward_kernel(
 
 # ---- launches ------------------------------------------------------------------------------------
 
-# Chosen by compiling (`python -m kernels.inspect`), not by timing: no GPU was at hand. A row is held in registers
-# while that needs no spills; the gradient needs each logit twice, hence half as many.
-IN_REGISTERS = {"loss": 32768, "loss and gradient": 16384}
+# Chosen by compiling (`python -m kernels.inspect`), not by timing: no GPU was at hand. A row of 32,768 logits in
+# registers spills, with 8, 16 and 32 warps.
+MAX_IN_REGISTERS = 16384
 LOOP_BLOCK, LOOP_WARPS = 4096, 8  # 16 logits a thread, 32 to 64 registers: enough blocks on a processor to hide waits
 TILE_BLOCK, TILE_WARPS = 4096, 8  # the same; nothing is summed here
 
 
-def launch_shape(V: int, grad: bool) -> tuple[bool, int, int]:
+def launch_shape(V: int) -> tuple[bool, int, int]:
     """(IN_REGISTERS, BLOCK, num_warps) of the forward kernel for a vocabulary of V words."""
     block = triton.next_power_of_2(V)
-    if block > IN_REGISTERS["loss and gradient" if grad else "loss"]:
+    if block > MAX_IN_REGISTERS:
         return False, LOOP_BLOCK, LOOP_WARPS
     return True, block, min(16, max(1, block // 1024))
 
@@ -178,7 +178,7 @@ def _launch_forward(
     loss = torch.empty(N, dtype=torch.float32, device=logits.device)
     norm = torch.empty(2, N, dtype=torch.float32, device=logits.device)
     values = torch.empty(3, N, dtype=torch.float32, device=logits.device) if stats else None
-    in_registers, block, warps = launch_shape(V, grad is not None)
+    in_registers, block, warps = launch_shape(V)
     if N:
         with torch.cuda.device_of(logits):
             forward_kernel[(N,)](
