@@ -59,6 +59,16 @@ def test_equals_the_definition(options, reduction, chunk_rows, with_bias):
     torch.testing.assert_close(ours, run("eager", (*tensors, targets), g, **options))
 
 
+@pytest.mark.parametrize("impl", ["torch", "eager"])
+def test_mean_is_over_the_targets_that_count(impl):
+    hidden, weight, _, targets, _ = draw(7, 4, 9)
+    count = int((targets != IGNORED).sum())
+    assert 0 < count < 7
+    loss = linear_cross_entropy(hidden, weight, targets, impl=impl)
+    mean = linear_cross_entropy(hidden, weight, targets, reduction="mean", impl=impl)
+    torch.testing.assert_close(mean, loss.sum() / count)
+
+
 @pytest.mark.parametrize(("chunk_rows", "reduction"), list(product([2, None], ["none", "sum", "mean"])))
 def test_gradcheck(chunk_rows, reduction):
     hidden, weight, bias, targets, _ = draw(5, 3, 4)
