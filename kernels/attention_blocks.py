@@ -4,7 +4,7 @@ A block of BLOCK queries multiplies only the keys that some of them see: what th
 never computed. It sees whole rows of scores, so that softmax is the library's and the backward needs no log-sum-exp:
 it multiplies the scores again and uses
 
-    p = softmax(s)      dv = pᵀ do      dp = do vᵀ      ds = p (dp − Σ p dp)      dq = scale ds k      dk = scale dsᵀ q
+    p = softmax(s)    dv = pᵀ do    dp = do vᵀ    ds = p (dp − Σ p dp)    dq = scale ds k    dk = scale dsᵀ q
 
 The work is cut once more, over heads, so that a piece of scores stays in the cache.
 
@@ -19,7 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-BLOCK = 128  # queries
+BLOCK = 128  # queries; twice as many from LONG keys on, where adding up dk and dv outweighs the wasted corner
+LONG = 1024
 PIECE = 2**19  # scores at a time: 1 MB in bfloat16
 SHORT = 64  # keys; PyTorch's softmax of shorter rows of bfloat16 is 3 to 15 times slower than that of float32
 
@@ -39,29 +40,37 @@ class Piece(NamedTuple):
     pairs: slice  # of P
     queries: slice  # of n
     keys: slice  # of m
-    hidden: Tensor | None  # (queries, keys) bool, or None if they see all
+    hidden: Tensor | None  # (queries, last of the keys) bool, or None if they see all
 
 
 # ---- what is computed ------------------------------------------------------------------------------------
 
 
 def _pieces(P: int, n: int, m: int, options: Options, device: torch.device) -> Iterator[Piece]:
-    """The pieces of a group. Query i stands beside key i + m − n; queries that see nothing are in no piece."""
+    """The pieces of a group, last queries first. Query i stands beside key i + m − n; queries that see nothing
+    are in no piece."""
     causal, window = options.causal, options.window
-    start = 0
-    if causal or window is not None:
-        start = max(0, n - m - (0 if causal else window - 1))
-    for i0 in range(start, n if m else 0, BLOCK):
-        i1 = min(n, i0 + BLOCK)
+    block = BLOCK if m < LONG else 2 * BLOCK
+    for i0 in reversed(range(_blind(n, m, options), n, block)):
+        i1 = min(n, i0 + block)
         first, last = i0 + m - n, i1 - 1 + m - n
         j0 = 0 if window is None else max(0, first - window + 1)
         j1 = min(m, last + 1) if causal else m if window is None else min(m, last + window)
         hidden = None
-        if causal or window is not None:
+        if window is not None:
             hidden = _hidden(i1 - i0, j1 - j0, first - j0, causal, window, device)
+        elif causal and last > first:  # nothing is hidden before key first + 1
+            hidden = _hidden(i1 - i0, last - first, -1, causal, window, device)
         pairs = max(1, PIECE // ((i1 - i0) * (j1 - j0)))
         for z in range(0, P, pairs):
             yield Piece(slice(z, z + pairs), slice(i0, i1), slice(j0, j1), hidden)
+
+
+def _blind(n: int, m: int, options: Options) -> int:
+    """How many of the n queries, the first ones, stand before all m keys and see none."""
+    if options.causal:
+        return max(0, n - m)
+    return 0 if options.window is None else max(0, n - m - options.window + 1)
 
 
 @lru_cache(maxsize=256)  # the same few masks serve all layers and steps
@@ -74,17 +83,17 @@ def _hidden(rows: int, cols: int, place: int, causal: bool, window: int | None, 
     return hidden
 
 
-def _probabilities(q: Tensor, k: Tensor, hidden: Tensor | None, softcap: float | None) -> tuple[Tensor, Tensor | None]:
-    """softmax of the scores q kᵀ and, with a soft cap, tanh of the scores; q is scaled already."""
-    scores = torch.bmm(q, k.transpose(1, 2))
-    if scores.dtype in (torch.bfloat16, torch.float16) and (k.shape[1] < SHORT or softcap is not None):
+def _probabilities(q: Tensor, k: Tensor, hidden: Tensor | None, options: Options) -> tuple[Tensor, Tensor | None]:
+    """softmax of the scores and, with a soft cap, their tanh."""
+    scores = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=options.scale)
+    if scores.dtype in (torch.bfloat16, torch.float16) and (k.shape[1] < SHORT or options.softcap is not None):
         scores = scores.float()
     tanh = None
-    if softcap is not None:
-        tanh = torch.tanh(scores / softcap)
-        scores = tanh * softcap
+    if options.softcap is not None:
+        tanh = torch.tanh(scores / options.softcap)
+        scores = tanh * options.softcap
     if hidden is not None:
-        scores.masked_fill_(hidden, float("-inf"))
+        scores[:, :, -hidden.shape[1] :].masked_fill_(hidden, float("-inf"))
     return torch.softmax(scores, dim=-1), tanh
 
 
@@ -101,68 +110,79 @@ def _generator(options: Options, device: torch.device) -> torch.Generator | None
     return torch.Generator(device).manual_seed(options.dropout_seed)
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, n: int, m: int, options: Options, generator) -> Tensor:
-    """q (P, n, D), scaled, k and v (P, m, D) → (P, n, D)."""
-    out = torch.zeros_like(q)
-    for pairs, queries, keys, hidden in _pieces(len(q), n, m, options, q.device):
-        probs, _ = _probabilities(q[pairs, queries], k[pairs, keys], hidden, options.softcap)
+def _forward(q: Tensor, k: Tensor, v: Tensor, options: Options, generator) -> Tensor:
+    """q (P, n, D), k and v (P, m, D) → (P, n, D)."""
+    out = torch.empty_like(q)
+    out[:, : _blind(q.shape[1], k.shape[1], options)] = 0
+    for pairs, queries, keys, hidden in _pieces(*q.shape[:2], k.shape[1], options, q.device):
+        probs, _ = _probabilities(q[pairs, queries], k[pairs, keys], hidden, options)
         kept = _dropout(probs, options.dropout_p, generator)
         probs = probs if kept is None else probs * kept
-        out[pairs, queries] = torch.bmm(probs.to(v.dtype), v[pairs, keys])
+        torch.bmm(probs.to(v.dtype), v[pairs, keys], out=out[pairs, queries])
     return out
 
 
 def _backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, n: int, m: int, options: Options, generator
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, options: Options, generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of scaled q (P, n, D), and of k and v (P, m, D) summed in at least float32."""
-    dq = torch.zeros_like(q)
+    """dq (P, n, D), dk and dv (P, m, D), these two summed in at least float32."""
+    P, n, _ = q.shape
+    m = k.shape[1]
+    dq = torch.empty_like(q)
+    dq[:, : _blind(n, m, options)] = 0
     wide = torch.promote_types(k.dtype, torch.float32)
-    dk, dv = torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
-    for pairs, queries, keys, hidden in _pieces(len(q), n, m, options, q.device):
+    dk, dv = torch.empty_like(k, dtype=wide), torch.empty_like(v, dtype=wide)
+    if options.window is not None:
+        dk, dv = dk.zero_(), dv.zero_()
+    for pairs, queries, keys, hidden in _pieces(P, n, m, options, q.device):
         piece_q, piece_k, do = q[pairs, queries], k[pairs, keys], grad[pairs, queries]
-        probs, tanh = _probabilities(piece_q, piece_k, hidden, options.softcap)
+        probs, tanh = _probabilities(piece_q, piece_k, hidden, options)
         dprobs = torch.bmm(do, v[pairs, keys].transpose(1, 2)).to(probs.dtype)
         kept = _dropout(probs, options.dropout_p, generator)
         if kept is not None:
             dprobs = dprobs * kept
         weights = probs if kept is None else probs * kept
-        dv[pairs, keys] += torch.bmm(weights.to(v.dtype).transpose(1, 2), do)
+        # Without a window the last queries, which come first, see all keys.
+        put = torch.Tensor.copy_ if queries.stop == n and options.window is None else torch.Tensor.add_
+        put(dv[pairs, keys], torch.bmm(weights.to(v.dtype).transpose(1, 2), do))
         dscores = torch._softmax_backward_data(dprobs, probs, -1, probs.dtype)
         if tanh is not None:
             dscores = dscores * (1 - tanh * tanh)
         dscores = dscores.to(q.dtype)
-        dk[pairs, keys] += torch.bmm(dscores.transpose(1, 2), piece_q)
-        dq[pairs, queries] = torch.bmm(dscores, piece_k)
-    return dq, dk, dv
+        put(dk[pairs, keys], torch.bmm(dscores.transpose(1, 2), piece_q))
+        torch.bmm(dscores, piece_k, out=dq[pairs, queries])
+    return dq.mul_(options.scale), dk.mul_(options.scale), dv
 
 
 # ---- the groups --------------------------------------------------------------------------------------------
 
 
-def _heads_first(x: Tensor, count: int, H: int, scale: float | None = None) -> Tensor:
+def _heads_first(x: Tensor, count: int, H: int) -> Tensor:
     """(count · n, G, D) → (count · H, n, D): a copy, each key/value head as often as query heads share it."""
     x = x.unflatten(0, (count, -1)).transpose(1, 2)  # (count, G, n, D)
     G = x.shape[1]
     if G != H:
         x = x[:, :, None].expand(-1, -1, H // G, -1, -1)
-    if scale is not None:
-        x = x * scale
     return x.reshape(count * H, *x.shape[-2:])
 
 
-def _tokens_first(x: Tensor, count: int, G: int) -> Tensor:
-    """(count · H, n, D) → (count · n, G, D), summed over the query heads that share a head."""
+def _tokens_first(x: Tensor, count: int) -> Tensor:
+    """(count · H, n, D) → (count · n, H, D)."""
+    return x.unflatten(0, (count, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def _shared(x: Tensor, count: int, G: int) -> Tensor:
+    """(count · H, m, D) → (count · m, G, D), summed over the query heads that share a head."""
     x = x.view(count, G, -1, *x.shape[1:])
     x = x.squeeze(2) if x.shape[2] == 1 else x.sum(2)
     return x.transpose(1, 2).flatten(0, 1)
 
 
-def _spans(shapes: list[int]) -> Iterator[tuple[int, int, int, slice, slice]]:
-    """count, n, m of each group and its rows of the sorted queries and keys."""
+def _spans(shapes: list[int]) -> Iterator[tuple[int, slice, slice]]:
+    """The number of sequences of each group and its rows of the sorted queries and keys."""
     i = j = 0
     for count, n, m in zip(shapes[::3], shapes[1::3], shapes[2::3], strict=True):
-        yield count, n, m, slice(i, i + count * n), slice(j, j + count * m)
+        yield count, slice(i, i + count * n), slice(j, j + count * m)
         i, j = i + count * n, j + count * m
 
 
@@ -201,10 +221,9 @@ def attention_blocks(
     H = q.shape[1]
     q_sorted, k_sorted, v_sorted = _take(q, q_rows), _take(k, k_rows), _take(v, k_rows)
     out = torch.zeros(q_sorted.shape, dtype=q.dtype, device=q.device)
-    for count, n, m, q_span, k_span in _spans(shapes):
-        heads = [_heads_first(x[k_span], count, H) for x in (k_sorted, v_sorted)]
-        part = _forward(_heads_first(q_sorted[q_span], count, H, scale), *heads, n, m, options, generator)
-        out[q_span] = _tokens_first(part, count, H)
+    for count, q_span, k_span in _spans(shapes):
+        heads = (_heads_first(x, count, H) for x in (q_sorted[q_span], k_sorted[k_span], v_sorted[k_span]))
+        out[q_span] = _tokens_first(_forward(*heads, options, generator), count)
     return _put(out, q_rows, q)
 
 
@@ -230,13 +249,11 @@ def attention_blocks_backward(
     q_sorted, grad = _take(q, q_rows), _take(grad, q_rows)
     k_sorted, v_sorted = _take(k, k_rows), _take(v, k_rows)
     dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q_sorted, k_sorted, v_sorted))
-    for count, n, m, q_span, k_span in _spans(shapes):
-        heads = [_heads_first(x[k_span], count, H) for x in (k_sorted, v_sorted)]
-        scaled = _heads_first(q_sorted[q_span], count, H, scale)
-        do = _heads_first(grad[q_span], count, H)
-        parts = _backward(do, scaled, *heads, n, m, options, generator)
-        dq[q_span] = _tokens_first(parts[0].mul_(scale), count, H)
-        dk[k_span], dv[k_span] = (_tokens_first(x, count, G) for x in parts[1:])
+    for count, q_span, k_span in _spans(shapes):
+        parts = grad[q_span], q_sorted[q_span], k_sorted[k_span], v_sorted[k_span]
+        parts = _backward(*(_heads_first(x, count, H) for x in parts), options, generator)
+        dq[q_span] = _tokens_first(parts[0], count)
+        dk[k_span], dv[k_span] = (_shared(x, count, G) for x in parts[1:])
     return _put(dq, q_rows, q), _put(dk, k_rows, k), _put(dv, k_rows, v)
 
 
