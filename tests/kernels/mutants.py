@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-TRITON, TORCH, LINEAR = "cross_entropy_triton", "cross_entropy_torch", "linear_cross_entropy"
+TRITON, TORCH = "cross_entropy_triton", "cross_entropy_torch"
+LINEAR, CHUNKS = "linear_cross_entropy", "linear_cross_entropy_chunks"
 
 
 class Mutant(NamedTuple):
@@ -52,12 +53,12 @@ MUTANTS = [
     Mutant("torch: kept p overwritten", TORCH, "out=torch.empty_like(p))", "out=p)"),
     Mutant("torch: entropy not normalised", TORCH, "total = block.sum(-1)", "total = block.new_ones(())"),
     Mutant("torch: ignored rows in the gradient", TORCH, "norm, g * counted, options", "norm, g, options"),
-    Mutant("linear: weight gradient of the last chunk only", LINEAR, "total.addmm_(a, b)", "torch.mm(a, b, out=total)"),
-    Mutant("linear: weight gradient summed in 16 bits", LINEAR, "hidden.new_zeros(weight.shape if wanted[1] else 0, dtype=wide)", "hidden.new_zeros(weight.shape if wanted[1] else 0)"),
+    Mutant("linear: weight gradient of the last chunk only", CHUNKS, "total.addmm_(a, b)", "torch.mm(a, b, out=total)"),
+    Mutant("linear: weight gradient summed in 16 bits", CHUNKS, "hidden.new_zeros(weight.shape if wanted[1] else 0, dtype=wide)", "hidden.new_zeros(weight.shape if wanted[1] else 0)"),
     Mutant("linear: g dropped", LINEAR, "grads = [x * g for x in grads]", "grads = [x * 1 for x in grads]"),
-    Mutant("linear: padding not hidden", LINEAR, 'out[:, V:] = -float("inf")', "out[:, V:] = 0.0"),
-    Mutant("linear: prompt rows shift the gradient", LINEAR, "index_copy_(0, rows, x)", "index_copy_(0, rows.flip(0), x)"),
-    Mutant("linear: all chunks at once", LINEAR, "_buffer(min(N, chunk_rows), V", "_buffer(N, V"),
+    Mutant("linear: padding not hidden", CHUNKS, 'out[:, V:] = -float("inf")', "out[:, V:] = 0.0"),
+    Mutant("linear: prompt rows shift the gradient", CHUNKS, "index_copy_(0, rows, x)", "index_copy_(0, rows.flip(0), x)"),
+    Mutant("linear: all chunks at once", CHUNKS, "room(min(N, chunk_rows), V", "room(N, V"),
     Mutant("linear: mean over all rows", LINEAR, "loss / (targets != ignore_index).sum().clamp_min(1)", "loss / max(1, len(targets))"),
 ]  # fmt: skip
 

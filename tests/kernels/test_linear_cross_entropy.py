@@ -9,9 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import linear_cross_entropy
 from kernels.cross_entropy_torch import Options
-from kernels.linear_cross_entropy import _run
+from kernels.linear_cross_entropy_chunks import run as run_chunks
 
 IGNORED = -100
+EVERY_THIRD, NONE, ALL = slice(1, None, 3), slice(0), slice(None)
 OPTIONS = {
     "plain": {},
     "smooth": {"label_smoothing": 0.1},
@@ -22,7 +23,7 @@ OPTIONS = {
 all_options = pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
 
 
-def draw(N: int, C: int, V: int, dtype: torch.dtype = torch.float64, ignored: float = 0.3):
+def draw(N: int, C: int, V: int, dtype: torch.dtype = torch.float64, ignored: slice = EVERY_THIRD):
     """hidden, weight, bias, targets, and gradients of the loss of which one is 0."""
     generator = torch.Generator().manual_seed(N + C + V)
     hidden, weight, bias = (
@@ -30,7 +31,7 @@ def draw(N: int, C: int, V: int, dtype: torch.dtype = torch.float64, ignored: fl
         for shape in ((N, C), (V, C), (V,))
     )
     targets = torch.randint(0, V, (N,), generator=generator)
-    targets[torch.rand(N, generator=generator) < ignored] = IGNORED
+    targets[ignored] = IGNORED
     g = torch.randn(N, generator=generator)
     g[:1] = 0.0
     return hidden, weight, bias, targets, g
@@ -101,7 +102,7 @@ def test_error_is_that_of_the_definition(dtype, V, chunk_rows, reduction):
 
 def test_float32_master_weights():
     """bfloat16 activations; the gradient of the weight stays in float32 over the chunks (Liger issue 512)."""
-    hidden, weight, _, targets, _ = draw(64, 8, 5, torch.float32, ignored=0.0)
+    hidden, weight, _, targets, _ = draw(64, 8, 5, torch.float32, ignored=NONE)
     half = hidden.detach().bfloat16().requires_grad_()
     loss = linear_cross_entropy(half, weight, targets, reduction="sum", chunk_rows=1)
     loss.backward()
@@ -124,7 +125,7 @@ def test_autocast():
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 def test_nothing_counts(reduction):
-    hidden, weight, bias, targets, _ = draw(5, 3, 4, ignored=1.1)
+    hidden, weight, bias, targets, _ = draw(5, 3, 4, ignored=ALL)
     loss, stats = linear_cross_entropy(hidden, weight, targets, bias=bias, reduction=reduction, return_stats=True)
     loss.sum().backward()
     assert not loss.any()
@@ -190,7 +191,7 @@ def test_inputs_are_not_written_to():
 def test_no_tensor_is_larger_than_a_chunk(dtype, with_g):
     """Looks at everything that both passes allocate, below the operators, where a dispatch mode sees it."""
     N, C, V, rows = 512, 8, 4096, 16
-    hidden, weight, _, targets, g = (x.detach() for x in draw(N, C, V, dtype, ignored=0.0))
+    hidden, weight, _, targets, g = (x.detach() for x in draw(N, C, V, dtype, ignored=NONE))
     largest = 0
 
     class Watch(TorchDispatchMode):
@@ -203,7 +204,7 @@ def test_no_tensor_is_larger_than_a_chunk(dtype, with_g):
 
     how = {"chunk_rows": rows, "stats": True, "wanted": [True, True, False], "triton": False}
     with Watch():
-        _run(hidden, weight, None, targets, Options(), g=g if with_g else None, **how)
+        run_chunks(hidden, weight, None, targets, Options(), g=g if with_g else None, **how)
     assert largest == 4 * rows * V
 
 
@@ -246,7 +247,7 @@ def test_double_backward_says_no(reduction):
 
 @pytest.mark.parametrize(("chunk_rows", "total"), [(2, True), (2, False), (100, True), (100, False)])
 def test_opcheck(chunk_rows, total):
-    hidden, weight, bias, targets, g = draw(5, 3, 4, torch.float32, ignored=0.0)
+    hidden, weight, bias, targets, g = draw(5, 3, 4, torch.float32, ignored=NONE)
     for wanted, with_bias in (([True, True, True], bias), ([False, True, False], None)):
         tail = (IGNORED, 0.1, 0.01, 1.5, chunk_rows, wanted, False)
         leaves = [x.detach().requires_grad_(want) for x, want in zip((hidden, weight), wanted, strict=False)]
