@@ -1,4 +1,4 @@
-"""Attention: eager PyTorch, PyTorch's SDPA and ours, side by side.
+"""Attention: eager PyTorch, PyTorch's SDPA and ours, side by side; on a GPU every rival that PyTorch has.
 
     python bench/attention.py            # on a GPU if there is one, else on the CPU
     python bench/attention.py --quick    # does everything run?
@@ -10,14 +10,19 @@ Letters: B batch, T queries and keys, H query heads, D head dim.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import harness  # first: puts the repository root on the path
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from kernels import Packing, attention, choose
+
+BASELINE = {"cpu": "SDPA", "cuda": "SDPA as chosen"}  # what PyTorch picks by itself
 
 
 class Case(NamedTuple):
@@ -27,7 +32,7 @@ class Case(NamedTuple):
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    """On a GPU the shapes that papers report; on a CPU what fits in a minute."""
+    """On a GPU the shapes that papers report; on a CPU what fits in two minutes."""
     half, single = torch.bfloat16, torch.float32
     if quick:
         yield dense(1, 64, 2, 32, single, device, causal=True)
@@ -43,20 +48,42 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
             for T in (512, 2048):
                 yield dense(4, T, 12, 64, dtype, device, causal=True)
             for lengths in (range(8, 65, 2), range(64, 513, 64)):
-                for causal in (True, False):
-                    yield ragged(lengths, 12, 64, dtype, device, causal)
+                yield ragged(lengths, 12, 64, dtype, device, causal=False)
 
 
 def dense(B: int, T: int, H: int, D: int, dtype: torch.dtype, device: torch.device, causal: bool) -> Case:
     inputs = [torch.randn(B, T, H, D, dtype=dtype, device=device, requires_grad=True) for _ in range(3)]
-    functions = {
-        "eager": lambda q, k, v: attention(q, k, v, causal=causal, impl="eager"),
-        "SDPA": lambda q, k, v: sdpa(q, k, v, is_causal=causal),
-        "ours": lambda q, k, v: attention(q, k, v, causal=causal),
-    }
+    functions = {"ours": partial(attention, causal=causal), BASELINE[device.type]: partial(sdpa, is_causal=causal)}
+    if device.type == "cuda" or T <= 512:  # on a CPU it would take longer than everything else together
+        functions["eager"] = partial(attention, causal=causal, impl="eager")
+    if device.type == "cuda":
+        functions |= gpu_rivals(T, device, causal)
     name = f"B={B} H={H} D={D} T={T} {'causal' if causal else 'full'} {str(dtype).removeprefix('torch.')}"
     gflop = 4e-9 * B * H * T * T * D / (2 if causal else 1)
     return Case(name, gflop, {provider: (function, inputs) for provider, function in functions.items()})
+
+
+def gpu_rivals(T: int, device: torch.device, causal: bool) -> dict[str, Callable[..., Tensor]]:
+    """Each backend of SDPA by itself, and what torch.compile makes of plain and of flexible attention."""
+
+    def backend(choice: SDPBackend) -> Callable[..., Tensor]:
+        def run(q, k, v):
+            with sdpa_kernel(choice):
+                return sdpa(q, k, v, is_causal=causal)
+
+        return run
+
+    names = ("math", SDPBackend.MATH), ("efficient", SDPBackend.EFFICIENT_ATTENTION)
+    names += ("flash", SDPBackend.FLASH_ATTENTION), ("cuDNN", SDPBackend.CUDNN_ATTENTION)
+    rivals = {f"SDPA {name}": backend(choice) for name, choice in names}
+    rivals["compile"] = torch.compile(partial(attention, causal=causal, impl="eager"))
+    flex = torch.compile(flex_attention)
+    mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, T, T, device) if causal else None
+
+    def flexible(q, k, v):
+        return flex(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=mask).transpose(1, 2)
+
+    return rivals | {"Flex": flexible}
 
 
 def ragged(lengths, H: int, D: int, dtype: torch.dtype, device: torch.device, causal: bool) -> Case:
@@ -66,17 +93,15 @@ def ragged(lengths, H: int, D: int, dtype: torch.dtype, device: torch.device, ca
     packed = [torch.randn(packing.num_tokens, H, D, dtype=dtype, device=device) for _ in range(3)]
     padded = [packing.pad(x).requires_grad_() for x in packed]
     packed = [x.requires_grad_() for x in packed]
-    lens = packing.cu_seqlens.diff()
+    lens = packing.lengths_tensor
     mask = (torch.arange(T, device=device) < lens[:, None])[:, None, None]
     if causal:
         mask = mask & torch.ones(T, T, dtype=torch.bool, device=device).tril()
+    eager = partial(attention, q_lengths=lens, k_lengths=lens, causal=causal, impl="eager")
     providers = {
-        "eager": (
-            lambda *x: attention(*x, q_lengths=lens, k_lengths=lens, causal=causal, impl="eager"),
-            padded,
-        ),
-        "SDPA": (lambda *x: sdpa(*x, attn_mask=mask), padded),
-        "ours": (lambda *x: attention(*x, packing=packing, causal=causal), packed),
+        "ours": (partial(attention, packing=packing, causal=causal), packed),
+        BASELINE[device.type]: (partial(sdpa, attn_mask=mask), padded),
+        "eager": (eager, padded),
     }
     shape = f"{B} of {min(lengths)}–{T} H={H} D={D}"
     name = f"{shape} {'causal' if causal else 'full'} {str(dtype).removeprefix('torch.')}"
@@ -107,7 +132,8 @@ def main() -> None:
         for mode, run, work in (("forward", forward, 1), ("forward + backward", forward_and_backward, 3.5)):
             calls = {name: lambda run=run, p=p: run(*p) for name, p in case.providers.items()}
             rows += harness.compare(
-                case.name, mode, calls, device, "SDPA", work * case.gflop, args.rounds, args.seconds
+                *(case.name, mode, calls, device, BASELINE[device.type], work * case.gflop),
+                *(args.rounds, args.seconds),
             )
     environment = harness.environment(device)
     harness.print_table(rows, "GFLOP/s", environment)

@@ -40,9 +40,7 @@ def test_against_a_loop_over_queries_and_keys(options):
         m = int(options.get("k_lengths", torch.tensor([5, 5]))[b])
         for h in range(4):
             for i in range(n):
-                expected[b, i, h] = one_query(
-                    q[b, i, h], k[b, :m, h // 2], v[b, :m, h // 2], i + m - n, options
-                )
+                expected[b, i, h] = one_query(q[b, i, h], k[b, :m, h // 2], v[b, :m, h // 2], i + m - n, options)
     torch.testing.assert_close(reference.attention(q, k, v, **options), expected)
 
 

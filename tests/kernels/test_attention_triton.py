@@ -50,9 +50,7 @@ class Case:
             full = set(self.q_lengths) == {T} and set(self.k_lengths) == {S}
             lengths = {"q_lengths": torch.tensor(self.q_lengths), "k_lengths": torch.tensor(self.k_lengths)}
             layout = {} if full else {name: x.to(DEVICE) for name, x in lengths.items()}
-        drawn = [
-            torch.randn(*shapes[i > 0], self.D, generator=generator, dtype=torch.float64) for i in range(3)
-        ]
+        drawn = [torch.randn(*shapes[i > 0], self.D, generator=generator, dtype=torch.float64) for i in range(3)]
         drawn[0] *= self.size
         return [x.to(self.dtype).double().to(DEVICE) for x in drawn], layout
 
@@ -85,9 +83,7 @@ def check(case: Case) -> None:
         # δ and dp are summed in different orders, so ds has an error of 1e-7 even where p is exactly 0 or 1
         # and PyTorch's is exactly 0; dk multiplies it by q.
         allowed = 2 * (b - a).abs().max() + 2e-6 * max(1, a.abs().max(), abs(case.size))
-        assert (c - a).abs().max() <= allowed, (
-            f"{name}: error {(c - a).abs().max():.2e}, allowed {allowed:.2e}"
-        )
+        assert (c - a).abs().max() <= allowed, f"{name}: error {(c - a).abs().max():.2e}, allowed {allowed:.2e}"
 
 
 # ---- cases -----------------------------------------------------------------------------------------------
@@ -198,9 +194,7 @@ def test_one_fused_projection_is_read_in_place():
 
 
 def test_any_other_strides_are_copied_not_misread():
-    q, k, v = (
-        torch.randn(2, 2, 16, 20, device=DEVICE).permute(0, 3, 1, 2) for _ in range(3)
-    )  # heads broken up
+    q, k, v = (torch.randn(2, 2, 16, 20, device=DEVICE).permute(0, 3, 1, 2) for _ in range(3))  # heads broken up
     ours = attention(q, k, v, impl="triton")
     torch.testing.assert_close(ours, reference.attention(q, k, v), atol=1e-5, rtol=1e-5)
     expanded = torch.randn(1, 20, 1, 16, device=DEVICE).expand(2, 20, 2, 16)  # strides 0
