@@ -1,11 +1,16 @@
 """The performance-critical core: attention and cross-entropy, forward and backward. Knows nothing of models.
 
-    reference.py             the definitions in plain PyTorch: truth, fallback and baseline at once
-    packing.py               sequences of different lengths in one row of tokens
-    backend.py               which implementation runs, and the reason in words
-    attention.py             one attention for training, prefill and decoding
-    cross_entropy.py         loss, log-probability, log-sum-exp and entropy of every token
-    linear_cross_entropy.py  the same from hidden states and the output matrix, logits never stored whole
+reference.py             the definitions in plain PyTorch: truth, fallback and baseline at once
+packing.py               sequences of different lengths in one row of tokens
+backend.py               which implementation runs, and the reason in words
+attention.py             one attention for training, prefill and decoding
+attention_torch.py         SDPA where that is fast
+attention_blocks.py        blocks of queries where it is not, or cannot do it
+attention_triton.py        launch tables and operators of
+attention_kernels.py       the GPU kernels: formula, forward, backward
+philox.py                  their random numbers
+cross_entropy.py         loss, log-probability, log-sum-exp and entropy of every token
+linear_cross_entropy.py  the same from hidden states and the output matrix, logits never stored whole
 """
 
 from kernels.attention import attention

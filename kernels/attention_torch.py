@@ -40,7 +40,7 @@ def attention(
     options = causal, window, scale, softcap, dropout_p, dropout_seed
     if packing is None:
         return _dense(q, k, v, q_lengths, k_lengths, options)
-    if packing.is_rectangular and k_packing.is_rectangular and packing.lengths:
+    if packing.is_rectangular and k_packing.is_rectangular and packing.num_tokens and k_packing.num_tokens:
         q, k, v = (x.unflatten(0, (len(packing.lengths), -1)) for x in (q, k, v))
         return _dense(q, k, v, None, None, options).flatten(0, 1)
     return _grouped(q, k, v, packing.groups_with(k_packing), options)
@@ -127,14 +127,13 @@ def _plain_products(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor 
 
 def _groups_of_padded(q: Tensor, k: Tensor, q_lengths: Tensor | None, k_lengths: Tensor | None) -> Groups:
     """Where the real tokens of right-padded sequences lie in the rows of (B·T, H, D)."""
-    return Groups.of(_spans_of_padded(q, q_lengths), _spans_of_padded(k, k_lengths))
+    return Groups.of(_spans_of_padded(q, q_lengths), _spans_of_padded(k, k_lengths), q.device)
 
 
 def _spans_of_padded(x: Tensor, lengths: Tensor | None) -> Spans:
     B, length = x.shape[:2]
-    starts = torch.arange(B, device=x.device) * length
-    lengths = torch.full_like(starts, length) if lengths is None else lengths.long().clamp(max=length)
-    return Spans(starts, lengths, B * length)
+    lengths = [length] * B if lengths is None else lengths.clamp(max=length).tolist()
+    return Spans([b * length for b in range(B)], lengths, B * length)
 
 
 def _grouped(q: Tensor, k: Tensor, v: Tensor, groups: Groups, options: tuple) -> Tensor:

@@ -24,29 +24,30 @@ class Groups(NamedTuple):
     k_rows: Tensor | None  # the same of the keys
 
     @classmethod
-    def of(cls, queries: "Spans", keys: "Spans") -> "Groups":
-        pairs = list(zip(queries.lengths.tolist(), keys.lengths.tolist(), strict=True))
+    def of(cls, queries: "Spans", keys: "Spans", device: torch.device) -> "Groups":
+        pairs = list(zip(queries.lengths, keys.lengths, strict=True))
         order = sorted((b for b, pair in enumerate(pairs) if min(pair) > 0), key=pairs.__getitem__)
         shapes = tuple((len(list(run)), *pair) for pair, run in groupby(pairs[b] for b in order))
-        index = torch.tensor(order, dtype=torch.int64, device=queries.starts.device)
-        return cls(shapes, queries.rows(index), keys.rows(index))
+        return cls(shapes, queries.rows(order, device), keys.rows(order, device))
 
 
 class Spans(NamedTuple):
-    """Where B sequences lie among N rows."""
+    """Where B sequences lie among N rows; on the host."""
 
-    starts: Tensor  # (B,) int64
-    lengths: Tensor  # (B,) int64
+    starts: Sequence[int]
+    lengths: Sequence[int]
     N: int
 
-    def rows(self, order: Tensor) -> Tensor | None:
+    def rows(self, order: list[int], device: torch.device) -> Tensor | None:
         """The rows of these sequences in this order; None if that is 0, 1, 2, … N − 1."""
-        starts, lengths = self.starts[order], self.lengths[order]
-        before = lengths.cumsum(0) - lengths
-        total = int(lengths.sum())
-        if total == self.N and torch.equal(starts, before):
+        starts, lengths = [self.starts[b] for b in order], [self.lengths[b] for b in order]
+        before = [0, *accumulate(lengths)]
+        total = before.pop()
+        if total == self.N and starts == before:
             return None
-        return torch.arange(total, device=starts.device) + torch.repeat_interleave(starts - before, lengths)
+        shift = torch.tensor([a - b for a, b in zip(starts, before, strict=True)], dtype=torch.int64, device=device)
+        lengths = torch.tensor(lengths, dtype=torch.int64, device=device)
+        return torch.arange(total, device=device) + torch.repeat_interleave(shift, lengths, output_size=total)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,17 +100,19 @@ class Packing:
         """(N,) int64: the place of each token in a padded (B·T,) row."""
         return self.sequence * self.max_len + self.positions
 
+    def groups_with(self, keys: "Packing") -> Groups:
+        """For attention of each sequence to the one of `keys` with the same number; to itself: derived once."""
+        if keys is self:
+            return self._groups
+        return Groups.of(self._spans, keys._spans, self.cu_seqlens.device)
+
     @cached_property
-    def spans(self) -> Spans:
-        return Spans(self.cu_seqlens[:-1].long(), self.lengths_tensor, self.num_tokens)
+    def _spans(self) -> Spans:
+        return Spans([0, *accumulate(self.lengths)][:-1], self.lengths, self.num_tokens)
 
     @cached_property
     def _groups(self) -> Groups:
-        return Groups.of(self.spans, self.spans)
-
-    def groups_with(self, keys: "Packing") -> Groups:
-        """For attention of each sequence to the one of `keys` with the same number; to itself: derived once."""
-        return self._groups if keys is self else Groups.of(self.spans, keys.spans)
+        return Groups.of(self._spans, self._spans, self.cu_seqlens.device)
 
     def pad(self, x: Tensor) -> Tensor:
         """(N, ...) → (B, T, ...), zeros behind each sequence."""
