@@ -250,16 +250,12 @@ def draw(rows: list[Row], title: str, path: Path) -> None:
 
 def argument_parser(description: str) -> argparse.ArgumentParser:
     """The options that all benchmarks have; finish with `device_of(args)`."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds; the median counts")
     parser.add_argument("--seconds", type=float, default=0.1, help="length of a round for each provider")
-    parser.add_argument(
-        "--quick", action="store_true", help="the smallest cases, to see that everything runs"
-    )
+    parser.add_argument("--quick", action="store_true", help="the smallest cases, to see that everything runs")
     parser.add_argument("--out", type=Path, help="path of the JSON and PNG without suffix")
     return parser
 

@@ -79,9 +79,7 @@ def attention(
     )
 
 
-def _eager(
-    q: Tensor, k: Tensor, v: Tensor, *, packing: Packing | None, k_packing: Packing | None, **options
-) -> Tensor:
+def _eager(q: Tensor, k: Tensor, v: Tensor, *, packing: Packing | None, k_packing: Packing | None, **options) -> Tensor:
     """The reference; a packed batch is padded first."""
     if packing is None:
         return reference.attention(q, k, v, **options)

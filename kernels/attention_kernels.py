@@ -62,9 +62,7 @@ def _load(ptr, rows, end, stride, D: tl.constexpr, BLOCK_D: tl.constexpr):
 def _store(ptr, tile, rows, end, stride, D: tl.constexpr, BLOCK_D: tl.constexpr):
     cols = tl.arange(0, BLOCK_D)
     mask = (rows[:, None] < end) & (cols[None, :] < D)
-    tl.store(
-        ptr + rows[:, None].to(tl.int64) * stride + cols[None, :], tile.to(ptr.dtype.element_ty), mask=mask
-    )
+    tl.store(ptr + rows[:, None].to(tl.int64) * stride + cols[None, :], tile.to(ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -166,9 +164,7 @@ def forward_kernel(
             if PART != 1:
                 s = _hide(s, query[:, None] + (m - n), key[None, :], m, window, CAUSAL, WINDOW)
             new_top = tl.maximum(top, tl.max(s, 1))
-            shift = tl.where(
-                new_top == NEG_INF, 0.0, new_top
-            )  # a row that has seen nothing yet: −∞ − 0, not NaN
+            shift = tl.where(new_top == NEG_INF, 0.0, new_top)  # a row that has seen nothing yet: −∞ − 0, not NaN
             p = tl.exp2(s - shift[:, None])
             rescale = tl.exp2(top - shift)
             total = total * rescale + tl.sum(p, 1)
@@ -234,9 +230,7 @@ def backward_q_kernel(
             v = _load(v_ptr, key, m, stride_kt, D, BLOCK_D)
             dp = _dot(do, v.T)
             if DROPOUT:
-                dp = tl.where(
-                    _keep(seed, threshold, b, h, query[:, None], key[None, :]), dp * keep_scale, 0.0
-                )
+                dp = tl.where(_keep(seed, threshold, b, h, query[:, None], key[None, :]), dp * keep_scale, 0.0)
             ds = p * (dp - delta[:, None]) * slope
             dq += _dot(ds.to(k.dtype), k)
     _store(dq_ptr + o_offset, dq * scale, query, T, H * D, D, BLOCK_D)
