@@ -1,0 +1,217 @@
+"""Generation: with the cache as without, from the right distribution, with the right log-probabilities."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from tiny import gpt, packed, sequences
+
+from kernels import backend
+from minillm.generate import draw, generate
+
+STOP = 4
+PROMPTS = [part.tolist() for part in sequences((3, 1, 5, 2, 4), high=STOP)]
+CHOICES = {
+    "rope": {},
+    "learned": {"positions": "learned", "bias": True},
+    "grouped": {"num_kv_heads": 2, "norm": "rmsnorm", "mlp": "swiglu", "tie_embeddings": False},
+}
+every_choice = pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
+
+
+def small(seed=0, vocab_size=5, sharpness=1.0, **choices):
+    """A model of few words that is neither sure nor indifferent, so that answers end at many lengths."""
+    model = gpt(seed, vocab_size=vocab_size, **choices)
+    model.final_norm.weight.data *= sharpness
+    return model
+
+
+@torch.no_grad()
+def next_logprobs(model, tokens, temperature=1.0):
+    """Of every token that may follow: one plain pass over the whole text, no cache."""
+    hidden = model(*packed([torch.tensor(tokens)]))
+    return torch.log_softmax(model.logits(hidden[-1:])[0].double() / temperature, dim=-1)
+
+
+def greedy_without_cache(model, prompt, max_new_tokens):
+    answer = []
+    while len(answer) < max_new_tokens and answer[-1:] != [STOP]:
+        answer.append(int(next_logprobs(model, [*prompt, *answer]).argmax()))
+    return answer
+
+
+def assert_logprobs(model, prompt, sample, temperature, tolerance):
+    for i, (token, logprob) in enumerate(zip(sample.tokens, sample.logprobs, strict=True)):
+        truth = next_logprobs(model, [*prompt, *sample.tokens[:i]], temperature)[token]
+        assert logprob == pytest.approx(float(truth), abs=tolerance)
+
+
+# ---- cached = uncached ---------------------------------------------------------------------------
+
+
+@every_choice
+@pytest.mark.parametrize("impl", ["torch", "eager"])
+def test_greedy_is_greedy_without_cache(choices, impl, monkeypatch):
+    monkeypatch.setattr(backend, "_default", impl)
+    lengths = set()
+    for seed in range(4):
+        model = small(seed, **choices)
+        samples = generate(model, PROMPTS, 8, STOP, temperature=0)
+        truth = [greedy_without_cache(model, prompt, 8) for prompt in PROMPTS]
+        assert [sample.tokens for sample in samples] == truth
+        lengths |= {len(answer) for answer in truth}
+        for prompt, sample in zip(PROMPTS, samples, strict=True):
+            assert_logprobs(model, prompt, sample, 1.0, 1e-5)
+    assert len(lengths) > 2  # some answers ended early, so rows have left the batch
+
+
+@every_choice
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)], ids=str)
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
+def test_logprobs_are_those_of_a_full_pass(choices, dtype, tolerance, temperature):
+    torch.manual_seed(0)
+    model = small(**choices).to(dtype)
+    samples = generate(model, PROMPTS, 8, STOP, temperature, samples_per_prompt=6)
+    assert len(samples) == 6 * len(PROMPTS)
+    lengths = {len(sample.tokens) for sample in samples}
+    assert min(lengths) < 4 < max(lengths)
+    for i, sample in enumerate(samples):
+        assert STOP not in sample.tokens[:-1]
+        assert len(sample.tokens) == 8 or sample.tokens[-1] == STOP
+        assert_logprobs(model, PROMPTS[i // 6], sample, temperature, tolerance)
+
+
+def test_samples_of_one_prompt_lie_in_a_row():
+    model = small()
+    together = generate(model, PROMPTS, 8, STOP, temperature=0, samples_per_prompt=3)
+    alone = generate(model, PROMPTS, 8, STOP, temperature=0)
+    assert [s.tokens for s in together] == [s.tokens for s in alone for _ in range(3)]
+
+
+def test_a_prompt_is_answered_the_same_in_any_company():
+    model = small()
+    for prompt, sample in zip(PROMPTS, generate(model, PROMPTS, 8, STOP, temperature=0), strict=True):
+        assert generate(model, [prompt], 8, STOP, temperature=0)[0].tokens == sample.tokens
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_long_answers_are_cut(limit):
+    torch.manual_seed(0)
+    full = generate(small(), PROMPTS, 8, STOP, temperature=0)
+    cut = generate(small(), PROMPTS, limit, STOP, temperature=0)
+    assert [s.tokens for s in cut] == [s.tokens[:limit] for s in full]
+
+
+def test_all_may_finish_at_once():
+    model = small()
+    model.output.weight.data.zero_()  # indifferent, so that the first token is taken
+    samples = generate(model, PROMPTS, 8, stop=0, temperature=0)
+    assert [s.tokens for s in samples] == [[0]] * len(PROMPTS)
+    assert all(s.logprobs == [pytest.approx(-math.log(5))] for s in samples)
+
+
+def test_bfloat16_draws_from_the_model_that_computes_in_bfloat16():
+    torch.manual_seed(0)
+    model = small().float()
+    model.compute_dtype = torch.bfloat16
+    for prompt, sample in zip(PROMPTS, generate(model, PROMPTS, 8, STOP), strict=True):
+        assert_logprobs(model, prompt, sample, 1.0, 0.1)
+    assert model.tokens.weight.dtype == torch.float32
+
+
+def test_generation_leaves_the_model_alone():
+    model = small()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    torch.manual_seed(0)
+    generate(model, PROMPTS, 4, STOP, samples_per_prompt=2)
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+    assert all(p.grad is None and p.requires_grad and not p.is_inference() for p in model.parameters())
+
+
+# ---- the distribution ----------------------------------------------------------------------------
+
+
+def assert_drawn_from(counts, probabilities):
+    """Pearson's chi-square, five standard deviations wide; rare outcomes are put together."""
+    n = sum(counts.values())
+    assert counts.keys() <= probabilities.keys()
+    rare = {key for key, p in probabilities.items() if n * p < 5}
+    cells = [(counts.get(key, 0), n * p) for key, p in probabilities.items() if key not in rare]
+    cells.append((sum(counts.get(key, 0) for key in rare), n * sum(probabilities[key] for key in rare)))
+    chi2 = sum((seen - due) ** 2 / due for seen, due in cells if due > 0)
+    df = len(cells) - 1
+    assert df > 5
+    assert chi2 < df + 5 * math.sqrt(2 * df)
+
+
+def count(items):
+    return {key: len(list(same)) for key, same in itertools.groupby(sorted(items))}
+
+
+def all_answers(model, prompt, stop, limit, temperature):
+    """Every possible answer and its probability."""
+    vocab, found = model.config.vocab_size, {}
+    for length in range(1, limit + 1):
+        for answer in itertools.product(range(vocab), repeat=length):
+            if stop in answer[:-1] or (length < limit and answer[-1] != stop):
+                continue
+            parts = [next_logprobs(model, [*prompt, *answer[:i]], temperature)[t] for i, t in enumerate(answer)]
+            found[answer] = math.exp(sum(parts))
+    assert sum(found.values()) == pytest.approx(1)
+    return found
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 1.8])
+def test_answers_follow_the_distribution_of_all_answers(temperature):
+    torch.manual_seed(0)
+    model, prompts = small(vocab_size=3, sharpness=0.3), [[0, 1], [1]]
+    samples = generate(model, prompts, 3, stop=2, temperature=temperature, samples_per_prompt=4000)
+    for i, prompt in enumerate(prompts):
+        counts = count(tuple(s.tokens) for s in samples[4000 * i : 4000 * (i + 1)])
+        assert_drawn_from(counts, all_answers(model, prompt, 2, 3, temperature))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_draws_follow_the_softmax(temperature):
+    torch.manual_seed(0)
+    logits = torch.tensor([0.0, 1.0, -1.0, 2.0, 0.5, -3.0, 1.5, -0.5])
+    tokens, logprobs = draw(logits.expand(20_000, -1), temperature, None)
+    truth = torch.log_softmax(logits / temperature, dim=-1)
+    torch.testing.assert_close(logprobs, truth[tokens])
+    assert_drawn_from(count(tokens.tolist()), dict(enumerate(truth.double().softmax(0).tolist())))
+
+
+def test_an_impossible_token_is_never_drawn():
+    torch.manual_seed(0)
+    logits = torch.tensor([0.0, -torch.inf, 1.0]).expand(1000, -1)
+    for temperature in (0.0, 1.0):
+        assert 1 not in draw(logits, temperature, None)[0]
+
+
+def test_a_generator_repeats_itself_and_leaves_the_global_one_alone():
+    model = small(sharpness=0.3)
+    state = torch.get_rng_state()
+    first, same, other = (
+        [s.tokens for s in generate(model, PROMPTS, 8, STOP, generator=torch.Generator().manual_seed(seed))]
+        for seed in (7, 7, 8)
+    )
+    assert first == same != other
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# ---- what cannot be answered ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompts", [[], [[]], [[1], []]])
+def test_nothing_cannot_be_answered(prompts):
+    with pytest.raises(ValueError, match="prompt"):
+        generate(small(), prompts, 4, STOP)
+
+
+def test_prompt_and_answer_must_fit_the_model():
+    model = small()
+    model.output.weight.data.zero_()  # always token 0, never the stop token
+    assert len(generate(model, [[1] * 10], 6, STOP, temperature=0)[0].tokens) == 6
+    with pytest.raises(ValueError, match="max_seq_len=16"):
+        generate(model, [[1] * 10], 8, STOP, temperature=0)
