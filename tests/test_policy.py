@@ -1,0 +1,79 @@
+"""Advantages and the KL estimate: exact expectations, by going through all that can be drawn."""
+
+import itertools
+
+import pytest
+import torch
+
+from minillm.policy import kl_estimate, leave_one_out, share_without_variance
+
+
+def test_leave_one_out_by_hand():
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.5]], dtype=torch.float64)
+    truth = [[1.0, -1 / 3, -1 / 3, -1 / 3], [1 - 0.5, 1 - 0.5, -2.5 / 3, 0.5 - 2 / 3]]
+    torch.testing.assert_close(leave_one_out(rewards), torch.tensor(truth, dtype=torch.float64))
+
+
+def test_advantages_add_up_to_nothing_and_ignore_a_constant():
+    torch.manual_seed(0)
+    rewards = torch.rand(5, 4, dtype=torch.float64)
+    advantages = leave_one_out(rewards)
+    torch.testing.assert_close(advantages.sum(1), torch.zeros(5, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(leave_one_out(rewards + 7), advantages, rtol=0, atol=1e-12)
+    torch.testing.assert_close(leave_one_out(3 * rewards), 3 * advantages)
+
+
+def test_the_baseline_of_a_sample_does_not_depend_on_it():
+    rewards = torch.rand(3, 4, dtype=torch.float64)
+    rewards.requires_grad_()
+    baseline = rewards - leave_one_out(rewards)
+    for k in range(4):
+        (slope,) = torch.autograd.grad(baseline[:, k].sum(), rewards, retain_graph=True)
+        assert (slope[:, k].abs() < 1e-12).all()
+        assert (slope.sum(1) - 1).abs().max() < 1e-12
+
+
+def test_rewards_are_left_alone():
+    rewards = torch.tensor([[1.0, 0.0]])
+    leave_one_out(rewards)
+    assert rewards.tolist() == [[1.0, 0.0]]
+
+
+def test_one_sample_has_no_other():
+    with pytest.raises(ValueError, match="at least 2 samples a prompt, not 1"):
+        leave_one_out(torch.ones(3, 1))
+
+
+def test_share_without_variance():
+    assert share_without_variance(torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0], [0.5, 0.5]])) == 0.75
+    assert share_without_variance(torch.tensor([[0.2, 0.2, 0.3]])) == 0.0
+
+
+def distributions():
+    """Log-probabilities of the next two of four tokens: the first token decides what follows."""
+    torch.manual_seed(0)
+    policy, start = (torch.randn(5, 4, dtype=torch.float64).log_softmax(-1) for _ in range(2))
+    return policy, start
+
+
+def test_kl_estimate_is_unbiased_for_a_token_and_for_a_text():
+    policy, start = distributions()
+    token = (policy[0].exp() * kl_estimate(policy[0], start[0])).sum()
+    torch.testing.assert_close(token, (policy[0].exp() * (policy[0] - start[0])).sum(), rtol=0, atol=1e-12)
+
+    expected = truth = 0.0
+    for a, b in itertools.product(range(4), repeat=2):
+        ours, theirs = (torch.stack((x[0, a], x[1 + a, b])) for x in (policy, start))
+        p = ours.sum().exp()
+        expected += p * kl_estimate(ours, theirs).sum()
+        truth += p * (ours - theirs).sum()
+    torch.testing.assert_close(expected, truth, rtol=0, atol=1e-12)
+
+
+def test_kl_estimate_is_never_negative_and_zero_at_the_start():
+    torch.manual_seed(0)
+    policy, start = -torch.rand(2, 1000, dtype=torch.float64) * 8
+    assert kl_estimate(policy, start).min() > 0
+    assert (kl_estimate(policy, policy) == 0).all()
+    tiny = kl_estimate(torch.tensor([-1.0], dtype=torch.float64), torch.tensor([-1.0 - 1e-5], dtype=torch.float64))
+    assert float(tiny) == pytest.approx(0.5e-10, rel=1e-4)  # no cancellation near the start
