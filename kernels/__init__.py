@@ -10,7 +10,11 @@ attention_triton.py        launch tables and operators of
 attention_kernels.py       the GPU kernels: formula, forward, backward
 philox.py                  their random numbers
 cross_entropy.py         loss, log-probability, log-sum-exp and entropy of every token
+cross_entropy_torch.py     in PyTorch, in place
+cross_entropy_triton.py    the GPU kernels
 linear_cross_entropy.py  the same from hidden states and the output matrix, logits never stored whole
+linear_cross_entropy_chunks.py  the passes over chunks of rows
+inspect.py               the machine code of every kernel, without a GPU
 """
 
 from kernels.attention import attention

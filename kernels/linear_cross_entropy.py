@@ -175,7 +175,7 @@ def linear_cross_entropy(
     """
     options = check_options(ignore_index, label_smoothing, z_loss, temperature, reduction)
     _check_shapes(hidden, weight, targets, bias, chunk_rows)
-    if torch.is_autocast_enabled(hidden.device.type):
+    if torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != torch.float64:  # as in F.linear
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
     chosen = implementation(hidden, impl)
     if chosen == "eager":
