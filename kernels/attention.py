@@ -54,8 +54,12 @@ def attention(
     impl        see kernels/backend.py.
 
     Queries that see no key, and those beyond their q_length, give 0 and get zero gradient.
-    float16, bfloat16 and float32 everywhere, float64 with `torch` and `eager`.
+    float16, bfloat16 and float32 everywhere, float64 with `torch` and `eager`. Under autocast the inputs are cast
+    to its dtype, as SDPA does.
     """
+    if torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(q.device.type)
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     _check(q, k, v, packing, q_lengths, k_lengths, window, dropout_p)
     if packing is not None and k_packing is None:
         k_packing = packing
@@ -112,6 +116,8 @@ def _check(
         wanted = "(B,T,H,D) and (B,S,G,D)" if packing is None else "(N,H,D) and (M,G,D)"
         got = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
         raise ValueError(f"attention takes q and k, v of shapes {wanted}, not {got}")
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"q, k and v must have one dtype, not {q.dtype}, {k.dtype} and {v.dtype}")
     if q.shape[-2] % k.shape[-2]:
         raise ValueError(f"{q.shape[-2]} query heads cannot share {k.shape[-2]} key/value heads evenly")
     if packing is None and q.shape[0] != k.shape[0]:

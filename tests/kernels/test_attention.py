@@ -90,6 +90,15 @@ def test_one_fused_projection(impl):
     torch.testing.assert_close(ours, reference.attention(*(x.contiguous() for x in (q, k, v)), causal=True))
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+def test_autocast_casts_the_inputs(impl):
+    """Rotated queries in float32 and values in bfloat16 are what a model under autocast has."""
+    q, k, v = (draw(1, 20, 2, 8, dtype=dtype) for dtype in (torch.float32, torch.float32, torch.bfloat16))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = attention(q, k, v, causal=True, impl=impl)
+    assert torch.equal(out, attention(q.bfloat16(), k.bfloat16(), v, causal=True, impl=impl))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -100,6 +109,7 @@ def test_one_fused_projection(impl):
         ({"window": 0}, "window=0"),
         ({"dropout_p": 1.0}, "dropout_p=1.0"),
         ({"impl": "cuda"}, "impl='cuda'"),
+        ({"v": draw(2, 5, 2, 8).float()}, "one dtype"),
         ({"packing": Packing.from_lengths([5])}, "takes q and k, v of shapes"),
     ],
 )
