@@ -1,0 +1,103 @@
+"""Command lines: options from a dataclass, and how a script ends."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from minillm import cli
+from minillm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Args:
+    name: str = cli.option("here", "a word")
+    steps: int | None = cli.option(None, "a number")
+    share: float = cli.option(0.5, "50 % of it")
+    out: Path | None = cli.option(None, "a folder")
+    how_many: int = cli.option(3, "with a blank in its name")
+    kind: str = cli.option("a", "one of few", choices=("a", "b"))
+
+
+def test_defaults():
+    assert cli.parse(Args, "", []) == Args()
+
+
+def test_values_have_the_types_of_their_fields():
+    line = "--name x --steps 5 --share 2 --out some/folder --how-many 7 --kind b"
+    parsed = cli.parse(Args, "", line.split())
+    assert parsed == Args("x", 5, 2.0, Path("some/folder"), 7, "b")
+    assert isinstance(parsed.share, float)
+    assert isinstance(parsed.out, Path)
+
+
+def test_negative_numbers_are_values():
+    assert cli.parse(Args, "", ["--share", "-1"]).share == -1.0
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["--steps", "many"], "--steps.*'many'"),
+        (["--steps", "1.5"], "--steps.*'1.5'"),
+        (["--kind", "c"], "--kind.*'c'"),
+        (["--colour", "red"], "--colour red"),
+        (["--out"], "--out"),
+    ],
+)
+def test_wrong_options_exit_with_2(line, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.parse(Args, "", line)
+    assert stop.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.parse(Args, "What it does.\n\n  python script.py    an example", ["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "What it does.\n\n  python script.py    an example" in text
+    for piece in ("--how-many INT", "--out PATH", "a folder\n", "50 % of it (default: 0.5)", "{a,b}", "(default: 3)"):
+        assert piece in text
+
+
+@pytest.mark.parametrize("value", [0, -1, -0.5, float("nan")])
+def test_require_positive(value):
+    with pytest.raises(UserError, match=rf"--how-many {value} must be positive"):
+        cli.require_positive(Args(how_many=value), "steps", "share", "how_many")
+
+
+def test_what_was_not_given_need_not_be_positive():
+    cli.require_positive(Args(), "steps", "share", "how_many")
+
+
+def ends(main, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main)
+    return stop.value.code, capsys.readouterr().err
+
+
+def test_a_mistake_of_the_user_is_one_sentence(capsys):
+    def main():
+        raise UserError("there is no such thing")
+
+    assert ends(main, capsys) == (2, "error: there is no such thing\n")
+
+
+def test_an_interrupt_is_no_error(capsys):
+    def main():
+        raise KeyboardInterrupt
+
+    code, err = ends(main, capsys)
+    assert code == 130
+    assert "interrupted" in err
+
+
+def test_a_mistake_of_the_program_is_not_hidden():
+    def main():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cli.run(main)
