@@ -13,9 +13,10 @@ from minillm import cli, optim
 from minillm.errors import UserError
 from minillm.gpt import GPT
 from minillm.run import Run, resumed, weights_of
+from minillm.tasks import Arithmetic
 from minillm.tokenizer import SymbolTokenizer
 
-TOKENIZER = SymbolTokenizer("digits", r"[\s\S]", "0123456789")
+TOKENIZER = SymbolTokenizer("arithmetic", r"[\s\S]", "0123456789+=")
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def test_nothing_is_overwritten(tmp_path, run):
 
 def test_only_runs_are_opened(tmp_path, run):
     assert Run.open(run.folder).folder == run.folder
-    with pytest.raises(UserError, match="there is no run folder .*nowhere"):
+    with pytest.raises(UserError, match=r"there is no run folder .*nowhere"):
         Run.open(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"is not a run: it has no config\.json"):
         Run.open(tmp_path)
@@ -123,15 +124,10 @@ def test_tensors_that_do_not_fit_are_named(run):
         assert str(path) in str(caught.value)
 
 
-def test_a_wrong_shape_leaves_the_model_untouched(run, tmp_path):
-    """Nothing is half loaded."""
-    wide = GPT(gpt_config(max_seq_len=32, positions="learned"))
-    before = {name: w.clone() for name, w in weights_of(wide).items()}
-    narrow = GPT(gpt_config(positions="learned"))
-    run.save_checkpoint(narrow, [], {})
-    with pytest.raises(UserError, match="'positions.weight' has shape"):
-        run.load_checkpoint(wide, [])
-    assert all(torch.equal(before[name], w) for name, w in weights_of(wide).items())
+def test_a_checkpoint_of_another_shape_is_named(run):
+    run.save_checkpoint(GPT(gpt_config(positions="learned")), [], {})
+    with pytest.raises(UserError, match=r"checkpoint\.safetensors: 'positions\.weight' has shape \(16, 16\)"):
+        run.load_checkpoint(GPT(gpt_config(positions="learned", max_seq_len=32)), [])
 
 
 def overwrite(name, content):
@@ -164,8 +160,6 @@ def overwrite(name, content):
     ],
 )
 def test_spoiled_files_are_named(run, name, content):
-    from minillm.tasks import Arithmetic
-
     overwrite(name, content)(run)
     with pytest.raises(UserError) as caught:
         run.load_model(Arithmetic(1, 0))
@@ -174,8 +168,7 @@ def test_spoiled_files_are_named(run, name, content):
 
 
 def test_a_model_of_other_symbols_is_refused(run):
-    from minillm.tasks import Arithmetic
-
+    SymbolTokenizer("arithmetic", r"[\s\S]", "0123456789-=").save(run.path("tokenizer.json"))
     with pytest.raises(UserError, match="other symbols than those of --task arithmetic"):
         run.load_model(Arithmetic(1, 0))
 
@@ -237,12 +230,8 @@ def test_optimiser_state_comes_back_exactly(run, make):
         assert first["state"].keys() == second["state"].keys()
         for i, state in first["state"].items():
             assert state.keys() == second["state"][i].keys()
-            assert all(
-                torch.equal(torch.as_tensor(v), torch.as_tensor(second["state"][i][k])) for k, v in state.items()
-            )
-            assert {k: torch.as_tensor(v).dtype for k, v in state.items()} == {
-                k: torch.as_tensor(v).dtype for k, v in second["state"][i].items()
-            }
+            for name, value in state.items():
+                torch.testing.assert_close(second["state"][i][name], value, rtol=0, atol=0)  # the dtype as well
         for a, b in zip(first["param_groups"], second["param_groups"], strict=True):
             assert a.keys() == b.keys()
             assert all(list(v) == list(b[k]) if isinstance(v, tuple) else v == b[k] for k, v in a.items())
@@ -356,7 +345,7 @@ def test_a_finished_run_is_not_resumed(run):
         resumed(Args(resume=run.folder))
 
 
-@pytest.mark.parametrize("content", [None, b"{", b"[]", b"{}", b'{"out": 3}'])
+@pytest.mark.parametrize("content", [None, b"{", b"[]", b"{}"])
 def test_spoiled_options_are_named(run, content):
     overwrite("args.json", content)(run)
     with pytest.raises(UserError, match=r"args\.json|another script"):
