@@ -73,6 +73,22 @@ def right_bfloat16() -> Iterator[None]:
             setattr(builder, name, function)
 
 
+# ---- NumPy ---------------------------------------------------------------------------------------------
+
+
+def accept_new_numpy() -> None:
+    """Triton 3.6 turns arrays of one element into integers as NumPy 2.4 and later forbid: loop bounds fail."""
+    from triton.runtime import interpreter
+
+    original = interpreter._patch_lang_tensor
+
+    def patched(tensor, *scope) -> None:
+        original(tensor, *scope)
+        tensor.__index__ = lambda self: int(self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patched
+
+
 # ---- memory and races ----------------------------------------------------------------------------------
 
 
