@@ -1,0 +1,62 @@
+"""Runs train_sft.py and train_rl.py on a few made-up words with a model that trains in a second."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SOUNDS = dict(zip("abcdefgh", ("AA", "B", "K", "D", "EH", "F", "G", "HH"), strict=True))
+SMALL = {"layers": 1, "width": 16, "heads": 2, "batch_tokens": 64, "precision": "fp32", "evaluations": 2}
+FEW = {"prompts": 4, "samples": 4, "precision": "fp32", "evaluations": 2}
+
+
+def words(letters, length):
+    """Lines for made-up words, each spelled as it sounds."""
+    spelled = map("".join, product(letters, repeat=length))
+    return "".join(f"{word.upper()}  {' '.join(SOUNDS[letter] for letter in word)}\n" for word in spelled)
+
+
+def write_words(folder):
+    """Files train.txt, dev.txt and test.txt, and the options that name them."""
+    texts = {"train": words("abcdefgh", 2), "dev": words("abc", 3), "test": words("de", 4)}
+    for split, text in texts.items():
+        (folder / f"{split}.txt").write_text(text)
+    return {split: folder / f"{split}.txt" for split in texts}
+
+
+def command_line(**options):
+    """`--batch-tokens 64 …`; options that are None are left out."""
+    pairs = ((f"--{name.replace('_', '-')}", str(value)) for name, value in options.items() if value is not None)
+    return [word for pair in pairs for word in pair]
+
+
+def environment():
+    """Of a user: nothing of the tests in it."""
+    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+
+def start(script, folder, **options):
+    """The script as a process of its own, in `folder`."""
+    command = [sys.executable, str(ROOT / script), *command_line(**options)]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def run(script, folder, **options):
+    """→ exit code, stdout, stderr."""
+    process = start(script, folder, **options)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def read_log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def steps_of(folder):
+    """The numbers of the steps in a log, evaluations left out."""
+    return [record["step"] for record in read_log(folder) if "lr" in record]

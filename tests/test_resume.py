@@ -1,0 +1,225 @@
+"""A training that was interrupted and resumed is the training that was not interrupted."""
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import scripts
+import torch
+from safetensors.torch import load_file
+from scripts import FEW, SMALL
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+import minillm.curves
+import minillm.run
+import train_rl
+import train_sft
+from kernels import backend
+from minillm import cli
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    return scripts.write_words(tmp_path_factory.mktemp("words"))
+
+
+@pytest.fixture(scope="module")
+def _patched():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(minillm.curves, "draw", lambda *_: None)  # slow, and not what this is about
+        patch.setattr(backend, "_default", "auto")
+        yield
+
+
+@pytest.fixture
+def call(capsys):
+    """Run a script's main: → exit code, stdout, stderr."""
+
+    def call(script, **options):
+        code = main(script, **options)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def main(script, **options):
+    """Run a script's main: → exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script.__name__, *scripts.command_line(**options)])
+        try:
+            cli.run(script.main)
+        except SystemExit as stop:
+            return stop.code
+    return 0
+
+
+@pytest.fixture(scope="module", params=[train_sft, train_rl], ids=["sft", "rl"])
+def training(request, tmp_path_factory, words, _patched):
+    """A script, the options of a training of STEPS steps, and the run that it is without interruption."""
+    folder, script = tmp_path_factory.mktemp("whole"), request.param
+    # 64 words in batches of 64 tokens: several epochs; dropout, so that torch's generator matters.
+    options = {**words, **SMALL, "steps": STEPS, "dropout": 0.2, "lr": 0.02}
+    if script is train_rl:
+        assert main(train_sft, **options, out=folder / "start") == 0
+        options = {"task": "pronounce", "init": folder / "start", **FEW, "steps": STEPS}
+    assert main(script, **options, out=folder / "whole") == 0
+    return script, options, folder / "whole"
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def weights(folder):
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def assert_equal_runs(first, second):
+    assert scripts.steps_of(Path(first)) == scripts.steps_of(Path(second)) == list(range(1, STEPS + 1))
+    timeless = [
+        [{k: v for k, v in record.items() if k != "seconds"} for record in scripts.read_log(Path(run))]
+        for run in (first, second)
+    ]
+    assert timeless[0] == timeless[1]
+    assert json.loads(Path(second, "metrics.json").read_text())["steps"] == STEPS
+    one, two = weights(first), weights(second)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def interrupt_before_step(monkeypatch, number):
+    """Ctrl-C between two steps: when the learning rate of step `number` is set."""
+    for script in (train_sft, train_rl):
+        real, calls = script.set_lr, []
+
+        def set_lr(*args, real=real, calls=calls):
+            calls.append(args)
+            if len(calls) == number:
+                raise KeyboardInterrupt
+            return real(*args)
+
+        monkeypatch.setattr(script, "set_lr", set_lr)
+
+
+@pytest.mark.parametrize("number", [1, 6])
+def test_interrupted_between_two_steps(training, call, monkeypatch, number):
+    script, options, whole = training
+    with monkeypatch.context() as patch:
+        interrupt_before_step(patch, number)
+        code, out, _ = call(script, **options, out="cut")
+    assert code == 130
+    assert f"stopped at step {number - 1}; go on with: python {script.__name__}.py --resume cut" in " ".join(
+        out.split()
+    )
+    assert not Path("cut/metrics.json").exists()
+    code, _, err = call(script, resume="cut")
+    assert code == 0, err
+    assert_equal_runs(whole, "cut")
+
+
+@pytest.mark.parametrize("at", [1, 6])
+def test_interrupted_within_a_step(training, call, at):
+    """Ctrl-C comes when it comes: here just after the `at`-th time that an optimiser has moved the weights."""
+    script, options, whole = training
+    moved = []
+
+    def interrupt(*_):
+        moved.append(1)
+        if len(moved) == at:
+            signal.raise_signal(signal.SIGINT)
+
+    hook = register_optimizer_step_post_hook(interrupt)
+    try:
+        assert call(script, **options, out="cut")[0] == 130
+    finally:
+        hook.remove()
+    code, _, err = call(script, resume="cut")
+    assert code == 0, err
+    assert_equal_runs(whole, "cut")
+
+
+def test_stopped_twice(training, call, monkeypatch):
+    script, options, whole = training
+    for start in ({**options, "out": "cut"}, {"resume": "cut"}):
+        with monkeypatch.context() as patch:
+            interrupt_before_step(patch, 3)
+            assert call(script, **start)[0] == 130
+    assert call(script, resume="cut")[0] == 0
+    assert_equal_runs(whole, "cut")
+
+
+def test_killed_after_a_checkpoint(training, call, monkeypatch):
+    """No time to save: the run goes on from the last checkpoint and forgets what the log says beyond it."""
+    script, options, whole = training
+    with monkeypatch.context() as patch:
+        interrupt_before_step(patch, 4)
+        assert call(script, **options, out="cut")[0] == 130
+    old = Path("cut/checkpoint.safetensors").read_bytes()
+    with monkeypatch.context() as patch:
+        interrupt_before_step(patch, 4)
+        assert call(script, resume="cut")[0] == 130
+    assert scripts.steps_of(Path("cut"))[-1] == 6
+    Path("cut/checkpoint.safetensors").write_bytes(old)
+    assert call(script, resume="cut")[0] == 0
+    assert_equal_runs(whole, "cut")
+
+
+def test_interrupted_while_the_end_is_measured(training, call, monkeypatch):
+    script, options, whole = training
+    with monkeypatch.context() as patch:
+        patch.setattr(minillm.run.Run, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        assert call(script, **options, out="cut")[0] == 130
+    assert call(script, resume="cut")[0] == 0
+    assert weights(whole).keys() == weights("cut").keys()
+    assert all(torch.equal(weights(whole)[name], w) for name, w in weights("cut").items())
+    assert json.loads(Path("cut/metrics.json").read_text())["steps"] == STEPS
+
+
+def test_an_error_in_training_does_not_replace_a_good_checkpoint(training, call, monkeypatch):
+    """A loss that is no number has spoiled the weights; a checkpoint with them would be worth nothing."""
+    script, options, _ = training
+    with monkeypatch.context() as patch:
+        interrupt_before_step(patch, 4)
+        assert call(script, **options, out="cut")[0] == 130
+    good = Path("cut/checkpoint.safetensors").read_bytes()
+
+    def spoil(optimizer, *_):
+        optimizer.param_groups[0]["params"][0].data.fill_(torch.nan)
+
+    hook = register_optimizer_step_post_hook(spoil)
+    try:
+        code, _, err = call(script, resume="cut")
+    finally:
+        hook.remove()
+    assert code == 2
+    assert "--lr" in err
+    assert Path("cut/checkpoint.safetensors").read_bytes() == good
+
+
+def test_a_real_signal_to_a_real_process(tmp_path, words):
+    """SIGINT once a few steps are in the log; the resumed process ends with exactly the steps asked for."""
+    number, steps = 6, 3000
+    process = scripts.start("train_sft.py", tmp_path, **words, **SMALL, steps=steps, out="cut")
+    log, deadline = tmp_path / "cut" / "log.jsonl", time.monotonic() + 60
+    while not (log.exists() and log.read_text().count("\n") > number):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "go on with: python train_sft.py --resume cut" in " ".join(out.split())
+    seen = scripts.steps_of(tmp_path / "cut")
+    assert number <= len(seen) < steps
+    args = json.loads((tmp_path / "cut" / "args.json").read_text())
+    (tmp_path / "cut" / "args.json").write_text(json.dumps(args | {"steps": len(seen) + 20}))
+    code, _, err = scripts.run("train_sft.py", tmp_path, resume="cut")
+    assert code == 0, err
+    assert scripts.steps_of(tmp_path / "cut") == list(range(1, len(seen) + 21))
+    assert json.loads((tmp_path / "cut" / "metrics.json").read_text())["steps"] == len(seen) + 20
