@@ -95,6 +95,7 @@ ADVERSARIAL = [
     Case((3,), (70,), options={"causal": True}),  # a few tokens against a cache
     Case((70,), (3,), options={"causal": True}),  # most queries see nothing
     Case((65, 33), (65, 33), options={"causal": True}),
+    Case((32,), (33,), options={"causal": True}),  # the last key of the last query alone in its tile
     Case((0, 40), (17, 0)),  # no query, no key
     Case((1,) * 9, (1,) * 9, packed=True, options={"causal": True}),  # one-token documents
     Case((5, 0, 70, 1), (5, 0, 70, 1), packed=True, options={"causal": True}),

@@ -1,0 +1,39 @@
+"""The benchmarks run on any machine and leave their results; a foreign package named kernels is named."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def bench(script: str, *options: str, **env: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "bench" / script), "--device", "cpu", *options]
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | env
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+@pytest.mark.parametrize("script", ["attention.py", "cross_entropy.py"])
+def test_quick_run(script, tmp_path):
+    out = tmp_path / "result"
+    done = bench(script, "--quick", "--rounds", "1", "--seconds", "0.001", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert "Triton needs a GPU" in done.stdout
+    rows = json.loads(out.with_suffix(".json").read_text())["rows"]
+    assert {"ours", "eager"} <= {row["provider"] for row in rows}
+    assert all(row["ms"] > 0 for row in rows if not row["note"])
+    assert out.with_suffix(".png").stat().st_size > 1000
+
+
+def test_a_foreign_package_named_kernels_is_named(tmp_path):
+    """Imported before ours can be put first on the path, as a start-up file of an environment might."""
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("")
+    (tmp_path / "sitecustomize.py").write_text("import kernels")
+    done = bench("attention.py", "--quick", PYTHONPATH=str(tmp_path))
+    assert done.returncode != 0
+    assert "another package named 'kernels'" in done.stderr
