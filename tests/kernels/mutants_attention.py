@@ -19,7 +19,7 @@ MUTANTS = [
     ("attention: mask after the maximum", KERNELS, "tl.max(s, 1)", "tl.max(tl.where(s == NEG_INF, 1e4, s), 1)"),
     ("attention: −∞ − −∞", KERNELS, "tl.where(new_top == NEG_INF, 0.0, new_top)", "new_top"),
     ("attention: hidden rows are no zeros", KERNELS, "1.0)[:, None], 0.0)", "1.0)[:, None], 1.0)"),
-    ("attention: hidden rows count in the backward", KERNELS, "tl.log2(tl.where(total > 0, total, 1.0)), INF)", "tl.log2(tl.where(total > 0, total, 1.0)), 0.0)"),
+    ("attention: hidden rows count in the backward", KERNELS, "tl.log2(tl.where(total > 0, total, 1.0)), INF)", "tl.log2(tl.where(total > 0, total, 1.0)), NEG_INF)"),
     ("attention: natural exponent of base-2 scores", KERNELS, "tl.exp2(s - shift[:, None])", "tl.exp(s - shift[:, None])"),
     ("attention: scale dropped in dq", KERNELS, "dq * scale, query", "dq, query"),
     ("attention: scale dropped in dk", KERNELS, "dk * scale, 0.0", "dk, 0.0"),
