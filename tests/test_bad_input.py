@@ -1,0 +1,199 @@
+"""Every mistake of a user ends in one sentence that names the thing, exit code 2, and nothing overwritten."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import scripts
+import torch
+from scripts import FEW, SMALL
+
+import minillm.curves
+import minillm.tasks.arithmetic as arithmetic
+import train_rl
+import train_sft
+from kernels import backend
+from minillm import cli
+from minillm.run import Run
+
+
+@pytest.fixture(scope="module")
+def patched():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("TRITON_INTERPRET", raising=False)  # as for a user
+        patch.setattr(minillm.curves, "draw", lambda *_: None)  # slow, and not what this is about
+        patch.setattr(arithmetic, "HELD_OUT", 30)
+        yield
+
+
+def main(script, **options):
+    """Run a script's main: → exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script.__name__, *scripts.command_line(**options)])
+        patch.setattr(backend, "_default", "auto")
+        try:
+            cli.run(script.main)
+        except SystemExit as stop:
+            return stop.code
+    return 0
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory, patched):
+    """What the wrong options name: word files, finished and unfinished runs."""
+    folder = tmp_path_factory.mktemp("there")
+    files = scripts.write_words(folder)
+    assert main(train_sft, **files, **SMALL, steps=1, out=folder / "done") == 0
+    arithmetic_run = {"task": "arithmetic", "examples": 20, "out": folder / "sums"}
+    assert main(train_sft, **arithmetic_run, **SMALL, steps=1) == 0
+    for name in ("cut", "other-shape"):
+        run = Run(folder / name)
+        run.folder.mkdir()
+        for file in ("config.json", "tokenizer.json", "args.json", "checkpoint.safetensors", "log.jsonl"):
+            run.path(file).write_bytes((folder / "done" / file).read_bytes())
+    args = Run(folder / "other-shape").read_json("args.json")
+    (folder / "other-shape" / "args.json").write_text(json.dumps(args | {"width": 32}))
+    (folder / "empty.txt").write_text("\n")
+    (folder / "one.txt").write_text("CAT  K AE T\n")
+    (folder / "line.txt").write_text("CAT  K AE T\nOWL\n")
+    (folder / "symbol.txt").write_text("CAT  K XX T\n")
+    (folder / "letter.txt").write_text("CÄT  K AE T\n")
+    (folder / "notes").mkdir()
+    (folder / "notes" / "note.txt").write_text("mine")
+    return folder
+
+
+@pytest.fixture
+def refused(there, tmp_path, monkeypatch, capsys):
+    """Run a script with options in which HERE stands for the folder above; what it says must match."""
+    monkeypatch.chdir(tmp_path)
+
+    def refused(script, sentence, options):
+        capsys.readouterr()
+        before = contents(there)
+        options = {k: str(v).replace("HERE", str(there)) for k, v in options.items() if v is not None}
+        code = main(script, **options)
+        err = capsys.readouterr().err
+        assert code == 2, err
+        assert "Traceback" not in err
+        assert re.search(sentence.replace("HERE", re.escape(str(there))), err), err
+        lines = err.splitlines()
+        assert len(lines) == 1 or lines[0].startswith("usage: "), err  # argparse shows the usage before its sentence
+        assert contents(there) == before
+        assert not list(Path("runs").glob("*")), "a run folder was left behind"
+
+    return refused
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+WORDS = {"train": "HERE/train.txt", "dev": "HERE/dev.txt"}
+FEW_STEPS = {**SMALL, "steps": 1}
+
+SFT = {
+    "missing file": ({"train": "HERE/no.txt"}, r"cannot read HERE/no\.txt: No such file"),
+    "a folder as file": ({"train": "HERE/notes"}, "cannot read HERE/notes: Is a directory"),
+    "empty file": ({"train": "HERE/empty.txt"}, r"HERE/empty\.txt holds no words"),
+    "wrong line": ({"train": "HERE/line.txt"}, r"HERE/line\.txt:2: expected"),
+    "unknown phoneme": ({"train": "HERE/symbol.txt"}, r"HERE/symbol\.txt:1: the phoneme 'XX' of 'cat'"),
+    "unknown letter": ({"dev": "HERE/letter.txt"}, r"HERE/letter\.txt:1: the letter 'ä' of 'cät'"),
+    "empty dev file": ({"dev": "HERE/empty.txt"}, r"HERE/empty\.txt holds no words"),
+    "dev without train": ({"train": None}, "--dev and --test need --train"),
+    "no word left for dev": ({"train": "HERE/one.txt", "dev": None}, "--dev"),
+    "files for arithmetic": ({"task": "arithmetic"}, "arithmetic makes its own problems"),
+    "unknown task": ({"task": "spelling"}, "--task.*'spelling'"),
+    "negative minutes": ({"steps": None, "minutes": -1}, r"--minutes -1\.0 must be positive"),
+    "no minutes": ({"steps": None, "minutes": 0}, r"--minutes 0\.0 must be positive"),
+    "minutes that are no number": ({"steps": None, "minutes": "nan"}, "--minutes nan must be positive"),
+    "minutes in words": ({"steps": None, "minutes": "two"}, "--minutes.*'two'"),
+    "negative steps": ({"steps": -3}, "--steps -3 must be positive"),
+    "two budgets": ({"minutes": 1}, "--minutes and --steps exclude each other"),
+    "no evaluations": ({"evaluations": 0}, "--evaluations 0 must be positive"),
+    "no batch": ({"batch_tokens": 0}, "--batch-tokens 0 must be positive"),
+    "negative rate": ({"lr": -0.1}, r"--lr -0\.1 must be positive"),
+    "negative width": ({"width": -16}, "--width -16 must be positive"),
+    "heads that do not divide": ({"heads": 3}, "width=16 .*num_heads=3"),
+    "odd head": ({"width": 18, "heads": 6}, "even head_dim"),
+    "too much dropout": ({"dropout": 1.5}, r"dropout=1\.5"),
+    "negative dropout": ({"dropout": -0.5}, r"dropout=-0\.5"),
+    "negative seed": ({"seed": -1}, "--seed -1"),
+    "no examples": ({"task": "arithmetic", "train": None, "dev": None, "examples": 0}, "--examples 0 must be positive"),
+    "unknown precision": ({"precision": "fp8"}, "--precision.*'fp8'"),
+    "triton without a GPU": ({"kernels": "triton"}, "--kernels triton.*Triton"),
+    "out is finished": ({"out": "HERE/done"}, "--out HERE/done already holds a finished run"),
+    "out is unfinished": ({"out": "HERE/cut"}, "--out HERE/cut holds an unfinished run"),
+    "out is a file": ({"out": "HERE/train.txt"}, r"--out HERE/train\.txt is a file"),
+    "out is below a file": ({"out": "HERE/train.txt/run"}, "cannot make the folder --out"),
+    "out is somebody's folder": ({"out": "HERE/notes"}, "--out HERE/notes is not empty and not a run"),
+    "init is nothing": ({"init": "HERE/nothing"}, "there is no run folder HERE/nothing"),
+    "init is no run": ({"init": "HERE/notes"}, r"HERE/notes is not a run: it has no config\.json"),
+    "init has no model": ({"init": "HERE/cut"}, r"cannot read HERE/cut/model\.safetensors|HERE/cut is not finished"),
+    "init of another task": ({"init": "HERE/sums"}, "HERE/sums was trained on other symbols"),
+    "resume nothing": ({"resume": "HERE/nothing"}, "there is no run folder HERE/nothing"),
+    "resume no run": ({"resume": "HERE/notes"}, "HERE/notes is not a run"),
+    "resume what is finished": ({"resume": "HERE/done"}, "HERE/done is finished"),
+    "resume another shape": ({"resume": "HERE/other-shape"}, r"checkpoint\.safetensors: '.*' has shape \("),
+}
+
+RL = {
+    "no start": ({"init": None}, "--task pronounce needs a model to start from"),
+    "init is nothing": ({"init": "HERE/nothing"}, "there is no run folder HERE/nothing"),
+    "init is no run": ({"init": "HERE/notes"}, "HERE/notes is not a run"),
+    "init has no model": ({"init": "HERE/cut"}, r"cannot read HERE/cut/model\.safetensors|HERE/cut is not finished"),
+    "init of another task": ({"init": "HERE/sums"}, "HERE/sums was trained on --task arithmetic"),
+    "one sample": ({"samples": 1}, "--samples 1: .* at least 2"),
+    "no prompts": ({"prompts": 0}, "--prompts 0 must be positive"),
+    "negative minutes": ({"minutes": -2}, r"--minutes -2\.0 must be positive"),
+    "negative steps": ({"steps": -2}, "--steps -2 must be positive"),
+    "negative rate": ({"lr": -1}, r"--lr -1\.0 must be positive"),
+    "negative seed": ({"seed": -1}, "--seed -1"),
+    "missing file": ({"dev": "HERE/no.txt"}, r"cannot read HERE/no\.txt: No such file"),
+    "wrong line": ({"train": "HERE/line.txt"}, r"HERE/line\.txt:2: expected"),
+    "triton without a GPU": ({"kernels": "triton"}, "--kernels triton.*Triton"),
+    "out is finished": ({"out": "HERE/done"}, "--out HERE/done already holds a finished run"),
+    "resume nothing": ({"resume": "HERE/nothing"}, "there is no run folder HERE/nothing"),
+    "resume what is finished": ({"resume": "HERE/done"}, "HERE/done is finished"),
+    "resume another script": ({"resume": "HERE/cut"}, "HERE/cut is a run of another script"),
+}
+
+
+@pytest.mark.parametrize(("options", "sentence"), SFT.values(), ids=SFT)
+def test_sft(refused, options, sentence):
+    refused(train_sft, sentence, {**WORDS, **FEW_STEPS, **options})
+
+
+@pytest.mark.parametrize(("options", "sentence"), RL.values(), ids=RL)
+def test_rl(refused, options, sentence):
+    refused(train_rl, sentence, {"task": "pronounce", "init": "HERE/done", **FEW, "steps": 1, **options})
+
+
+def test_a_taken_folder_is_noticed_before_any_training(refused, monkeypatch):
+    """Without a start train_rl.py makes one, which takes a minute: not before it knows where to save."""
+    monkeypatch.setattr(train_sft, "train", lambda *_: pytest.fail("supervised training began"))
+    refused(train_rl, "--out HERE/done already holds a finished run", {**FEW, "out": "HERE/done", "steps": 1})
+
+
+def test_a_loss_that_is_no_number(refused):
+    refused(train_sft, "the loss became .* try a lower --lr", {**WORDS, **SMALL, "steps": 50, "lr": 1e30, "out": "x"})
+
+
+def test_a_policy_that_is_no_number(refused, monkeypatch):
+    def spoil(model, *_):
+        model.tokens.weight.data.fill_(torch.nan)
+        return real(model, *_)
+
+    real = train_rl.update
+    monkeypatch.setattr(train_rl, "update", spoil)
+    options = {"task": "pronounce", "init": "HERE/done", **FEW, "steps": 3, "out": "x"}
+    refused(train_rl, "at step .* try a lower --lr", options)
+
+
+@pytest.mark.parametrize("script", ["train_sft.py", "train_rl.py"])
+def test_a_process_of_its_own(there, tmp_path, script):
+    code, _, err = scripts.run(script, tmp_path, init=there / "nothing", task="pronounce")
+    assert code == 2
+    assert err == f"error: there is no run folder {there / 'nothing'}\n"
