@@ -1,0 +1,71 @@
+"""What a person sees: figures, samples, time left."""
+
+import io
+from itertools import pairwise
+
+import pytest
+from rich.console import Console
+
+from minillm import report
+from minillm.metrics import Interval
+from minillm.tasks import Example
+
+
+def printed(thing, width=100):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(thing)
+    return console.file.getvalue()
+
+
+def test_figures():
+    metrics = {"wer": Interval(0.382, 0.363, 0.401), "accuracy": Interval(1, 0.5, 1)}
+    assert report.figures(metrics) == "WER 38.2% [36.3%, 40.1%] · accuracy 100.0% [50.0%, 100.0%]"
+    assert printed(report.figures(metrics)).strip() == report.figures(metrics)  # the brackets are no markup
+    assert report.flat(metrics, "dev") == {
+        "dev_wer": 0.382,
+        "dev_wer_low": 0.363,
+        "dev_wer_high": 0.401,
+        "dev_accuracy": 1,
+        "dev_accuracy_low": 0.5,
+        "dev_accuracy_high": 1,
+    }
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (61.9, "1:01"), (3600, "60:00")])
+def test_clock(seconds, text):
+    assert report.clock(seconds) == text
+
+
+@pytest.mark.parametrize("size", [1, 9, 10, 27, 499, 999])
+def test_thinned_is_evenly_spread_and_of_about_the_size(size):
+    numbers = list(range(size))
+    chosen = report.thinned(numbers, 10)
+    assert min(size, 10) <= len(chosen) < 20
+    assert chosen[0] == 0
+    assert len({b - a for a, b in pairwise(chosen)}) <= 1
+
+
+@pytest.mark.parametrize("size", [1, 10, 11, 25, 1000])
+def test_ten_samples(size):
+    examples = [Example(f"<{i}>", (f" a{i}", f" b{i}")) for i in range(size)]
+    answers = [f" b{i}" if i % 2 else " x" for i in range(size)]
+    text = printed(report.samples_table(examples, answers, "samples"))
+    assert text.count("<") == min(size, 10)
+    assert "a0 or b0" in text
+    assert text.count("✗") + text.count("✓") == min(size, 10)
+
+
+def test_words_with_brackets_are_no_markup():
+    text = printed(report.samples_table([Example("[b]x:", (" y",))], [" [red]z"], "samples"))
+    assert "[b]x:" in text
+    assert "[red]z" in text
+
+
+def test_a_line_now_and_then_where_there_is_no_terminal(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(report.time, "monotonic", lambda: now)
+    console = Console(file=io.StringIO(), width=100)
+    with report.ProgressBar(console) as bar:
+        for now in (1.0, 11.0, 12.0, 22.5):
+            bar.update(now / 100, now, f"step {now:.0f}")
+    assert console.file.getvalue().splitlines() == [" 11%  step 11 · 1:29 left", " 22%  step 22 · 1:17 left"]
