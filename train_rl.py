@@ -1,25 +1,30 @@
 """Reinforcement learning: learn from nothing but a reward for one's own answers.
 
-  python train_rl.py                                           arithmetic, under 4 minutes on two cores
+  python train_rl.py                                             arithmetic, under 4 minutes on two cores
   python train_rl.py --task pronounce --init runs/pronounce-sft  start from a run of train_sft.py
 
 Objective: maximise E[reward] over answers drawn from the model itself. The estimator is REINFORCE (Williams 1992)
-with a leave-one-out baseline: for each of P prompts draw K answers at temperature 1 and step along
+with a leave-one-out baseline: for each of P prompts draw K answers from the policy and step along
 
     1/(P·K) Σ (reward − mean reward of the prompt's other answers) · ∇ Σ log p(token | prompt, tokens before)
 
-where the inner sum runs over all tokens of the answer, the end token included. No division by lengths or standard
-deviations, no clipping of ratios, no KL penalty: every draw is used once, by the model that drew it, so the step is
-an unbiased estimate of the gradient of the expected reward. Dropout is off, so that the model that learns is the
-model that drew.
+where the inner sum runs over all tokens of the answer, the end token included. The policy is the model at
+--temperature: answers are drawn from it, and log p differentiated, at that same temperature. No division by lengths
+or standard deviations, no clipping of ratios, no KL penalty; every answer is used once, by the model that drew it. So
+the step is an unbiased estimate of the gradient of the expected reward. Dropout is off, so that the model that learns
+is the model that drew.
 """
+
+import minillm  # noqa: F401, first: it sets how threads wait
+
+# isort: split
 
 import copy
 import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 
 import torch
@@ -29,19 +34,20 @@ from torch import Tensor
 import kernels
 import train_sft
 from minillm import cli, curves
-from minillm.batching import IGNORE, Batch, Document, pack
+from minillm.batching import Batch, Document, pack
 from minillm.device import PRECISIONS, place
 from minillm.errors import UserError
 from minillm.evaluate import answer, evaluate
 from minillm.generate import Sample, generate
 from minillm.gpt import GPT
-from minillm.objective import weighted_nll_with_stats
-from minillm.optim import Budget, make_optimizers, schedule, set_lr
-from minillm.policy import kl_estimate, leave_one_out, share_without_variance
+from minillm.objective import weighted_nll
+from minillm.optim import Budget, adamw, schedule, set_lr
+from minillm.policy import has_variance, kl_estimate, leave_one_out
 from minillm.report import SAMPLES, ProgressBar, figures, flat, introduce, samples_table, thinned
 from minillm.run import Run, resumed
 from minillm.tasks import TASKS, Example, Task, load_task
 
+WARMUP = 0.1  # share of the training; AdamW's first steps are all noise
 LOOK_EVERY = 10  # steps between looks at the KL to the start, which costs a pass of the starting model
 GLANCE = 500  # dev examples looked at during training; all of them before and after
 SAVE_SECONDS = 60  # between checkpoints
@@ -60,8 +66,8 @@ class Args:
     steps: int | None = cli.option(None, "train for a number of steps instead, whatever time they take")
     prompts: int = cli.option(64, "prompts in a step")
     samples: int = cli.option(16, "answers drawn for each prompt")
-    lr: float = cli.option(0.002, "peak learning rate of the matrices (Muon)")
-    embedding_lr: float = cli.option(0.0005, "peak learning rate of embeddings and norms (AdamW)")
+    temperature: float = cli.option(0.7, "of the policy: answers are drawn, and gradients taken, at this temperature")
+    lr: float = cli.option(0.0005, "peak learning rate (AdamW)")
     seed: int = cli.option(0, "fixes everything random")
     evaluations: int = cli.option(4, "looks at the dev set after the first, the last one included")
     precision: str = cli.option("auto", "of the activations; weights stay float32", choices=PRECISIONS)
@@ -84,11 +90,28 @@ class Rollout:
     answers: list[str]  # their texts, for the reward and for people; the model learns from the ids
     rewards: Tensor  # (P, K)
 
+    def informative(self) -> "Rollout":
+        """Only the prompts whose answers were not all rewarded alike: the others have no advantage to learn from."""
+        K = self.rewards.shape[1]
+        keep = has_variance(self.rewards)
+        rows = keep.repeat_interleave(K)
+        return Rollout(
+            list(compress(self.examples, keep)),
+            list(compress(self.samples, rows)),
+            list(compress(self.answers, rows)),
+            self.rewards[keep],
+        )
 
-def roll_out(model: GPT, task: Task, examples: list[Example], num_samples: int) -> Rollout:
+    def entropy(self) -> float:
+        """Nats a token, estimated by the mean of − log p over the tokens drawn."""
+        logprobs = [logprob for sample in self.samples for logprob in sample.logprobs]
+        return -sum(logprobs) / len(logprobs)
+
+
+def roll_out(model: GPT, task: Task, examples: list[Example], num_samples: int, temperature: float) -> Rollout:
     """Draw answers to prompts and have them judged."""
     prompts = [task.tokenizer.encode(example.prompt) for example in examples]
-    samples = generate(model, prompts, task.max_answer_tokens, task.tokenizer.end, samples_per_prompt=num_samples)
+    samples = generate(model, prompts, task.max_answer_tokens, task.tokenizer.end, temperature, num_samples)
     answers = [task.tokenizer.decode(sample.tokens) for sample in samples]
     judged = [task.reward(examples[i // num_samples], answer) for i, answer in enumerate(answers)]
     return Rollout(examples, samples, answers, torch.tensor(judged).view(len(examples), num_samples))
@@ -101,28 +124,30 @@ def to_batch(task: Task, rollout: Rollout) -> Batch:
     return pack([Document(prompts[i // num_samples], sample.tokens) for i, sample in enumerate(rollout.samples)])
 
 
-def update(model: GPT, batch: Batch, rewards: Tensor, optimizers: list[torch.optim.Optimizer]) -> dict[str, float]:
-    """One step along the policy gradient; returns what there is to see of it."""
-    advantages = leave_one_out(rewards).flatten().to(batch.tokens.device)  # (P·K,)
-    weights = advantages[batch.packing.sequence] / len(advantages)  # (N,): each token has its answer's advantage
-    loss, stats = weighted_nll_with_stats(model, batch, weights)
+def update(model: GPT, task: Task, rollout: Rollout, optimizers: list, temperature: float = 1.0) -> float:
+    """One step along the policy gradient; returns the norm of the gradient, 0 where there is none to follow."""
+    informative = rollout.informative()  # the rest would add nothing but zeros
+    if not informative.examples:
+        return 0.0
+    batch = to_batch(task, informative).to(model.tokens.weight.device)
+    advantages = leave_one_out(informative.rewards).flatten().to(batch.tokens.device)  # (P·K,)
+    weights = advantages[batch.packing.sequence] / rollout.rewards.numel()  # (N,): each token has its answer's
+    loss = weighted_nll(model, batch, weights, temperature)
     loss.backward()
-    gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
-    return {
-        "reward": float(rewards.mean()),
-        "entropy": float(stats.entropy[batch.targets != IGNORE].mean()),
-        "gradient_norm": float(gradient_norm),
-        "groups_without_variance": share_without_variance(rewards),
-    }
+    return float(norm)
 
 
 @torch.no_grad()
-def kl_to(start: GPT, model: GPT, batch: Batch) -> float:
+def kl_to(start: GPT, model: GPT, task: Task, rollout: Rollout, temperature: float = 1.0) -> float:
     """KL(model ‖ start) of an answer in nats, estimated on answers that the model has drawn."""
-    nll, start_nll = (m.loss(m(batch.tokens, batch.packing), batch.targets) for m in (model, start))
+    batch = to_batch(task, rollout).to(model.tokens.weight.device)
+    nll, start_nll = (
+        m.loss(m(batch.tokens, batch.packing), batch.targets, temperature=temperature) for m in (model, start)
+    )
     return float(kl_estimate(-nll, -start_nll).sum() / len(batch.packing.lengths))
 
 
@@ -132,17 +157,20 @@ def fit(
     """Roll out, judge, update, until the budget is spent."""
     budget = Budget(args.minutes, args.steps, spent_seconds=state.seconds)
     practice = islice(task.practice(args.seed), state.step * args.prompts, None)
-    device = model.tokens.weight.device
     saved = state.seconds
     model.eval()  # no dropout: the model that learns is the model that drew
     with ProgressBar(console) as bar:
         while (progress := budget.progress(state.step)) < 1:
-            rollout = roll_out(model, task, list(islice(practice, args.prompts)), args.samples)
-            batch = to_batch(task, rollout).to(device)
-            look = state.step % LOOK_EVERY == 0
-            seen = {"kl": kl_to(start, model, batch)} if look else {}
-            set_lr(optimizers, schedule(progress))
-            seen |= update(model, batch, rollout.rewards, optimizers)
+            rollout = roll_out(model, task, list(islice(practice, args.prompts)), args.samples, args.temperature)
+            seen = {
+                "reward": float(rollout.rewards.mean()),
+                "entropy": rollout.entropy(),
+                "groups_without_variance": 1 - float(has_variance(rollout.rewards).float().mean()),
+            }
+            if state.step % LOOK_EVERY == 0:
+                seen["kl"] = kl_to(start, model, task, rollout, args.temperature)
+            set_lr(optimizers, schedule(progress, WARMUP))
+            seen["gradient_norm"] = update(model, task, rollout, optimizers, args.temperature)
 
             state.step += 1
             state.seconds = budget.seconds
@@ -196,7 +224,7 @@ def train(args: Args, console: Console) -> Run:
     start = start_run.load_model(task).to(placement.device).eval()
     start.compute_dtype = placement.dtype
     model = copy.deepcopy(start)
-    optimizers = make_optimizers(model, args.lr, args.embedding_lr)
+    optimizers = adamw(model, args.lr)
     torch.manual_seed(args.seed)
     if args.resume:
         run = Run.open(args.resume)
@@ -244,7 +272,7 @@ def finish(
 
 def main() -> None:
     args = cli.parse(Args, __doc__)
-    cli.require_positive(args, "minutes", "steps", "prompts", "lr", "embedding_lr", "evaluations")
+    cli.require_positive(args, "minutes", "steps", "prompts", "temperature", "lr", "evaluations")
     if args.samples < 2:
         raise UserError(f"--samples {args.samples}: the leave-one-out baseline needs at least 2")
     train(resumed(args) if args.resume else args, Console())

@@ -10,6 +10,10 @@ Objective: minimise − 1/n Σ log p(token | prompt, tokens before) over the n t
 end token included and prompts excluded: the maximum likelihood of the answers that the data shows.
 """
 
+import minillm  # noqa: F401, first: it sets how threads wait
+
+# isort: split
+
 import dataclasses
 import math
 import time
@@ -27,7 +31,7 @@ from minillm.errors import UserError
 from minillm.evaluate import answer, evaluate
 from minillm.gpt import GPT, GPTConfig
 from minillm.objective import weighted_nll
-from minillm.optim import Budget, make_optimizers, schedule, set_lr
+from minillm.optim import Budget, muon, schedule, set_lr
 from minillm.report import ProgressBar, figures, flat, introduce, samples_table, thinned
 from minillm.run import Run, resumed
 from minillm.tasks import TASKS, Arithmetic, Task, load_task, to_documents, tokens_needed
@@ -116,7 +120,7 @@ def train(args: Args, console: Console) -> Run:
     corpus = Corpus(to_documents(task.splits.train, task.tokenizer))
     model = make_model(args, task).to(placement.device)
     model.compute_dtype = placement.dtype
-    optimizers = make_optimizers(model, args.lr, args.embedding_lr)
+    optimizers = muon(model, args.lr, args.embedding_lr)
     if args.resume:
         run = Run.open(args.resume)
         state = State(**run.load_checkpoint(model, optimizers))

@@ -1,6 +1,11 @@
 """The engine: models, training, generation. It computes with `kernels`, the package beside it in the checkout."""
 
+import os
 from pathlib import Path
+
+# Threads that spin while they wait make a small model up to ten times slower on a machine that does something else
+# too. OpenMP reads this when PyTorch is loaded, so scripts import minillm first.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import kernels
 

@@ -9,18 +9,12 @@ REINFORCE reads answers that the model itself has drawn and weights them by how 
 
 from torch import Tensor
 
-from kernels import TokenStats
 from minillm.batching import Batch
 from minillm.gpt import GPT
 
 
-def weighted_nll(model: GPT, batch: Batch, weights: Tensor | float) -> Tensor:
+def weighted_nll(model: GPT, batch: Batch, weights: Tensor | float, temperature: float = 1.0) -> Tensor:
     """− Σ weight · log p(target) as a scalar; weights are one number or one a token (N,). Prompts have no target
-    and count nothing, whatever their weight."""
-    return (weights * model.loss(model(batch.tokens, batch.packing), batch.targets)).sum()
-
-
-def weighted_nll_with_stats(model: GPT, batch: Batch, weights: Tensor | float) -> tuple[Tensor, TokenStats]:
-    """The same, and what the same pass over the logits tells of every token (N,): log p of the target, entropy."""
-    nll, stats = model.loss(model(batch.tokens, batch.packing), batch.targets, return_stats=True)
-    return (weights * nll).sum(), stats
+    and count nothing, whatever their weight. p is the model's distribution at that temperature."""
+    hidden = model(batch.tokens, batch.packing)
+    return (weights * model.loss(hidden, batch.targets, temperature=temperature)).sum()

@@ -1,4 +1,4 @@
-"""Muon for the matrices of the blocks, AdamW for everything else, and one schedule for both."""
+"""Optimisers, their schedule, and the budget it follows."""
 
 import time
 
@@ -6,10 +6,12 @@ import torch
 from torch import nn
 
 
-def make_optimizers(model: nn.Module, lr: float, embedding_lr: float) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982) orthogonalises the momentum of a matrix, so that
-    every direction of it learns at the same speed. It is meant for hidden matrices only; embeddings, norms and
-    biases take AdamW."""
+def muon(model: nn.Module, lr: float, embedding_lr: float) -> list[torch.optim.Optimizer]:
+    """For supervised learning: Muon for the matrices of the blocks, AdamW for everything else.
+
+    Muon (Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982) orthogonalises the momentum of a matrix, so that
+    every direction of it learns at the same speed. It is meant for hidden matrices only.
+    """
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "blocks." in name]
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
@@ -17,6 +19,15 @@ def make_optimizers(model: nn.Module, lr: float, embedding_lr: float) -> list[to
         torch.optim.Muon(matrices, lr=lr, weight_decay=0.0, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=embedding_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
+
+
+def adamw(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    """For reinforcement learning: AdamW for all parameters.
+
+    A policy gradient is mostly noise. Muon gives every step the same size, noise or not, and the policy collapses;
+    AdamW's step shrinks as the gradients of successive steps disagree.
+    """
+    return [torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
 
 
 def set_lr(optimizers: list[torch.optim.Optimizer], factor: float) -> None:

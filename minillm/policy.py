@@ -20,9 +20,9 @@ def leave_one_out(rewards: Tensor) -> Tensor:
     return rewards - others
 
 
-def share_without_variance(rewards: Tensor) -> float:
-    """Share of the prompts whose samples were all rewarded alike: they teach nothing."""
-    return float((rewards == rewards[:, :1]).all(dim=1).float().mean())
+def has_variance(rewards: Tensor) -> Tensor:
+    """(P,) bool: whether the samples of a prompt were rewarded differently. If not, all advantages are 0."""
+    return (rewards != rewards[:, :1]).any(dim=1)
 
 
 def kl_estimate(logprobs: Tensor, start_logprobs: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from tiny import assert_same, gpt, gradients, packed
 import train_rl
 from minillm.batching import IGNORE, Document, pack
 from minillm.generate import Sample
-from minillm.objective import weighted_nll, weighted_nll_with_stats
+from minillm.objective import weighted_nll
 from minillm.policy import leave_one_out
 from minillm.tasks import Example
 from minillm.tokenizer import SymbolTokenizer
@@ -76,7 +76,8 @@ class Recorder:
     """An optimiser that only writes down the direction it was told to go."""
 
     def __init__(self, model):
-        self.model, self.step_taken = model, None
+        self.model = model
+        self.step_taken = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
 
     def step(self):
         self.step_taken = {name: -p.grad for name, p in self.model.named_parameters()}
@@ -88,7 +89,7 @@ class Recorder:
 def step_of_the_script(model, prompts, answers):
     """The direction in which train_rl.py moves the weights."""
     drawn, recorder = rollout(prompts, answers), Recorder(model)
-    train_rl.update(model, train_rl.to_batch(TASK, drawn), drawn.rewards, [recorder])
+    train_rl.update(model, TASK, drawn, [recorder])
     return recorder.step_taken
 
 
@@ -189,16 +190,35 @@ def test_one_step_raises_the_expected_reward(model):
     assert expected() > before
 
 
-def test_the_script_reports_what_it_saw(model):
+def test_the_script_reports_the_norm_of_its_gradient(model):
     drawn = rollout(PROMPTS, [[ANSWERS[3], ANSWERS[9]], [ANSWERS[2], ANSWERS[2]]])
-    batch = train_rl.to_batch(TASK, drawn)
-    seen = train_rl.update(model, batch, drawn.rewards, [recorder := Recorder(model)])
-    assert seen["reward"] == pytest.approx(float(drawn.rewards.mean()))
-    assert seen["groups_without_variance"] == 0.5
-    norm = torch.cat([g.flatten() for g in recorder.step_taken.values()]).norm()
-    assert seen["gradient_norm"] == pytest.approx(float(norm))
-    logprobs = model.logits(model(batch.tokens, batch.packing))[batch.targets != IGNORE].detach().log_softmax(-1)
-    assert seen["entropy"] == pytest.approx(float(-(logprobs.exp() * logprobs).sum(-1).mean()))
+    norm = train_rl.update(model, TASK, drawn, [recorder := Recorder(model)])
+    assert norm == pytest.approx(float(torch.cat([g.flatten() for g in recorder.step_taken.values()]).norm()))
+    assert norm > 0
+
+
+def test_prompts_without_variance_are_left_out_and_change_nothing(model):
+    alike = rollout(["b"], [[ANSWERS[2], ANSWERS[2]]])
+    assert alike.informative().examples == []
+    assert train_rl.update(model, TASK, alike, [recorder := Recorder(model)]) == 0.0
+    assert all((g == 0).all() for g in recorder.step_taken.values())
+    both = rollout(PROMPTS, [[ANSWERS[3], ANSWERS[9]], [ANSWERS[2], ANSWERS[2]]])
+    kept = both.informative()
+    assert [e.prompt for e in kept.examples] == [PROMPTS[0]]
+    assert [s.tokens for s in kept.samples] == [ANSWERS[3], ANSWERS[9]]
+    assert torch.equal(kept.rewards, both.rewards[:1])
+    # The step is divided by all answers drawn, those that were left out included.
+    alone, together = (
+        step_of_the_script(model, PROMPTS[:n], [[ANSWERS[3], ANSWERS[9]], [ANSWERS[2]] * 2][:n]) for n in (1, 2)
+    )
+    for name in alone:
+        torch.testing.assert_close(together[name], alone[name] / 2)
+
+
+def test_entropy_is_estimated_from_the_tokens_drawn(model):
+    """Weighted by how likely the answers are, it sums to the entropy of whole answers, token by token."""
+    drawn = train_rl.Rollout([], [Sample([0, END], [-0.5, -1.0]), Sample([END], [-3.0])], [], torch.zeros(1, 2))
+    assert drawn.entropy() == pytest.approx(1.5)
 
 
 def test_kl_of_the_script_is_that_of_whole_answers(model):
@@ -206,15 +226,14 @@ def test_kl_of_the_script_is_that_of_whole_answers(model):
     other.final_norm.weight.data *= 0.3
     p, q = probabilities(model, "ab"), probabilities(other, "ab")
     truth = sum(a * torch.tensor(a / b).log().item() for a, b in zip(p, q, strict=True))
-    expected = sum(
-        w * train_rl.kl_to(other, model, pack([Document(TOKENIZER.encode("ab"), answer)]))
-        for w, answer in zip(p, ANSWERS, strict=True)
-    )
+
+    def kl(prompts, answers):
+        return train_rl.kl_to(other, model, TASK, rollout(prompts, answers))
+
+    expected = sum(w * kl(["ab"], [[answer]]) for w, answer in zip(p, ANSWERS, strict=True))
     assert expected == pytest.approx(truth, rel=1e-6)
-    two = pack([Document(TOKENIZER.encode(x), ANSWERS[i]) for x, i in (("ab", 3), ("b", 9))])
-    one = [pack([Document(TOKENIZER.encode(x), ANSWERS[i])]) for x, i in (("ab", 3), ("b", 9))]
-    mean = sum(train_rl.kl_to(other, model, batch) for batch in one) / 2
-    assert train_rl.kl_to(other, model, two) == pytest.approx(mean)
+    mean = (kl(["ab"], [[ANSWERS[3]]]) + kl(["b"], [[ANSWERS[9]]])) / 2
+    assert kl(["ab", "b"], [[ANSWERS[3]], [ANSWERS[9]]]) == pytest.approx(mean)
 
 
 def test_answers_are_learned_token_for_token():
@@ -242,13 +261,3 @@ def test_weights_of_prompts_count_nothing(model):
     truth = weighted_nll(model, batch, weights)
     weights[:2] = 99.0
     assert torch.equal(weighted_nll(model, batch, weights), truth)
-
-
-def test_stats_are_those_of_the_same_pass(model):
-    batch = pack([Document([0, 1], answer) for answer in ANSWERS])
-    weights = torch.linspace(-1, 1, len(batch.tokens), dtype=torch.float64)
-    loss, stats = weighted_nll_with_stats(model, batch, weights)
-    torch.testing.assert_close(loss, weighted_nll(model, batch, weights), rtol=0, atol=1e-12)
-    logprobs = stats.logprob.split(batch.packing.lengths)
-    for answer, found in zip(ANSWERS, logprobs, strict=True):
-        torch.testing.assert_close(found.sum(), log_p(model, "ab", answer).detach(), rtol=0, atol=1e-12)

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from minillm.policy import kl_estimate, leave_one_out, share_without_variance
+from minillm.policy import has_variance, kl_estimate, leave_one_out
 
 
 def test_leave_one_out_by_hand():
@@ -44,9 +44,10 @@ def test_one_sample_has_no_other():
         leave_one_out(torch.ones(3, 1))
 
 
-def test_share_without_variance():
-    assert share_without_variance(torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0], [0.5, 0.5]])) == 0.75
-    assert share_without_variance(torch.tensor([[0.2, 0.2, 0.3]])) == 0.0
+def test_has_variance():
+    rewards = torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0], [0.5, 0.5]])
+    assert has_variance(rewards).tolist() == [False, True, False, False]
+    assert has_variance(torch.tensor([[0.2, 0.2, 0.3]])).tolist() == [True]
 
 
 def distributions():

@@ -1,4 +1,4 @@
-"""Additions of three-digit numbers, `583+074=` → `0657`: problems without end, and a checker that needs no teacher.
+"""Additions of two-digit numbers, `83+04=` → `087`: problems without end, and a checker that needs no teacher.
 
 Numbers are padded with zeros, so that a digit's place says what it is worth.
 """
@@ -12,7 +12,7 @@ from minillm.metrics import Interval, rate
 from minillm.tasks.base import Example, Recipe, Splits
 from minillm.tokenizer import SymbolTokenizer
 
-DIGITS = 3
+DIGITS = 2
 HELD_OUT = 1000  # problems each in dev and test
 
 
@@ -20,7 +20,7 @@ class Arithmetic:
     name = "arithmetic"
     headline = "accuracy"
     max_answer_tokens = DIGITS + 2  # a carry and END
-    num_examples = 1500  # solved problems that supervised learning gets unless told otherwise
+    num_examples = 2000  # solved problems that supervised learning gets unless told otherwise
 
     def __init__(self, num_examples: int, seed: int):
         """`num_examples` solved problems to learn from; dev and test are the same for every seed and number."""
@@ -36,7 +36,7 @@ class Arithmetic:
     @staticmethod
     def recipe(minutes: float | None) -> Recipe:
         return Recipe(
-            layers=3, width=128, heads=4, batch_tokens=1024, lr=0.01, embedding_lr=0.005, steps=400, until=0.3
+            layers=3, width=128, heads=4, batch_tokens=1024, lr=0.005, embedding_lr=0.005, steps=400, until=0.4
         )
 
     def unseen(self, seed: tuple[int, int]) -> Iterator[tuple[int, int]]:
