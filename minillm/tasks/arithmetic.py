@@ -26,6 +26,8 @@ class Arithmetic:
         """`num_examples` solved problems to learn from; dev and test are the same for every seed and number."""
         if num_examples < 1:
             raise UserError(f"--examples {num_examples} must be at least 1")
+        if num_examples > (most := 10 ** (2 * DIGITS) - 2 * HELD_OUT):
+            raise UserError(f"--examples {num_examples} is more than the {most:,} problems that are not held out")
         held_out = list(distinct(problems(np.random.default_rng(0)), 2 * HELD_OUT))
         self.held_out = set(held_out)
         train = distinct(self.unseen((seed, 0)), num_examples)

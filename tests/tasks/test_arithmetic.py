@@ -21,8 +21,8 @@ def prompts(examples):
 def test_answers_are_right(task):
     for example in [*task.splits.train, *task.splits.dev, *islice(task.practice(0), 100)]:
         a, b = example.prompt.removesuffix("=").split("+")
-        assert len(a) == len(b) == 3
-        assert example.answers == (f"{int(a) + int(b):04d}",)
+        assert len(a) == len(b) == 2
+        assert example.answers == (f"{int(a) + int(b):03d}",)
 
 
 def test_splits_are_disjoint_and_of_the_size_asked_for(task):
@@ -39,7 +39,7 @@ def test_nobody_practises_what_is_held_out():
         task = Arithmetic(50, seed)
         held_out = held_out or prompts(task.splits.dev) | prompts(task.splits.test)
         practised = prompts(islice(task.practice(seed), 20_000))
-        assert len(practised) > 15_000  # so many that held-out ones would be among them
+        assert len(practised) > 7_000  # of the 8,000 that are not held out
         assert not practised & held_out
         assert not prompts(task.splits.train) & held_out
 
@@ -58,10 +58,10 @@ def test_practice_is_fixed_by_the_seed(task):
 
 
 @pytest.mark.parametrize(
-    ("answer", "reward"), [("0657", 1.0), ("0658", 0.0), ("657", 0.0), ("06570", 0.0), ("0657=", 0.0), ("", 0.0)]
+    ("answer", "reward"), [("067", 1.0), ("068", 0.0), ("67", 0.0), ("0670", 0.0), ("067=", 0.0), ("", 0.0)]
 )
 def test_reward(task, answer, reward):
-    example = next(e for e in islice(task.practice(0), 10**6) if e.answers == ("0657",))
+    example = next(e for e in islice(task.practice(0), 10**6) if e.answers == ("067",))
     assert task.reward(example, answer) == reward
 
 
@@ -73,8 +73,8 @@ def test_accuracy(task):
 
 def test_everything_fits(task):
     documents = to_documents(task.splits.dev, task.tokenizer)
-    assert {len(d.answer) for d in documents} == {task.max_answer_tokens} == {5}
-    assert tokens_needed(task) == 8 + 5
+    assert {len(d.answer) for d in documents} == {task.max_answer_tokens} == {4}
+    assert tokens_needed(task) == 6 + 4
     assert task.tokenizer.decode(documents[0].prompt) == task.splits.dev[0].prompt
 
 
@@ -103,3 +103,9 @@ def test_files_are_for_pronunciation(tmp_path):
     for name in ("train", "dev", "test"):
         with pytest.raises(UserError, match="arithmetic makes its own problems"):
             load_task("arithmetic", **{name: tmp_path / "words.txt"})
+
+
+def test_more_examples_than_there_are():
+    assert len(Arithmetic(8000, 0).splits.train) == 8000
+    with pytest.raises(UserError, match=r"--examples 8001 .* 8,?000"):
+        Arithmetic(8001, 0)
