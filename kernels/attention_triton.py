@@ -83,8 +83,7 @@ LAUNCHES = {
     ),
     ("gfx942", 256): Launches(Launch(64, 32, 4, 1), Launch(32, 32, 4, 1), Launch(16, 32, 4, 1)),
 }
-# float32 products run on the ordinary units, because TF32 is too coarse; the backward spills at any tile
-# size.
+# float32 products run on the ordinary units, because TF32 is too coarse; the backward spills at any tile size.
 FLOAT32 = Launches(Launch(32, 32, 8, 1), Launch(32, 16, 8, 1), Launch(16, 32, 8, 1))
 INTERPRETER = Launches(*[Launch(32, 16, 4, 1)] * 3)  # sides that differ, so that the tests notice a mix-up
 
@@ -139,14 +138,10 @@ def attention_forward(
         return out.zero_(), lse.fill_(float("inf"))
     q, k, v = _readable(q, k, v)
     launch = launches(q.device, q.dtype, D).forward
-    B = _batch(q, q_bounds, bounds)
-    kernels.forward_kernel[(triton.cdiv(T, launch.block_m) * H * B,)](
-        *(q, k, v, out, lse, q_bounds, k_bounds),
-        *_arguments(q, k, bounds, T, S, N, causal, window, scale, softcap, dropout_p, dropout_seed, launch),
-        num_warps=launch.warps,
-        num_stages=launch.stages,
-        enable_fp_fusion=True,
-    )
+    programs = triton.cdiv(T, launch.block_m) * H * _batch(q, q_bounds, bounds)
+    pointers = q, k, v, out, lse, q_bounds, k_bounds
+    options = bounds, T, S, N, causal, window, scale, softcap, dropout_p, dropout_seed
+    _run(kernels.forward_kernel, programs, pointers, options, launch)
     return out, lse
 
 
@@ -187,23 +182,12 @@ def attention_backward(
     grad = grad.contiguous()
     delta = torch.empty_like(lse)
     B = _batch(q, q_bounds, bounds)
-    options = (bounds, T, S, N, causal, window, scale, softcap, dropout_p, dropout_seed)
-    launch = launches(q.device, q.dtype, D).backward_q
-    kernels.backward_q_kernel[(triton.cdiv(T, launch.block_m) * H * B,)](
-        *(q, k, v, out, grad, lse, delta, dq, q_bounds, k_bounds),
-        *_arguments(q, k, *options, launch),
-        num_warps=launch.warps,
-        num_stages=launch.stages,
-        enable_fp_fusion=True,
-    )
-    launch = launches(q.device, q.dtype, D).backward_kv
-    kernels.backward_kv_kernel[(triton.cdiv(S, launch.block_n) * k.shape[-2] * B,)](
-        *(q, k, v, grad, lse, delta, dk, dv, q_bounds, k_bounds),
-        *_arguments(q, k, *options, launch),
-        num_warps=launch.warps,
-        num_stages=launch.stages,
-        enable_fp_fusion=True,
-    )
+    options = bounds, T, S, N, causal, window, scale, softcap, dropout_p, dropout_seed
+    _, by_query, by_key = launches(q.device, q.dtype, D)
+    pointers = q, k, v, out, grad, lse, delta, dq, q_bounds, k_bounds  # writes dq and delta
+    _run(kernels.backward_q_kernel, triton.cdiv(T, by_query.block_m) * H * B, pointers, options, by_query)
+    pointers = q, k, v, grad, lse, delta, dk, dv, q_bounds, k_bounds
+    _run(kernels.backward_kv_kernel, triton.cdiv(S, by_key.block_n) * k.shape[-2] * B, pointers, options, by_key)
     return dq, dk, dv
 
 
@@ -222,6 +206,18 @@ def _readable(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _batch(q: Tensor, q_bounds: Tensor | None, bounds: str) -> int:
     return q_bounds.numel() - 1 if bounds == "packed" else q.shape[0]
+
+
+def _run(kernel, programs: int, pointers: tuple, options: tuple, launch: Launch) -> None:
+    """Launch on the device of the tensors, which need not be the current one."""
+    with torch.cuda.device_of(pointers[0]):
+        kernel[(programs,)](
+            *pointers,
+            *_arguments(*pointers[:2], *options, launch),
+            num_warps=launch.warps,
+            num_stages=launch.stages,
+            enable_fp_fusion=True,  # its default is about to change, and the launch table was made with it
+        )
 
 
 def _arguments(q, k, bounds, T, S, N, causal, window, scale, softcap, dropout_p, dropout_seed, launch) -> tuple:

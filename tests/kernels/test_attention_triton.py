@@ -80,9 +80,10 @@ def check(case: Case) -> None:
         assert torch.isfinite(c).all(), f"{name} is not finite"
         if not a.numel():
             continue
-        # δ and dp are summed in different orders, so ds has an error of 1e-7 even where p is exactly 0 or 1
-        # and PyTorch's is exactly 0; dk multiplies it by q.
-        allowed = 2 * (b - a).abs().max() + 2e-6 * max(1, a.abs().max(), abs(case.size))
+        # δ is summed in another order than dp, and from an output that was rounded, so that ds is slightly off even
+        # where p is exactly 0 or 1 and PyTorch's ds exactly 0; dq and dk multiply it by k and q.
+        rounding = torch.finfo(case.dtype).eps if name in ("dq", "dk") and case.dtype != torch.float32 else 0.0
+        allowed = 2 * (b - a).abs().max() + rounding + 2e-6 * max(1, a.abs().max(), abs(case.size))
         assert (c - a).abs().max() <= allowed, f"{name}: error {(c - a).abs().max():.2e}, allowed {allowed:.2e}"
 
 
