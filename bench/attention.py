@@ -131,10 +131,12 @@ def main() -> None:
     for case in cases(device, args.quick):
         for mode, run, work in (("forward", forward, 1), ("forward + backward", forward_and_backward, 3.5)):
             calls = {name: lambda run=run, p=p: run(*p) for name, p in case.providers.items()}
+            print(f"{case.name}, {mode} …", flush=True)
             rows += harness.compare(
                 *(case.name, mode, calls, device, BASELINE[device.type], work * case.gflop),
                 *(args.rounds, args.seconds),
             )
+    print()
     environment = harness.environment(device)
     harness.print_table(rows, "GFLOP/s", environment)
     harness.save(rows, "attention", "Attention", args.out, environment)
