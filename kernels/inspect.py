@@ -22,6 +22,7 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 TABLES = Path(__file__).resolve().parents[1] / "tests" / "kernels" / "machine_code"
 
@@ -159,8 +160,27 @@ class Row:
 
 HEAD = f"{'card    kernel                variant':62} warps  regs spills  shared  tmem     products copies  occ."
 
-# By the words of a row's name: a fault that is shipped all the same, and why.
-EXCUSES: dict[str, tuple[str, str]] = {}
+
+class Excuse(NamedTuple):
+    words: str  # of the rows' names
+    fault: str
+    reason: str  # why it is shipped all the same
+
+
+EXCUSES: list[Excuse] = [
+    Excuse("sm_80 attention.backward_kv D256 grouped", "spills", "smallest tile; 8 spilled registers outside the loop"),
+    Excuse("sm_90 attention.backward_q D256", "spills", "smallest tile with the warps that wgmma wants"),
+    Excuse(
+        "sm_90 attention.backward_q D128 dropout", "spills", "4 registers; a tile half as large reads twice as much"
+    ),
+    Excuse("sm_90 attention.backward_kv D256", "no HGMMA", "wgmma wants 64 rows a tile, which spill here"),
+    Excuse("sm_90 attention.backward_kv D256 grouped", "spills", "smallest tile; 4 spilled registers"),
+    Excuse("sm_100 attention.backward_q D128 dropout", "spills", "15 registers; only under dropout"),
+    Excuse("sm_100 attention.backward_kv grouped", "spills", "grouped and packed at once takes more addresses"),
+    Excuse("sm_120 attention.forward D128 dropout", "spills", "45 registers; only under dropout; shares sm_80's tiles"),
+    Excuse("sm_120 attention.backward_kv D128 grouped", "spills", "6 registers; shares sm_80's tiles"),
+    Excuse("sm_100 attention.backward_kv D256", "no UTCHMMA", "tcgen05 wants 64 rows a tile, which spill here"),
+]
 
 
 def inspect(c: Configuration) -> Row:
@@ -207,7 +227,7 @@ def _read_nvidia(row: Row, asm: dict) -> None:
 def _read_amd(row: Row, asm: dict) -> None:
     text = asm["amdgcn"]
     row.registers = int(re.search(r"\.vgpr_count:\s*(\d+)", text)[1])
-    row.spills = sum(int(n) for n in re.findall(r"\.[vs]gpr_spill_count:\s*(\d+)", text))
+    row.spills = int(re.search(r"\.vgpr_spill_count:\s*(\d+)", text)[1])  # scalar ones go to vector registers
     row.copies = _count(text, r"(?:buffer|global)_load_\w*lds\w*|buffer_load_\w+ .*\blds\b")
     products = _count(text, r"v_mfma_\w+")
     row.products = f"MFMA {products}" if products else ""
@@ -296,10 +316,8 @@ def complaints(rows: list[Row], table: list[str], name: str) -> list[str]:
 
 def excuse(row: Row, fault: str) -> str | None:
     """Why a shipped configuration may have this fault."""
-    for words, (accepted, reason) in EXCUSES.items():
-        if accepted == fault and all(word in str(row.configuration).split() for word in words.split()):
-            return reason
-    return None
+    name = str(row.configuration).split()
+    return next((e.reason for e in EXCUSES if e.fault == fault and set(e.words.split()) <= set(name)), None)
 
 
 if __name__ == "__main__":

@@ -20,24 +20,24 @@ needs_table = pytest.mark.skipif(
 )
 
 
-def check(only: str) -> None:
+def check(only: str, jobs: int) -> None:
     """In a process of its own: this one has Triton in its interpreter."""
-    command = [sys.executable, "-m", "kernels.inspect", "--check", "--only", only]
+    command = [sys.executable, "-m", "kernels.inspect", "--check", "--only", only, "--jobs", str(jobs)]
     run = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert len(run.stdout.splitlines()) > 5
+    assert len(run.stdout.splitlines()) > 1, "no row was compiled"
 
 
 @needs_table
-@pytest.mark.parametrize("only", ["cross_entropy.forward V131072 bf16 gradient", "attention.forward D64 causal packed"])
-def test_some_kernels_on_all_cards(only):
-    check(only)
+@pytest.mark.parametrize("only", ["cross_entropy.backward V131072 bf16", "sm_90 attention.forward D64 grouped"])
+def test_some_configurations(only):
+    check(only, jobs=1)
 
 
 @needs_table
 @pytest.mark.slow
 def test_every_kernel_in_every_configuration():
-    check("")
+    check("", jobs=os.cpu_count())
 
 
 @needs_table
