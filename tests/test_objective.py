@@ -40,24 +40,24 @@ def model():
     return model
 
 
-def log_p(model, prompt, answer):
+def log_p(model, prompt, answer, temperature=1.0):
     """log p(answer | prompt) from plain logits: the definition."""
     tokens = torch.tensor([*TOKENIZER.encode(prompt), *answer])
-    logprobs = model.logits(model(*packed([tokens[:-1]]))).log_softmax(-1)
+    logprobs = (model.logits(model(*packed([tokens[:-1]]))) / temperature).log_softmax(-1)
     return logprobs[torch.arange(len(tokens) - 1), tokens[1:]][-len(answer) :].sum()
 
 
-def probabilities(model, prompt):
+def probabilities(model, prompt, temperature=1.0):
     with torch.no_grad():
-        found = [float(log_p(model, prompt, answer).exp()) for answer in ANSWERS]
+        found = [float(log_p(model, prompt, answer, temperature).exp()) for answer in ANSWERS]
     assert sum(found) == pytest.approx(1)
     return found
 
 
-def exact_gradient(model, prompt):
+def exact_gradient(model, prompt, temperature=1.0):
     """∇ E[reward], the expectation written out."""
-    expected = sum(log_p(model, prompt, answer).exp() * reward(prompt, answer) for answer in ANSWERS)
-    expected.backward()
+    parts = (log_p(model, prompt, answer, temperature).exp() * reward(prompt, answer) for answer in ANSWERS)
+    sum(parts).backward()
     return gradients(model)
 
 
@@ -86,16 +86,16 @@ class Recorder:
         self.model.zero_grad(set_to_none=True)
 
 
-def step_of_the_script(model, prompts, answers):
+def step_of_the_script(model, prompts, answers, temperature=1.0):
     """The direction in which train_rl.py moves the weights."""
     drawn, recorder = rollout(prompts, answers), Recorder(model)
-    train_rl.update(model, TASK, drawn, [recorder])
+    train_rl.update(model, TASK, drawn, [recorder], temperature)
     return recorder.step_taken
 
 
-def expectation(model, prompt, estimate):
+def expectation(model, prompt, estimate, temperature=1.0):
     """Of an estimator that sees two answers, over all pairs."""
-    p = probabilities(model, prompt)
+    p = probabilities(model, prompt, temperature)
     total = {}
     for (i, first), (j, second) in itertools.product(enumerate(ANSWERS), repeat=2):
         for name, value in estimate([first, second]).items():
@@ -112,12 +112,20 @@ def distance(first, second):
 # ---- REINFORCE -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prompt", PROMPTS)
-def test_the_step_of_the_script_is_the_gradient_of_the_expected_reward(model, prompt):
-    truth = exact_gradient(model, prompt)
-    expected = expectation(model, prompt, lambda answers: step_of_the_script(model, [prompt], [answers]))
+@pytest.mark.parametrize(("prompt", "temperature"), [("ab", 1.0), ("b", 0.7)])
+def test_the_step_of_the_script_is_the_gradient_of_the_expected_reward(model, prompt, temperature):
+    truth = exact_gradient(model, prompt, temperature)
+    expected = expectation(
+        model, prompt, lambda answers: step_of_the_script(model, [prompt], [answers], temperature), temperature
+    )
     assert distance(truth, expected) < 1e-10
     assert_same(truth, expected)
+
+
+def test_learning_at_another_temperature_than_drawing_is_biased(model):
+    truth = exact_gradient(model, "ab", 0.7)
+    found = expectation(model, "ab", lambda answers: step_of_the_script(model, ["ab"], [answers], 1.0), 0.7)
+    assert distance(truth, found) > 0.05
 
 
 def test_a_step_is_the_mean_over_prompts(model):
