@@ -68,25 +68,25 @@ def nearest(example: Example, answer: str) -> tuple[int, int]:
 def load(train: Path | None, dev: Path | None, test: Path | None, symbols: str) -> Pronounce:
     """The task from files, or from the CMU dictionary where no training file is given.
 
-    Without a file of their own, dev words (and of the dictionary test words too) are held out of the training
-    words by a hash of their spelling. `symbols` is "arpabet", where any other phoneme is a mistake in the file,
-    or "data", where letters and phonemes are those of the training words.
+    Without a file of their own, dev words (and of the dictionary test words too) are held out by a hash of their
+    spelling. No word that is held out is trained on. `symbols` is "arpabet", where any other phoneme is a mistake
+    in the file, or "data", where letters and phonemes are those of the training words.
     """
     if train is None and (dev or test):
         raise UserError("--dev and --test need --train: without it all words come from the CMU dictionary")
     words = read_file(train) if train else read_cmudict()
     letters, phones = (LETTERS, PHONES) if symbols == "arpabet" else symbols_of(words)
-    held_out = {
-        "dev": read_file(dev) if dev else in_bucket(words, 0),
-        "test": read_file(test) if test else {} if train else in_bucket(words, 1),
-    }
-    for split, path in (("dev", dev), ("test", test)):
-        if path is None:
-            words = {word: entry for word, entry in words.items() if word not in held_out[split]}
-    for entries in (words, *held_out.values()):
+    dev_words = read_file(dev) if dev else in_bucket(words, 0)
+    test_words = read_file(test) if test else {} if train else in_bucket(words, 1)
+    for entries in (words, dev_words, test_words):
         check_symbols(entries, letters, phones)
+    # What is held out is never seen, also where the files overlap.
+    words = {word: entry for word, entry in words.items() if word not in dev_words and word not in test_words}
+    if not words or not dev_words:
+        lack = "to measure progress on" if words else "to learn from that are not held out"
+        raise UserError(f"{train} has no words {lack}; name a file of other words with --dev FILE")
     tokenizer = SymbolTokenizer("pronounce", PATTERN, [*letters, ":", *(f" {phone}" for phone in phones)])
-    return Pronounce(Splits(to_examples(words), *map(to_examples, held_out.values())), tokenizer)
+    return Pronounce(Splits(to_examples(words), to_examples(dev_words), to_examples(test_words)), tokenizer)
 
 
 @dataclass
@@ -144,12 +144,12 @@ def read_file(path: Path) -> dict[str, Entry]:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     words: dict[str, Entry] = {}
     for number, line in enumerate(lines, 1):
-        if not line.strip() or line.startswith(";;;"):
+        fields = line.partition(" #")[0].split()
+        if not fields or line.startswith(";;;"):
             continue
-        word, *phones = line.partition(" #")[0].split()
-        if not phones:
+        word, phones = re.sub(r"\(\d+\)$", "", fields[0]).lower(), fields[1:]
+        if not word or not phones:
             raise UserError(f"{path}:{number}: expected `WORD  P H O N E S`, found {line.strip()!r}")
-        word = re.sub(r"\(\d+\)$", "", word).lower()
         phones = [re.sub(r"^([A-Z]+)[012]$", r"\1", phone) for phone in phones]
         entry = words.setdefault(word, Entry(f"{path}:{number}", []))
         if phones not in entry.pronunciations:

@@ -157,7 +157,9 @@ def test_all_pronunciations_of_a_word_lie_on_one_side(write):
 
 
 def test_words_given_as_held_out_are_not_trained_on(write):
-    splits = load(write(CAT + OWL), write(CAT, "dev.txt"), write(OWL + CAT + "DOG  D AO G\n", "test.txt")).splits
+    splits = load(
+        write(CAT + OWL + "PIG  P IH G\n"), write(CAT, "dev.txt"), write(OWL + CAT + "DOG  D AO G\n", "test.txt")
+    ).splits
     assert not words_of(splits.train) & (words_of(splits.dev) | words_of(splits.test))
 
 
