@@ -296,6 +296,8 @@ def main() -> int:
     _leave_the_interpreter()
     path = table_path()
     chosen = [c for c in configurations() if all(word in str(c).split() for word in args.only.split())]
+    if not chosen:
+        parser.error(f"no configuration has all the words of --only {args.only!r}")
     rows = compile_all(chosen, args.jobs)
     print(HEAD, *rows, sep="\n")
     if args.write:
@@ -303,7 +305,7 @@ def main() -> int:
         path.write_text("\n".join([HEAD, *map(str, rows)]) + "\n")
     if args.check:
         found = complaints(rows, path.read_text().splitlines() if path.exists() else [], path.name)
-        print(*found, sep="\n")
+        print(*(f"\n{line}" for line in found))
         return int(bool(found))
     return 0
 
