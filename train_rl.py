@@ -21,11 +21,13 @@ import minillm  # noqa: F401, first: it sets how threads wait
 
 import copy
 import dataclasses
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import compress, islice
 from pathlib import Path
+from threading import Event
 
 import torch
 from rich.console import Console
@@ -47,6 +49,7 @@ from minillm.report import SAMPLES, ProgressBar, figures, flat, introduce, sampl
 from minillm.run import Run, resumed
 from minillm.tasks import TASKS, Example, Task, load_task
 
+DEFAULT_MINUTES = 3.0
 WARMUP = 0.1  # share of the training; AdamW's first steps are all noise
 LOOK_EVERY = 10  # steps between looks at the KL to the start, which costs a pass of the starting model
 GLANCE = 500  # dev examples looked at during training; all of them before and after
@@ -62,7 +65,8 @@ class Args:
     train: Path | None = cli.option(None, "pronounce: file of lines `WORD  P H O N E S` (default: what --init used)")
     dev: Path | None = cli.option(None, "pronounce: such a file to watch progress on (default: likewise)")
     test: Path | None = cli.option(None, "pronounce: such a file to score before and after (default: likewise)")
-    minutes: float = cli.option(3.0, "wall-clock budget of the training; the learning rate follows it")
+    symbols: str | None = cli.option(None, "pronounce: letters and phonemes allowed", choices=("arpabet", "data"))
+    minutes: float | None = cli.option(None, "wall-clock budget; the learning rate follows it (default: 3)")
     steps: int | None = cli.option(None, "train for a number of steps instead, whatever time they take")
     prompts: int = cli.option(128, "prompts in a step")
     samples: int = cli.option(8, "answers drawn for each prompt")
@@ -152,7 +156,15 @@ def kl_to(start: GPT, model: GPT, task: Task, rollout: Rollout, temperature: flo
 
 
 def fit(
-    args: Args, console: Console, run: Run, task: Task, start: GPT, model: GPT, optimizers: list, state: State
+    args: Args,
+    console: Console,
+    run: Run,
+    task: Task,
+    start: GPT,
+    model: GPT,
+    optimizers: list[torch.optim.Optimizer],
+    state: State,
+    stop: Event,
 ) -> None:
     """Roll out, judge, update, until the budget is spent."""
     budget = Budget(args.minutes, args.steps, spent_seconds=state.seconds)
@@ -160,7 +172,7 @@ def fit(
     saved = state.seconds
     model.eval()  # no dropout: the model that learns is the model that drew
     with ProgressBar(console) as bar:
-        while (progress := budget.progress(state.step)) < 1:
+        while (progress := budget.progress(state.step)) < 1 and not stop.is_set():
             rollout = roll_out(model, task, list(islice(practice, args.prompts)), args.samples, args.temperature)
             seen = {
                 "reward": float(rollout.rewards.mean()),
@@ -172,6 +184,8 @@ def fit(
             set_lr(optimizers, schedule(progress, WARMUP))
             seen["gradient_norm"] = update(model, task, rollout, optimizers, args.temperature)
 
+            if not math.isfinite(seen["gradient_norm"]) or not math.isfinite(seen["entropy"]):
+                raise UserError(f"the policy is no longer a number at step {state.step + 1}; try a lower --lr")
             state.step += 1
             state.seconds = budget.seconds
             run.log(step=state.step, seconds=round(state.seconds, 3), lr=optimizers[0].param_groups[0]["lr"], **seen)
@@ -179,9 +193,10 @@ def fit(
             bar.update(progress, state.seconds, f"step {state.step} · reward {seen['reward']:.3f} · {rate:.1f} steps/s")
             if progress >= (state.evaluations + 1) / args.evaluations:
                 state.evaluations += 1
-                glance = evaluate(model, task, thinned(task.splits.dev, GLANCE))
+                some = thinned(task.splits.dev, GLANCE)
+                glance = evaluate(model, task, some)
                 run.log(step=state.step, seconds=round(state.seconds, 3), **flat(glance, "dev"))
-                console.print(f"step {state.step}: {figures(glance)} on {GLANCE} dev examples")
+                console.print(f"step {state.step}: {figures(glance)} on {len(some)} dev examples")
                 shown = slice(0, args.samples * 3, args.samples)  # the first answer to each of three prompts
                 console.print(samples_table(rollout.examples[:3], rollout.answers[shown], "answers drawn in practice"))
             if state.seconds - saved > SAVE_SECONDS:
@@ -205,22 +220,25 @@ def find_start(args: Args, console: Console) -> Run:
     return run
 
 
-def load_practice(args: Args, start: Run) -> Task:
-    """The task with the data that the starting run was trained on, unless files are given."""
+def with_data_of(start: Run, args: Args) -> Args:
+    """The options with the data that the starting run was trained on where no other is given."""
     used = start.read_json("args.json")
-    if used["task"] != args.task:
-        raise UserError(f"{start.folder} was trained on --task {used['task']}, not on {args.task}")
-    paths = [getattr(args, name) or (used[name] and Path(used[name])) for name in ("train", "dev", "test")]
-    return load_task(args.task, *paths, used["symbols"], used["examples"], used["seed"])
+    if used.get("task") != args.task:
+        raise UserError(f"{start.folder} was trained on --task {used.get('task')}, not on {args.task}")
+    files = {name: Path(used[name]) for name in ("train", "dev", "test") if used.get(name)}
+    given = {name: vars(args)[name] for name in ("train", "dev", "test", "symbols") if vars(args)[name]}
+    return dataclasses.replace(args, init=start.folder, **{"symbols": used.get("symbols"), **files, **given})
 
 
 def train(args: Args, console: Console) -> Run:
     """From the arguments to the finished run folder."""
     started = time.monotonic()
-    kernels.set_default(args.kernels)
+    if not args.resume:
+        Run.vacant(args.out, f"{args.task}-rl")  # noticed before, and not after, a start is trained
+    placement = place(args.precision, args.kernels)
     start_run = find_start(args, console)
-    placement = place(args.precision)
-    task = load_practice(args, start_run)
+    args = with_data_of(start_run, args)
+    task = load_task(args.task, args.train, args.dev, args.test, args.symbols or "arpabet")
     start = start_run.load_model(task).to(placement.device).eval()
     start.compute_dtype = placement.dtype
     model = copy.deepcopy(start)
@@ -232,13 +250,19 @@ def train(args: Args, console: Console) -> Run:
         run.cut_log(state.step)
     else:
         run = Run.create(args.out, f"{args.task}-rl")
-        run.describe(model.config, task.tokenizer, dataclasses.replace(args, init=start_run.folder))
+        run.describe(model.config, task.tokenizer, args)
         state = State()
     introduce(console, placement, task, model, run)
     before = score(console, task, start, "before")
+    if not args.resume:
+        run.log(step=0, seconds=0.0, **{name: value for name, value in before.items() if name.startswith("dev")})
 
-    with run.checkpoint_on_exit(model, optimizers, state, console, "train_rl.py"):
-        fit(args, console, run, task, start, model, optimizers, state)
+    with cli.postponed_interrupt() as stop:
+        fit(args, console, run, task, start, model, optimizers, state, stop)
+    run.save_checkpoint(model, optimizers, vars(state))
+    if stop.is_set():
+        console.print(f"stopped at step {state.step}; go on with: python train_rl.py --resume {run.folder}")
+        raise KeyboardInterrupt
     finish(console, run, task, model, state, before, started)
     return run
 
@@ -272,10 +296,15 @@ def finish(
 
 def main() -> None:
     args = cli.parse(Args, __doc__)
+    cli.require_seed(args)
     cli.require_positive(args, "minutes", "steps", "prompts", "temperature", "lr", "evaluations")
     if args.samples < 2:
         raise UserError(f"--samples {args.samples}: the leave-one-out baseline needs at least 2")
-    train(resumed(args) if args.resume else args, Console())
+    if args.minutes and args.steps:
+        raise UserError("--minutes and --steps exclude each other: give one budget")
+    if not args.minutes and not args.steps:
+        args = dataclasses.replace(args, minutes=DEFAULT_MINUTES)
+    train(resumed(args) if args.resume else args, Console(soft_wrap=True))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 import torch
 from rich.console import Console
@@ -46,7 +47,7 @@ class Args:
     task: str = cli.option("pronounce", "what to learn", choices=tuple(TASKS))
     out: Path | None = cli.option(None, "folder to save to (default: runs/TASK-sft, numbered when taken)")
     resume: Path | None = cli.option(None, "go on with an interrupted run, under the options it was started with")
-    init: Path | None = cli.option(None, "start from the model of this run instead of from scratch")
+    init: Path | None = cli.option(None, "start from the model of this run, shape and weights, instead of from scratch")
     train: Path | None = cli.option(None, "pronounce: file of lines `WORD  P H O N E S` (default: the CMU dictionary)")
     dev: Path | None = cli.option(None, "pronounce: such a file to watch progress on (default: 2 % of the words)")
     test: Path | None = cli.option(None, "pronounce: such a file to score at the very end")
@@ -82,6 +83,7 @@ def complete(args: Args) -> Args:
     """The arguments with the task's recipe where nothing was asked for, checked."""
     if args.minutes is not None and args.steps is not None:
         raise UserError("--minutes and --steps exclude each other: give one budget")
+    cli.require_seed(args)
     cli.require_positive(args, "minutes", "steps", "until", "examples", "evaluations")
     recipe = dataclasses.asdict(TASKS[args.task].recipe(args.minutes))
     if args.minutes is not None or args.steps is not None:  # a budget of one's own is used up
@@ -114,8 +116,7 @@ def train(args: Args, console: Console) -> Run:
     """From the arguments to the finished run folder."""
     started = time.monotonic()
     torch.manual_seed(args.seed)
-    kernels.set_default(args.kernels)
-    placement = place(args.precision)
+    placement = place(args.precision, args.kernels)
     task = load_task(args.task, args.train, args.dev, args.test, args.symbols, args.examples, args.seed)
     corpus = Corpus(to_documents(task.splits.train, task.tokenizer))
     model = make_model(args, task).to(placement.device)
@@ -131,8 +132,12 @@ def train(args: Args, console: Console) -> Run:
         state = State()
     introduce(console, placement, task, model, run)
 
-    with run.checkpoint_on_exit(model, optimizers, state, console, "train_sft.py"):
-        fit(args, console, run, task, corpus, model, optimizers, state)
+    with cli.postponed_interrupt() as stop:
+        fit(args, console, run, task, corpus, model, optimizers, state, stop)
+    run.save_checkpoint(model, optimizers, vars(state))
+    if stop.is_set():
+        console.print(f"stopped at step {state.step}; go on with: python train_sft.py --resume {run.folder}")
+        raise KeyboardInterrupt
     finish(console, run, task, model, state, started)
     return run
 
@@ -146,6 +151,7 @@ def fit(
     model: GPT,
     optimizers: list[torch.optim.Optimizer],
     state: State,
+    stop: Event,
 ) -> None:
     """One step after the other until the budget is spent."""
     budget = Budget(args.minutes, args.steps, spent_seconds=state.seconds)
@@ -154,7 +160,7 @@ def fit(
     with ProgressBar(console) as bar:
         for indices in epochs(corpus.lengths, args.batch_tokens, args.seed, start=state.step):
             progress = budget.progress(state.step)
-            if progress >= 1:
+            if progress >= 1 or stop.is_set():
                 break
             batch = corpus.batch(indices).to(model.tokens.weight.device)
             set_lr(optimizers, schedule(progress))
@@ -176,9 +182,10 @@ def fit(
             bar.update(progress, state.seconds, f"step {state.step} · loss {value:.3f} · {rate:,.0f} tokens/s")
             if progress >= (state.evaluations + 1) / args.evaluations:
                 state.evaluations += 1
-                glance = evaluate(model, task, thinned(task.splits.dev, GLANCE))
+                some = thinned(task.splits.dev, GLANCE)
+                glance = evaluate(model, task, some)
                 run.log(step=state.step, seconds=round(state.seconds, 3), **flat(glance, "dev"))
-                console.print(f"step {state.step}: {figures(glance)} on {GLANCE} dev examples")
+                console.print(f"step {state.step}: {figures(glance)} on {len(some)} dev examples")
             if state.seconds - saved > SAVE_SECONDS:
                 saved = state.seconds
                 run.save_checkpoint(model, optimizers, vars(state))
@@ -226,7 +233,7 @@ def finish(console: Console, run: Run, task: Task, model: GPT, state: State, sta
 def main() -> None:
     args = cli.parse(Args, __doc__)
     args = resumed(args) if args.resume else complete(args)
-    train(args, Console())
+    train(args, Console(soft_wrap=True))
 
 
 if __name__ == "__main__":

@@ -91,6 +91,11 @@ def one_epoch(lengths: np.ndarray, batch_tokens: int, rng: np.random.Generator) 
     """Batches of at most `batch_tokens` tokens (or of one longer document), shuffled."""
     order = rng.permutation(len(lengths))
     order = order[np.argsort(lengths[order], kind="stable")]  # equal lengths stay shuffled
-    batch_number = np.cumsum(lengths[order]) // batch_tokens
-    batches = np.split(order, np.flatnonzero(np.diff(batch_number)) + 1)
+    cuts, room = [], batch_tokens
+    for i, length in enumerate(lengths[order].tolist()):
+        if length > room and i > 0:
+            cuts.append(i)
+            room = batch_tokens
+        room -= length
+    batches = np.split(order, cuts)
     return [batches[i] for i in rng.permutation(len(batches))]

@@ -29,6 +29,7 @@ class BERTConfig:
     def __post_init__(self):
         for name in ("vocab_size", "max_seq_len", "num_layers", "width", "num_heads", "num_segments"):
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
+        require(self.mlp_width >= 0, f"mlp_width={self.mlp_width} must not be negative")
         require(
             self.width % self.num_heads == 0,
             f"width={self.width} is no multiple of num_heads={self.num_heads}",

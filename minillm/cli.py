@@ -2,9 +2,12 @@
 
 import argparse
 import dataclasses
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any, TypeVar, get_type_hints
 
 from minillm.errors import UserError
@@ -46,6 +49,28 @@ def require_positive(args: Any, *names: str) -> None:
         value = vars(args)[name]
         if value is not None and not value > 0:
             raise UserError(f"--{name.replace('_', '-')} {value} must be positive")
+
+
+def require_seed(args: Any) -> None:
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed} must not be negative")
+
+
+@contextmanager
+def postponed_interrupt() -> Iterator[Event]:
+    """Within it Ctrl-C sets the event instead of raising, so that a step is never half done; a second one raises."""
+    asked = Event()
+
+    def ask(*_: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    previous = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):

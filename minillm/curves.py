@@ -12,8 +12,12 @@ def draw(records: Sequence[dict[str, Any]], names: Sequence[str], path: Path, ti
     matplotlib.use("Agg")  # no window, whatever the machine has
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(names), figsize=(4.2 * len(names), 3.4), squeeze=False)
-    for panel, name in zip(panels[0], names, strict=True):
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure, panels = pyplot.subplots(rows, columns, figsize=(4.2 * columns, 3 * rows), squeeze=False)
+    for panel in panels.flat[len(names) :]:
+        panel.set_visible(False)
+    for panel, name in zip(panels.flat, names, strict=False):
         points = [(r["seconds"], r[name]) for r in records if r.get(name) is not None]
         seconds, values = zip(*points, strict=True) if points else ((), ())
         dense = len(points) > 50

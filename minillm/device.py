@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 
+import kernels
 from minillm.errors import UserError
 
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -16,16 +17,26 @@ class Placement(NamedTuple):
     lines: list[str]  # what was chosen and why, for a person
 
 
-def place(precision: str) -> Placement:
-    """A CUDA GPU if there is one, else the CPU; bfloat16 wherever it is faster than float32."""
+def place(precision: str, implementation: str = "auto") -> Placement:
+    """A CUDA GPU if there is one, else the CPU; bfloat16 wherever it is faster than float32; these kernels."""
     if torch.cuda.is_available():
         device = torch.device("cuda")
-        where = f"device     {torch.cuda.get_device_name(device)}"
+        where = torch.cuda.get_device_name(device)
     else:
         device = torch.device("cpu")
-        where = f"device     CPU, {torch.get_num_threads()} threads, because PyTorch sees no CUDA GPU"
+        where = f"CPU, {torch.get_num_threads()} threads, because PyTorch sees no CUDA GPU"
     dtype, why = choose_dtype(device, precision)
-    return Placement(device, dtype, [where, f"precision  {str(dtype).removeprefix('torch.')} ({why})"])
+    kernels.set_default(implementation)
+    try:
+        choice = kernels.choose(device)
+    except ValueError as error:
+        raise UserError(f"--kernels {implementation}: {error}") from None
+    lines = [
+        f"device     {where}",
+        f"precision  {str(dtype).removeprefix('torch.')} ({why})",
+        f"kernels    {choice.impl} ({choice.reason})",
+    ]
+    return Placement(device, dtype, lines)
 
 
 def choose_dtype(device: torch.device, precision: str) -> tuple[torch.dtype, str]:

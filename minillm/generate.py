@@ -64,8 +64,9 @@ def generate(
 
 
 def draw(logits: Tensor, temperature: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """One token (B,) from logits (B, V), and its log-probability (B,) float32."""
-    logprobs = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
+    """One token (B,) from logits (B, V), and its log-probability (B,), in float32 or the dtype of better logits."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logprobs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
     if temperature == 0:
         tokens = logprobs.argmax(dim=-1)
     else:  # the exponential race: argmax p/E with E ~ Exp(1) is a draw from p, and cheaper than multinomial
@@ -79,7 +80,7 @@ class Answers:
 
     def __init__(self, num_rows: int, max_new_tokens: int, device: torch.device):
         self.tokens = torch.zeros(num_rows, max_new_tokens, dtype=torch.long, device=device)
-        self.logprobs = torch.zeros(num_rows, max_new_tokens, device=device)
+        self.logprobs = torch.zeros(num_rows, max_new_tokens, dtype=torch.float64, device=device)
         self.lengths = torch.zeros(num_rows, dtype=torch.long, device=device)
         self.rows = torch.arange(num_rows, device=device)  # the answer that each row of the batch writes
         self.speaking = torch.ones(num_rows, dtype=torch.bool, device=device)  # of the rows of the batch
@@ -88,7 +89,7 @@ class Answers:
     def append(self, step: int, tokens: Tensor, logprobs: Tensor, stop: int) -> None:
         rows = self.rows[self.speaking]
         self.tokens[rows, step] = tokens[self.speaking]
-        self.logprobs[rows, step] = logprobs[self.speaking]
+        self.logprobs[rows, step] = logprobs[self.speaking].double()
         self.lengths[rows] = step + 1
         self.speaking = self.speaking & (tokens != stop)
         self.num_speaking = int(self.speaking.sum())

@@ -47,6 +47,8 @@ class GPTConfig:
     def __post_init__(self):
         for name in ("vocab_size", "max_seq_len", "num_layers", "width", "num_heads"):
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
+        for name in ("num_kv_heads", "mlp_width"):
+            require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
         require(
             self.width % self.num_heads == 0,
             f"width={self.width} is no multiple of num_heads={self.num_heads}",

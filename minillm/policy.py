@@ -3,7 +3,6 @@
 Letters: P prompts, K samples of each.
 """
 
-import torch
 from torch import Tensor
 
 
@@ -26,7 +25,10 @@ def has_variance(rewards: Tensor) -> Tensor:
 
 
 def kl_estimate(logprobs: Tensor, start_logprobs: Tensor) -> Tensor:
-    """Per token, for tokens drawn from the policy: an estimate of KL(policy ‖ start) that is unbiased and never
-    negative, k3 of Schulman (2020, "Approximating KL Divergence"). For looking at, not for differentiating."""
-    log_ratio = start_logprobs - logprobs
-    return torch.expm1(log_ratio) - log_ratio
+    """Per token, for tokens drawn from the policy: log p − log p_start, whose mean is KL(policy ‖ start).
+
+    The plainest of the unbiased estimates (k1 of Schulman 2020, "Approximating KL Divergence"). k3, which is never
+    negative, has a mean that one unlikely token can blow up once the policy has moved far. For looking at only: its
+    gradient is not that of the KL.
+    """
+    return logprobs - start_logprobs

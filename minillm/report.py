@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
+from rich.text import Text
 
-import kernels
 from minillm.device import Placement
 from minillm.gpt import GPT
 from minillm.metrics import Interval
@@ -23,10 +23,8 @@ def introduce(console: Console, placement: Placement, task: Task, model: GPT, ru
     config, splits = model.config, task.splits
     size = sum(p.numel() for p in model.parameters())
     shape = f"{config.num_layers} layers × {config.width}, {config.num_heads} heads, {config.vocab_size} symbols"
-    choice = kernels.choose(placement.device)
     for line in (
         *placement.lines,
-        f"kernels    {choice.impl} ({choice.reason})",
         f"task       {task.name}: {', '.join(f'{len(s):,} {name}' for name, s in vars(splits).items())} examples",
         f"model      GPT, {size:,} parameters ({shape})",
         f"run        {run.folder}",
@@ -98,5 +96,6 @@ def samples_table(examples: Sequence[Example], answers: Sequence[str], title: st
     for i in list(rows)[:SAMPLES]:
         right = answers[i] in examples[i].answers
         truth = " or ".join(a.strip() for a in examples[i].answers)
-        table.add_row(examples[i].prompt, answers[i].strip(), "✓" if right else "✗", "" if right else truth)
+        cells = examples[i].prompt, answers[i].strip(), "✓" if right else "✗", "" if right else truth
+        table.add_row(*map(Text, cells))  # a word may hold brackets, which are no markup
     return table

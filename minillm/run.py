@@ -13,13 +13,12 @@ curves.png               the log as a picture
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -37,8 +36,8 @@ class Run:
         self.folder = folder
 
     @classmethod
-    def create(cls, folder: Path | None, default_name: str) -> "Run":
-        """A new run folder; without a name `runs/NAME`, `runs/NAME-2`, … Never one that holds something else."""
+    def vacant(cls, folder: Path | None, default_name: str) -> "Run":
+        """Where a new run may be made; without a folder `runs/NAME`, `runs/NAME-2`, … Never where something is."""
         if folder is None:
             numbered = (
                 Path("runs") / f"{default_name}{suffix}" for suffix in ["", *(f"-{n}" for n in range(2, 10**6))]
@@ -50,13 +49,21 @@ class Run:
         if run.is_finished:
             raise UserError(f"--out {folder} already holds a finished run; name another folder or remove it")
         if run.path("checkpoint.safetensors").exists():
-            raise UserError(f"--out {folder} holds an unfinished run; go on with --resume {folder} or remove it")
+            raise UserError(
+                f"--out {folder} holds an unfinished run; go on with --resume {folder} of the script that made it, or remove it"
+            )
         if folder.exists() and any(folder.iterdir()):
             raise UserError(f"--out {folder} is not empty and not a run; name another folder")
+        return run
+
+    @classmethod
+    def create(cls, folder: Path | None, default_name: str) -> "Run":
+        """A new run folder, where `vacant` says."""
+        run = cls.vacant(folder, default_name)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            run.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot make the folder --out {folder}: {error.strerror}") from None
+            raise UserError(f"cannot make the folder --out {run.folder}: {error.strerror}") from None
         return run
 
     @classmethod
@@ -88,7 +95,10 @@ class Run:
         )
 
     def tokenizer(self) -> SymbolTokenizer:
-        return SymbolTokenizer.load(self.path("tokenizer.json"))
+        try:
+            return SymbolTokenizer(**self.read_json("tokenizer.json"))
+        except (TypeError, re.error) as error:
+            raise UserError(f"{self.path('tokenizer.json')} describes no tokenizer: {error}") from None
 
     def config(self) -> GPTConfig:
         fields = self.read_json("config.json")
@@ -101,9 +111,12 @@ class Run:
 
     def read_json(self, name: str) -> dict[str, Any]:
         try:
-            return json.loads(self.path(name).read_text(encoding="utf-8"))
+            fields = json.loads(self.path(name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read {self.path(name)}: {error}") from None
+        if not isinstance(fields, dict):
+            raise UserError(f"{self.path(name)} holds no JSON object")
+        return fields
 
     # Weights and checkpoints
 
@@ -136,23 +149,13 @@ class Run:
         prefix = "model."
         weights = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         load_weights(model, weights, path)
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(attach_tensors(saved, tensors))
-        torch.set_rng_state(tensors["rng"])
-        return state["progress"]
-
-    @contextmanager
-    def checkpoint_on_exit(
-        self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], state: Any, console: Console, script: str
-    ) -> Iterator[None]:
-        """Save where a training stands when it ends or is interrupted, and say in that case how to go on."""
         try:
-            yield
-        except KeyboardInterrupt:
-            console.print(f"stopped at step {state.step}; go on with: python {script} --resume {self.folder}")
-            raise
-        finally:
-            self.save_checkpoint(model, optimizers, vars(state))
+            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(attach_tensors(saved, tensors))
+            torch.set_rng_state(tensors["rng"])
+            return state["progress"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is no checkpoint of this training: {error}") from None
 
     # What happened
 
@@ -161,7 +164,10 @@ class Run:
             file.write(json.dumps(record) + "\n")
 
     def read_log(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.path("log.jsonl").read_text(encoding="utf-8").splitlines()]
+        if not self.path("log.jsonl").exists():
+            return []
+        lines = self.path("log.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may be torn
 
     def cut_log(self, last_step: int) -> None:
         """Forget what came after the checkpoint from which a run goes on."""
@@ -178,11 +184,11 @@ def resumed(args: Args) -> Args:
     if run.is_finished:
         raise UserError(f"{args.resume} is finished; to train its model further use --init {args.resume}")
     saved = run.read_json("args.json")
-    paths = {name: Path(saved[name]) for name in ("out", "init", "train", "dev", "test") if saved[name]}
-    try:
-        return dataclasses.replace(type(args)(**{**saved, **paths}), resume=args.resume)
-    except TypeError:
-        raise UserError(f"{args.resume} is a run of another script; resume it with the script that made it") from None
+    paths = {name: Path(saved[name]) for name in ("out", "init", "train", "dev", "test") if saved.get(name)}
+    names = {field.name for field in dataclasses.fields(args)}
+    if saved.keys() != names:
+        raise UserError(f"{args.resume} is a run of another script; resume it with the script that made it")
+    return dataclasses.replace(type(args)(**{**saved, **paths}), resume=args.resume)
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:

@@ -40,7 +40,8 @@ def test_place_gives_its_reasons(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     placement = device.place("fp32")
     assert (placement.device, placement.dtype) == (CPU, torch.float32)
-    assert len(placement.lines) == 2
+    assert len(placement.lines) == 3
     assert "because PyTorch sees no CUDA GPU" in placement.lines[0]
     assert placement.lines[1] == "precision  float32 (as asked for)"
+    assert placement.lines[2].startswith("kernels    torch (")
     assert 0 < device.product_seconds(torch.float32, rows=8, width=8) < 1
