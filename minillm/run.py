@@ -49,9 +49,7 @@ class Run:
         if run.is_finished:
             raise UserError(f"--out {folder} already holds a finished run; name another folder or remove it")
         if run.path("checkpoint.safetensors").exists():
-            raise UserError(
-                f"--out {folder} holds an unfinished run; go on with --resume {folder} of the script that made it, or remove it"
-            )
+            raise UserError(f"--out {folder} holds an unfinished run; go on with --resume {folder} or remove it")
         if folder.exists() and any(folder.iterdir()):
             raise UserError(f"--out {folder} is not empty and not a run; name another folder")
         return run

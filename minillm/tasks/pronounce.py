@@ -38,8 +38,8 @@ class Pronounce:
 
     @staticmethod
     def recipe(minutes: float | None) -> Recipe:
-        if minutes and minutes >= 8:  # time for a larger model, and for it to see a word so often that it overfits
-            return Recipe(4, 192, 6, batch_tokens=4096, lr=0.005, embedding_lr=0.01, dropout=0.05)
+        if minutes and minutes >= 8:  # time for a larger model
+            return Recipe(4, 192, 6, batch_tokens=4096, lr=0.005, embedding_lr=0.01)
         return Recipe(3, 128, 4, batch_tokens=4096, lr=0.006, embedding_lr=0.01, minutes=2.5)
 
     def practice(self, seed: int) -> Iterator[Example]:
