@@ -16,9 +16,7 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)  # the golden ratio and √3 − 1
 
 
-def philox(
-    seed: int, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox(seed: int, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Four random 32-bit integers for each counter (c0, c1, c2, c3): int64 tensors with values in [0, 2³²).
 
     The counters are int64 with values in [0, 2³²) and broadcast against each other; the seed has 64 bits.

@@ -97,9 +97,7 @@ def cross_entropy(
     counted = targets != ignore_index
     label = targets.masked_fill(~counted, 0)[..., None]
     top = s.detach().amax(-1, keepdim=True)
-    logp = (
-        s - top - (s - top).exp().sum(-1, keepdim=True).log()
-    )  # small numbers first, or ±1e4 costs all digits
+    logp = s - top - (s - top).exp().sum(-1, keepdim=True).log()  # small numbers first, or ±1e4 costs all digits
     lse = s.logsumexp(-1)
     logprob = logp.gather(-1, label).squeeze(-1)
 
@@ -116,6 +114,4 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The definition of `kernels.linear_cross_entropy`: all logits at once, then `cross_entropy`."""
     bias = None if bias is None else bias.to(hidden.dtype)
-    return cross_entropy(
-        torch.nn.functional.linear(hidden, weight.to(hidden.dtype), bias), targets, **options
-    )
+    return cross_entropy(torch.nn.functional.linear(hidden, weight.to(hidden.dtype), bias), targets, **options)

@@ -20,7 +20,7 @@ def draw(records: Sequence[dict[str, Any]], names: Sequence[str], path: Path, ti
     for panel, name in zip(panels.flat, names, strict=False):
         points = [(r["seconds"], r[name]) for r in records if r.get(name) is not None]
         seconds, values = zip(*points, strict=True) if points else ((), ())
-        dense = len(points) > 50
+        dense = len(points) > 50 and name != "lr"  # which has no noise to smooth
         panel.plot(seconds, values, color="0.75" if dense else "C0", linewidth=1, marker="" if dense else "o")
         if dense:  # the noise in grey, its moving average in front
             panel.plot(seconds, smooth(values), color="C0", linewidth=1.8)
