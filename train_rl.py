@@ -11,8 +11,8 @@ with a leave-one-out baseline: for each of P prompts draw K answers from the pol
 where the inner sum runs over all tokens of the answer, the end token included. The policy is the model at
 --temperature: answers are drawn from it, and log p differentiated, at that same temperature. No division by lengths
 or standard deviations, no clipping of ratios, no KL penalty; every answer is used once, by the model that drew it. So
-the step is an unbiased estimate of the gradient of the expected reward. Dropout is off, so that the model that learns
-is the model that drew.
+this is an unbiased estimate of the gradient of the expected reward, which AdamW then scales. Dropout is off, so that
+the model that learns is, up to rounding, the model that drew.
 """
 
 import minillm  # noqa: F401, first: it sets how threads wait
@@ -145,6 +145,15 @@ def update(model: GPT, task: Task, rollout: Rollout, optimizers: list, temperatu
     return float(norm)
 
 
+def describe(seen: Mapping[str, float]) -> str:
+    """One line of what is watched beside the reward."""
+    kl = f"KL to the start {seen['kl']:.2f} nats an answer · " if "kl" in seen else ""
+    return (
+        f"reward {seen['reward']:.3f} · {kl}entropy {seen['entropy']:.3f} nats a token · "
+        f"gradient norm {seen['gradient_norm']:.2f} · {seen['groups_without_variance']:.0%} of groups without variance"
+    )
+
+
 @torch.no_grad()
 def kl_to(start: GPT, model: GPT, task: Task, rollout: Rollout, temperature: float = 1.0) -> float:
     """KL(model ‖ start) of an answer in nats, estimated on answers that the model has drawn."""
@@ -179,7 +188,8 @@ def fit(
                 "entropy": rollout.entropy(),
                 "groups_without_variance": 1 - float(has_variance(rollout.rewards).float().mean()),
             }
-            if state.step % LOOK_EVERY == 0:
+            due = progress >= (state.evaluations + 1) / args.evaluations
+            if due or state.step % LOOK_EVERY == 0:
                 seen["kl"] = kl_to(start, model, task, rollout, args.temperature)
             set_lr(optimizers, schedule(progress, WARMUP))
             seen["gradient_norm"] = update(model, task, rollout, optimizers, args.temperature)
@@ -191,14 +201,17 @@ def fit(
             run.log(step=state.step, seconds=round(state.seconds, 3), lr=optimizers[0].param_groups[0]["lr"], **seen)
             rate = state.step / state.seconds
             bar.update(progress, state.seconds, f"step {state.step} · reward {seen['reward']:.3f} · {rate:.1f} steps/s")
-            if progress >= (state.evaluations + 1) / args.evaluations:
+            if due:
                 state.evaluations += 1
                 some = thinned(task.splits.dev, GLANCE)
                 glance = evaluate(model, task, some)
-                run.log(step=state.step, seconds=round(state.seconds, 3), **flat(glance, "dev"))
+                # The first answer to each of three prompts.
+                samples = list(zip(rollout.examples[:3], rollout.answers[:: args.samples], strict=False))
+                shown = [{"prompt": example.prompt, "answer": text} for example, text in samples]
+                run.log(step=state.step, seconds=round(state.seconds, 3), samples=shown, **flat(glance, "dev"))
                 console.print(f"step {state.step}: {figures(glance)} on {len(some)} dev examples")
-                shown = slice(0, args.samples * 3, args.samples)  # the first answer to each of three prompts
-                console.print(samples_table(rollout.examples[:3], rollout.answers[shown], "answers drawn in practice"))
+                console.print(describe(seen), highlight=False)
+                console.print(samples_table(*zip(*samples, strict=True), "answers drawn in practice"))
             if state.seconds - saved > SAVE_SECONDS:
                 saved = state.seconds
                 run.save_checkpoint(model, optimizers, vars(state))
@@ -213,6 +226,8 @@ def find_start(args: Args, console: Console) -> Run:
     default = Run(Path("runs/arithmetic-sft"))
     if default.is_finished:
         return default
+    if default.path("checkpoint.safetensors").exists():  # its making was interrupted
+        return train_sft.train(resumed(train_sft.Args(resume=default.folder)), console)
     console.print(f"there is no {default.folder} to start from, so supervised training comes first\n")
     sft_args = train_sft.Args(task="arithmetic", out=default.folder, seed=args.seed, precision=args.precision)
     run = train_sft.train(train_sft.complete(sft_args), console)
@@ -236,6 +251,7 @@ def train(args: Args, console: Console) -> Run:
     if not args.resume:
         Run.vacant(args.out, f"{args.task}-rl")  # noticed before, and not after, a start is trained
     placement = place(args.precision, args.kernels)
+    args = dataclasses.replace(args, precision=placement.precision)
     start_run = find_start(args, console)
     args = with_data_of(start_run, args)
     task = load_task(args.task, args.train, args.dev, args.test, args.symbols or "arpabet")
@@ -248,6 +264,7 @@ def train(args: Args, console: Console) -> Run:
         run = Run.open(args.resume)
         state = State(**run.load_checkpoint(model, optimizers))
         run.cut_log(state.step)
+        started -= state.seconds  # what the interrupted process took
     else:
         run = Run.create(args.out, f"{args.task}-rl")
         run.describe(model.config, task.tokenizer, args)
@@ -261,7 +278,9 @@ def train(args: Args, console: Console) -> Run:
         fit(args, console, run, task, start, model, optimizers, state, stop)
     run.save_checkpoint(model, optimizers, vars(state))
     if stop.is_set():
-        console.print(f"stopped at step {state.step}; go on with: python train_rl.py --resume {run.folder}")
+        console.print(
+            f"stopped at step {state.step}; go on with: python train_rl.py --resume {run.folder}", markup=False
+        )
         raise KeyboardInterrupt
     finish(console, run, task, model, state, before, started)
     return run
@@ -291,7 +310,7 @@ def finish(
     curves.draw(run.read_log(), names, run.path("curves.png"), f"{run.folder}: {task.name}, by reward")
     counts = {"steps": state.step, "seconds": round(time.monotonic() - started, 1)}
     run.finish({**{f"start_{name}": value for name, value in before.items()}, **after, **counts})
-    console.print(f"saved to {run.folder}: model, log, checkpoint, metrics.json, curves.png")
+    console.print(f"saved to {run.folder}: model, log, checkpoint, metrics.json, curves.png", markup=False)
 
 
 def main() -> None:

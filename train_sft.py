@@ -117,6 +117,7 @@ def train(args: Args, console: Console) -> Run:
     started = time.monotonic()
     torch.manual_seed(args.seed)
     placement = place(args.precision, args.kernels)
+    args = dataclasses.replace(args, precision=placement.precision)
     task = load_task(args.task, args.train, args.dev, args.test, args.symbols, args.examples, args.seed)
     corpus = Corpus(to_documents(task.splits.train, task.tokenizer))
     model = make_model(args, task).to(placement.device)
@@ -126,6 +127,7 @@ def train(args: Args, console: Console) -> Run:
         run = Run.open(args.resume)
         state = State(**run.load_checkpoint(model, optimizers))
         run.cut_log(state.step)
+        started -= state.seconds  # what the interrupted process took
     else:
         run = Run.create(args.out, f"{args.task}-sft")
         run.describe(model.config, task.tokenizer, args)
@@ -136,7 +138,9 @@ def train(args: Args, console: Console) -> Run:
         fit(args, console, run, task, corpus, model, optimizers, state, stop)
     run.save_checkpoint(model, optimizers, vars(state))
     if stop.is_set():
-        console.print(f"stopped at step {state.step}; go on with: python train_sft.py --resume {run.folder}")
+        console.print(
+            f"stopped at step {state.step}; go on with: python train_sft.py --resume {run.folder}", markup=False
+        )
         raise KeyboardInterrupt
     finish(console, run, task, model, state, started)
     return run
@@ -226,8 +230,8 @@ def finish(console: Console, run: Run, task: Task, model: GPT, state: State, sta
     )
     metrics |= {"steps": state.step, "tokens": state.tokens, "seconds": round(time.monotonic() - started, 1)}
     run.finish(metrics)
-    console.print(f"saved to {run.folder}: model, log, checkpoint, metrics.json, curves.png")
-    console.print(f"next: python train_rl.py --task {task.name} --init {run.folder}")
+    console.print(f"saved to {run.folder}: model, log, checkpoint, metrics.json, curves.png", markup=False)
+    console.print(f"next: python train_rl.py --task {task.name} --init {run.folder}", markup=False)
 
 
 def main() -> None:

@@ -60,7 +60,7 @@ def attention(
     if torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    _check(q, k, v, packing, q_lengths, k_lengths, window, dropout_p)
+    _check(q, k, v, packing, k_packing, q_lengths, k_lengths, window, dropout_p)
     if packing is not None and k_packing is None:
         k_packing = packing
     chosen = choose(q.device, impl).impl
@@ -105,6 +105,7 @@ def _check(
     k: Tensor,
     v: Tensor,
     packing: Packing | None,
+    k_packing: Packing | None,
     q_lengths: Tensor | None,
     k_lengths: Tensor | None,
     window: int | None,
@@ -122,9 +123,22 @@ def _check(
         raise ValueError(f"{q.shape[-2]} query heads cannot share {k.shape[-2]} key/value heads evenly")
     if packing is None and q.shape[0] != k.shape[0]:
         raise ValueError(f"the queries have batch size {q.shape[0]}, the keys {k.shape[0]}")
+    if packing is None and k_packing is not None:
+        raise ValueError("k_packing needs packing: keys cannot be packed where queries are not")
+    if packing is not None:
+        _check_packing(packing, q, "queries")
+        _check_packing(k_packing or packing, k, "keys")
+        if k_packing is not None and len(packing.lengths) != len(k_packing.lengths):
+            raise ValueError(f"{len(packing.lengths)} sequences of queries but {len(k_packing.lengths)} of keys")
     if packing is not None and (q_lengths is not None or k_lengths is not None):
         raise ValueError("packed sequences carry their lengths: leave out q_lengths and k_lengths")
     if window is not None and window < 1:
         raise ValueError(f"window={window} shows a query nothing; at least 1 shows it its own key")
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p={dropout_p} is not in [0, 1)")
+
+
+def _check_packing(packing: Packing, x: Tensor, what: str) -> None:
+    """A packing that promises more rows than there are would let a kernel read behind them."""
+    if packing.num_tokens != x.shape[0]:
+        raise ValueError(f"the packing has {packing.num_tokens} tokens but there are {x.shape[0]} {what}")

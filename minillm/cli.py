@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -47,13 +48,13 @@ def require_positive(args: Any, *names: str) -> None:
     """UserError for an option that was given and is not above 0."""
     for name in names:
         value = vars(args)[name]
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{name.replace('_', '-')} {value} must be positive")
 
 
 def require_seed(args: Any) -> None:
-    if args.seed < 0:
-        raise UserError(f"--seed {args.seed} must not be negative")
+    if not 0 <= args.seed < 2**63:
+        raise UserError(f"--seed {args.seed} must not be negative, nor 2^63 or more")
 
 
 @contextmanager

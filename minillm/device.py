@@ -14,11 +14,12 @@ PRECISIONS = ("auto", "fp32", "bf16")
 class Placement(NamedTuple):
     device: torch.device
     dtype: torch.dtype  # of activations and products; weights and optimiser state are float32
+    precision: str  # the same as an option, so that a run that goes on need not measure again
     lines: list[str]  # what was chosen and why, for a person
 
 
 def place(precision: str, implementation: str = "auto") -> Placement:
-    """A CUDA GPU if there is one, else the CPU; bfloat16 wherever it is faster than float32; these kernels."""
+    """A CUDA GPU if there is one, else the CPU; bfloat16 where that clearly pays; these kernels."""
     if torch.cuda.is_available():
         device = torch.device("cuda")
         where = torch.cuda.get_device_name(device)
@@ -36,7 +37,7 @@ def place(precision: str, implementation: str = "auto") -> Placement:
         f"precision  {str(dtype).removeprefix('torch.')} ({why})",
         f"kernels    {choice.impl} ({choice.reason})",
     ]
-    return Placement(device, dtype, lines)
+    return Placement(device, dtype, {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype], lines)
 
 
 def choose_dtype(device: torch.device, precision: str) -> tuple[torch.dtype, str]:

@@ -33,10 +33,13 @@ def generate(
     """Answers to prompts of any lengths, `samples_per_prompt` in a row for each prompt.
 
     Temperature 0 takes the likeliest token, and gives its log-probability at temperature 1. The stop token is part
-    of the answer. Raises ValueError if a prompt is empty or prompt and answer together exceed `max_seq_len`.
+    of the answer. Raises ValueError if a prompt is empty or prompt and answer could exceed `max_seq_len`.
     """
     if not prompts or not all(prompts):
         raise ValueError("there must be at least one prompt, and each needs at least one token")
+    longest = max(map(len, prompts)) + max_new_tokens - 1  # the last token is not read
+    if longest > (limit := model.config.max_seq_len):
+        raise ValueError(f"prompt and answer may take {longest} tokens but max_seq_len={limit}")
     model = in_compute_dtype(model)
     device = model.tokens.weight.device
     packing = Packing.from_lengths([len(prompt) for prompt in prompts], device)

@@ -36,7 +36,7 @@ class GPTConfig:
     num_kv_heads: int = 0  # 0: as many as query heads; fewer make the KV cache smaller
     mlp_width: int = 0  # 0: four times the width
     positions: str = "rope"  # "rope" turns queries and keys, "learned" adds a vector to the input
-    rope_theta: float = 10_000.0  # wavelength of the slowest rotation
+    rope_theta: float = 10_000.0  # pair i of D/2 turns by theta^(−2i/D) radians a token
     norm: str = "layernorm"  # "layernorm" (GPT-2) or "rmsnorm" (Llama)
     norm_eps: float = 1e-5
     mlp: str = "gelu"  # "gelu" (GPT-2) or "swiglu" (Llama)

@@ -85,8 +85,9 @@ def flat(metrics: Mapping[str, Interval], split: str) -> dict[str, float]:
 
 
 def thinned(examples: Sequence[Example], count: int) -> Sequence[Example]:
-    """About `count` of the examples, evenly spread."""
-    return examples[:: max(1, len(examples) // count)]
+    """`count` of the examples, or all where there are fewer, evenly spread."""
+    count = min(count, len(examples))
+    return [examples[i * len(examples) // count] for i in range(count)]
 
 
 def samples_table(examples: Sequence[Example], answers: Sequence[str], title: str) -> Table:

@@ -40,7 +40,7 @@ class Pronounce:
     def recipe(minutes: float | None) -> Recipe:
         if minutes and minutes >= 8:  # time for a larger model
             return Recipe(4, 192, 6, batch_tokens=4096, lr=0.005, embedding_lr=0.01)
-        return Recipe(3, 128, 4, batch_tokens=4096, lr=0.006, embedding_lr=0.01, minutes=2.5)
+        return Recipe(3, 128, 4, batch_tokens=4096, lr=0.006, embedding_lr=0.01, minutes=2.6)
 
     def practice(self, seed: int) -> Iterator[Example]:
         """The training words, shuffled anew each time round."""
