@@ -101,7 +101,7 @@ def in_one_line(text):
 def test_sft_tells_a_person_what_it_does(sft):
     _, out = sft
     for piece in (
-        "device CPU, 1 threads, because PyTorch sees no CUDA GPU",
+        f"device CPU, {torch.get_num_threads()} threads, because PyTorch sees no CUDA GPU",
         "precision float32 (as asked for)",
         "kernels torch (PyTorch's own kernels, because Triton ",
         "task pronounce: 64 train, 27 dev, 16 test examples",

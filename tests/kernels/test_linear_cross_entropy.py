@@ -96,7 +96,9 @@ def test_error_is_that_of_the_definition(dtype, V, chunk_rows, reduction):
     wide = [x.detach().double() for x in tensors[:3]]
     right = run("eager", (*wide, targets), g, **options)
     for a, b, c in zip(ours, plain, right, strict=True):
-        floor = 8 * torch.finfo(torch.float32).eps * c.abs().max().clamp_min(1)
+        # Gradients are sums of V terms, which a library takes in another order for other shapes and thread counts:
+        # that alone moves them by some share of sqrt(V) roundings (9.8 seen at V = 5001 with two threads).
+        floor = (8 + V**0.5 / 8) * torch.finfo(torch.float32).eps * c.abs().max().clamp_min(1)
         assert (a - c).abs().max() <= torch.maximum(2 * (b - c).abs().max(), floor)
 
 
