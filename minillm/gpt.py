@@ -18,6 +18,7 @@ from minillm.layers import (
     LayerNorm,
     Linear,
     RMSNorm,
+    RopeScaling,
     Rotation,
     SwiGLU,
     dropout,
@@ -28,34 +29,50 @@ from minillm.layers import (
 
 @dataclass(frozen=True)
 class GPTConfig:
+    """How the models that people know differ from the defaults:
+
+    GPT-2          positions="learned", bias=True
+    Llama, SmolLM2 norm="rmsnorm", mlp="swiglu", num_kv_heads; rope_scaling from Llama 3.1 on
+    Qwen2          the same with qkv_bias=True
+    Qwen3          the same with qk_norm=True and its own head_dim
+    """
+
     vocab_size: int
     max_seq_len: int
     num_layers: int = 4
     width: int = 128
     num_heads: int = 4
-    num_kv_heads: int = 0  # 0: as many as query heads; fewer make the KV cache smaller
+    num_kv_heads: int = 0  # fewer than query heads make the KV cache smaller; 0: as many
+    head_dim: int = 0  # 0: the width shared out among the heads
     mlp_width: int = 0  # 0: four times the width
     positions: str = "rope"  # "rope" turns queries and keys, "learned" adds a vector to the input
     rope_theta: float = 10_000.0  # pair i of D/2 turns by theta^(−2i/D) radians a token
+    rope_scaling: RopeScaling | None = None  # how Llama 3 turns more slowly for longer contexts
     norm: str = "layernorm"  # "layernorm" (GPT-2) or "rmsnorm" (Llama)
     norm_eps: float = 1e-5
     mlp: str = "gelu"  # "gelu" (GPT-2) or "swiglu" (Llama)
     bias: bool = False  # biases in linear layers and layer norms
+    qkv_bias: bool = False  # biases of queries, keys and values even where nothing else has any
+    qk_norm: bool = False  # RMSNorm of every query and key before it is turned
     tie_embeddings: bool = True  # the output matrix is the embedding matrix
     dropout: float = 0.0  # on the embeddings and on what each layer adds
+    attention_dropout: float = 0.0  # on the probabilities of attention
 
     def __post_init__(self):
         for name in ("vocab_size", "max_seq_len", "num_layers", "width", "num_heads"):
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
-        for name in ("num_kv_heads", "mlp_width"):
+        for name in ("num_kv_heads", "head_dim", "mlp_width"):
             require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
         require(
-            self.width % self.num_heads == 0,
+            self.head_dim > 0 or self.width % self.num_heads == 0,
             f"width={self.width} is no multiple of num_heads={self.num_heads}",
         )
+        self._fill("num_kv_heads", self.num_heads)
+        self._fill("head_dim", self.width // self.num_heads)
+        self._fill("mlp_width", 4 * self.width)
         require(
-            self.num_heads % self.kv_heads == 0,
-            f"num_heads={self.num_heads} is no multiple of num_kv_heads={self.kv_heads}",
+            self.num_heads % self.num_kv_heads == 0,
+            f"num_heads={self.num_heads} is no multiple of num_kv_heads={self.num_kv_heads}",
         )
         require(self.positions in ("rope", "learned"), f"positions={self.positions!r} is not 'rope' or 'learned'")
         require(
@@ -64,15 +81,12 @@ class GPTConfig:
         )
         require(self.norm in ("layernorm", "rmsnorm"), f"norm={self.norm!r} is not 'layernorm' or 'rmsnorm'")
         require(self.mlp in ("gelu", "swiglu"), f"mlp={self.mlp!r} is not 'gelu' or 'swiglu'")
-        require(0 <= self.dropout < 1, f"dropout={self.dropout} is not in [0, 1)")
+        for name in ("dropout", "attention_dropout"):
+            require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} is not in [0, 1)")
 
-    @property
-    def kv_heads(self) -> int:
-        return self.num_kv_heads or self.num_heads
-
-    @property
-    def head_dim(self) -> int:
-        return self.width // self.num_heads
+    def _fill(self, name: str, default: int) -> None:
+        """What was left at 0 follows from the other fields: two configs are equal if their models are."""
+        object.__setattr__(self, name, getattr(self, name) or default)
 
     def make_norm(self) -> nn.Module:
         if self.norm == "rmsnorm":
@@ -80,10 +94,14 @@ class GPTConfig:
         return LayerNorm(self.width, eps=self.norm_eps, bias=self.bias)
 
     def make_mlp(self) -> nn.Module:
-        hidden = self.mlp_width or 4 * self.width
         if self.mlp == "swiglu":
-            return SwiGLU(self.width, hidden, self.bias)
-        return MLP(self.width, hidden, self.bias, approximate="tanh")
+            return SwiGLU(self.width, self.mlp_width, self.bias)
+        return MLP(self.width, self.mlp_width, self.bias, approximate="tanh")
+
+    def make_attention(self) -> Attention:
+        heads = self.num_heads, self.num_kv_heads, self.head_dim
+        qk_norm_eps = self.norm_eps if self.qk_norm else None
+        return Attention(self.width, *heads, self.bias, self.qkv_bias, qk_norm_eps)
 
 
 class Block(nn.Module):
@@ -92,7 +110,7 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.attn_norm = config.make_norm()
-        self.attn = Attention(config.width, config.num_heads, config.kv_heads, config.head_dim, config.bias)
+        self.attn = config.make_attention()
         self.mlp_norm = config.make_norm()
         self.mlp = config.make_mlp()
         self.dropout = config.dropout
@@ -159,11 +177,16 @@ class GPT(nn.Module):
         x = dropout(x.to(self.compute_dtype or x.dtype), config.dropout, self.training)
         rotation = None
         if config.positions == "rope":
-            rotation = rope(positions, config.head_dim, config.rope_theta, x.dtype)
-        attend = partial(attention, causal=True, packing=packing)
+            rotation = rope(positions, config.head_dim, config.rope_theta, x.dtype, config.rope_scaling)
         for layer, block in enumerate(self.blocks):
-            x = block(x, rotation, extension.attend(layer) if extension else attend)
+            x = block(x, rotation, extension.attend(layer) if extension else self.attend(packing))
         return self.final_norm(x)
+
+    def attend(self, packing: Packing) -> Attend:
+        """The attention of one layer over whole sequences; in training each layer draws another dropout."""
+        p = self.config.attention_dropout if self.training else 0.0
+        seed = int(torch.randint(2**31, ())) if p > 0 else 0
+        return partial(attention, causal=True, packing=packing, dropout_p=p, dropout_seed=seed)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(N, C) → (N, V)."""
@@ -177,4 +200,4 @@ class GPT(nn.Module):
         """An empty cache for `batch` sequences of up to `capacity` tokens."""
         config, weight = self.config, self.tokens.weight
         like = weight.new_empty(0, dtype=self.compute_dtype or weight.dtype)
-        return KVCache(config.num_layers, batch, capacity, config.kv_heads, config.head_dim, like)
+        return KVCache(config.num_layers, batch, capacity, config.num_kv_heads, config.head_dim, like)

@@ -6,7 +6,9 @@ Parameters stay in the dtype they are stored in (float32 when training); every p
 activations that reach it. So a model trains in bfloat16 over float32 weights, or in float64, with the same code.
 """
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +58,8 @@ class MLP(nn.Module):
 class SwiGLU(nn.Module):
     """(silu(x Wg) · x Wu) Wd (Shazeer 2020, arXiv:2002.05202); gate and up are one product."""
 
+    activation = staticmethod(F.silu)
+
     def __init__(self, width: int, hidden: int, bias: bool):
         super().__init__()
         self.gate_up = Linear(width, 2 * hidden, bias)
@@ -63,31 +67,94 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(self.activation(gate) * up)
+
+
+class GeGLU(SwiGLU):
+    """The same with a GELU, of ModernBERT."""
+
+    activation = staticmethod(F.gelu)
+
+
+class Transform(nn.Module):
+    """norm(activation(x W)): what a head puts between an encoder and its last product."""
+
+    def __init__(self, width: int, activation: Callable[[Tensor], Tensor], norm: nn.Module | None, bias: bool):
+        super().__init__()
+        self.dense = Linear(width, width, bias)
+        self.activation = activation
+        self.norm = nn.Identity() if norm is None else norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.activation(self.dense(x)))
 
 
 class Attention(nn.Module):
-    """Multi-head attention with grouped queries: H/G query heads share one key/value head (arXiv:2305.13245)."""
+    """Multi-head attention with grouped queries: H/G query heads share one key/value head (arXiv:2305.13245).
 
-    def __init__(self, width: int, num_heads: int, num_kv_heads: int, head_dim: int, bias: bool):
+    `qkv_bias` gives queries, keys and values biases even where the output has none (Qwen2). With `qk_norm_eps`, every
+    query and key is normalised before it is turned (Qwen3; Dehghani et al. 2023, arXiv:2302.05442).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        bias: bool,
+        qkv_bias: bool = False,
+        qk_norm_eps: float | None = None,
+    ):
         super().__init__()
         self.heads = (num_heads, num_kv_heads, num_kv_heads)
         self.head_dim = head_dim
-        self.qkv = Linear(width, sum(self.heads) * head_dim, bias)
+        self.qkv = Linear(width, sum(self.heads) * head_dim, bias or qkv_bias)
         self.out = Linear(num_heads * head_dim, width, bias)
+        self.has_qk_norm = qk_norm_eps is not None
+        if self.has_qk_norm:
+            self.q_norm = RMSNorm(head_dim, eps=qk_norm_eps)
+            self.k_norm = RMSNorm(head_dim, eps=qk_norm_eps)
 
     def forward(self, x: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
         heads = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # (N, H+2G, D)
         q, k, v = heads.split(self.heads, dim=1)
+        if self.has_qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         return self.out(attend(q, k, v).flatten(1))
 
 
-def rope(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rotation:
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's way to longer contexts: pairs that turn slowly turn more slowly still (arXiv:2407.21783)."""
+
+    factor: float  # how much more slowly
+    low_freq_factor: float  # pairs that turn less often than this within `original_max_seq_len` are slowed down fully
+    high_freq_factor: float  # those that turn more often than this not at all; between them, in proportion
+    original_max_seq_len: int  # the context that the model was trained with first
+
+    def __post_init__(self):
+        require(self.factor >= 1, f"factor={self.factor} must be at least 1")
+        ordered = 0 <= self.low_freq_factor < self.high_freq_factor
+        require(ordered, f"low_freq_factor={self.low_freq_factor} is not below high_freq_factor={self.high_freq_factor}")
+        require(self.original_max_seq_len > 0, f"original_max_seq_len={self.original_max_seq_len} must be positive")
+
+    def __call__(self, speeds: Tensor) -> Tensor:
+        """Radians a token, (D/2,), before and after."""
+        turns = self.original_max_seq_len * speeds / (2 * math.pi)
+        kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        return speeds * torch.lerp(torch.full_like(speeds, 1 / self.factor), torch.ones_like(speeds), kept.clamp(0, 1))
+
+
+def rope(
+    positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype, scaling: RopeScaling | None = None
+) -> Rotation:
     """The rotations of RoPE (Su et al. 2021, arXiv:2104.09864) for positions (N,), computed in float64."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device) / head_dim
-    angles = positions[:, None] * theta**-exponents
+    speeds = theta**-exponents
+    angles = positions[:, None] * (scaling(speeds) if scaling else speeds)
     return angles.cos().to(dtype)[:, None], angles.sin().to(dtype)[:, None]
 
 
@@ -101,6 +168,15 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Inverted dropout; costs nothing where it is off."""
     return F.dropout(x, p) if p > 0 and training else x
+
+
+@torch.no_grad()
+def initialise(module: nn.Module) -> None:
+    """BERT's, for nn.Module.apply: weights and embeddings N(0, 0.02²), biases 0; norms are 1 as they are made."""
+    if isinstance(module, Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
 
 
 def require(condition: bool, message: str) -> None:
