@@ -1,6 +1,9 @@
 """BERT: an encoder in which every token sees every other (Devlin et al. 2018, arXiv:1810.04805).
 
-Letters: B sequences, N tokens (packed), C width, H heads, D head dim, V vocabulary, K classes.
+MiniLM is a small one. RoBERTa and DistilBERT are the same blocks; how they differ is in the config. The heads are in
+heads.py.
+
+Letters: N tokens (packed), C width, H heads, D head dim.
 """
 
 from dataclasses import dataclass
@@ -10,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import Packing, attention, linear_cross_entropy
-from minillm.layers import MLP, Attend, Attention, LayerNorm, Linear, dropout, require
+from kernels import Packing, attention
+from minillm.layers import MLP, Attend, Attention, LayerNorm, Transform, dropout, initialise, require
+
+POOLERS = {"tanh": torch.tanh, "relu": F.relu}
 
 
 @dataclass(frozen=True)
@@ -22,22 +27,45 @@ class BERTConfig:
     width: int = 128
     num_heads: int = 4
     mlp_width: int = 0  # 0: four times the width
-    num_segments: int = 2  # sentence A and sentence B
+    num_segments: int = 2  # sentence A and sentence B; 0: the model knows no segments (DistilBERT)
+    position_offset: int = 0  # rows of the table of positions before that of the first token (RoBERTa: 2)
     norm_eps: float = 1e-12
-    dropout: float = 0.1  # on the embeddings, on what each layer adds, and before a classifier
+    pooler: str = "tanh"  # between the two products of a sequence classifier; "relu" in DistilBERT
+    dropout: float = 0.1  # on the embeddings and on what each layer adds
+    attention_dropout: float = 0.0  # on the probabilities of attention
+    classifier_dropout: float = 0.1  # before the last product of a classifier
+
+    pooling = "first"  # a sequence is classified by its first token, [CLS]
 
     def __post_init__(self):
-        for name in ("vocab_size", "max_seq_len", "num_layers", "width", "num_heads", "num_segments"):
+        for name in ("vocab_size", "max_seq_len", "num_layers", "width", "num_heads"):
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
-        require(self.mlp_width >= 0, f"mlp_width={self.mlp_width} must not be negative")
+        for name in ("mlp_width", "num_segments", "position_offset"):
+            require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
         require(
             self.width % self.num_heads == 0,
             f"width={self.width} is no multiple of num_heads={self.num_heads}",
         )
-        require(0 <= self.dropout < 1, f"dropout={self.dropout} is not in [0, 1)")
+        require(self.pooler in POOLERS, f"pooler={self.pooler!r} is not 'tanh' or 'relu'")
+        for name in ("dropout", "attention_dropout", "classifier_dropout"):
+            require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} is not in [0, 1)")
 
     def make_norm(self) -> LayerNorm:
         return LayerNorm(self.width, eps=self.norm_eps)
+
+    # What the heads are made of
+
+    def make_encoder(self) -> "BERT":
+        return BERT(self)
+
+    def make_lm_transform(self) -> nn.Module:
+        return Transform(self.width, F.gelu, self.make_norm(), bias=True)
+
+    def make_sequence_transform(self) -> nn.Module:
+        return Transform(self.width, POOLERS[self.pooler], norm=None, bias=True)
+
+    def make_token_transform(self) -> nn.Module:
+        return nn.Identity()
 
 
 class Block(nn.Module):
@@ -58,98 +86,49 @@ class Block(nn.Module):
 
 
 class BERT(nn.Module):
-    """The encoder: tokens to hidden states. The heads below hold one each."""
+    """The encoder: tokens to hidden states."""
 
     def __init__(self, config: BERTConfig):
         super().__init__()
         self.config = config
         self.compute_dtype: torch.dtype | None = None  # of the activations; None: as the parameters
         self.tokens = nn.Embedding(config.vocab_size, config.width)
-        self.positions = nn.Embedding(config.max_seq_len, config.width)
-        self.segments = nn.Embedding(config.num_segments, config.width)
+        self.positions = nn.Embedding(config.position_offset + config.max_seq_len, config.width)
+        if config.num_segments:
+            self.segments = nn.Embedding(config.num_segments, config.width)
         self.embedding_norm = config.make_norm()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.apply(initialise)
 
     def forward(self, tokens: Tensor, packing: Packing, segments: Tensor | None = None) -> Tensor:
-        """Hidden states (N, C) of packed tokens (N,); segments (N,) are all 0 where not given."""
+        """Hidden states (N, C) of packed tokens (N,); segments (N,) are all 0 where not given.
+
+        Raises ValueError when a sequence is longer than `max_seq_len`, or for segments that the model doesn't know.
+        """
+        config = self.config
+        x = self.embed(tokens, packing, segments)
+        x = self.embedding_norm(x.to(self.compute_dtype or x.dtype))
+        x = dropout(x, config.dropout, self.training)
+        for block in self.blocks:
+            x = block(x, self.attend(packing))
+        return x
+
+    def attend(self, packing: Packing) -> Attend:
+        """For one layer: in training each draws another dropout."""
+        p = self.config.attention_dropout if self.training else 0.0
+        seed = int(torch.randint(2**31, ())) if p > 0 else 0
+        return partial(attention, packing=packing, dropout_p=p, dropout_seed=seed)
+
+    def embed(self, tokens: Tensor, packing: Packing, segments: Tensor | None) -> Tensor:
+        """The sum of what is known of each token before any looks at another: (N, C)."""
         config = self.config
         longest = packing.max_len
         require(
             longest <= config.max_seq_len,
             f"a sequence has {longest} tokens but max_seq_len={config.max_seq_len}",
         )
-        segments = torch.zeros_like(tokens) if segments is None else segments
-        x = self.tokens(tokens) + self.positions(packing.positions) + self.segments(segments)
-        x = self.embedding_norm(x.to(self.compute_dtype or x.dtype))
-        x = dropout(x, config.dropout, self.training)
-        attend = partial(attention, packing=packing)
-        for block in self.blocks:
-            x = block(x, attend)
-        return x
-
-
-class MaskedLM(nn.Module):
-    """Predicts the token behind a mask."""
-
-    def __init__(self, config: BERTConfig):
-        super().__init__()
-        self.bert = BERT(config)
-        self.transform = Linear(config.width, config.width)
-        self.norm = config.make_norm()
-        self.output = Linear(config.width, config.vocab_size)
-        self.apply(initialise)
-        self.output.weight = self.bert.tokens.weight
-
-    def forward(self, tokens: Tensor, packing: Packing, segments: Tensor | None = None) -> Tensor:
-        """What the output matrix reads, (N, C); `logits` or `loss` turn it into predictions."""
-        return self.norm(F.gelu(self.transform(self.bert(tokens, packing, segments))))
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(N, C) → (N, V)."""
-        return self.output(hidden)
-
-    def loss(self, hidden: Tensor, targets: Tensor, **options) -> Tensor:
-        """−log p(target) of every token, (N,) float32, 0 where the target is −100; see `linear_cross_entropy`."""
-        return linear_cross_entropy(hidden, self.output.weight, targets, bias=self.output.bias, **options)
-
-
-class SequenceClassifier(nn.Module):
-    """One label a sequence, read from its first token ([CLS]) through BERT's pooler."""
-
-    def __init__(self, config: BERTConfig, num_classes: int):
-        super().__init__()
-        self.bert = BERT(config)
-        self.pooler = Linear(config.width, config.width)
-        self.classifier = Linear(config.width, num_classes)
-        self.apply(initialise)
-
-    def forward(self, tokens: Tensor, packing: Packing, segments: Tensor | None = None) -> Tensor:
-        """Logits (B, K)."""
-        first = self.bert(tokens, packing, segments)[packing.cu_seqlens[:-1].long()]
-        pooled = torch.tanh(self.pooler(first))
-        return self.classifier(dropout(pooled, self.bert.config.dropout, self.training))
-
-
-class TokenClassifier(nn.Module):
-    """One label a token."""
-
-    def __init__(self, config: BERTConfig, num_classes: int):
-        super().__init__()
-        self.bert = BERT(config)
-        self.classifier = Linear(config.width, num_classes)
-        self.apply(initialise)
-
-    def forward(self, tokens: Tensor, packing: Packing, segments: Tensor | None = None) -> Tensor:
-        """Logits (N, K)."""
-        hidden = self.bert(tokens, packing, segments)
-        return self.classifier(dropout(hidden, self.bert.config.dropout, self.training))
-
-
-@torch.no_grad()
-def initialise(module: nn.Module) -> None:
-    """BERT's: weights and embeddings N(0, 0.02²), biases 0, norms 1."""
-    if isinstance(module, Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
-    if isinstance(module, Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)
+        x = self.tokens(tokens) + self.positions(packing.positions + config.position_offset)
+        if segments is not None:
+            require(config.num_segments > 0, "this model knows no segments: leave them out")
+            return x + self.segments(segments)
+        return x + self.segments.weight[0] if config.num_segments else x

@@ -7,7 +7,8 @@ from tiny import VOCAB, assert_same, bert_config, gradients, packed, padded_atte
 
 import minillm.bert
 from kernels import Packing, backend
-from minillm.bert import BERT, BERTConfig, MaskedLM, SequenceClassifier, TokenClassifier
+from minillm.bert import BERT, BERTConfig
+from minillm.heads import MaskedLM, SequenceClassifier, TokenClassifier
 
 LENGTHS = (5, 1, 7, 3, 7)
 HEADS = {
@@ -102,8 +103,8 @@ def test_a_neighbour_changes_nothing():
 
 def test_a_sequence_is_classified_from_its_first_token():
     model, parts = make("sequence"), sequences(LENGTHS)
-    first = model.bert(*packed(parts))[torch.tensor([0, 5, 6, 13, 16])]  # where the sequences begin
-    truth = model.classifier(torch.tanh(model.pooler(first)))
+    first = model.encoder(*packed(parts))[torch.tensor([0, 5, 6, 13, 16])]  # where the sequences begin
+    truth = model.classifier(torch.tanh(model.transform.dense(first)))
     torch.testing.assert_close(model(*packed(parts)), truth, rtol=0, atol=1e-12)
 
 
@@ -127,7 +128,7 @@ def test_masked_lm_writes_with_the_embedding_and_a_bias():
     model = make("masked lm")
     tokens, packing = packed(sequences(LENGTHS))
     hidden = model(tokens, packing)
-    logits = hidden @ model.bert.tokens.weight.T + model.output.bias
+    logits = hidden @ model.encoder.tokens.weight.T + model.output.bias
     torch.testing.assert_close(model.logits(hidden), logits, rtol=0, atol=1e-12)
     targets = tokens.clone()
     targets[::2] = -100  # not masked, so not asked for
@@ -150,7 +151,7 @@ def test_dropout_only_in_training(head):
 
 def test_compute_dtype_is_of_activations_only():
     model = make("masked lm").float()
-    model.bert.compute_dtype = torch.bfloat16
+    model.compute_dtype = torch.bfloat16
     tokens, packing = packed(sequences(LENGTHS))
     hidden = model(tokens, packing)
     assert hidden.dtype == torch.bfloat16
@@ -169,7 +170,8 @@ def test_a_sequence_may_fill_the_model_but_no_more():
     ("choices", "message"),
     [
         ({"vocab_size": 0}, "vocab_size=0 must be positive"),
-        ({"num_segments": 0}, "num_segments=0 must be positive"),
+        ({"num_segments": -1}, "num_segments=-1"),
+        ({"pooler": "gelu"}, "pooler='gelu' is not"),
         ({"num_layers": -2}, "num_layers=-2"),
         ({"width": 18}, "width=18 is no multiple of num_heads=4"),
         ({"mlp_width": -4}, "mlp_width=-4"),

@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny import bert_config, gpt_config, packed, sequences, shake
 
-from minillm.bert import MaskedLM, SequenceClassifier, TokenClassifier
 from minillm.gpt import GPT
+from minillm.heads import MaskedLM, SequenceClassifier, TokenClassifier
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed; pip install transformers")
 
@@ -156,20 +156,23 @@ def their_bert_config(**more):
 
 def test_masked_lm():
     theirs = transformers.BertForMaskedLM(their_bert_config())
-    head = {"transform": ["cls.predictions.transform.dense"], "norm": ["cls.predictions.transform.LayerNorm"]}
-    names = {**bert_names("bert"), **with_bias(head), "output.bias": ["cls.predictions.bias"]}
+    head = {
+        "transform.dense": ["cls.predictions.transform.dense"],
+        "transform.norm": ["cls.predictions.transform.LayerNorm"],
+    }
+    names = {**bert_names("encoder"), **with_bias(head), "output.bias": ["cls.predictions.bias"]}
     assert_parity(MaskedLM(bert_config(mlp_width=24)), theirs, names, segments=True)
 
 
 def test_sequence_classifier():
     theirs = transformers.BertForSequenceClassification(their_bert_config(num_labels=3))
-    head = {"pooler": ["bert.pooler.dense"], "classifier": ["classifier"]}
+    head = {"transform.dense": ["bert.pooler.dense"], "classifier": ["classifier"]}
     ours = SequenceClassifier(bert_config(mlp_width=24), 3)
-    assert_parity(ours, theirs, {**bert_names("bert"), **with_bias(head)}, segments=True)
+    assert_parity(ours, theirs, {**bert_names("encoder"), **with_bias(head)}, segments=True)
 
 
 def test_token_classifier():
     theirs = transformers.BertForTokenClassification(their_bert_config(num_labels=5))
     ours = TokenClassifier(bert_config(mlp_width=24), 5)
-    names = {**bert_names("bert"), **with_bias({"classifier": ["classifier"]})}
+    names = {**bert_names("encoder"), **with_bias({"classifier": ["classifier"]})}
     assert_parity(ours, theirs, names, segments=True)

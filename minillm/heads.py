@@ -1,0 +1,111 @@
+"""What is read from the hidden states of an encoder: masked tokens, labels, embeddings.
+
+The config says how its family does it: which token stands for a sequence, and what comes before the last product.
+
+Letters: B sequences, N tokens (packed), C width, V vocabulary, K classes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels import Packing, linear_cross_entropy
+from minillm.bert import BERTConfig
+from minillm.layers import Linear, dropout, initialise
+from minillm.modernbert import ModernBERTConfig
+
+EncoderConfig = BERTConfig | ModernBERTConfig
+
+
+class Head(nn.Module):
+    """An encoder and what is put on top of it."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.encoder = config.make_encoder()
+
+    @property
+    def config(self) -> EncoderConfig:
+        return self.encoder.config
+
+    @property
+    def compute_dtype(self) -> torch.dtype | None:
+        """Of the activations; None: as the parameters."""
+        return self.encoder.compute_dtype
+
+    @compute_dtype.setter
+    def compute_dtype(self, dtype: torch.dtype | None) -> None:
+        self.encoder.compute_dtype = dtype
+
+
+class MaskedLM(Head):
+    """Predicts the token behind a mask."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__(config)
+        self.transform = config.make_lm_transform().apply(initialise)
+        self.output = Linear(config.width, config.vocab_size).apply(initialise)
+        self.output.weight = self.encoder.tokens.weight
+
+    def forward(self, tokens: Tensor, packing: Packing, segments: Tensor | None = None) -> Tensor:
+        """What the output matrix reads, (N, C); `logits` or `loss` turn it into predictions."""
+        return self.transform(self.encoder(tokens, packing, segments))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(N, C) → (N, V)."""
+        return self.output(hidden)
+
+    def loss(self, hidden: Tensor, targets: Tensor, **options) -> Tensor:
+        """−log p(target) of every token, (N,) float32, 0 where the target is −100; see `linear_cross_entropy`."""
+        return linear_cross_entropy(hidden, self.output.weight, targets, bias=self.output.bias, **options)
+
+
+class SequenceClassifier(Head):
+    """One label a sequence."""
+
+    def __init__(self, config: EncoderConfig, num_classes: int):
+        super().__init__(config)
+        self.transform = config.make_sequence_transform().apply(initialise)
+        self.classifier = Linear(config.width, num_classes).apply(initialise)
+
+    def forward(self, tokens: Tensor, packing: Packing, segments: Tensor | None = None) -> Tensor:
+        """Logits (B, K)."""
+        pooled = POOLING[self.config.pooling](self.encoder(tokens, packing, segments), packing)
+        return self.classifier(dropout(self.transform(pooled), self.config.classifier_dropout, self.training))
+
+
+class TokenClassifier(Head):
+    """One label a token."""
+
+    def __init__(self, config: EncoderConfig, num_classes: int):
+        super().__init__(config)
+        self.transform = config.make_token_transform().apply(initialise)
+        self.classifier = Linear(config.width, num_classes).apply(initialise)
+
+    def forward(self, tokens: Tensor, packing: Packing, segments: Tensor | None = None) -> Tensor:
+        """Logits (N, K)."""
+        hidden = self.transform(self.encoder(tokens, packing, segments))
+        return self.classifier(dropout(hidden, self.config.classifier_dropout, self.training))
+
+
+class SentenceEmbedder(Head):
+    """One direction a sequence; the cosine of two says how alike they mean (Sentence-BERT, arXiv:1908.10084)."""
+
+    def forward(self, tokens: Tensor, packing: Packing, segments: Tensor | None = None) -> Tensor:
+        """(B, C) of length 1, in float32 or better: the mean over the tokens of a sequence, normalised."""
+        hidden = self.encoder(tokens, packing, segments)
+        return F.normalize(mean(hidden.to(torch.promote_types(hidden.dtype, torch.float32)), packing), dim=-1)
+
+
+def first(hidden: Tensor, packing: Packing) -> Tensor:
+    """(N, C) → (B, C): the first token of each sequence."""
+    return hidden[packing.cu_seqlens[:-1].long()]
+
+
+def mean(hidden: Tensor, packing: Packing) -> Tensor:
+    """(N, C) → (B, C): the mean over each sequence."""
+    total = hidden.new_zeros(len(packing.lengths), hidden.shape[1]).index_add(0, packing.sequence, hidden)
+    return total / packing.lengths_tensor[:, None]
+
+
+POOLING = {"first": first, "mean": mean}
