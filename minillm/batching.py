@@ -59,13 +59,59 @@ class Corpus:
 
     def batch(self, indices: np.ndarray) -> Batch:
         lengths = self.lengths[indices]
-        ends = np.cumsum(lengths)
-        positions = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+        positions = places(lengths)
         rows = positions + np.repeat(self.starts[indices], lengths)
         answered = positions + 1 >= np.repeat(self.prompt_lengths[indices], lengths)
         targets = np.where(answered, self.tokens[rows + 1], IGNORE)
         packing = Packing.from_lengths(lengths.tolist())
         return Batch(torch.from_numpy(self.tokens[rows]), torch.from_numpy(targets), packing)
+
+
+def places(lengths: np.ndarray) -> np.ndarray:
+    """0, 1, … length − 1 for each length, one after the other."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    tokens: Tensor  # (N,) int64
+    segments: Tensor  # (N,) int64: 1 in the second text of a pair
+    labels: Tensor  # (B,) int64: the class of each sequence
+    packing: Packing
+
+    def to(self, device: torch.device) -> "LabelledBatch":
+        if self.tokens.device == device:
+            return self
+        packing = Packing(self.packing.cu_seqlens.to(device), self.packing.lengths)
+        return LabelledBatch(self.tokens.to(device), self.segments.to(device), self.labels.to(device), packing)
+
+
+class LabelledCorpus:
+    """Many sequences with one label each; as `Corpus`, which holds documents with an answer."""
+
+    def __init__(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], labels: Sequence[int]):
+        """`sequences` are token ids and segments of each."""
+        if not sequences:
+            raise ValueError("a corpus needs at least one sequence")
+        tokens, segments = zip(*sequences, strict=True)
+        self.tokens, self.segments = (
+            np.concatenate([np.array(ids, dtype=np.int64) for ids in x]) for x in (tokens, segments)
+        )
+        self.labels = np.array(labels, dtype=np.int64)
+        self.lengths = np.array([len(ids) for ids in tokens])
+        self.starts = np.cumsum(self.lengths) - self.lengths
+        if self.lengths.min() < 1:
+            raise ValueError("a sequence needs a token")
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def batch(self, indices: np.ndarray) -> LabelledBatch:
+        lengths = self.lengths[indices]
+        rows = places(lengths) + np.repeat(self.starts[indices], lengths)
+        arrays = self.tokens[rows], self.segments[rows], self.labels[indices]
+        return LabelledBatch(*map(torch.from_numpy, arrays), Packing.from_lengths(lengths.tolist()))
 
 
 def pack(documents: Sequence[Document]) -> Batch:
@@ -89,13 +135,17 @@ def epochs(lengths: np.ndarray, batch_tokens: int, seed: int, start: int = 0) ->
 
 def one_epoch(lengths: np.ndarray, batch_tokens: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Batches of at most `batch_tokens` tokens (or of one longer document), shuffled."""
-    order = rng.permutation(len(lengths))
-    order = order[np.argsort(lengths[order], kind="stable")]  # equal lengths stay shuffled
+    batches = cut(rng.permutation(len(lengths)), lengths, batch_tokens)
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def cut(order: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
+    """The indices in `order`, by length, those of equal length in the order given, cut into batches."""
+    order = order[np.argsort(lengths[order], kind="stable")]
     cuts, room = [], batch_tokens
     for i, length in enumerate(lengths[order].tolist()):
         if length > room and i > 0:
             cuts.append(i)
             room = batch_tokens
         room -= length
-    batches = np.split(order, cuts)
-    return [batches[i] for i in rng.permutation(len(batches))]
+    return np.split(order, cuts)

@@ -49,3 +49,25 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float], samples: i
     resampled = np.stack([pairs[:, rng.integers(n, size=n)].sum(axis=1) for _ in range(samples)])
     low, high = np.quantile(resampled[:, 0] / np.maximum(resampled[:, 1], 1), (0.025, 0.975))
     return Interval(float(pairs[0].sum() / pairs[1].sum()), float(low), float(high))
+
+
+def macro_f1(truth: Sequence[str], answers: Sequence[str], samples: int = 1000) -> Interval:
+    """The mean over classes of F1 = 2·hits / (examples of the class + answers of the class), each class counting
+    alike however rare, with a bootstrap interval (fixed seed). Classes are those that occur in either sequence."""
+    if not truth:
+        raise ValueError("F1 of nothing is undefined: no examples")
+    classes = {name: i for i, name in enumerate(sorted({*truth, *answers}))}
+    confusion = np.zeros((len(classes), len(classes)))  # [true class, answer]
+    np.add.at(confusion, ([classes[t] for t in truth], [classes[a] for a in answers]), 1)
+    n = len(truth)
+    # To draw n examples with replacement is to draw how many of them fall into each cell.
+    drawn = np.random.default_rng(0).multinomial(n, confusion.ravel() / n, size=samples)
+    low, high = np.quantile(mean_f1(drawn.reshape(-1, *confusion.shape)), (0.025, 0.975))
+    return Interval(float(mean_f1(confusion)), float(low), float(high))
+
+
+def mean_f1(confusion: np.ndarray) -> np.ndarray:
+    """(..., K, K) counts of true class and answer → (...): the mean over the classes that occur."""
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)  # (..., K)
+    total = confusion.sum(axis=-1) + confusion.sum(axis=-2)
+    return (2 * hits / np.maximum(total, 1)).sum(axis=-1) / (total > 0).sum(axis=-1)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minillm.batching import IGNORE, Corpus, Document, epochs, pack
+from minillm.batching import IGNORE, Corpus, Document, LabelledCorpus, cut, epochs, pack
 
 tokens = st.integers(0, 9)
 documents = st.lists(
@@ -115,3 +115,26 @@ def test_the_order_is_fixed_by_the_seed():
 def test_a_start_continues_exactly(start):
     whole = [b.tolist() for b in islice(epochs(LENGTHS, 64, 0), start + 50)]
     assert [b.tolist() for b in islice(epochs(LENGTHS, 64, 0, start=start), 50)] == whole[start:]
+
+
+def test_a_labelled_batch_by_hand():
+    corpus = LabelledCorpus([([1, 2, 3], [0, 0, 1]), ([4], [0]), ([5, 6], [0, 1])], labels=[1, 0, 2])
+    assert corpus.lengths.tolist() == [3, 1, 2]
+    assert len(corpus) == 3
+    batch = corpus.batch(np.array([2, 0]))
+    assert batch.tokens.tolist() == [5, 6, 1, 2, 3]
+    assert batch.segments.tolist() == [0, 1, 0, 0, 1]
+    assert batch.labels.tolist() == [2, 1]
+    assert batch.packing.lengths == (2, 3)
+    assert batch.tokens.dtype == batch.segments.dtype == batch.labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize("sequences", [[], [([1], [0]), ([], [])]])
+def test_a_labelled_corpus_needs_tokens(sequences):
+    with pytest.raises(ValueError, match=r"a (corpus|sequence) needs"):
+        LabelledCorpus(sequences, [0] * len(sequences))
+
+
+def test_cut_keeps_the_order_of_equal_lengths():
+    batches = cut(np.array([3, 1, 2, 0]), np.array([5, 2, 2, 2]), batch_tokens=4)
+    assert [batch.tolist() for batch in batches] == [[3, 1], [2], [0]]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minillm.metrics import Interval, edit_distance, rate, ratio
+from minillm.metrics import Interval, edit_distance, macro_f1, rate, ratio
 
 words = st.lists(st.sampled_from("abc"), max_size=6).map(tuple)
 
@@ -100,7 +100,53 @@ def test_ratio_holds_its_value_even_if_errors_are_rare():
         assert found.low <= found.value <= found.high
 
 
-@pytest.mark.parametrize("measure", [lambda: rate([]), lambda: ratio([], []), lambda: ratio([1], [0])])
+# ---- F1 ------------------------------------------------------------------------------------------
+
+
+def test_f1_by_hand():
+    #        precision  recall   F1
+    # a      2/3        2/2      4/5
+    # b      1/1        1/3      1/2
+    # c      0/1        0/0      0     never true, but answered once
+    assert macro_f1("aabbb", "aabac").value == pytest.approx((4 / 5 + 1 / 2 + 0) / 3)
+    assert macro_f1("ab", "ab") == (1, 1, 1)
+    assert macro_f1("ab", "ba") == (0, 0, 0)
+
+
+def f1_by_definition(truth, answers, name):
+    """The harmonic mean of precision and recall; 0 where a class is never hit."""
+    hits = sum(t == a == name for t, a in zip(truth, answers, strict=True))
+    if hits == 0:
+        return 0.0
+    precision, recall = hits / answers.count(name), hits / truth.count(name)
+    return 2 / (1 / precision + 1 / recall)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abcd")), min_size=1, max_size=12))
+def test_f1_is_its_definition(pairs):
+    truth, answers = map(list, zip(*pairs, strict=True))
+    scores = [f1_by_definition(truth, answers, name) for name in {*truth, *answers}]
+    found = macro_f1(truth, answers, samples=50)
+    assert found.value == pytest.approx(sum(scores) / len(scores))
+    assert 0 <= found.low <= found.high <= 1
+
+
+def test_f1_interval_covers_the_truth():
+    """Two classes of 80 and 20 %, told apart nine times in ten: F1 = 2·0.72/(0.8+0.74) and 2·0.18/(0.2+0.26)."""
+    truth = (2 * 0.72 / 1.54 + 2 * 0.18 / 0.46) / 2
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        labels = rng.random(300) < 0.2
+        answers = labels ^ (rng.random(300) < 0.1)
+        interval = macro_f1(labels.tolist(), answers.tolist(), samples=300)
+        covered += interval.low <= truth <= interval.high
+    assert 180 <= covered <= 198
+
+
+@pytest.mark.parametrize(
+    "measure", [lambda: rate([]), lambda: ratio([], []), lambda: ratio([1], [0]), lambda: macro_f1([], [])]
+)
 def test_nothing_has_no_rate(measure):
     with pytest.raises(ValueError, match="no examples"):
         measure()
