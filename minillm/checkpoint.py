@@ -1,0 +1,314 @@
+"""Models in and out of files: in the layout of Hugging Face where one of its families is what we have, else in our own.
+
+What differs from family to family is data, in families/. Nothing here runs code that comes with a model.
+"""
+
+import logging
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minillm.errors import UserError
+from minillm.families import FAMILIES
+from minillm.families.base import Family, Fields, Head, Rule
+from minillm.families.gpt import OWN
+from minillm.files import Tensors, read_json, write_json, write_tensors
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"  # names the file of each tensor where there are several
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+log = logging.getLogger("minillm")
+
+
+# ---- in ------------------------------------------------------------------------------------------
+
+
+def resolve(name: str | Path) -> Path:
+    """Where a model lies: a folder, a .gguf file, or the id of a model on the hub, which is downloaded once.
+
+    UserError if there is none of that name.
+    """
+    path = Path(name)
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+        return path
+    if path.is_file():
+        raise UserError(f"{path} is one file; name the folder that it lies in, or a .gguf file")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+        raise UserError(f"there is no folder or .gguf file {name}, and it is no id of the hub such as owner/name")
+    return download(str(name))
+
+
+def download(hub_id: str) -> Path:
+    """A folder with what of a model can be read: never pickles, never code."""
+    try:
+        from huggingface_hub import errors, snapshot_download
+    except ImportError:
+        raise UserError(f"there is no folder {hub_id}; to download it from the hub: pip install -e '.[hub]'") from None
+    wanted = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=["*/*"]))
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"there is no folder {hub_id}, and downloading it from the hub failed: {reason}") from None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a model is, with its tensors, none of which has been read yet."""
+
+    path: Path
+    fields: dict[str, Any]  # config.json
+    tensors: Mapping[str, Tensor]  # by their names; each is read when it is asked for
+
+    @cached_property
+    def family(self) -> Family:
+        if "architecture" in self.fields:
+            return OWN
+        model_type = self.fields.get("model_type")
+        if model_type not in FAMILIES:
+            raise UserError(f"{self.path}: model_type={model_type!r} is not supported, only {', '.join(FAMILIES)}")
+        return FAMILIES[model_type]
+
+    @cached_property
+    def config(self) -> Any:
+        if method := self.fields.get("quantization_config"):
+            kind = method.get("quant_method") if isinstance(method, dict) else method
+            raise UserError(f"{self.path}: quantization_config of {kind!r} is not supported; use the model as it was")
+        try:
+            return self.family.config_from(Fields(self.fields))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{self.path}: in config.json, {error}") from None
+
+    @cached_property
+    def head_name(self) -> str:
+        """What config.json says it is, as one of the family's heads."""
+        said = [self.fields.get("architecture"), *(self.fields.get("architectures") or [])]
+        said = [name for name in said if name]
+        known = {name: key for key, head in self.family.heads.items() for name in (head.architecture, *head.also)}
+        if said and said[0] not in known:
+            raise UserError(f"{self.path}: architecture {said[0]} is not supported, only {', '.join(known)}")
+        return known[said[0]] if said else next(iter(self.family.heads))
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """What a classifier tells apart, in the order of its outputs; empty where nothing is said of any."""
+        try:
+            return tuple(name for _, name in sorted((int(i), str(n)) for i, n in self.fields["id2label"].items()))
+        except KeyError:
+            return ()
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{self.path}: in config.json, id2label is no table of classes: {error}") from None
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """A folder in Hugging Face's layout, a run, or a GGUF file. UserError, in one sentence, for what it isn't."""
+    if path.suffix == ".gguf":
+        from minillm.gguf import open_gguf  # needs the extra of that name
+
+        return Checkpoint(path, *open_gguf(path))
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path} holds no model: it has no config.json")
+    return Checkpoint(path, read_json(path / "config.json"), Tensors(weight_files(path)))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).is_file():
+        names = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(names, dict) or any(Path(str(name)).name != name for name in names.values()):
+            raise UserError(f"{folder / INDEX} names no files of this folder in its weight_map")
+        return [folder / name for name in sorted(set(names.values()))]
+    if pickles := sorted(path.name for pattern in PICKLES for path in folder.glob(pattern)):
+        raise UserError(
+            f"{folder} has its weights only as a pickle ({pickles[0]}), which can run any code when it is opened; "
+            "convert it with transformers, if you trust it: AutoModel.from_pretrained(…).save_pretrained(…)"
+        )
+    raise UserError(f"{folder} has no weights: there is no {WEIGHTS}")
+
+
+def load(
+    path: Path, head: str | None = None, classes: Sequence[str] | None = None, dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """The model of a checkpoint, on the CPU, in evaluation mode, its parameters in `dtype`.
+
+    head      "lm", "mlm", "classify", "tag", "embed" or "encoder", as far as the family has it; None: what
+              config.json says
+    classes   what a new classifier is to tell apart. It starts from random numbers, which is logged, unless the
+              checkpoint has one for these very classes.
+
+    At any time only the model and one tensor are in memory. UserError if a tensor is missing, left over or of another
+    shape, or if config.json asks for what we don't have.
+    """
+    return load_checkpoint(open_checkpoint(path), head, classes, dtype)
+
+
+def load_checkpoint(
+    saved: Checkpoint, head: str | None, classes: Sequence[str] | None, dtype: torch.dtype
+) -> nn.Module:
+    family, config, kind = saved.family, saved.config, head or saved.head_name
+    if kind not in family.heads:
+        raise UserError(
+            f"{saved.path}: {family.model_type or 'GPT'} is no model for {kind!r}, only for {', '.join(family.heads)}"
+        )
+    spec = family.heads[kind]
+    names = tuple(classes or saved.classes)
+    if spec.has_classes and not names:
+        raise UserError(f"{saved.path} has no classes: it is not yet a classifier")
+    with torch.device("meta"):
+        model = spec.model(config, names) if spec.has_classes else spec.model(config)
+    new = new_parameters(model, saved, spec, names) if classes else set()
+    if new:
+        model = spec.model(config, names)  # with its initialisation
+        log.warning("%s: new, from random numbers: %s", saved.path, ", ".join(sorted(new)))
+    allocate(model, dtype)
+    copy_weights(model, saved.tensors, saved.path, family, spec, new)
+    return model.eval()
+
+
+def new_parameters(model: nn.Module, saved: Checkpoint, spec: Head, classes: tuple[str, ...]) -> set[str]:
+    """Those of a new classifier that the checkpoint doesn't have, or has for other classes."""
+    found = {saved.family.plain(name) for name in saved.tensors}
+    own = [name for name, _ in model.named_parameters() if not name.startswith("encoder.")]
+    absent = {
+        name for name in own if not found.issuperset(map(saved.family.plain, sources(name, saved.family, spec)[1]))
+    }
+    outdated = {name for name in own if name.startswith("classifier.") and classes != saved.classes}
+    return absent | outdated
+
+
+def allocate(model: nn.Module, dtype: torch.dtype) -> None:
+    """Gives every parameter memory, without values where it had none, and keeps shared ones shared."""
+    places: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        places.setdefault(id(parameter), []).append(name)
+    for names in places.values():
+        old = model.get_parameter(names[0])
+        new = nn.Parameter(torch.empty_like(old, dtype=dtype, device="cpu") if old.is_meta else old.detach().to(dtype))
+        for name in names:
+            module, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(module), leaf, new)
+
+
+def sources(parameter: str, family: Family, head: Head) -> tuple[Rule, list[str]]:
+    """How a parameter of ours is made from theirs, whose names have their prefix where such files have one."""
+    name = parameter.removeprefix("encoder.")
+    rule = family.rule(name, head)
+    prefix = "" if head.is_bare or rule in head.rules else family.prefix
+    return rule, [prefix + theirs for theirs in rule.names(name)]
+
+
+def shares(rule: Rule, config: Any, parameter: Tensor) -> list[Tensor]:
+    """The parameter as views, one for each of theirs that it is stacked from."""
+    count = len(rule.theirs)
+    return list(parameter.split(list(rule.rows(config)) if rule.rows else len(parameter) // count))
+
+
+@torch.no_grad()
+def copy_weights(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    family: Family = OWN,
+    head: Head = OWN.heads["lm"],
+    new: Collection[str] = (),
+) -> None:
+    """Fills all parameters but the `new` ones, one tensor at a time. Every tensor is accounted for: UserError."""
+    left = {family.plain(name): name for name in tensors}
+    if len(left) < len(tensors):
+        twice = min(tensors.keys() - left.values())
+        raise UserError(f"{path} holds {twice!r} twice, with and without a prefix")
+    needed = dict(model.named_parameters())
+    steps = []  # (its parameter is needed, its rule, where it goes, what it is called there)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        rule, theirs = sources(name, family, head)
+        for source, part in zip(theirs, shares(rule, model.config, parameter), strict=True):
+            found = left.pop(family.plain(source), None)
+            if name not in new:
+                steps.append((name in needed, rule, part, source, found))
+    missing = [source for is_needed, _, _, source, found in steps if is_needed and found is None]
+    unexpected = [name for name in left.values() if not family.is_known(name, head)]
+    if missing:
+        raise UserError(f"{path} lacks {listed(missing)}, which this architecture needs")
+    if unexpected:
+        raise UserError(f"{path} holds {listed(unexpected)}, which this architecture does not have")
+    wrong = []
+    for is_needed, rule, part, source, found in steps:
+        if found is not None:
+            wrong += copy_tensor(tensors[found], part, rule, source, is_needed)
+    if wrong:
+        raise UserError(f"{path}: {'; '.join(wrong[:3])}{' …' if len(wrong) > 3 else ''}")
+
+
+def copy_tensor(tensor: Tensor, part: Tensor, rule: Rule, name: str, is_needed: bool) -> list[str]:
+    """Into the part of a parameter that it belongs to; or what is wrong with it."""
+    if rule.transpose and tensor.ndim == 2:
+        tensor = tensor.T
+    if not tensor.is_floating_point():
+        return [f"{name!r} is of {tensor.dtype}, not floating point"]
+    if tensor.shape != part.shape:
+        return [f"{name!r} has shape {tuple(tensor.shape)}, but this architecture needs {tuple(part.shape)}"]
+    if is_needed:
+        part.copy_(tensor)
+    elif not torch.equal(tensor.to(part), part):
+        return [f"{name!r} should be tied to another tensor, but has other values"]
+    return []
+
+
+def listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(repr, sorted(names)[:3])) + more
+
+
+# ---- out -----------------------------------------------------------------------------------------
+
+
+def family_of(model: nn.Module) -> tuple[Family, Head]:
+    """The first family whose config.json can say all that the model is."""
+    for family in (*FAMILIES.values(), OWN):
+        head = family.head_of(model)
+        if head and family.covers(model.config):
+            return family, head
+    raise TypeError(f"{type(model).__name__} of {model.config} has no form in files")
+
+
+def describe(model: nn.Module, **more: Any) -> dict[str, Any]:
+    """config.json; `more` are entries that other libraries ask for, such as eos_token_id."""
+    family, head = family_of(model)
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    if family is OWN:
+        said = {"architecture": head.architecture, **family.config_to(model.config)}
+    else:
+        said = {"architectures": [head.architecture], "model_type": family.model_type, "dtype": dtype}
+        said |= family.config_to(model.config)
+    if head.has_classes:
+        said["id2label"] = {str(i): name for i, name in enumerate(model.classes)}
+        said["label2id"] = {name: i for i, name in enumerate(model.classes)}
+    return {**said, **more}
+
+
+def theirs_of(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters as the model's family calls and stores them, a tied one once."""
+    family, head = family_of(model)
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        rule, theirs = sources(name, family, head)
+        for target, part in zip(theirs, shares(rule, model.config, parameter.detach()), strict=True):
+            tensors[target] = part.T.contiguous() if rule.transpose and part.ndim == 2 else part.clone()
+    return tensors
+
+
+def save(model: nn.Module, folder: Path, **more: Any) -> None:
+    """config.json and model.safetensors, for `load` and, if it is of one of their families, for transformers.
+
+    `more` goes into config.json, such as eos_token_id.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", describe(model, **more))
+    write_tensors(folder / WEIGHTS, theirs_of(model))

@@ -1,0 +1,6 @@
+"""The published models that are understood, one table a family. A new one is a table here, not code elsewhere."""
+
+from minillm.families.base import Family
+from minillm.families.gpt import GPT2, LLAMA, QWEN2, QWEN3
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (GPT2, LLAMA, QWEN2, QWEN3)}

@@ -1,0 +1,126 @@
+"""What a family of published models calls things: data by which checkpoint.py reads and writes its files."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One module (or parameter) of ours, and those of theirs that it is made of, stacked from top to bottom.
+
+    `*` stands for the number of a layer. The names are of modules, for their weights and biases alike, or of single
+    parameters; the first rule that fits a name counts.
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    transpose: bool = False  # theirs is stored the other way round, as GPT-2's are
+    rows: Callable[[Any], Sequence[int]] | None = None  # config → rows of each of theirs; None: equal shares
+
+    def names(self, parameter: str) -> list[str] | None:
+        """Theirs for a parameter of ours; None if this rule is not about it."""
+        if not (match := fits(self.ours, parameter)):
+            return None
+        *layer, kind = match.groups(default="")
+        return [name.replace("*", *layer) + kind if layer else name + kind for name in self.theirs]
+
+
+def rule(ours: str, *theirs: str, **more: Any) -> Rule:
+    return Rule(ours, theirs, **more)
+
+
+def fits(pattern: str, name: str) -> re.Match | None:
+    """Groups: the layer, where the pattern has a star; then ".weight", ".bias" or nothing."""
+    return re.fullmatch(re.escape(pattern).replace(r"\*", r"(\d+)") + r"(\.weight|\.bias)?", name)
+
+
+@dataclass(frozen=True)
+class Head:
+    """One kind of model of a family."""
+
+    model: type[nn.Module]  # made of the config, and of the classes if it has any
+    architecture: str  # what config.json calls it
+    also: tuple[str, ...] = ()  # other names under which it may be found
+    rules: tuple[Rule, ...] = ()  # of what it has besides the encoder
+    has_classes: bool = False
+    is_bare: bool = False  # nothing but the encoder: their names have no prefix then
+
+
+@dataclass(frozen=True)
+class Family:
+    model_type: str
+    prefix: str  # of their encoder within a model with a head; files may leave it out
+    rules: tuple[Rule, ...]  # of the encoder, theirs without the prefix
+    heads: Mapping[str, Head]  # the first is what a file holds that doesn't say
+    config_type: type
+    config_from: Callable[["Fields"], Any]  # ValueError where something is not supported
+    config_to: Callable[[Any], dict[str, Any]]
+    old_names: Mapping[str, str] = field(default_factory=dict)  # endings of names in early files → today's
+    ignored: tuple[str, ...] = ()  # endings of names that are no weights, such as buffers
+
+    def covers(self, config: Any) -> bool:
+        """Whether config.json can say all of it."""
+        return isinstance(config, self.config_type) and self.config_from(Fields(self.config_to(config))) == config
+
+    def head_of(self, model: nn.Module) -> Head | None:
+        return next((head for head in self.heads.values() if type(model) is head.model), None)
+
+    def rule(self, parameter: str, head: Head) -> Rule:
+        """For a parameter of ours; without a rule it has the same name on both sides."""
+        rules = (*head.rules, *self.rules)
+        return next((rule for rule in rules if rule.names(parameter)), Rule(parameter, (parameter,)))
+
+    def plain(self, name: str) -> str:
+        """A name of theirs without what varies from file to file."""
+        for old, new in self.old_names.items():
+            if name.endswith(old):
+                name = name.removesuffix(old) + new
+        return name.removeprefix(self.prefix)
+
+    def is_known(self, name: str, head: Head) -> bool:
+        """Whether a tensor that `head` has no use for may be left out: no weight, or one of another head."""
+        others = (rule for other in self.heads.values() if other is not head for rule in other.rules)
+        return name.endswith(self.ignored) or any(
+            fits(self.plain(theirs), self.plain(name)) for rule in others for theirs in rule.theirs
+        )
+
+
+class Fields:
+    """config.json as a family reads it. ValueError, with the key named, where a value is not what it must be."""
+
+    def __init__(self, values: Mapping[str, Any]):
+        self.values = values
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """null counts as not there."""
+        value = self.values.get(key)
+        return default if value is None else value
+
+    def _number(self, key: str, default: Any, kinds: Any, what: str) -> Any:
+        value = self.get(key, default)
+        if value is None:
+            raise ValueError(f"{key!r} is missing")
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise ValueError(f"{key}={value!r} is no {what}")
+        return value
+
+    def count(self, key: str, default: int | None = None) -> int:
+        return self._number(key, default, int, "whole number")
+
+    def number(self, key: str, default: float | None = None) -> float:
+        return float(self._number(key, default, int | float, "number"))
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            raise ValueError(f"{key}={value!r} is not true or false")
+        return value
+
+    def expect(self, key: str, *values: Any) -> None:
+        """Nothing there, or one of these values: anything else would be another model than ours."""
+        if (value := self.get(key, values[0])) not in values:
+            raise ValueError(f"{key}={value!r} is not supported, only {' or '.join(map(repr, values))}")

@@ -1,0 +1,250 @@
+"""GPT-2, Llama (SmolLM2 is one), Qwen2 and Qwen3: what they call what gpt.py has."""
+
+import dataclasses
+from typing import Any
+
+from minillm.families.base import Family, Fields, Head, rule
+from minillm.gpt import GPT, GPTConfig
+from minillm.heads import SequenceClassifier
+from minillm.layers import RopeScaling
+
+
+def heads(lm: str, bare: str, classifier: str) -> dict[str, Head]:
+    return {
+        "lm": Head(GPT, lm, also=(bare,), rules=(rule("output", "lm_head"),)),
+        "classify": Head(SequenceClassifier, classifier, rules=(rule("classifier", "score"),), has_classes=True),
+    }
+
+
+# ---- GPT-2 ---------------------------------------------------------------------------------------
+
+
+def gpt2_from(fields: Fields) -> GPTConfig:
+    fields.expect("activation_function", "gelu_new", "gelu_pytorch_tanh")  # two names of one function
+    fields.expect("scale_attn_weights", True)
+    fields.expect("scale_attn_by_inverse_layer_idx", False)
+    fields.expect("add_cross_attention", False)
+    dropout = fields.number("resid_pdrop", 0.1)
+    fields.expect("embd_pdrop", dropout)
+    return GPTConfig(
+        vocab_size=fields.count("vocab_size"),
+        max_seq_len=fields.count("n_positions"),
+        num_layers=fields.count("n_layer"),
+        width=fields.count("n_embd"),
+        num_heads=fields.count("n_head"),
+        mlp_width=fields.count("n_inner", 0),
+        positions="learned",
+        norm_eps=fields.number("layer_norm_epsilon", 1e-5),
+        bias=True,
+        tie_embeddings=fields.flag("tie_word_embeddings", True),
+        dropout=dropout,
+        attention_dropout=fields.number("attn_pdrop", 0.1),
+    )
+
+
+def gpt2_to(config: GPTConfig) -> dict[str, Any]:
+    return {
+        "vocab_size": config.vocab_size,
+        "n_positions": config.max_seq_len,
+        "n_layer": config.num_layers,
+        "n_embd": config.width,
+        "n_head": config.num_heads,
+        "n_inner": config.mlp_width,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        "embd_pdrop": config.dropout,
+        "resid_pdrop": config.dropout,
+        "attn_pdrop": config.attention_dropout,
+    }
+
+
+GPT2 = Family(
+    model_type="gpt2",
+    prefix="transformer.",
+    rules=(
+        rule("tokens", "wte"),
+        rule("positions", "wpe"),
+        rule("blocks.*.attn_norm", "h.*.ln_1"),
+        rule("blocks.*.attn.qkv", "h.*.attn.c_attn", transpose=True),
+        rule("blocks.*.attn.out", "h.*.attn.c_proj", transpose=True),
+        rule("blocks.*.mlp_norm", "h.*.ln_2"),
+        rule("blocks.*.mlp.up", "h.*.mlp.c_fc", transpose=True),
+        rule("blocks.*.mlp.down", "h.*.mlp.c_proj", transpose=True),
+        rule("final_norm", "ln_f"),
+    ),
+    heads=heads("GPT2LMHeadModel", "GPT2Model", "GPT2ForSequenceClassification"),
+    config_type=GPTConfig,
+    config_from=gpt2_from,
+    config_to=gpt2_to,
+    ignored=(".attn.bias", ".attn.masked_bias"),
+)
+
+
+# ---- Llama and its relatives ---------------------------------------------------------------------
+
+
+def llama_from(fields: Fields) -> GPTConfig:
+    bias = fields.flag("mlp_bias", False)
+    fields.expect("attention_bias", bias)
+    return relative_from(fields, bias=bias)
+
+
+def qwen2_from(fields: Fields) -> GPTConfig:
+    return relative_from(fields, qkv_bias=True)
+
+
+def qwen3_from(fields: Fields) -> GPTConfig:
+    fields.expect("attention_bias", False)
+    return relative_from(fields, head_dim=fields.count("head_dim", 128), qk_norm=True)
+
+
+def relative_from(fields: Fields, **special: Any) -> GPTConfig:
+    """What they have in common, and `special`."""
+    fields.expect("hidden_act", "silu")
+    fields.expect("use_sliding_window", False)
+    if set(fields.get("layer_types", [])) - {"full_attention"}:
+        raise ValueError(f"layer_types={fields.get('layer_types')!r} is not supported, only 'full_attention'")
+    common = {
+        "vocab_size": fields.count("vocab_size"),
+        "max_seq_len": fields.count("max_position_embeddings"),
+        "num_layers": fields.count("num_hidden_layers"),
+        "width": fields.count("hidden_size"),
+        "num_heads": fields.count("num_attention_heads"),
+        "num_kv_heads": fields.count("num_key_value_heads", 0),
+        "head_dim": fields.count("head_dim", 0),
+        "mlp_width": fields.count("intermediate_size"),
+        "norm": "rmsnorm",
+        "norm_eps": fields.number("rms_norm_eps", 1e-6),
+        "mlp": "swiglu",
+        "tie_embeddings": fields.flag("tie_word_embeddings", False),
+        "dropout": fields.number("residual_dropout", 0.0),  # ours: other libraries know none here
+        "attention_dropout": fields.number("attention_dropout", 0.0),
+    }
+    return GPTConfig(**{**common, **rope_from(fields), **special})
+
+
+def rope_from(fields: Fields) -> dict[str, Any]:
+    """RoPE as files have said it until 2025 (rope_theta, rope_scaling) and since (rope_parameters)."""
+    rope = Fields({"rope_theta": fields.get("rope_theta"), **fields.get("rope_scaling", {})})
+    if newer := fields.get("rope_parameters"):
+        rope = Fields({"rope_theta": fields.get("rope_theta"), **newer})
+    rope.expect("partial_rotary_factor", 1.0)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        raise ValueError(f"rope_type={kind!r} is not supported, only 'default' or 'llama3'")
+    scaling = None
+    if kind == "llama3":
+        scaling = RopeScaling(
+            factor=rope.number("factor"),
+            low_freq_factor=rope.number("low_freq_factor"),
+            high_freq_factor=rope.number("high_freq_factor"),
+            original_max_seq_len=rope.count("original_max_position_embeddings"),
+        )
+    return {"rope_theta": rope.number("rope_theta", 10_000.0), "rope_scaling": scaling}
+
+
+def llama_to(config: GPTConfig) -> dict[str, Any]:
+    return {**relative_to(config), "attention_bias": config.bias, "mlp_bias": config.bias}
+
+
+def relative_to(config: GPTConfig) -> dict[str, Any]:
+    said = {
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_seq_len,
+        "num_hidden_layers": config.num_layers,
+        "hidden_size": config.width,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.mlp_width,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        "rope_theta": config.rope_theta,
+        "attention_dropout": config.attention_dropout,
+    }
+    if config.rope_scaling:
+        said["rope_scaling"] = {
+            "rope_type": "llama3",
+            "factor": config.rope_scaling.factor,
+            "low_freq_factor": config.rope_scaling.low_freq_factor,
+            "high_freq_factor": config.rope_scaling.high_freq_factor,
+            "original_max_position_embeddings": config.rope_scaling.original_max_seq_len,
+        }
+    if config.dropout:
+        said["residual_dropout"] = config.dropout
+    return said
+
+
+def qkv_rows(config: GPTConfig) -> tuple[int, int, int]:
+    keys = config.num_kv_heads * config.head_dim
+    return config.num_heads * config.head_dim, keys, keys
+
+
+RELATIVE_RULES = (
+    rule("tokens", "embed_tokens"),
+    rule("blocks.*.attn_norm", "layers.*.input_layernorm"),
+    rule(
+        "blocks.*.attn.qkv",
+        "layers.*.self_attn.q_proj",
+        "layers.*.self_attn.k_proj",
+        "layers.*.self_attn.v_proj",
+        rows=qkv_rows,
+    ),
+    rule("blocks.*.attn.q_norm", "layers.*.self_attn.q_norm"),
+    rule("blocks.*.attn.k_norm", "layers.*.self_attn.k_norm"),
+    rule("blocks.*.attn.out", "layers.*.self_attn.o_proj"),
+    rule("blocks.*.mlp_norm", "layers.*.post_attention_layernorm"),
+    rule("blocks.*.mlp.gate_up", "layers.*.mlp.gate_proj", "layers.*.mlp.up_proj"),
+    rule("blocks.*.mlp.down", "layers.*.mlp.down_proj"),
+    rule("final_norm", "norm"),
+)
+
+
+def relative(model_type: str, name: str, config_from: Any, config_to: Any = relative_to) -> Family:
+    return Family(
+        model_type=model_type,
+        prefix="model.",
+        rules=RELATIVE_RULES,
+        heads=heads(f"{name}ForCausalLM", f"{name}Model", f"{name}ForSequenceClassification"),
+        config_type=GPTConfig,
+        config_from=config_from,
+        config_to=config_to,
+        ignored=("rotary_emb.inv_freq",),
+    )
+
+
+LLAMA = relative("llama", "Llama", llama_from, llama_to)
+QWEN2 = relative("qwen2", "Qwen2", qwen2_from)
+QWEN3 = relative("qwen3", "Qwen3", qwen3_from)
+
+
+# ---- our own: what no family can say -------------------------------------------------------------
+
+
+def own_from(fields: Fields) -> GPTConfig:
+    names = {field.name for field in dataclasses.fields(GPTConfig)}
+    about_heads = {"architecture", "id2label", "label2id", "dtype"}
+    if unknown := fields.values.keys() - names - about_heads:
+        raise ValueError(f"{min(unknown)!r} is unknown")
+    said = {name: value for name, value in fields.values.items() if name in names}
+    if said.get("rope_scaling"):
+        said["rope_scaling"] = RopeScaling(**said["rope_scaling"])
+    return GPTConfig(**said)
+
+
+OWN = Family(
+    model_type="",
+    prefix="",
+    rules=(),
+    heads={
+        "lm": Head(GPT, "GPT", rules=(rule("output", "output"),)),
+        "classify": Head(
+            SequenceClassifier, "GPTClassifier", rules=(rule("classifier", "classifier"),), has_classes=True
+        ),
+    },
+    config_type=GPTConfig,
+    config_from=own_from,
+    config_to=dataclasses.asdict,
+)

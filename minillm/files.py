@@ -1,0 +1,72 @@
+"""JSON and safetensors files: written whole or not at all, read a tensor at a time, named where they are spoiled."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minillm.errors import UserError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return fields
+
+
+def write_json(path: Path, fields: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(fields, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Any = None) -> None:
+    """A safetensors file with JSON beside the tensors."""
+    temporary = path.with_suffix(".partial")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, temporary, {"format": "pt", "state": json.dumps(state)})
+    os.replace(temporary, path)
+
+
+def read_state(path: Path) -> Any:
+    """The JSON beside the tensors."""
+    with opened(path) as file:
+        return json.loads((file.metadata() or {}).get("state", "null"))
+
+
+class Tensors(Mapping[str, Tensor]):
+    """The tensors of one or more safetensors files, each read when it is asked for."""
+
+    def __init__(self, paths: Iterable[Path]):
+        self.files: dict[str, Path] = {}
+        for path in paths:
+            with opened(path) as file:
+                names = file.keys()
+            if both := self.files.keys() & set(names):
+                raise UserError(f"{path} and {self.files[min(both)]} both hold {min(both)!r}")
+            self.files.update(dict.fromkeys(names, path))
+
+    def __getitem__(self, name: str) -> Tensor:
+        # Opened anew for each: what was read of an open file stays mapped, and would count as memory in use.
+        with opened(self.files[name]) as file:
+            return file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+def opened(path: Path) -> safe_open:
+    try:
+        return safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read {path}: {error}; if it is damaged, copy or download it again") from None
