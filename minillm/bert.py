@@ -36,6 +36,7 @@ class BERTConfig:
     classifier_dropout: float = 0.1  # before the last product of a classifier
 
     pooling = "first"  # a sequence is classified by its first token, [CLS]
+    classifier_bias = True
 
     def __post_init__(self):
         for name in ("vocab_size", "max_seq_len", "num_layers", "width", "num_heads"):
@@ -49,6 +50,7 @@ class BERTConfig:
         require(self.pooler in POOLERS, f"pooler={self.pooler!r} is not 'tanh' or 'relu'")
         for name in ("dropout", "attention_dropout", "classifier_dropout"):
             require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} is not in [0, 1)")
+        object.__setattr__(self, "mlp_width", self.mlp_width or 4 * self.width)
 
     def make_norm(self) -> LayerNorm:
         return LayerNorm(self.width, eps=self.norm_eps)
@@ -76,7 +78,7 @@ class Block(nn.Module):
         head_dim = config.width // config.num_heads
         self.attn = Attention(config.width, config.num_heads, config.num_heads, head_dim, bias=True)
         self.attn_norm = config.make_norm()
-        self.mlp = MLP(config.width, config.mlp_width or 4 * config.width, bias=True, approximate="none")
+        self.mlp = MLP(config.width, config.mlp_width, bias=True, approximate="none")
         self.mlp_norm = config.make_norm()
         self.dropout = config.dropout
 

@@ -3,7 +3,7 @@
 Letters: B sequences, N tokens (packed), C width, H query heads, G key/value heads, D head dim, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -58,6 +58,11 @@ class GPTConfig:
     dropout: float = 0.0  # on the embeddings and on what each layer adds
     attention_dropout: float = 0.0  # on the probabilities of attention
 
+    # As a classifier (heads.py): only the last token has seen the whole sequence; no biases, no segments.
+    pooling = "last"
+    classifier_bias = False
+    num_segments = 0
+
     def __post_init__(self):
         for name in ("vocab_size", "max_seq_len", "num_layers", "width", "num_heads"):
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
@@ -87,6 +92,16 @@ class GPTConfig:
     def _fill(self, name: str, default: int) -> None:
         """What was left at 0 follows from the other fields: two configs are equal if their models are."""
         object.__setattr__(self, name, getattr(self, name) or default)
+
+    @property
+    def classifier_dropout(self) -> float:
+        return self.dropout
+
+    def make_encoder(self) -> "GPT":
+        return GPT(replace(self, tie_embeddings=True))  # an output matrix of its own would have no use
+
+    def make_sequence_transform(self) -> nn.Module:
+        return nn.Identity()
 
     def make_norm(self) -> nn.Module:
         if self.norm == "rmsnorm":

@@ -1,9 +1,11 @@
-"""What is read from the hidden states of an encoder: masked tokens, labels, embeddings.
+"""What is read from the hidden states of a model: masked tokens, classes, embeddings.
 
 The config says how its family does it: which token stands for a sequence, and what comes before the last product.
 
 Letters: B sequences, N tokens (packed), C width, V vocabulary, K classes.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,21 +13,23 @@ from torch import Tensor, nn
 
 from kernels import Packing, linear_cross_entropy
 from minillm.bert import BERTConfig
+from minillm.gpt import GPTConfig
 from minillm.layers import Linear, dropout, initialise
 from minillm.modernbert import ModernBERTConfig
 
 EncoderConfig = BERTConfig | ModernBERTConfig
+AnyConfig = EncoderConfig | GPTConfig
 
 
 class Head(nn.Module):
     """An encoder and what is put on top of it."""
 
-    def __init__(self, config: EncoderConfig):
+    def __init__(self, config: AnyConfig):
         super().__init__()
         self.encoder = config.make_encoder()
 
     @property
-    def config(self) -> EncoderConfig:
+    def config(self) -> AnyConfig:
         return self.encoder.config
 
     @property
@@ -36,6 +40,12 @@ class Head(nn.Module):
     @compute_dtype.setter
     def compute_dtype(self, dtype: torch.dtype | None) -> None:
         self.encoder.compute_dtype = dtype
+
+    def encode(self, tokens: Tensor, packing: Packing, segments: Tensor | None) -> Tensor:
+        """Hidden states (N, C). Models that know no segments tell the texts of a pair by what stands between them."""
+        if segments is not None and self.config.num_segments > 1:
+            return self.encoder(tokens, packing, segments)
+        return self.encoder(tokens, packing)
 
 
 class MaskedLM(Head):
@@ -49,7 +59,7 @@ class MaskedLM(Head):
 
     def forward(self, tokens: Tensor, packing: Packing, segments: Tensor | None = None) -> Tensor:
         """What the output matrix reads, (N, C); `logits` or `loss` turn it into predictions."""
-        return self.transform(self.encoder(tokens, packing, segments))
+        return self.transform(self.encode(tokens, packing, segments))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(N, C) → (N, V)."""
@@ -61,30 +71,32 @@ class MaskedLM(Head):
 
 
 class SequenceClassifier(Head):
-    """One label a sequence."""
+    """One of some classes for every sequence."""
 
-    def __init__(self, config: EncoderConfig, num_classes: int):
+    def __init__(self, config: AnyConfig, classes: Sequence[str]):
         super().__init__(config)
+        self.classes = tuple(classes)
         self.transform = config.make_sequence_transform().apply(initialise)
-        self.classifier = Linear(config.width, num_classes).apply(initialise)
+        self.classifier = Linear(config.width, len(classes), config.classifier_bias).apply(initialise)
 
     def forward(self, tokens: Tensor, packing: Packing, segments: Tensor | None = None) -> Tensor:
         """Logits (B, K)."""
-        pooled = POOLING[self.config.pooling](self.encoder(tokens, packing, segments), packing)
+        pooled = POOLING[self.config.pooling](self.encode(tokens, packing, segments), packing)
         return self.classifier(dropout(self.transform(pooled), self.config.classifier_dropout, self.training))
 
 
 class TokenClassifier(Head):
-    """One label a token."""
+    """One of some classes for every token."""
 
-    def __init__(self, config: EncoderConfig, num_classes: int):
+    def __init__(self, config: EncoderConfig, classes: Sequence[str]):
         super().__init__(config)
+        self.classes = tuple(classes)
         self.transform = config.make_token_transform().apply(initialise)
-        self.classifier = Linear(config.width, num_classes).apply(initialise)
+        self.classifier = Linear(config.width, len(classes)).apply(initialise)
 
     def forward(self, tokens: Tensor, packing: Packing, segments: Tensor | None = None) -> Tensor:
         """Logits (N, K)."""
-        hidden = self.transform(self.encoder(tokens, packing, segments))
+        hidden = self.transform(self.encode(tokens, packing, segments))
         return self.classifier(dropout(hidden, self.config.classifier_dropout, self.training))
 
 
@@ -93,7 +105,7 @@ class SentenceEmbedder(Head):
 
     def forward(self, tokens: Tensor, packing: Packing, segments: Tensor | None = None) -> Tensor:
         """(B, C) of length 1, in float32 or better: the mean over the tokens of a sequence, normalised."""
-        hidden = self.encoder(tokens, packing, segments)
+        hidden = self.encode(tokens, packing, segments)
         return F.normalize(mean(hidden.to(torch.promote_types(hidden.dtype, torch.float32)), packing), dim=-1)
 
 
@@ -102,10 +114,15 @@ def first(hidden: Tensor, packing: Packing) -> Tensor:
     return hidden[packing.cu_seqlens[:-1].long()]
 
 
+def last(hidden: Tensor, packing: Packing) -> Tensor:
+    """(N, C) → (B, C): the last token of each sequence."""
+    return hidden[packing.cu_seqlens[1:].long() - 1]
+
+
 def mean(hidden: Tensor, packing: Packing) -> Tensor:
     """(N, C) → (B, C): the mean over each sequence."""
     total = hidden.new_zeros(len(packing.lengths), hidden.shape[1]).index_add(0, packing.sequence, hidden)
     return total / packing.lengths_tensor[:, None]
 
 
-POOLING = {"first": first, "mean": mean}
+POOLING = {"first": first, "last": last, "mean": mean}

@@ -43,6 +43,9 @@ class ModernBERTConfig:
     pooling: str = "first"  # what stands for a sequence in a classifier: its "first" token, or the "mean" of all
     classifier_dropout: float = 0.0  # before the last product of a classifier
 
+    classifier_bias = True
+    num_segments = 0  # the texts of a pair are told by the separator between them
+
     def __post_init__(self):
         for name in ("vocab_size", "max_seq_len", "num_layers", "width", "num_heads", "global_every", "window"):
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
@@ -54,6 +57,7 @@ class ModernBERTConfig:
         require(self.head_dim % 2 == 0, f"RoPE needs an even head_dim, not {self.head_dim}")
         require(self.pooling in ("first", "mean"), f"pooling={self.pooling!r} is not 'first' or 'mean'")
         require(0 <= self.classifier_dropout < 1, f"classifier_dropout={self.classifier_dropout} is not in [0, 1)")
+        object.__setattr__(self, "mlp_width", self.mlp_width or 3 * self.width // 2)
 
     @property
     def head_dim(self) -> int:
@@ -83,7 +87,7 @@ class Block(nn.Module):
         self.attn_norm = config.make_norm() if layer > 0 else nn.Identity()
         self.attn = Attention(config.width, config.num_heads, config.num_heads, config.head_dim, bias=False)
         self.mlp_norm = config.make_norm()
-        self.mlp = GeGLU(config.width, config.mlp_width or 3 * config.width // 2, bias=False)
+        self.mlp = GeGLU(config.width, config.mlp_width, bias=False)
 
     def forward(self, x: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         x = x + self.attn(self.attn_norm(x), rotation, attend)

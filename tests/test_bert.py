@@ -14,8 +14,8 @@ LENGTHS = (5, 1, 7, 3, 7)
 HEADS = {
     "encoder": BERT,
     "masked lm": MaskedLM,
-    "sequence": lambda config: SequenceClassifier(config, 3),
-    "tokens": lambda config: TokenClassifier(config, 4),
+    "sequence": lambda config: SequenceClassifier(config, "abc"),
+    "tokens": lambda config: TokenClassifier(config, "abcd"),
 }
 every_head = pytest.mark.parametrize("head", HEADS)
 

@@ -167,12 +167,12 @@ def test_masked_lm():
 def test_sequence_classifier():
     theirs = transformers.BertForSequenceClassification(their_bert_config(num_labels=3))
     head = {"transform.dense": ["bert.pooler.dense"], "classifier": ["classifier"]}
-    ours = SequenceClassifier(bert_config(mlp_width=24), 3)
+    ours = SequenceClassifier(bert_config(mlp_width=24), "abc")
     assert_parity(ours, theirs, {**bert_names("encoder"), **with_bias(head)}, segments=True)
 
 
 def test_token_classifier():
     theirs = transformers.BertForTokenClassification(their_bert_config(num_labels=5))
-    ours = TokenClassifier(bert_config(mlp_width=24), 5)
+    ours = TokenClassifier(bert_config(mlp_width=24), "abcde")
     names = {**bert_names("encoder"), **with_bias({"classifier": ["classifier"]})}
     assert_parity(ours, theirs, names, segments=True)
