@@ -181,10 +181,8 @@ class GPT(nn.Module):
         config = self.config
         extension = cache.extend(packing) if cache else None
         longest = (extension or packing).max_len
-        require(
-            longest <= config.max_seq_len,
-            f"a sequence has {longest} tokens but max_seq_len={config.max_seq_len}",
-        )
+        if longest > config.max_seq_len:  # not `require`: torch.compile knows no length to put into a sentence
+            raise ValueError(f"a sequence has {longest} tokens but max_seq_len={config.max_seq_len}")
         positions = (extension or packing).positions
         x = self.tokens(tokens)
         if config.positions == "learned":
