@@ -1,146 +1,217 @@
-"""Attention: eager PyTorch, PyTorch's SDPA and ours, side by side; on a GPU every rival that PyTorch has.
+"""Attention: eager PyTorch, torch.compile, every backend of SDPA, FlexAttention and ours, side by side.
 
-    python bench/attention.py            # on a GPU if there is one, else on the CPU
+    python bench/attention.py            # on a GPU if there is one, else on the CPU (two minutes)
+    python bench/attention.py --all      # on a CPU: also the providers that take long there
     python bench/attention.py --quick    # does everything run?
 
-Work is 4·T·T·D floating-point operations a head forward, 2.5 times that backward, half of it if causal; in a
-batch of different lengths that of the real tokens. The ratio is SDPA's time over the provider's.
+Work is 4·T·T·D floating-point operations a head forward, 2.5 times that backward, half of it if causal; in a batch
+of different lengths that of the real tokens. The ceiling is the rate of a large matrix product here. The ratio is
+the time of SDPA as PyTorch chooses it over the provider's.
 
-Letters: B batch, T queries and keys, H query heads, D head dim.
+Letters: B batch, T queries and keys, H query heads, D head dim, N tokens of a packed row.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
 
 import harness  # first: puts the repository root on the path
+import report
 import torch
+from harness import BACKWARD, BOTH, FORWARD, Call, Case
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from kernels import Packing, attention, choose
+from kernels import Packing, attention, choose, reference
 
-BASELINE = {"cpu": "SDPA", "cuda": "SDPA as chosen"}  # what PyTorch picks by itself
+BASELINE = "SDPA"
+Function = Callable[..., Tensor]
+BACKENDS = {
+    "SDPA math": SDPBackend.MATH,
+    "SDPA efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "SDPA flash": SDPBackend.FLASH_ATTENTION,
+    "SDPA cuDNN": SDPBackend.CUDNN_ATTENTION,
+}
+STORE_SCORES = ("eager", "torch.compile", "SDPA math")
 
 
-class Case(NamedTuple):
-    name: str
-    gflop: float  # forward
-    providers: dict[str, tuple[Callable[..., Tensor], list[Tensor]]]  # function and its arguments q, k, v
-
-
-def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    """On a GPU the shapes that papers report; on a CPU what fits in two minutes."""
+def cases(device: torch.device, quick: bool = False, slow: bool = False) -> Iterator[Case]:
+    """On a GPU the shapes that papers report, the targets first; on a CPU what fits in two minutes."""
     half, single = torch.bfloat16, torch.float32
     if quick:
-        yield dense(1, 64, 2, 32, single, device, causal=True)
-        yield ragged([8, 33, 64], 2, 32, single, device, causal=False)
+        yield dense(1, 64, 2, 32, single, device, True, slow)
+        yield ragged([8, 33, 64], 2, 32, single, device, False, slow)
     elif device.type == "cuda":
-        for D in (64, 128):
+        for D in (128, 64):
             for causal in (True, False):
-                for T in (512, 2048, 8192, 16384):
-                    yield dense(max(1, 16384 // T), T, 2048 // D, D, half, device, causal)
-            yield ragged(range(64, 2048, 32), 2048 // D, D, half, device, causal=True)
+                for T in (8192, 4096, 16384, 2048, 512):
+                    yield dense(16384 // T, T, 2048 // D, D, half, device, causal, slow)
+            yield ragged(range(128, 2049, 128), 2048 // D, D, half, device, True, slow)
     else:
         for dtype in (single, half):
             for T in (512, 2048):
-                yield dense(4, T, 12, 64, dtype, device, causal=True)
+                yield dense(4, T, 12, 64, dtype, device, True, slow)
             for lengths in (range(8, 65, 2), range(64, 513, 64)):
-                yield ragged(lengths, 12, 64, dtype, device, causal=False)
+                yield ragged(lengths, 12, 64, dtype, device, False, slow)
 
 
-def dense(B: int, T: int, H: int, D: int, dtype: torch.dtype, device: torch.device, causal: bool) -> Case:
+def dense(
+    B: int, T: int, H: int, D: int, dtype: torch.dtype, device: torch.device, causal: bool, slow: bool = False
+) -> Case:
+    """Sequences of one length."""
     inputs = [torch.randn(B, T, H, D, dtype=dtype, device=device, requires_grad=True) for _ in range(3)]
-    functions = {"ours": partial(attention, causal=causal), BASELINE[device.type]: partial(sdpa, is_causal=causal)}
-    if device.type == "cuda" or T <= 512:  # on a CPU it would take longer than everything else together
-        functions["eager"] = partial(attention, causal=causal, impl="eager")
-    if device.type == "cuda":
-        functions |= gpu_rivals(T, device, causal)
-    name = f"B={B} H={H} D={D} T={T} {'causal' if causal else 'full'} {str(dtype).removeprefix('torch.')}"
+    grad = torch.randn(B, T, H, D, dtype=dtype, device=device)
+    functions = rivals({"is_causal": causal}, partial(reference.attention, causal=causal))
+    functions["FlexAttention"] = flexible(lambda b, h, i, j: i >= j, 1, T, device) if causal else flexible()
+    functions["ours"] = partial(attention, causal=causal)
+    absent = left_out(functions, T, B * H * T * T, device, slow)
+    calls = {name: Call(function, inputs, grad) for name, function in functions.items() if name not in absent}
+    name = f"B={B} H={H} D={D} T={T} {describe(causal, dtype)}"
     gflop = 4e-9 * B * H * T * T * D / (2 if causal else 1)
-    return Case(name, gflop, {provider: (function, inputs) for provider, function in functions.items()})
+    return case(name, dtype, gflop, calls, absent, [T] * B, causal)
 
 
-def gpu_rivals(T: int, device: torch.device, causal: bool) -> dict[str, Callable[..., Tensor]]:
-    """Each backend of SDPA by itself, and what torch.compile makes of plain and of flexible attention."""
-
-    def backend(choice: SDPBackend) -> Callable[..., Tensor]:
-        def run(q, k, v):
-            with sdpa_kernel(choice):
-                return sdpa(q, k, v, is_causal=causal)
-
-        return run
-
-    names = ("math", SDPBackend.MATH), ("efficient", SDPBackend.EFFICIENT_ATTENTION)
-    names += ("flash", SDPBackend.FLASH_ATTENTION), ("cuDNN", SDPBackend.CUDNN_ATTENTION)
-    rivals = {f"SDPA {name}": backend(choice) for name, choice in names}
-    rivals["compile"] = torch.compile(partial(attention, causal=causal, impl="eager"))
-    flex = torch.compile(flex_attention)
-    mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, T, T, device) if causal else None
-
-    def flexible(q, k, v):
-        return flex(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=mask).transpose(1, 2)
-
-    return rivals | {"Flex": flexible}
-
-
-def ragged(lengths, H: int, D: int, dtype: torch.dtype, device: torch.device, causal: bool) -> Case:
-    """Different lengths: SDPA and eager get them padded (padding is not on their bill), ours packed."""
+def ragged(lengths, H: int, D: int, dtype: torch.dtype, device: torch.device, causal: bool, slow: bool = False) -> Case:
+    """Different lengths, padded for those that need it (the padding itself is not on their bill), or packed."""
     packing = Packing.from_lengths(list(lengths), device)
-    B, T = len(lengths), packing.max_len
-    packed = [torch.randn(packing.num_tokens, H, D, dtype=dtype, device=device) for _ in range(3)]
-    padded = [packing.pad(x).requires_grad_() for x in packed]
+    B, T, N = len(lengths), packing.max_len, packing.num_tokens
+    *packed, packed_grad = (torch.randn(N, H, D, dtype=dtype, device=device) for _ in range(4))
+    padded, padded_grad = [packing.pad(x).requires_grad_() for x in packed], packing.pad(packed_grad)
     packed = [x.requires_grad_() for x in packed]
     lens = packing.lengths_tensor
     mask = (torch.arange(T, device=device) < lens[:, None])[:, None, None]
     if causal:
         mask = mask & torch.ones(T, T, dtype=torch.bool, device=device).tril()
-    eager = partial(attention, q_lengths=lens, k_lengths=lens, causal=causal, impl="eager")
-    providers = {
-        "ours": (partial(attention, packing=packing, causal=causal), packed),
-        BASELINE[device.type]: (partial(sdpa, attn_mask=mask), padded),
-        "eager": (eager, padded),
-    }
-    shape = f"{B} of {min(lengths)}–{T} H={H} D={D}"
-    name = f"{shape} {'causal' if causal else 'full'} {str(dtype).removeprefix('torch.')}"
-    gflop = 4e-9 * H * D * sum(n * n for n in packing.lengths) / (2 if causal else 1)
-    return Case(name, gflop, providers)
+    batch = {"causal": causal, "q_lengths": lens, "k_lengths": lens}
+    on_padded = rivals({"attn_mask": mask}, partial(reference.attention, **batch))
+    on_padded["FlexAttention"] = flexible(lambda b, h, i, j: (j < lens[b]) & ((i >= j) | (not causal)), B, T, device)
+    on_padded["ours, padded"] = partial(attention, **batch)
+    row = packing.sequence
+    same = flexible(lambda b, h, i, j: (row[i] == row[j]) & ((i >= j) | (not causal)), 1, N, device)
+    on_packed = {"FlexAttention, packed": lambda q, k, v: same(q[None], k[None], v[None])[0]}
+    on_packed["varlen_attn"] = variable_lengths(packing, causal)
+    on_packed["ours"] = partial(attention, packing=packing, causal=causal)
+    absent = left_out(on_padded | on_packed, T, B * H * T * T, device, slow)
+    calls = {name: Call(function, padded, padded_grad) for name, function in on_padded.items() if name not in absent}
+    calls |= {name: Call(function, packed, packed_grad) for name, function in on_packed.items() if name not in absent}
+    name = f"{B} of {min(lengths)}–{T} H={H} D={D} {describe(causal, dtype)}"
+    gflop = 4e-9 * H * D * sum(n * n for n in lengths) / (2 if causal else 1)
+    return case(name, dtype, gflop, calls, absent, list(lengths), causal)
+
+
+def describe(causal: bool, dtype: torch.dtype) -> str:
+    return f"{'causal' if causal else 'full'} {str(dtype).removeprefix('torch.')}"
+
+
+def case(
+    name: str, dtype: torch.dtype, gflop: float, calls: dict[str, Call], absent: dict, lengths: list[int], causal: bool
+) -> Case:
+    work = {FORWARD: gflop, BACKWARD: 2.5 * gflop, BOTH: 3.5 * gflop}
+    sample = partial(two_heads, lengths=lengths)
+    return Case(name, dtype, "FLOP/s", work, calls, sample, partial(truth, calls["ours"], lengths, causal), absent)
+
+
+# ---- rivals --------------------------------------------------------------------------------------------
+
+
+def rivals(sdpa_options: dict, eager: Function) -> dict[str, Function]:
+    """Functions of q, k, v (B,T,H,D): what PyTorch has for dense tensors."""
+
+    def backend(choice: SDPBackend) -> Function:
+        def forced(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            with sdpa_kernel(choice):
+                return sdpa(q, k, v, **sdpa_options)
+
+        return forced
+
+    functions = {"eager": eager, "torch.compile": torch.compile(eager, dynamic=False)}
+    functions |= {name: backend(choice) for name, choice in BACKENDS.items()}
+    return functions | {BASELINE: partial(sdpa, **sdpa_options)}
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, **options) -> Tensor:
     return scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), **options).transpose(1, 2)
 
 
-def forward(function: Callable[..., Tensor], inputs: list[Tensor]) -> Tensor:
-    with torch.no_grad():
-        return function(*inputs)
+def flexible(visible: Callable | None = None, B: int = 1, T: int = 0, device: torch.device | None = None) -> Function:
+    """FlexAttention, compiled; the mask is built at the first call, and so not on its bill."""
+    compiled = torch.compile(flex_attention, dynamic=False)
+    masks = []
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if visible and not masks:
+            masks.append(create_block_mask(visible, B if B > 1 else None, None, T, T, device))
+        return compiled(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=masks[0] if masks else None).transpose(1, 2)
+
+    return run
 
 
-def forward_and_backward(function: Callable[..., Tensor], inputs: list[Tensor]) -> tuple[Tensor, ...]:
-    out = function(*inputs)
-    return torch.autograd.grad(out, inputs, torch.ones_like(out))
+def variable_lengths(packing: Packing, causal: bool) -> Function:
+    """FlashAttention for packed rows, which newer PyTorch ships."""
+    bounds = packing.cu_seqlens, packing.cu_seqlens, packing.max_len, packing.max_len
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        from torch.nn.attention.varlen import varlen_attn
+
+        return varlen_attn(q, k, v, *bounds, window_size=(-1, 0 if causal else -1))
+
+    return run
 
 
-def main() -> None:
+def left_out(functions: dict, T: int, scores: int, device: torch.device, slow: bool) -> dict[str, str]:
+    """Why some providers are not asked: too much memory on a GPU, too slow or unknown on a CPU."""
+    if device.type == "cuda":
+        reason = f"left out: each copy of its scores would take {2e-9 * scores:.0f} GB"
+        return {name: reason for name in STORE_SCORES if T > 8192}
+    absent = dict.fromkeys(("SDPA efficient", "SDPA cuDNN", "varlen_attn"), "needs a GPU")
+    absent["SDPA flash"] = f"it is what {BASELINE} chooses on a CPU"
+    if not slow:
+        compiled = ("torch.compile", "FlexAttention", "FlexAttention, packed")
+        absent |= dict.fromkeys(compiled, "compiling takes longer than the rest of the benchmark: --all")
+        absent |= {name: "too slow from 1,024 tokens on: --all" for name in ("eager", "SDPA math") if T >= 1024}
+    return {name: reason for name, reason in absent.items() if name in functions}
+
+
+# ---- check ---------------------------------------------------------------------------------------------
+
+
+def two_heads(call: Call, lengths: list[int]) -> list[Tensor]:
+    """Output and the gradients of q, k, v: the first head of the first sequence and the last head of the last."""
+    return [part for x in harness.output_and_gradients(call) for part in corners(x, lengths)]
+
+
+def corners(x: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
+    """Each (n, D), of x (B,T,H,D) or (N,H,D)."""
+    if x.dim() == 3:
+        return x[: lengths[0], 0], x[-lengths[-1] :, -1]
+    return x[0, : lengths[0], 0], x[-1, : lengths[-1], -1]
+
+
+def truth(call: Call, lengths: list[int], causal: bool) -> list[Tensor]:
+    """The same in float64; heads know nothing of each other."""
+    results = []
+    for tensors in zip(*(corners(x.detach(), lengths) for x in (*call.inputs, call.grad)), strict=True):
+        *inputs, grad = (x.double()[None, :, None] for x in tensors)
+        inputs = [x.requires_grad_() for x in inputs]
+        found = harness.output_and_gradients(Call(partial(reference.attention, causal=causal), inputs, grad))
+        results.append([x[0, :, 0] for x in found])
+    return [part for pair in zip(*results, strict=True) for part in pair]
+
+
+def main() -> int:
     args = harness.argument_parser(__doc__).parse_args()
     device = harness.device_of(args)
     print(f"ours is {choose(device).impl}: {choose(device).reason}")
+    ceilings = harness.ceilings(device)
     rows = []
-    for case in cases(device, args.quick):
-        for mode, run, work in (("forward", forward, 1), ("forward + backward", forward_and_backward, 3.5)):
-            calls = {name: lambda run=run, p=p: run(*p) for name, p in case.providers.items()}
-            print(f"{case.name}, {mode} …", flush=True)
-            rows += harness.compare(
-                *(case.name, mode, calls, device, BASELINE[device.type], work * case.gflop),
-                *(args.rounds, args.seconds),
-            )
-    print()
-    environment = harness.environment(device)
-    harness.print_table(rows, "GFLOP/s", environment)
-    harness.save(rows, "attention", "Attention", args.out, environment)
+    for case in cases(device, args.quick, args.all):
+        if args.only in case.name:
+            print(f"{case.name} …", flush=True)
+            rows += harness.run(case, device, BASELINE, ceilings, args.rounds, args.seconds)
+    return report.finish(rows, "attention", "Attention", args.out, harness.environment(device), ceilings)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

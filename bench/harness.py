@@ -1,12 +1,12 @@
-"""What the benchmarks share: fair timing, peak memory, one table, JSON and a picture.
+"""What the benchmarks share: a check of every result, fair timing, peak memory, the ceilings of the machine.
 
-Fair means interleaved: every provider runs in every round, so that a slow minute of the machine hits all;
-the median round is reported. Importing this file puts the repository root first on the path.
+Fair means interleaved: every provider runs in every round, so that a slow minute of the machine hits all; the
+median round is reported, and the fastest and slowest beside it. No provider is timed whose output or gradients miss
+the float64 reference. Importing this file puts the repository root first on the path.
 """
 
 import argparse
 import ctypes
-import json
 import os
 import platform
 import re
@@ -14,14 +14,17 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "bench" / "results"
 sys.path.insert(0, str(ROOT))
 
 import kernels  # noqa: E402
@@ -32,120 +35,277 @@ if Path(kernels.__file__).resolve().parent != ROOT / "kernels":
         f"uninstall it in this environment, or start Python with PYTHONPATH={ROOT}"
     )
 
+FORWARD, BACKWARD, BOTH = "forward", "backward", "forward + backward"
+# ‖x − truth‖ / ‖truth‖ beyond which a result is called wrong: several times what eager PyTorch shows.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+SLOW_MS = 1500.0  # such a call is timed three times at most, the one that shows its memory included
+# Before every timed call on a GPU, writing a buffer empties the L2 cache (50 MB on an H100), and a pause lets the
+# launches queue up: what is timed is the card, not Python.
+FLUSH_BYTES, PAUSE_CYCLES = 256 << 20, 2_000_000
+
+
+class Call(NamedTuple):
+    """What a provider computes: function(*inputs, *constants), differentiated by the inputs."""
+
+    function: Callable[..., Tensor]
+    inputs: list[Tensor]
+    grad: Tensor  # of the output
+    constants: tuple[Tensor, ...] = ()
+
+
+@dataclass
+class Case:
+    """One thing to compute, and who computes it."""
+
+    name: str
+    dtype: torch.dtype
+    unit: str  # of the work: "FLOP/s" or "B/s"
+    work: dict[str, float]  # of each mode that is timed, in 1e9 operations or bytes
+    calls: dict[str, Call]
+    sample: Callable[[Call], list[Tensor]]  # parts of output and gradients, the same of every call
+    truth: Callable[[], list[Tensor]]  # the same in float64
+    absent: dict[str, str] = field(default_factory=dict)  # why a provider has no call
+
 
 @dataclass
 class Row:
-    """One measured line of the table."""
+    """One measured line of the table, or why there is none."""
 
-    case: str  # what was computed, e.g. "T=512 causal bfloat16"
-    provider: str  # by whom
-    mode: str  # "forward", "backward" or "both"
+    case: str
+    provider: str
+    mode: str = ""
     ms: float | None = None  # median of the rounds
     ms_low: float | None = None  # the fastest and
     ms_high: float | None = None  # the slowest round
-    rate: float | None = None  # in the unit that the script states
-    peak_mb: float | None = None  # memory beyond what was allocated before the call
+    rate: float | None = None  # in 1e9 of the unit
+    unit: str = ""
+    share: float | None = None  # of the machine's measured ceiling
+    peak_mb: float | None = None  # beyond what was allocated before the call and the gradients
+    error: float | None = None  # ‖x − truth‖ / ‖truth‖, the largest of output and gradients
     ratio: float | None = None  # time of the baseline / time of this provider: above 1 is faster
     note: str = ""  # why there is no figure
 
 
-# ---- measuring -----------------------------------------------------------------------------------------
+# ---- one case ------------------------------------------------------------------------------------------
+
+
+def run(
+    case: Case, device: torch.device, baseline: str, ceilings: dict[str, float], rounds: int = 7, seconds: float = 0.1
+) -> list[Row]:
+    """Check every provider, then time those that are right in every mode."""
+    torch.compiler.reset()  # or the ninth shape would silently run uncompiled
+    truth = case.truth()
+    rows = [Row(case.name, provider, note=reason) for provider, reason in case.absent.items()]
+    errors = {}
+    for provider, call in case.calls.items():
+        error, note = attempt(lambda call=call: relative_error(case.sample(call), truth))
+        if error is not None and not error <= TOLERANCE[case.dtype]:  # NaN is wrong, too
+            note = f"WRONG: relative error {error:.1e}, allowed {TOLERANCE[case.dtype]:.0e}"
+        if note:
+            rows.append(Row(case.name, provider, error=error, note=note))
+        else:
+            errors[provider] = error
+    ceiling = ceilings.get("copy" if case.unit == "B/s" else str(case.dtype).removeprefix("torch."))
+    for mode, work in case.work.items():
+        calls = {provider: case.calls[provider] for provider in errors}
+        for row in compare(case.name, mode, calls, device, rounds, seconds):
+            row.error, row.unit = errors[row.provider], case.unit
+            if row.ms is not None:
+                row.rate = work / row.ms * 1e3
+                row.share = row.rate / ceiling if ceiling else None
+            rows.append(row)
+        add_ratios([row for row in rows if row.mode == mode], baseline)
+    return rows
+
+
+def attempt(function: Callable[[], object]) -> tuple[object | None, str]:
+    """Its result, or what it raised in one line: whatever a rival cannot do, the table says."""
+    try:
+        return function(), ""
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        return None, f"{type(error).__name__}: {lines[0]}"[:160]
+
+
+def relative_error(parts: list[Tensor], truth: list[Tensor]) -> float:
+    """The largest of ‖x − truth‖ / ‖truth‖; NaN if anything is not finite."""
+    errors = [((x.double() - t).norm() / t.norm()).item() for x, t in zip(parts, truth, strict=True)]
+    return max(errors) if all(e == e for e in errors) else float("nan")
+
+
+def output_and_gradients(call: Call) -> list[Tensor]:
+    out = call.function(*call.inputs, *call.constants)
+    return [out.detach(), *torch.autograd.grad(out, call.inputs, call.grad)]
+
+
+def compare(
+    case: str, mode: str, calls: dict[str, Call], device: torch.device, rounds: int, seconds: float
+) -> list[Row]:
+    """Times and peak memory of one mode, a row for each provider."""
+    rows, able, samples = {}, {}, {}
+    for provider, call in calls.items():
+        rows[provider] = Row(case, provider, mode)
+        found, rows[provider].note = attempt(lambda call=call: _prepare_and_watch(mode, call, device))
+        if found is not None:
+            able[provider], rows[provider].peak_mb, samples[provider] = found
+    for provider, times in measure(able, samples, device, rounds, seconds).items():
+        row = rows[provider]
+        row.ms, row.ms_low, row.ms_high = statistics.median(times), min(times), max(times)
+    return list(rows.values())
+
+
+def add_ratios(rows: list[Row], baseline: str) -> None:
+    base = next((row.ms for row in rows if row.provider == baseline), None)
+    for row in rows:
+        row.ratio = base / row.ms if base and row.ms else None
+
+
+class Work(NamedTuple):
+    """What is timed, and what has to happen before each time."""
+
+    timed: Callable[[object], object]  # of what `before` returned
+    before: Callable[[], object] = lambda: None
+
+
+def prepare(mode: str, call: Call) -> Work:
+    def forward(_=None) -> Tensor:
+        return call.function(*call.inputs, *call.constants)
+
+    def forward_alone(_) -> Tensor:
+        with torch.no_grad():
+            return forward()
+
+    if mode == FORWARD:
+        return Work(forward_alone)
+    if mode == BOTH:
+        return Work(lambda _: output_and_gradients(call))
+    return Work(lambda out: torch.autograd.grad(out, call.inputs, call.grad), forward)
+
+
+def _prepare_and_watch(mode: str, call: Call, device: torch.device) -> tuple[Work, float | None, float]:
+    work = prepare(mode, call)
+    peak, ms = watch(work, device)
+    if mode == BACKWARD:  # what the forward left behind would be missing
+        peak = None
+    if mode == BOTH and peak is not None:
+        peak = max(0.0, peak - sum(x.nbytes for x in call.inputs) / 1e6)
+    return work, peak, ms
+
+
+# ---- time ----------------------------------------------------------------------------------------------
 
 
 def measure(
-    functions: dict[str, Callable[[], object]], device: torch.device, rounds: int = 9, seconds: float = 0.1
+    works: dict[str, Work],
+    first: dict[str, float],
+    device: torch.device,
+    rounds: int,
+    seconds: float,
 ) -> dict[str, list[float]]:
-    """Milliseconds per call of each function, one figure a round that lasts about `seconds` a function."""
-    sample = _time_cuda if device.type == "cuda" else _time_cpu
-    calls = {}
-    for name, function in functions.items():
-        function()  # compile, allocate
-        calls[name] = max(1, min(1000, int(1e3 * seconds / max(sample(function, 1), 1e-3))))
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
-        for name, function in functions.items():
-            times[name].append(sample(function, calls[name]))
+    """Milliseconds per call, one figure a round of about `seconds`. `first` is how long a call took already."""
+    sample = time_cuda if device.type == "cuda" else time_cpu
+    most = 100 if device.type == "cuda" else 1000
+    calls = {name: max(1, min(most, int(1e3 * seconds / max(first[name], 1e-3)))) for name in works}
+    slow = {name for name in works if first[name] > SLOW_MS}
+    times = {name: [first[name]] if name in slow else [] for name in works}
+    for number in range(rounds):
+        for name in works if number % 2 else reversed(works):
+            if name not in slow or len(times[name]) < min(3, rounds):
+                times[name].append(sample(works[name], calls[name]))
     return times
 
 
-def _time_cpu(function: Callable[[], object], calls: int) -> float:
-    start = time.perf_counter()
+def time_cpu(work: Work, calls: int) -> float:
+    """Mean over calls."""
+    total = 0.0
     for _ in range(calls):
-        function()
-    return 1e3 * (time.perf_counter() - start) / calls
+        state = work.before()
+        start = time.perf_counter()
+        done = work.timed(state)
+        total += time.perf_counter() - start
+        del done, state
+    return 1e3 * total / calls
 
 
-def _time_cuda(function: Callable[[], object], calls: int) -> float:
-    """Median over calls. Before each, writing a buffer empties the L2 cache and hides the launch."""
-    flush = torch.empty(256 * 2**20, dtype=torch.int8, device="cuda")
-    times = []
-    for _ in range(min(calls, 100)):
+def time_cuda(work: Work, calls: int) -> float:
+    """Median over calls of the time between two events; nothing waits for the card until all are queued."""
+    events = []
+    for _ in range(calls):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        flush.zero_()
+        state = work.before()
+        _flush_buffer().zero_()
+        torch.cuda._sleep(PAUSE_CYCLES)
         start.record()
-        function()
+        work.timed(state)
         end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
+        del state
+        events.append((start, end))
+    torch.cuda.synchronize()
+    return statistics.median(start.elapsed_time(end) for start, end in events)
 
 
-def peak_memory_mb(function: Callable[[], object], device: torch.device) -> float | None:
-    """What a second call holds at most beyond what was allocated before it; None where that can't be seen."""
-    function()  # code, workspaces and caches that stay
+@cache
+def _flush_buffer() -> Tensor:
+    return torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
+
+
+def ceilings(device: torch.device) -> dict[str, float]:
+    """Rates reached here, in 1e9 a second: bytes of a copy (read and written), operations of a matrix product."""
+    cuda = device.type == "cuda"
+    n, size = (8192, 1 << 30) if cuda else (2048, 1 << 28)
+    source, target = (torch.ones(size, dtype=torch.uint8, device=device) for _ in range(2))
+    works, amount = {"copy": Work(lambda _: target.copy_(source))}, {"copy": 2e-9 * size}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))  # zeros would run faster
+        name = str(dtype).removeprefix("torch.")
+        works[name], amount[name] = Work(lambda _, a=a, b=b: a @ b), 2e-9 * n**3
+    for work in works.values():
+        work.timed(None)
+    first = {name: watch(work, device)[1] for name, work in works.items()}
+    times = measure(works, first, device, rounds=5, seconds=0.1)
+    return {name: 1e3 * amount[name] / statistics.median(times[name]) for name in times}
+
+
+# ---- memory --------------------------------------------------------------------------------------------
+
+
+def watch(work: Work, device: torch.device) -> tuple[float | None, float]:
+    """MB that a call holds at most beyond what was allocated before it (None where that can't be seen); its ms."""
+    state = work.before()
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        function()
+        start = time.perf_counter()
+        work.timed(state)
         torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
+        ms = 1e3 * (time.perf_counter() - start)
+        return (torch.cuda.max_memory_allocated() - before) / 1e6, ms
+    visible = _restart_peak()
+    before = _status_mb("VmRSS") if visible else 0.0
+    ms = time_cpu(Work(work.timed, lambda: state), 1)
+    return max(0.0, _status_mb("VmHWM") - before) if visible else None, ms
+
+
+def _restart_peak() -> bool:
+    """Let the process's peak memory start again from what it holds now: proc(5). Only Linux can."""
     if sys.platform != "linux":
-        return None
+        return False
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):  # glibc: or memory freed earlier would be used again unseen
         libc.malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here: proc(5)
-    before = _status_mb("VmRSS")
-    function()
-    return max(0.0, _status_mb("VmHWM") - before)
+    with suppress(PermissionError):  # some containers forbid it
+        Path("/proc/self/clear_refs").write_text("5")
+        return True
+    return False
 
 
-def _status_mb(field: str) -> float:
+def _status_mb(name: str) -> float:
     status = Path("/proc/self/status").read_text()
-    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) * 1024 / 1e6
+    return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) * 1024 / 1e6
 
 
-def compare(
-    case: str,
-    mode: str,
-    functions: dict[str, Callable[[], object]],
-    device: torch.device,
-    baseline: str,
-    work: float | None = None,
-    rounds: int = 9,
-    seconds: float = 0.1,
-) -> list[Row]:
-    """A row for each function. `work` per call, in units of 1e9, gives the rate per second / 1e9."""
-    rows, able = {}, {}
-    for name, function in functions.items():
-        rows[name] = Row(case, name, mode)
-        try:
-            rows[name].peak_mb = peak_memory_mb(function, device)
-            able[name] = function
-        except (torch.OutOfMemoryError, NotImplementedError, RuntimeError, ValueError) as error:
-            rows[name].note = str(error).strip().splitlines()[0][:80]
-    times = measure(able, device, rounds, seconds)
-    for name, samples in times.items():
-        row = rows[name]
-        row.ms, row.ms_low, row.ms_high = statistics.median(samples), min(samples), max(samples)
-        row.rate = work / row.ms * 1e3 if work else None
-        if baseline in times:
-            row.ratio = statistics.median(times[baseline]) / row.ms
-    return list(rows.values())
-
-
-# ---- showing -------------------------------------------------------------------------------------------
+# ---- surroundings and command line ---------------------------------------------------------------------
 
 
 def environment(device: torch.device) -> dict[str, str | int]:
@@ -167,7 +327,7 @@ def _cpu_name() -> str:
     if Path("/proc/cpuinfo").exists():
         found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
         if found:
-            return found[1].strip()
+            return f"{found[1].strip()}, {os.cpu_count()} cores"
     return platform.processor() or platform.machine()
 
 
@@ -178,84 +338,16 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def print_table(rows: list[Row], rate_unit: str, environment: dict) -> None:
-    print(" · ".join(f"{key} {value}" for key, value in environment.items()))
-    head = ("case", "mode", "provider", "ms", "min … max", rate_unit, "peak MB", "ratio", "")
-    body = [head]
-    for r in rows:
-        span = "" if r.ms is None else f"{r.ms_low:.4g} … {r.ms_high:.4g}"
-        cells = (_number(r.ms), span, _number(r.rate), _number(r.peak_mb), _number(r.ratio, "×"))
-        body.append((r.case, r.mode, r.provider, *cells, r.note))
-    widths = [max(len(line[i]) for line in body) for i in range(len(head))]
-    for i, line in enumerate(body):
-        cells = [f"{cell:{'<' if j < 3 else '>'}{widths[j]}}" for j, cell in enumerate(line[:-1])]
-        print("  ".join([*cells, line[-1]]).rstrip())
-        if i == 0 or (i + 1 < len(body) and i > 0 and body[i + 1][:2] != line[:2]):
-            print()
-
-
-def _number(x: float | None, unit: str = "") -> str:
-    if x is None:
-        return ""
-    return f"{x:.2f}{unit}" if 0.1 <= x < 100 else f"{x:.3g}{unit}" if x < 0.1 else f"{x:,.0f}{unit}"
-
-
-def save(rows: list[Row], name: str, title: str, out: Path | None, environment: dict) -> None:
-    """Write `<out>.json` and `<out>.png`; by default bench/results/<name>_<device>."""
-    slug = re.sub(r"[^a-z0-9]+", "_", str(environment["device"]).lower()).strip("_")
-    out = out or RESULTS / f"{name}_{slug}"
-    out = out.with_suffix("") if out.suffix in (".json", ".png") else out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    record = {"title": title, "environment": environment, "rows": [asdict(row) for row in rows]}
-    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    draw(rows, f"{title}\n{environment['device']}, torch {environment['torch']}", out.with_suffix(".png"))
-    for suffix in (".json", ".png"):
-        path = out.with_suffix(suffix)
-        print("saved", os.path.relpath(path) if path.is_relative_to(Path.cwd()) else path)
-
-
-def draw(rows: list[Row], title: str, path: Path) -> None:
-    """A panel for each mode, a group of bars for each case, one for each provider; logarithmic."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows = [row for row in rows if row.ms is not None]
-    modes = list(dict.fromkeys(row.mode for row in rows))
-    cases = list(dict.fromkeys(row.case for row in rows))
-    providers = list(dict.fromkeys(row.provider for row in rows))
-    height = 0.8 / max(1, len(providers))
-    size = (6 * max(1, len(modes)), 1.5 + 0.28 * len(cases) * max(2, len(providers)))
-    figure, axes = plt.subplots(1, max(1, len(modes)), figsize=size, sharey=True, squeeze=False)
-    for axis, mode in zip(axes[0], modes, strict=False):
-        for i, provider in enumerate(providers):
-            bars = {cases.index(r.case): r.ms for r in rows if (r.mode, r.provider) == (mode, provider)}
-            places = [case + (i - (len(providers) - 1) / 2) * height for case in bars]
-            axis.barh(places, list(bars.values()), height, label=provider)
-        axis.set(xscale="log", xlabel="milliseconds, less is better", title=mode)
-        axis.xaxis.set_minor_formatter("")
-        axis.set_yticks(range(len(cases)), cases)
-        axis.grid(axis="x", alpha=0.3)
-    axes[0][0].invert_yaxis()
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="lower left", fontsize=9)
-    figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-# ---- command line --------------------------------------------------------------------------------------
-
-
 def argument_parser(description: str) -> argparse.ArgumentParser:
     """The options that all benchmarks have; finish with `device_of(args)`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
-    parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds; the median counts")
+    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds; the median counts")
     parser.add_argument("--seconds", type=float, default=0.1, help="length of a round for each provider")
     parser.add_argument("--quick", action="store_true", help="the smallest cases, to see that everything runs")
+    parser.add_argument("--all", action="store_true", help="also what is left out on a CPU because it is slow")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name contains this")
     parser.add_argument("--out", type=Path, help="path of the JSON and PNG without suffix")
     return parser
 
