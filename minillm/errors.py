@@ -1,5 +1,16 @@
 """Mistakes of the user, as opposed to mistakes of this program."""
 
+import importlib
+from types import ModuleType
+
 
 class UserError(Exception):
     """One sentence that names the thing that is wrong and what to do; the scripts print it and exit with code 2."""
+
+
+def need(module: str, extra: str, purpose: str) -> ModuleType:
+    """A library that only an extra of this project installs."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UserError(f"{purpose} needs the library {module}: pip install -e '.[{extra}]'") from None

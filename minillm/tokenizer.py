@@ -1,16 +1,131 @@
-"""Text to token ids and back. A vocabulary of symbols is a `tiktoken.Encoding`, so nothing is fetched."""
+"""Text to token ids and back: what every tokenizer can do, and the one whose tokens are given symbols.
 
-import json
+A vocabulary of symbols is a `tiktoken.Encoding`, so nothing is fetched. `subwords.py` has the tokenizers of published
+checkpoints, and `load_tokenizer`, which reads whichever a folder or a file holds.
+"""
+
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import tiktoken
 
-END = "<|end|>"  # closes every answer; the only special token
+from minillm.errors import UserError
+from minillm.files import read_json, write_json
+
+END = "<|end|>"  # closes every answer of a task; the only special token of a SymbolTokenizer
 
 
-class SymbolTokenizer:
+class Stream:
+    """Ids one at a time to text piece by piece; the pieces together are what `decode` makes of all ids.
+
+    A token may be a part of a character: what cannot be told yet is held back until it can, at the latest at `close`.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]):
+        self.decode = decode
+        self.ids: list[int] = []  # those of the last piece, for the next one may join it in a special way, and newer
+        self.known = 0  # how many of them were printed
+
+    def push(self, token: int) -> str:
+        """The text that is certain now and was not before; often one word, sometimes nothing."""
+        self.ids.append(token)
+        text = self._new()
+        if text.endswith("\ufffd"):  # the sign for bytes that are no character, or none yet
+            return ""
+        if text:
+            self.ids, self.known = self.ids[self.known :], len(self.ids) - self.known
+        return text
+
+    def close(self) -> str:
+        """What was held back: no more tokens come, so bytes that are no character stay the sign for it."""
+        text = self._new()
+        self.ids, self.known = [], 0
+        return text
+
+    def _new(self) -> str:
+        return self.decode(self.ids)[len(self.decode(self.ids[: self.known])) :]
+
+
+class Tokenizer(Protocol):
+    """Ids are at least 0 and less than `vocab_size`. `control` tokens are those that no plain text ever becomes."""
+
+    vocab_size: int
+    end: int  # closes an answer
+    stops: frozenset[int]  # all that do so in this checkpoint; `end` is one of them
+    mask: int | None  # what a masked language model fills in
+    control: Mapping[str, int]  # how they are written, for `parse`
+    config: Mapping[str, Any]  # what tokenizer_config.json says, above all the chat template
+
+    def encode(self, text: str) -> list[int]:
+        """Plain text: nothing is added, and what looks like a control token is text like any other."""
+
+    def parse(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Text in which control tokens count as such, and from which character to which each token reaches."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, without control tokens; ids beyond the vocabulary (tables are padded) have none."""
+
+    def wrap(self, *texts: str, limit: int | None = None, control: bool = False) -> tuple[list[int], list[int]]:
+        """One text or two as the model was trained to read them ([CLS] a [SEP] b [SEP]): ids and segments.
+
+        Cut to `limit` tokens by shortening the longer text; with `control`, [MASK] and the like count as such.
+        """
+
+    def stream(self) -> Stream:
+        return Stream(self.decode)
+
+    def save(self, folder: Path) -> None:
+        """Writes the files from which `load_tokenizer(folder)` makes the same tokenizer."""
+
+
+class BytePairs(Tokenizer):
+    """What a `tiktoken.Encoding` does; `files` are what it was read from: by name a text, or what a JSON file holds."""
+
+    mask = None
+
+    def __init__(
+        self,
+        encoding: tiktoken.Encoding,
+        end: str,
+        files: Mapping[str, str | Mapping[str, Any]],
+        config: Mapping[str, Any] | None = None,
+        stops: Sequence[int] = (),
+    ):
+        self.encoding, self.files, self.config = encoding, files, config or {}
+        self.vocab_size = encoding.n_vocab
+        self.control = {name: encoding.encode_single_token(name) for name in encoding.special_tokens_set}
+        self.end = self.control[end]
+        self.stops = frozenset([self.end, *stops])
+
+    def encode(self, text: str) -> list[int]:
+        return self.encoding.encode_ordinary(text)
+
+    def parse(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        ids = self.encoding.encode(text, allowed_special="all")
+        starts = self.encoding.decode_with_offsets(ids)[1]
+        ends = [max(start + 1, after) for start, after in zip(starts, [*starts[1:], len(text)], strict=True)]
+        return ids, list(zip(starts, ends, strict=True))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        unsaid = set(self.control.values())
+        return self.encoding.decode([i for i in ids if i < self.vocab_size and i not in unsaid])
+
+    def wrap(self, *texts: str, limit: int | None = None, control: bool = False) -> tuple[list[int], list[int]]:
+        parts = [self.parse(text)[0] if control else self.encode(text) for text in texts]
+        parts = [part[:size] for part, size in zip(parts, shorten([*map(len, parts)], limit), strict=True)]
+        return [i for part in parts for i in part], [segment for segment, part in enumerate(parts) for _ in part]
+
+    def save(self, folder: Path) -> None:
+        for name, content in self.files.items():
+            if isinstance(content, str):
+                (folder / name).write_text(content, encoding="utf-8")
+            else:
+                write_json(folder / name, content)
+
+
+class SymbolTokenizer(BytePairs):
     """One token for each symbol that `pattern` cuts from a text, and END.
 
     Unlike byte-level BPE it knows no text beyond its symbols: `encode` raises ValueError naming a stranger.
@@ -18,37 +133,43 @@ class SymbolTokenizer:
 
     def __init__(self, name: str, pattern: str, symbols: Sequence[str]):
         self.name, self.pattern, self.symbols = name, pattern, list(symbols)
-        self.encoding = tiktoken.Encoding(
+        encoding = tiktoken.Encoding(
             name,
             pat_str=pattern,
             mergeable_ranks={symbol.encode(): rank for rank, symbol in enumerate(self.symbols)},
             special_tokens={END: len(self.symbols)},
         )
+        fields = {"name": name, "pattern": pattern, "symbols": self.symbols}
+        super().__init__(encoding, END, {"tokenizer.json": fields})
         # tiktoken panics on what it does not know, so strangers are looked for before it sees the text.
         self.pieces, self.known = re.compile(pattern).findall, frozenset(self.symbols)
-        self.end = self.encoding.encode_single_token(END)
-
-    @property
-    def vocab_size(self) -> int:
-        return self.encoding.n_vocab
 
     def encode(self, text: str) -> list[int]:
         """Raises ValueError when a symbol of the text is not in the vocabulary."""
         stranger = next((piece for piece in self.pieces(text) if piece not in self.known), None)
         if stranger is not None:
             raise ValueError(f"the symbol {stranger!r} in {text!r} is not in the vocabulary {self.name!r}")
-        return self.encoding.encode_ordinary(text)
+        return super().encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids up to the first END."""
         ids = list(ids)
-        return self.encoding.decode(ids[: ids.index(self.end)] if self.end in ids else ids)
-
-    def save(self, path: Path) -> None:
-        """Writes JSON that `load` reads."""
-        fields = {"name": self.name, "pattern": self.pattern, "symbols": self.symbols}
-        path.write_text(json.dumps(fields, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        return super().decode(ids[: ids.index(self.end)] if self.end in ids else ids)
 
     @classmethod
     def load(cls, path: Path) -> "SymbolTokenizer":
-        return cls(**json.loads(path.read_text(encoding="utf-8")))
+        try:
+            return cls(**read_json(path))
+        except (TypeError, re.error) as error:
+            raise UserError(f"{path} describes no tokenizer: {error}") from None
+
+
+def shorten(sizes: Sequence[int], limit: int | None) -> Sequence[int]:
+    """The sizes of one text or two, cut to `limit` in sum: always the longer one, of equals the second."""
+    if limit is None or sum(sizes) <= limit:
+        return sizes
+    limit = max(limit, 0)
+    if len(sizes) == 1:
+        return [limit]
+    first = min(sizes[0], max(limit - sizes[1], (limit + 1) // 2))
+    return [first, limit - first]

@@ -1,0 +1,198 @@
+"""The tokenizers of published checkpoints, read from a folder without a network.
+
+tokenizer.json           everything, for the `tokenizers` library: byte-level BPE, WordPiece, SentencePiece
+vocab.json, merges.txt   GPT-2's byte-level BPE (in its first release encoder.json, vocab.bpe) as a `tiktoken.Encoding`
+vocab.txt                BERT's WordPiece
+symbols                  a tokenizer.json of this project: one token a symbol
+
+Byte-level BPE: Radford et al. 2019; WordPiece: Devlin et al. 2018.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tiktoken
+
+from minillm.errors import UserError, need
+from minillm.files import read_json, write_json
+from minillm.tokenizer import BytePairs, SymbolTokenizer, Tokenizer, shorten
+
+GPT2_FILES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
+# Contractions, words, numbers and signs, each with the space before it; of spaces in a row all but the last together.
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+GPT2_CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast", "GPT2TokenizerTorch", None)
+BERT_NAMES = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint, a run or a GGUF file. Raises UserError where there is none or a wrong one."""
+    if path.is_file():
+        from minillm.gguf import GGUF  # here, since that module builds tokenizers with this one
+
+        return GGUF(path).tokenizer()
+    if (file := path / "tokenizer.json").exists():
+        fields = read_json(file)
+        return SymbolTokenizer.load(file) if "symbols" in fields else read_library_file(file)
+    for vocabulary, merges in GPT2_FILES.items():
+        if (path / vocabulary).exists() and (path / merges).exists():
+            return read_gpt2(path / vocabulary, path / merges)
+    if (path / "vocab.txt").exists():
+        return read_wordpiece(path / "vocab.txt")
+    raise UserError(f"{path} holds no tokenizer: no tokenizer.json, no vocab.json with merges.txt, no vocab.txt")
+
+
+class Subwords(Tokenizer):
+    """What a `tokenizers.Tokenizer` does; `config` is the content of tokenizer_config.json."""
+
+    def __init__(self, backend: Any, config: Mapping[str, Any], stops: Sequence[int] = ()):
+        self.backend, self.config = backend, config
+        backend.no_truncation()  # files often keep what one use of the model asked for
+        backend.no_padding()
+        backend.encode_special_tokens = True
+        added = backend.get_added_tokens_decoder()
+        self.control = {token.content: i for i, token in added.items() if token.special}
+        self.vocab_size = max([backend.get_vocab_size(), *(i + 1 for i in added)])
+        self.mask = self.id_of("mask")
+        named = self.id_of("eos"), *stops, self.id_of("sep")
+        ends = [i for i in named if i is not None]
+        if not ends:
+            raise UserError("the tokenizer names no token that ends a text: its tokenizer_config.json has no eos_token")
+        self.end, self.stops = ends[0], frozenset([ends[0], *stops])
+
+    def id_of(self, role: str) -> int | None:
+        """The control token of a role: bos, eos, unk, sep, pad, cls, mask."""
+        name = name_of(self.config, role)
+        return None if name is None else self.backend.token_to_id(name)
+
+    def encode(self, text: str) -> list[int]:
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def parse(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        encoding = self._encode(text, control=True)
+        return encoding.ids, encoding.offsets
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.backend.decode([i for i in ids if i < self.vocab_size], skip_special_tokens=True)
+
+    def wrap(self, *texts: str, limit: int | None = None, control: bool = False) -> tuple[list[int], list[int]]:
+        parts = [self._encode(text, control) for text in texts]
+        room = None if limit is None else limit - self.backend.num_special_tokens_to_add(len(texts) > 1)
+        for part, size in zip(parts, shorten([*map(len, parts)], room), strict=True):
+            part.truncate(size)
+        whole = self.backend.post_process(*parts)
+        return whole.ids, whole.type_ids
+
+    def _encode(self, text: str, control: bool) -> Any:
+        self.backend.encode_special_tokens = not control
+        try:
+            return self.backend.encode(text, add_special_tokens=False)
+        finally:
+            self.backend.encode_special_tokens = True
+
+    def save(self, folder: Path) -> None:
+        self.backend.save(str(folder / "tokenizer.json"))
+        write_json(folder / "tokenizer_config.json", self.config)
+        if self.stops != {self.end}:
+            write_json(folder / "generation_config.json", {"eos_token_id": sorted(self.stops)})
+
+
+def read_library_file(path: Path) -> Subwords:
+    library = need("tokenizers", "text", f"reading {path}")
+    config = read_config(path.parent)
+    try:
+        backend = library.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"cannot read {path}: {error}") from None
+    return Subwords(backend, config, read_stops(path.parent))
+
+
+def read_wordpiece(path: Path) -> Subwords:
+    """BERT's, from a list of tokens, one a line; lower case unless tokenizer_config.json says otherwise."""
+    library = need("tokenizers", "text", f"reading {path}")
+    tokens = read_text(path).removesuffix("\n").split("\n")  # other signs for line ends are tokens
+    config = {**{f"{role}_token": name for role, name in BERT_NAMES.items()}, **read_config(path.parent)}
+    ids = {token: i for i, token in enumerate(tokens)}
+    names = {role: name_of(config, role) for role in BERT_NAMES}
+    if missing := [name for name in names.values() if name not in ids]:
+        raise UserError(f"{path} lacks {missing[0]}, so it is no vocabulary of a BERT")
+    backend = library.Tokenizer(library.models.WordPiece(ids, unk_token=names["unk"], max_input_chars_per_word=100))
+    backend.normalizer = library.normalizers.BertNormalizer(
+        lowercase=config.get("do_lower_case", True),
+        strip_accents=config.get("strip_accents"),
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+    )
+    backend.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
+    backend.decoder = library.decoders.WordPiece()
+    cls, sep = names["cls"], names["sep"]
+    backend.post_processor = library.processors.TemplateProcessing(
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {sep} $B:1 {sep}:1",
+        special_tokens=[(cls, ids[cls]), (sep, ids[sep])],
+    )
+    backend.add_special_tokens(list(names.values()))
+    return Subwords(backend, {"tokenizer_class": "BertTokenizer", **config}, read_stops(path.parent))
+
+
+def read_gpt2(vocabulary: Path, merges: Path) -> BytePairs:
+    """Byte-level BPE for tiktoken, in which the id of a token also says how early its merge comes."""
+    config = read_config(vocabulary.parent)
+    if (name := config.get("tokenizer_class")) not in GPT2_CLASSES:
+        raise UserError(f"{vocabulary} alone does not say how {name} cuts a text; a tokenizer.json beside it would")
+    ids, text = read_json(vocabulary), read_text(merges)
+    merged = [line.replace(" ", "", 1) for line in text.split("\n") if line and not line.startswith("#version")]
+    letters = letters_of_bytes()
+    if missing := [token for token in [*letters, *merged] if token not in ids]:
+        raise UserError(f"{vocabulary} lacks {missing[0]!r}, which {merges} needs")
+    order = [ids[token] for token in merged]
+    if order != sorted(set(order)):
+        raise UserError(f"{vocabulary} numbers tokens in another order than {merges}, so it is not of GPT-2's kind")
+    ranks = {bytes(letters[letter] for letter in token): ids[token] for token in [*letters, *merged]}
+    special = {token: ids[token] for token in ids.keys() - {*letters, *merged}}
+    if (added := vocabulary.parent / "added_tokens.json").exists():
+        special |= read_json(added)
+    if (end := name_of(config, "eos") or "<|endoftext|>") not in special:
+        raise UserError(f"{vocabulary} lacks {end}, the token that ends a text")
+    encoding = tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+    files = {"vocab.json": ids | special, "merges.txt": text, "tokenizer_config.json": config}
+    return BytePairs(encoding, end, files, config, read_stops(vocabulary.parent))
+
+
+def letters_of_bytes() -> dict[str, int]:
+    """The printable letter that stands for each byte in GPT-2's files: itself, or else the next one from Ā on."""
+    printable = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json with the names of special_tokens_map.json and the template of chat_template.jinja in it."""
+    config = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).exists():
+            config |= read_json(folder / name)
+    if (folder / "chat_template.jinja").exists():
+        config["chat_template"] = read_text(folder / "chat_template.jinja")
+    return config
+
+
+def read_stops(folder: Path) -> list[int]:
+    """The ids that end a text according to generation_config.json or else config.json."""
+    for name in ("generation_config.json", "config.json"):
+        ids = read_json(folder / name).get("eos_token_id") if (folder / name).exists() else None
+        if ids is not None:
+            return ids if isinstance(ids, list) else [ids]
+    return []
+
+
+def name_of(config: Mapping[str, Any], role: str) -> str | None:
+    """How the control token of a role is written: a text, or an object with the text in it."""
+    name = config.get(f"{role}_token")
+    return name["content"] if isinstance(name, dict) else name
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
