@@ -1,20 +1,24 @@
 """The performance-critical core: attention and cross-entropy, forward and backward. Knows nothing of models.
 
-reference.py             the definitions in plain PyTorch: truth, fallback and baseline at once
-packing.py               sequences of different lengths in one row of tokens
-backend.py               which implementation runs, and the reason in words
-attention.py             one attention for training, prefill and decoding
-attention_torch.py         SDPA where that is fast
-attention_blocks.py        blocks of queries where it is not, or cannot do it
-attention_triton.py        launch tables and operators of
-attention_kernels.py       the GPU kernels: formula, forward, backward
-philox.py                  their random numbers
-cross_entropy.py         loss, log-probability, log-sum-exp and entropy of every token
-cross_entropy_torch.py     in PyTorch, in place
-cross_entropy_triton.py    the GPU kernels
-linear_cross_entropy.py  the same from hidden states and the output matrix, logits never stored whole
-linear_cross_entropy_chunks.py  the passes over chunks of rows
-inspect.py               the machine code of every kernel, without a GPU
+reference.py               the definitions in plain PyTorch: truth, fallback and baseline at once
+packing.py                 sequences of different lengths in one row of tokens
+backend.py                 which implementation runs, and the reason in words
+
+attention.py               one attention for training, prefill and decoding
+    attention_torch.py         SDPA where that is fast
+    attention_blocks.py        blocks of queries where it is not, or cannot do it
+    attention_triton.py        on a GPU: launch tables and operators
+    attention_kernels.py       on a GPU: formula, forward, backward
+    philox.py                  the random numbers of dropout
+
+cross_entropy.py           loss, log-probability, log-sum-exp and entropy of every token
+    cross_entropy_torch.py     in PyTorch, in place
+    cross_entropy_triton.py    on a GPU: forward, backward, launches
+
+linear_cross_entropy.py    the same from hidden states and the output matrix, logits never stored whole
+    linear_cross_entropy_chunks.py  the passes over chunks of rows
+
+inspect.py                 the machine code of every kernel, without a GPU
 """
 
 from kernels.attention import attention

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from kernels import attention_torch, reference
-from kernels.backend import choose
-from kernels.packing import Packing
+from kernels.attention_blocks import Options
+from kernels.backend import implementation
+from kernels.packing import Layout, Packing
 
 
 def attention(
@@ -54,64 +55,41 @@ def attention(
     impl        see kernels/backend.py.
 
     Queries that see no key, and those beyond their q_length, give 0 and get zero gradient.
-    float16, bfloat16 and float32 everywhere, float64 with `torch` and `eager`. Under autocast the inputs are cast
-    to its dtype, as SDPA does.
+    float16, bfloat16 and float32 everywhere; float64 and D > 256 with `torch` and `eager`. Under autocast the
+    inputs are cast to its dtype, as SDPA does. ValueError for arguments that do not fit together.
     """
     if torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    _check(q, k, v, packing, k_packing, q_lengths, k_lengths, window, dropout_p)
-    if packing is not None and k_packing is None:
-        k_packing = packing
-    chosen = choose(q.device, impl).impl
-    if chosen == "triton" and q.dtype == torch.float64 and impl in (None, "auto"):
-        chosen = "torch"  # GPUs have no float64 tensor cores worth a kernel
-    return _IMPLEMENTATIONS[chosen](
-        q,
-        k,
-        v,
-        packing=packing,
-        k_packing=k_packing,
-        q_lengths=q_lengths,
-        k_lengths=k_lengths,
-        causal=causal,
-        window=window,
-        scale=q.shape[-1] ** -0.5 if scale is None else scale,
-        softcap=softcap,
-        dropout_p=dropout_p,
-        dropout_seed=dropout_seed,
-    )
+    layout = Layout(packing, packing if k_packing is None else k_packing, q_lengths, k_lengths)
+    options = Options(causal, window, q.shape[-1] ** -0.5 if scale is None else scale, softcap, dropout_p, dropout_seed)
+    _check_tensors(q, k, v, layout)
+    _check_options(options)
+    return _IMPLEMENTATIONS[implementation(q.device, impl, q.dtype, q.shape[-1])](q, k, v, layout, options)
 
 
-def _eager(q: Tensor, k: Tensor, v: Tensor, *, packing: Packing | None, k_packing: Packing | None, **options) -> Tensor:
+def _eager(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options) -> Tensor:
     """The reference; a packed batch is padded first."""
+    packing, k_packing, q_lengths, k_lengths = layout
     if packing is None:
-        return reference.attention(q, k, v, **options)
-    options |= {"q_lengths": packing.cu_seqlens.diff(), "k_lengths": k_packing.cu_seqlens.diff()}
-    return packing.unpad(reference.attention(packing.pad(q), k_packing.pad(k), k_packing.pad(v), **options))
+        return reference.attention(q, k, v, q_lengths=q_lengths, k_lengths=k_lengths, **options._asdict())
+    q, k, v = packing.pad(q), k_packing.pad(k), k_packing.pad(v)
+    lengths = Layout(q_lengths=packing.lengths_tensor, k_lengths=k_packing.lengths_tensor)
+    return packing.unpad(_eager(q, k, v, lengths, options))
 
 
-def _triton(q: Tensor, k: Tensor, v: Tensor, **options) -> Tensor:
+def _triton(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options) -> Tensor:
     from kernels import attention_triton  # imports Triton, which a machine without a GPU may lack
 
-    return attention_triton.attention(q, k, v, **options)
+    return attention_triton.attention(q, k, v, layout, options)
 
 
 _IMPLEMENTATIONS = {"eager": _eager, "torch": attention_torch.attention, "triton": _triton}
 
 
-def _check(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    packing: Packing | None,
-    k_packing: Packing | None,
-    q_lengths: Tensor | None,
-    k_lengths: Tensor | None,
-    window: int | None,
-    dropout_p: float,
-) -> None:
-    """Raise ValueError where the arguments do not fit together."""
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> None:
+    """Raise ValueError where the tensors do not fit together."""
+    packing, k_packing, q_lengths, k_lengths = layout
     rank = 4 if packing is None else 3
     if q.dim() != rank or k.dim() != rank or k.shape != v.shape or q.shape[-1] != k.shape[-1]:
         wanted = "(B,T,H,D) and (B,S,G,D)" if packing is None else "(N,H,D) and (M,G,D)"
@@ -121,24 +99,28 @@ def _check(
         raise ValueError(f"q, k and v must have one dtype, not {q.dtype}, {k.dtype} and {v.dtype}")
     if q.shape[-2] % k.shape[-2]:
         raise ValueError(f"{q.shape[-2]} query heads cannot share {k.shape[-2]} key/value heads evenly")
-    if packing is None and q.shape[0] != k.shape[0]:
-        raise ValueError(f"the queries have batch size {q.shape[0]}, the keys {k.shape[0]}")
-    if packing is None and k_packing is not None:
-        raise ValueError("k_packing needs packing: keys cannot be packed where queries are not")
-    if packing is not None:
-        _check_packing(packing, q, "queries")
-        _check_packing(k_packing or packing, k, "keys")
-        if k_packing is not None and len(packing.lengths) != len(k_packing.lengths):
-            raise ValueError(f"{len(packing.lengths)} sequences of queries but {len(k_packing.lengths)} of keys")
-    if packing is not None and (q_lengths is not None or k_lengths is not None):
+    if packing is None:
+        if q.shape[0] != k.shape[0]:
+            raise ValueError(f"the queries have batch size {q.shape[0]}, the keys {k.shape[0]}")
+        if k_packing is not None:
+            raise ValueError("k_packing needs packing: keys cannot be packed where queries are not")
+        return
+    if q_lengths is not None or k_lengths is not None:
         raise ValueError("packed sequences carry their lengths: leave out q_lengths and k_lengths")
-    if window is not None and window < 1:
-        raise ValueError(f"window={window} shows a query nothing; at least 1 shows it its own key")
-    if not 0.0 <= dropout_p < 1.0:
-        raise ValueError(f"dropout_p={dropout_p} is not in [0, 1)")
+    _check_packing(packing, q, "queries")
+    _check_packing(k_packing, k, "keys")
+    if packing.num_sequences != k_packing.num_sequences:
+        raise ValueError(f"{packing.num_sequences} sequences of queries but {k_packing.num_sequences} of keys")
 
 
 def _check_packing(packing: Packing, x: Tensor, what: str) -> None:
     """A packing that promises more rows than there are would let a kernel read behind them."""
     if packing.num_tokens != x.shape[0]:
         raise ValueError(f"the packing has {packing.num_tokens} tokens but there are {x.shape[0]} {what}")
+
+
+def _check_options(options: Options) -> None:
+    if options.window is not None and options.window < 1:
+        raise ValueError(f"window={options.window} shows a query nothing; at least 1 shows it its own key")
+    if not 0.0 <= options.dropout_p < 1.0:
+        raise ValueError(f"dropout_p={options.dropout_p} is not in [0, 1)")

@@ -14,61 +14,42 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from kernels import reference
-from kernels.attention_blocks import attention_blocks
-from kernels.packing import Groups, Packing, Spans
+from kernels.attention_blocks import Options, attention_blocks
+from kernels.packing import Groups, Layout, Spans
 
 FEW = 16  # so many queries are a step of decoding, not a prompt
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    packing: Packing | None,
-    k_packing: Packing | None,
-    q_lengths: Tensor | None,
-    k_lengths: Tensor | None,
-    causal: bool,
-    window: int | None,
-    scale: float,
-    softcap: float | None,
-    dropout_p: float,
-    dropout_seed: int,
-) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options) -> Tensor:
     """The arguments of `kernels.attention`, already checked."""
-    options = causal, window, scale, softcap, dropout_p, dropout_seed
+    packing, k_packing, *_ = layout
     if packing is None:
-        return _dense(q, k, v, q_lengths, k_lengths, options)
+        return _dense(q, k, v, layout, options)
     if packing.is_rectangular and k_packing.is_rectangular and packing.num_tokens and k_packing.num_tokens:
-        q, k, v = (x.unflatten(0, (len(packing.lengths), -1)) for x in (q, k, v))
-        return _dense(q, k, v, None, None, options).flatten(0, 1)
+        q, k, v = (x.unflatten(0, (packing.num_sequences, -1)) for x in (q, k, v))
+        return _dense(q, k, v, Layout(), options).flatten(0, 1)
     return _grouped(q, k, v, packing.groups_with(k_packing), options)
 
 
-def _dense(
-    q: Tensor, k: Tensor, v: Tensor, q_lengths: Tensor | None, k_lengths: Tensor | None, options: tuple
-) -> Tensor:
-    causal, window, scale, softcap, dropout_p, _ = options
+def _dense(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options) -> Tensor:
     B, T, S = q.shape[0], q.shape[1], k.shape[1]
     trains = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    if T <= FEW and not trains and softcap is None and dropout_p == 0.0 and S > 0:
-        return _few_queries(q, k, v, q_lengths, k_lengths, causal, window, scale)
-    if q_lengths is not None or k_lengths is not None:
-        groups = _groups_of_padded(q, k, q_lengths, k_lengths)
+    if T <= FEW and not trains and options.softcap is None and options.dropout_p == 0.0 and S > 0:
+        return _few_queries(q, k, v, layout, options)
+    if layout.q_lengths is not None or layout.k_lengths is not None:
+        groups = _groups_of_padded(q, k, layout)
     elif _is_plain(q, T, S, options):
-        return _sdpa(q, k, v, scale, causal=causal and T > 1)
+        return _sdpa(q, k, v, options.scale, causal=bool(options.causal and T > 1))
     else:
         groups = Groups(((B, T, S),), None, None) if q.numel() and S else Groups((), None, None)
     return _grouped(*(x.flatten(0, 1) for x in (q, k, v)), groups, options).view(q.shape)
 
 
-def _is_plain(q: Tensor, n: int, m: int, options: tuple) -> bool:
+def _is_plain(q: Tensor, n: int, m: int, options: Options) -> bool:
     """SDPA can do it, its causal mask being aligned at the first key and ours at the last, and is fast at it."""
-    causal, window, _, softcap, dropout_p, _ = options
-    if window is not None or softcap is not None or dropout_p > 0.0 or (causal and n not in (1, m)) or m == 0:
+    if options.window is not None or options.softcap is not None or options.dropout_p > 0.0 or m == 0:
         return False
-    return not _is_half_on_cpu(q)
+    return not (options.causal and n not in (1, m)) and not _is_half_on_cpu(q)
 
 
 def _is_half_on_cpu(x: Tensor) -> bool:
@@ -76,7 +57,7 @@ def _is_half_on_cpu(x: Tensor) -> bool:
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """SDPA on (B,T,H,D)."""
+    """SDPA on (B,T,H,D). (torch.compile, to which a length is a symbol, wants to be told that `causal` is a bool.)"""
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     gqa = q.shape[1] != k.shape[1]
     out = scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=gqa)
@@ -86,18 +67,11 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = N
 # ---- decoding -----------------------------------------------------------------------------------------
 
 
-def _few_queries(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_lengths: Tensor | None,
-    k_lengths: Tensor | None,
-    causal: bool,
-    window: int | None,
-    scale: float,
-) -> Tensor:
+def _few_queries(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options) -> Tensor:
     """No gradient, few queries: the scores are small, so a mask costs little, and what counts is overhead."""
-    B, T, S = q.shape[0], q.shape[1], k.shape[1]
+    (B, T), S = q.shape[:2], k.shape[1]
+    causal, window, scale, *_ = options
+    _, _, q_lengths, k_lengths = layout
     mask = None
     if q_lengths is not None or k_lengths is not None or window is not None or (causal and T > 1):
         q_lengths = q.new_full((B,), T, dtype=torch.int64) if q_lengths is None else q_lengths
@@ -125,9 +99,9 @@ def _plain_products(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor 
 # ---- sequences of different lengths ---------------------------------------------------------------------
 
 
-def _groups_of_padded(q: Tensor, k: Tensor, q_lengths: Tensor | None, k_lengths: Tensor | None) -> Groups:
+def _groups_of_padded(q: Tensor, k: Tensor, layout: Layout) -> Groups:
     """Where the real tokens of right-padded sequences lie in the rows of (B·T, H, D)."""
-    return Groups.of(_spans_of_padded(q, q_lengths), _spans_of_padded(k, k_lengths), q.device)
+    return Groups.of(_spans_of_padded(q, layout.q_lengths), _spans_of_padded(k, layout.k_lengths), q.device)
 
 
 def _spans_of_padded(x: Tensor, lengths: Tensor | None) -> Spans:
@@ -136,7 +110,7 @@ def _spans_of_padded(x: Tensor, lengths: Tensor | None) -> Spans:
     return Spans([b * length for b in range(B)], lengths, B * length)
 
 
-def _grouped(q: Tensor, k: Tensor, v: Tensor, groups: Groups, options: tuple) -> Tensor:
+def _grouped(q: Tensor, k: Tensor, v: Tensor, groups: Groups, options: Options) -> Tensor:
     """q (N,H,D), k and v (M,G,D); rows that are in no group give 0."""
     shapes = groups.shapes
     if not shapes or not all(_is_plain(q, n, m, options) for _, n, m in shapes):
@@ -153,7 +127,6 @@ def _take(x: Tensor, rows: Tensor | None) -> Tensor:
     return x if rows is None else x.index_select(0, rows)
 
 
-def _group(shape: tuple[int, int, int], q: Tensor, k: Tensor, v: Tensor, options: tuple) -> Tensor:
-    causal, _, scale, *_ = options
+def _group(shape: tuple[int, int, int], q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
     q, k, v = (x.unflatten(0, (shape[0], -1)) for x in (q, k, v))
-    return _sdpa(q, k, v, scale, causal=causal and shape[1] > 1).flatten(0, 1)
+    return _sdpa(q, k, v, options.scale, causal=bool(options.causal and shape[1] > 1)).flatten(0, 1)

@@ -11,7 +11,8 @@ import triton
 from torch import Tensor
 
 from kernels import attention_kernels as kernels
-from kernels.packing import Packing
+from kernels.attention_blocks import Options
+from kernels.packing import Layout
 from kernels.philox import dropout_threshold
 
 # ---- launch table -------------------------------------------------------------------------------------
@@ -258,35 +259,15 @@ attention_backward.register_autograd(_no_second_derivative)
 # ---- public -------------------------------------------------------------------------------------------
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    packing: Packing | None,
-    k_packing: Packing | None,
-    q_lengths: Tensor | None,
-    k_lengths: Tensor | None,
-    causal: bool,
-    window: int | None,
-    scale: float,
-    softcap: float | None,
-    dropout_p: float,
-    dropout_seed: int,
-) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options) -> Tensor:
     """The arguments of `kernels.attention`, already checked."""
-    if q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        raise TypeError(f"the Triton kernels take 16 and 32 bits a number, not {q.dtype}; use impl='torch'")
-    if q.shape[-1] > 256:
-        raise ValueError(f"the Triton kernels take head dims to 256, not {q.shape[-1]}; use impl='torch'")
+    packing, k_packing, q_lengths, k_lengths = layout
     if packing is not None:
         bounds = packing.cu_seqlens, k_packing.cu_seqlens, "packed", packing.max_len, k_packing.max_len
     elif q_lengths is not None or k_lengths is not None:
-        q_lengths, k_lengths = _or_full(q_lengths, q), _or_full(k_lengths, k)
-        bounds = q_lengths, k_lengths, "lengths", q.shape[1], k.shape[1]
+        bounds = _or_full(q_lengths, q), _or_full(k_lengths, k), "lengths", q.shape[1], k.shape[1]
     else:
         bounds = None, None, "", q.shape[1], k.shape[1]
-    options = causal, window, scale, softcap, dropout_p, dropout_seed
     return attention_forward(q, k, v, *bounds, *options)[0]
 
 

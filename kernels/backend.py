@@ -3,7 +3,7 @@
 eager    kernels/reference.py: the definition in plain PyTorch, any dtype up to float64, nothing clever
 torch    the best that PyTorch offers on this device without Triton
 triton   our own GPU kernels; on a CPU only inside Triton's interpreter (TRITON_INTERPRET=1, for tests)
-auto     triton on a GPU where Triton is installed, else torch
+auto     triton on a GPU where Triton is installed and takes the tensors, else torch
 """
 
 import importlib.util
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 IMPLS = ("auto", "triton", "torch", "eager")
+MAX_HEAD_DIM = 256  # of the Triton attention, whose tiles hold whole heads
 _default = "auto"
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None  # looking takes 50 µs: once
 
@@ -30,14 +31,19 @@ def set_default(impl: str) -> None:
     _default = impl
 
 
-def choose(device: torch.device, impl: str | None = None) -> Choice:
-    """The implementation that runs on `device`. ValueError if `impl` is unknown or cannot run there."""
+def choose(
+    device: torch.device, impl: str | None = None, dtype: torch.dtype | None = None, head_dim: int = 0
+) -> Choice:
+    """The implementation that runs on `device`; `dtype` and `head_dim` are those of the tensors, where known.
+
+    ValueError if `impl` is unknown or cannot run there.
+    """
     impl = impl or _default
     if impl not in IMPLS:
         raise ValueError(f"impl={impl!r} is not one of {', '.join(IMPLS)}")
     if impl in ("torch", "eager"):
         return Choice(impl, "as asked for")
-    obstacle = triton_obstacle(device)
+    obstacle = triton_obstacle(device, dtype, head_dim)
     if impl == "triton":
         if obstacle:
             raise ValueError(f"impl='triton' cannot run here: {obstacle}")
@@ -49,10 +55,20 @@ def choose(device: torch.device, impl: str | None = None) -> Choice:
     return Choice("triton", f"our Triton kernels, because the tensors are on a {torch.cuda.get_device_name(device)}")
 
 
-def triton_obstacle(device: torch.device) -> str | None:
+@torch.compiler.assume_constant_result  # torch.compile shall not trace the search
+def implementation(device: torch.device, impl: str | None, dtype: torch.dtype, head_dim: int = 0) -> str:
+    """`choose(...).impl`, for the kernels themselves."""
+    return choose(device, impl, dtype, head_dim).impl
+
+
+def triton_obstacle(device: torch.device, dtype: torch.dtype | None = None, head_dim: int = 0) -> str | None:
     """What keeps Triton kernels from running on `device`, or None."""
     if not _TRITON_INSTALLED:
         return "Triton is not installed"
-    if device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
-        return None
-    return f"Triton needs a GPU and the tensors are on '{device.type}'"
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"Triton needs a GPU and the tensors are on '{device.type}'"
+    if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
+        return f"our kernels take numbers of 16 and 32 bits, not {dtype}"  # float64 has no fast units to speak of
+    if head_dim > MAX_HEAD_DIM:
+        return f"our kernels take head dims to {MAX_HEAD_DIM}, not {head_dim}"
+    return None

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from kernels import cross_entropy_torch, reference
-from kernels.backend import choose
+from kernels.backend import implementation
 from kernels.cross_entropy_torch import Options
 
 REDUCTIONS = ("none", "sum", "mean")
@@ -156,7 +156,7 @@ def cross_entropy(
     options = check_options(ignore_index, label_smoothing, z_loss, temperature, reduction)
     if logits.shape[:-1] != targets.shape:
         raise ValueError(f"targets {tuple(targets.shape)} don't fit logits {tuple(logits.shape)}")
-    chosen = implementation(logits, impl)
+    chosen = implementation(logits.device, impl, logits.dtype)
     if chosen == "eager":
         check_targets(targets, logits.shape[-1], ignore_index)
         loss, *stats = reference.cross_entropy(logits, targets, **options._asdict())
@@ -169,21 +169,6 @@ def cross_entropy(
     if reduction == "mean":
         loss = loss / (targets != ignore_index).sum().clamp_min(1)
     return (loss, TokenStats(*(x.view(targets.shape) for x in stats))) if return_stats else loss
-
-
-@torch.compiler.assume_constant_result
-def _choose(device: torch.device, impl: str | None) -> str:
-    return choose(device, impl).impl
-
-
-def implementation(x: Tensor, impl: str | None) -> str:
-    """What runs for tensors like `x`. The Triton kernels have no float64: `auto` falls back to torch."""
-    chosen = _choose(x.device, impl)
-    if chosen == "triton" and x.dtype == torch.float64:
-        if impl == "triton":
-            raise ValueError("impl='triton' has no float64; use 'torch' or 'eager'")
-        return "torch"
-    return chosen
 
 
 def check_options(

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from kernels import linear_cross_entropy_chunks as chunks
 from kernels import reference
-from kernels.cross_entropy import TokenStats, check_options, check_targets, forbid_double_backward, implementation
+from kernels.backend import implementation
+from kernels.cross_entropy import TokenStats, check_options, check_targets, forbid_double_backward
 from kernels.cross_entropy_torch import Options
 
 # ---- custom operators, so that torch.compile sees one node and looks no further ------------------
@@ -177,7 +178,7 @@ def linear_cross_entropy(
     _check_shapes(hidden, weight, targets, bias, chunk_rows)
     if torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != torch.float64:  # as in F.linear
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-    chosen = implementation(hidden, impl)
+    chosen = implementation(hidden.device, impl, hidden.dtype)
     if chosen == "eager":
         check_targets(targets, weight.shape[0], ignore_index)
         loss, *stats = reference.linear_cross_entropy(hidden, weight, targets, bias=bias, **options._asdict())

@@ -3,11 +3,10 @@
 Letters: B sequences, N tokens in all, T the longest length.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate, groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +49,19 @@ class Spans(NamedTuple):
         return torch.arange(total, device=device) + torch.repeat_interleave(shift, lengths, output_size=total)
 
 
+class derived:
+    """functools.cached_property without the lock that it has before Python 3.12, which torch.compile cannot take."""
+
+    def __init__(self, derive: Callable[["Packing"], Any]):
+        self.derive = derive
+        self.__doc__ = derive.__doc__
+
+    def __get__(self, packing: "Packing", owner: type | None = None) -> Any:
+        value = self.derive(packing)
+        object.__setattr__(packing, self.derive.__name__, value)  # found first from now on
+        return value
+
+
 @dataclass(frozen=True, eq=False)
 class Packing:
     """Where each of B sequences lies in a row: sequence i is rows cu_seqlens[i] .. cu_seqlens[i+1] of N.
@@ -59,6 +71,15 @@ class Packing:
 
     cu_seqlens: Tensor  # (B+1,) int32, on the device of the tokens
     lengths: tuple[int, ...]  # the same on the host, so that no kernel launch waits for the device
+    # Numbers, not properties, so that torch.compile does not look at each length and compile for each batch again.
+    num_tokens: int = field(init=False)
+    max_len: int = field(init=False)
+    is_rectangular: bool = field(init=False)  # all are equally long: (N, ...) is a view of (B, T, ...)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_tokens", sum(self.lengths))
+        object.__setattr__(self, "max_len", max(self.lengths, default=0))
+        object.__setattr__(self, "is_rectangular", len(set(self.lengths)) <= 1)
 
     @classmethod
     def from_lengths(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> "Packing":
@@ -66,36 +87,27 @@ class Packing:
         return cls(cu_seqlens, tuple(lengths))
 
     @property
-    def max_len(self) -> int:
-        return max(self.lengths, default=0)
+    def num_sequences(self) -> int:
+        return len(self.cu_seqlens) - 1
 
-    @property
-    def num_tokens(self) -> int:
-        return sum(self.lengths)
-
-    @cached_property
-    def is_rectangular(self) -> bool:
-        """All sequences are equally long, so that (N, ...) is a view of (B, T, ...)."""
-        return len(set(self.lengths)) <= 1
-
-    @cached_property
+    @derived
     def lengths_tensor(self) -> Tensor:
         """(B,) int64: `lengths` on the device of the tokens."""
         return self.cu_seqlens.diff().long()
 
-    @cached_property
+    @derived
     def sequence(self) -> Tensor:
         """(N,) int64: which sequence each token belongs to."""
-        numbers = torch.arange(len(self.lengths), device=self.cu_seqlens.device)
+        numbers = torch.arange(self.num_sequences, device=self.cu_seqlens.device)
         return torch.repeat_interleave(numbers, self.lengths_tensor, output_size=self.num_tokens)
 
-    @cached_property
+    @derived
     def positions(self) -> Tensor:
         """(N,) int64: the place of each token in its own sequence, from 0."""
         rows = torch.arange(self.num_tokens, device=self.cu_seqlens.device)
         return rows - self.cu_seqlens[:-1].long()[self.sequence]
 
-    @cached_property
+    @derived
     def padded_slots(self) -> Tensor:
         """(N,) int64: the place of each token in a padded (B·T,) row."""
         return self.sequence * self.max_len + self.positions
@@ -106,17 +118,17 @@ class Packing:
             return self._groups
         return Groups.of(self._spans, keys._spans, self.cu_seqlens.device)
 
-    @cached_property
+    @derived
     def _spans(self) -> Spans:
         return Spans([0, *accumulate(self.lengths)][:-1], self.lengths, self.num_tokens)
 
-    @cached_property
+    @derived
     def _groups(self) -> Groups:
         return Groups.of(self._spans, self._spans, self.cu_seqlens.device)
 
     def pad(self, x: Tensor) -> Tensor:
         """(N, ...) → (B, T, ...), zeros behind each sequence."""
-        shape = (len(self.lengths), self.max_len, *x.shape[1:])
+        shape = (self.num_sequences, self.max_len, *x.shape[1:])
         if self.is_rectangular:
             return x.view(shape)
         return x.new_zeros(shape).flatten(0, 1).index_copy(0, self.padded_slots, x).view(shape)
@@ -130,3 +142,13 @@ class Packing:
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """(N, ...) → B views (length, ...)."""
         return x.split(self.lengths)
+
+
+class Layout(NamedTuple):
+    """Where the queries and keys of attention's sequences lie: in packed rows, or in (B,T) and (B,S), padded on
+    the right where there are lengths."""
+
+    packing: Packing | None = None  # of the queries
+    k_packing: Packing | None = None
+    q_lengths: Tensor | None = None  # (B,)
+    k_lengths: Tensor | None = None
