@@ -111,8 +111,9 @@ def reversed_programs() -> Iterator[None]:
 
 
 @contextmanager
-def recorded_addresses() -> Iterator[dict[str, set[int]]]:
-    """Load zeros and store nothing, but write down every address, so that strides may exceed any memory."""
+def recorded_addresses(*real: Tensor) -> Iterator[dict[str, set[int]]]:
+    """Load zeros and store nothing, but write down every address, so that strides may exceed any memory. Only the
+    tensors in `real` are truly read."""
     from triton.runtime import interpreter
 
     builder = interpreter.InterpreterBuilder
@@ -120,6 +121,8 @@ def recorded_addresses() -> Iterator[dict[str, set[int]]]:
     addresses: dict[str, set[int]] = {"load": set(), "store": set()}
 
     def load(self, ptrs, mask, other, *options):
+        if any(x.data_ptr() <= ptrs.data.min() and ptrs.data.max() < x.data_ptr() + x.nbytes for x in real):
+            return originals[0](self, ptrs, mask, other, *options)
         addresses["load"].update(ptrs.data[np.broadcast_to(mask.data, ptrs.data.shape)].tolist())
         dtype = ptrs.dtype.scalar.element_ty
         zeros = np.zeros_like(ptrs.data, dtype=interpreter._get_np_dtype(dtype))
@@ -136,10 +139,11 @@ def recorded_addresses() -> Iterator[dict[str, set[int]]]:
 
 
 class GuardBands:
-    """Inputs between rows of NaN, outputs between sentinels: a read or write outside a tensor shows.
+    """Inputs between NaNs, outputs between sentinels: a read or write outside a tensor shows.
 
-    `guard(x)` copies an input into the middle of NaNs. Inside `with bands.outputs():` torch.empty, empty_like
-    and zeros hand out the middle of a larger buffer, whose margins `check()` looks at.
+    `guard(x)` copies an input into the middle of NaNs, or of integers that are no target, length or row. Inside
+    `with bands.outputs():` torch.empty and empty_like hand out the middle of a larger buffer, whose margins
+    `check()` looks at.
     """
 
     MARGIN = 4096  # elements on each side; more than a tile of any test
@@ -149,7 +153,8 @@ class GuardBands:
         self._buffers: list[tuple[Tensor, int]] = []
 
     def guard(self, x: Tensor) -> Tensor:
-        buffer = torch.full((x.numel() + 2 * self.MARGIN,), float("nan"), dtype=x.dtype)
+        outside = float("nan") if x.is_floating_point() else -999
+        buffer = torch.full((x.numel() + 2 * self.MARGIN,), outside, dtype=x.dtype)
         middle = buffer[self.MARGIN : self.MARGIN + x.numel()].view(x.shape)
         return middle.copy_(x)
 

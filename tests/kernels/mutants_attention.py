@@ -2,6 +2,7 @@
 """The planted bugs of attention: (name, module of kernels/, what to replace, by what). Run them with mutants.py."""
 
 KERNELS, LAUNCH, BLOCKS = "attention_kernels", "attention_triton", "attention_blocks"
+REFERENCE, PHILOX, PACKING = "reference", "philox", "packing"
 
 MUTANTS = [
     ("attention: causal edge one key too far", KERNELS, "(key <= place)", "(key <= place + 1)"),
@@ -43,6 +44,23 @@ MUTANTS = [
     ("attention: k and v read with other strides", LAUNCH, " or k.stride() != v.stride()", ""),
     ("attention: broken heads read as they are", LAUNCH, "q if q.stride(-1) == 1 else q.contiguous()", "q"),
     ("attention: expanded gradient read as it is", LAUNCH, "grad = grad.contiguous()", "grad = grad"),
+    ("attention: scale dropped in the scores", KERNELS, "dots * (scale * LOG2E), 1.0", "dots * LOG2E, 1.0"),
+    ("attention: packed rows read from the first", KERNELS, ".to(tl.int32), start * stride_t", ".to(tl.int32), start * 0"),
+    ("attention: packed rows counted in 32 bits", KERNELS, "tl.load(bounds_ptr + b).to(tl.int64)", "tl.load(bounds_ptr + b)"),
+    ("attention: lengths beyond the tensor believed", KERNELS, "tl.minimum(tl.load(bounds_ptr + b), length)", "tl.load(bounds_ptr + b)"),
+    ("attention: lse and delta of another head", KERNELS, "row_offset = h.to(tl.int64) * N + q_start", "row_offset = q_start"),
+    ("attention: natural exponent in the backward", KERNELS, "tl.exp2(s - lse[None, :])", "tl.exp(s - lse[None, :])"),
+    ("attention: dropout missing in dk", KERNELS, "dp = tl.where(keep, dp * keep_scale, 0.0)", "dp = dp"),
+    ("attention: another word of Philox", KERNELS, "bits[0]", "bits[1]"),
+    ("attention: one bit less of Philox", KERNELS, "bits[0] >> 1", "bits[0] >> 2"),
+    ("attention: strides of q for k", LAUNCH, "k.stride(0), k.stride(-3), k.stride(-2)", "q.stride(0), q.stride(-3), q.stride(-2)"),
+    ("attention: T and S exchanged", LAUNCH, "*(T, S, H, N)", "*(S, T, H, N)"),
+    ("definition: heads repeated in the wrong order", REFERENCE, "x.repeat_interleave(H // G, dim=2)", "x.repeat(1, 1, H // G, 1)"),
+    ("definition: causal edge aligned at the first key", REFERENCE, "place = query + (m - n)", "place = query + 0 * (m - n)"),
+    ("definition: hidden rows average the values", REFERENCE, "torch.softmax(scores, dim=-1).masked_fill(hidden, 0.0)", "torch.softmax(scores, dim=-1)"),
+    ("philox: nine rounds", PHILOX, "ROUNDS = 10", "ROUNDS = 9"),
+    ("packing: positions from the end of the sequence", PACKING, "self.cu_seqlens[:-1].long()", "self.cu_seqlens[1:].long()"),
+    ("packing: groups in the wrong order", PACKING, "keys.rows(order, device))", "keys.rows(order[::-1], device))"),
     ("blocks: causal edge one key too far", BLOCKS, "hidden = ahead > 0 if causal", "hidden = ahead > 1 if causal"),
     ("blocks: window one key too wide", BLOCKS, "(ahead.abs() >= window)", "(ahead.abs() > window)"),
     ("blocks: window starts too late", BLOCKS, "max(0, first - window + 1)", "max(0, first - window + 2)"),

@@ -117,3 +117,12 @@ def test_bad_arguments(change, message):
     arguments = {"q": draw(2, 5, 4, 8), "k": draw(2, 5, 2, 8), "v": draw(2, 5, 2, 8)} | change
     with pytest.raises(ValueError, match=message):
         attention(**arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_no_second_derivative(dtype):
+    """Neither PyTorch's kernel nor the blocks have one, and they say so."""
+    q, k, v = (draw(1, 5, 2, 8, dtype=dtype).requires_grad_() for _ in range(3))
+    (dq,) = torch.autograd.grad(attention(q, k, v).sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="derivative"):
+        dq.sum().backward()

@@ -1,151 +1,55 @@
 """The Triton kernels against float64. The yardstick is the error of PyTorch, same formula and dtype."""
 
-import random
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections import Counter
 
 import pytest
 import torch
-from torch import Tensor
 
 pytest.importorskip("triton")
 
 from kernels import Packing, attention, reference
 from kernels import attention_triton as operators
-from tests.kernels.interpreter import (
-    GuardBands,
-    recorded_addresses,
-    reversed_programs,
-    right_bfloat16,
-)
+from tests.kernels.attention_cases import ADVERSARIAL, DEVICE, Case, check, draw_case, run_triton
+from tests.kernels.interpreter import GuardBands, recorded_addresses, reversed_programs
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 interpreted = pytest.mark.skipif(DEVICE == "cuda", reason="needs the interpreter")
+DRAWN = [draw_case(i) for i in range(400)]
+
+# ---- values and gradients --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Case:
-    """Lengths of the queries and keys of each sequence; everything else by name."""
-
-    q_lengths: tuple[int, ...]
-    k_lengths: tuple[int, ...]
-    H: int = 2
-    G: int = 1
-    D: int = 16
-    dtype: torch.dtype = torch.float32
-    packed: bool = False
-    size: float = 1.0  # of the queries: large makes the softmax hard
-    options: dict = field(default_factory=dict)
-
-    def tensors(self) -> tuple[list[Tensor], dict]:
-        """q, k, v in float64, but with values that the dtype can hold, and the arguments for their layout."""
-        generator = torch.Generator().manual_seed(len(self.q_lengths) + 7 * sum(self.q_lengths) + self.D)
-        if self.packed:
-            q_packing, k_packing = (Packing.from_lengths(x, DEVICE) for x in (self.q_lengths, self.k_lengths))
-            shapes = [(q_packing.num_tokens, self.H), (k_packing.num_tokens, self.G)]
-            layout = {"packing": q_packing, "k_packing": k_packing}
-        else:
-            B, T, S = len(self.q_lengths), max(self.q_lengths), max(self.k_lengths)
-            shapes = [(B, T, self.H), (B, S, self.G)]
-            full = set(self.q_lengths) == {T} and set(self.k_lengths) == {S}
-            lengths = {"q_lengths": torch.tensor(self.q_lengths), "k_lengths": torch.tensor(self.k_lengths)}
-            layout = {} if full else {name: x.to(DEVICE) for name, x in lengths.items()}
-        drawn = [torch.randn(*shapes[i > 0], self.D, generator=generator, dtype=torch.float64) for i in range(3)]
-        drawn[0] *= self.size
-        return [x.to(self.dtype).double().to(DEVICE) for x in drawn], layout
-
-    def __str__(self) -> str:
-        lengths = "·".join(f"{n}:{m}" for n, m in zip(self.q_lengths, self.k_lengths, strict=True))
-        dtype = str(self.dtype).removeprefix("torch.")
-        options = "".join(f",{key}={value}" for key, value in self.options.items())
-        return f"{'packed ' if self.packed else ''}{lengths},H{self.H}G{self.G}D{self.D},{dtype}{options}"
+def test_the_cases_hold_every_option():
+    """What a proof by cases is worth shows in the cases."""
+    cases = ADVERSARIAL + DRAWN
+    kinds = Counter(kind for case in cases for kind in kinds_of(case))
+    assert len(cases) >= 400
+    assert min(kinds.values()) >= 10, kinds
+    assert len(kinds) == 29, kinds
 
 
-def run(case: Case, dtype: torch.dtype, impl: str) -> list[Tensor]:
-    """Output and the gradients of q, k, v, in float64."""
-    inputs, layout = case.tensors()
-    leaves = [x.to(dtype).requires_grad_() for x in inputs]
-    out = attention(*leaves, **layout, **case.options, impl=impl)
-    generator = torch.Generator().manual_seed(1)
-    out.backward(torch.randn(out.shape, generator=generator).bfloat16().to(out))
-    return [x.detach().double() for x in (out, *(leaf.grad for leaf in leaves))]
-
-
-def check(case: Case) -> None:
-    truth = run(case, torch.float64, "eager")
-    plain = run(case, case.dtype, "eager")
-    with right_bfloat16() if DEVICE == "cpu" and case.dtype == torch.bfloat16 else nullcontext():
-        ours = run(case, case.dtype, "triton")
-    for name, a, b, c in zip(("out", "dq", "dk", "dv"), truth, plain, ours, strict=True):
-        assert torch.isfinite(c).all(), f"{name} is not finite"
-        if not a.numel():
-            continue
-        # δ is summed in another order than dp, and from an output that was rounded, so that ds is slightly off even
-        # where p is exactly 0 or 1 and PyTorch's ds exactly 0; dq and dk multiply it by k and q.
-        scale = abs(case.options.get("scale", case.D**-0.5)) * case.D**0.5
-        rounding = 3 * torch.finfo(case.dtype).eps * scale if name in ("dq", "dk") else 0.0
-        allowed = 2 * (b - a).abs().max() + rounding + 2e-6 * max(1, a.abs().max(), abs(case.size))
-        assert (c - a).abs().max() <= allowed, f"{name}: error {(c - a).abs().max():.2e}, allowed {allowed:.2e}"
-
-
-# ---- cases -----------------------------------------------------------------------------------------------
-
-HALF = torch.bfloat16
-ADVERSARIAL = [
-    Case((1,), (1,)),
-    Case((1,), (77,), options={"causal": True}),  # a decoding step
-    Case((3,), (70,), options={"causal": True}),  # a few tokens against a cache
-    Case((70,), (3,), options={"causal": True}),  # most queries see nothing
-    Case((65, 33), (65, 33), options={"causal": True}),
-    Case((32,), (33,), options={"causal": True}),  # the last key of the last query alone in its tile
-    Case((0, 40), (17, 0)),  # no query, no key
-    Case((1,) * 9, (1,) * 9, packed=True, options={"causal": True}),  # one-token documents
-    Case((5, 0, 70, 1), (5, 0, 70, 1), packed=True, options={"causal": True}),
-    Case((2, 1, 0, 40), (50, 1, 3, 0), packed=True, options={"causal": True}),
-    Case((40,), (40,), size=3e4, options={"causal": True}),  # logits around ±1e4
-    Case((40,), (40,), size=3e4, dtype=HALF),
-    Case((40,), (40,), size=-3e4, options={"causal": True, "window": 3}),
-    Case((37,), (37,), D=80, H=3, G=3, dtype=HALF, options={"causal": True}),
-    Case((37,), (37,), D=96, H=4, G=1, dtype=torch.float16),
-    Case((20,), (20,), D=100, options={"causal": True}),
-    Case((20,), (20,), D=256, dtype=HALF, options={"causal": True}),
-    Case((20,), (20,), D=8),
-    Case((50,), (50,), H=6, G=2, dtype=HALF, options={"causal": True}),
-    Case((90,), (90,), options={"causal": True, "window": 1}),
-    Case((90,), (90,), options={"causal": True, "window": 40}),
-    Case((90,), (90,), options={"window": 40}),
-    Case((90,), (50,), options={"window": 7}),
-    Case((50,), (90,), options={"causal": True, "window": 33}),
-    Case((50,), (50,), options={"causal": True, "window": 1000}),
-    Case((40,), (40,), options={"softcap": 5.0}),
-    Case((40,), (40,), options={"softcap": 30.0, "scale": 0.001, "causal": True}),  # tanh near 0
-    Case((40,), (40,), size=100.0, options={"softcap": 0.5}),  # tanh saturated
-    Case((40, 7), (40, 7), packed=True, options={"dropout_p": 0.5, "dropout_seed": 2**63 - 1}),
-    Case((40, 7), (40, 7), H=4, G=2, options={"dropout_p": 0.1, "dropout_seed": 0, "causal": True}),
-    Case((40,), (40,), options={"scale": -1.0}),
-]
-
-
-def draw_case(index: int) -> Case:
-    """A case from all options at once."""
-    r = random.Random(index)
-    B = r.choice((1, 1, 2, 3))
-    longest = r.choice((3, 20, 40, 70, 128))
-    q_lengths = tuple(r.randint(0, longest) for _ in range(B))
-    k_lengths = q_lengths if r.random() < 0.5 else tuple(r.randint(0, longest) for _ in range(B))
-    G = r.choice((1, 1, 2, 3))
-    options: dict = {"causal": r.random() < 0.6}
-    if r.random() < 0.3:
-        options["window"] = r.choice((1, 5, 16, 17, 50))
-    if r.random() < 0.2:
-        options["softcap"] = r.choice((1.0, 20.0))
-    if r.random() < 0.2:
-        options["scale"] = r.choice((0.01, 0.5))
-    if r.random() < 0.2:
-        options |= {"dropout_p": r.choice((0.1, 0.5)), "dropout_seed": r.getrandbits(63)}
-    dtype = r.choice((torch.float32, torch.float32, torch.bfloat16, torch.float16))
-    D = r.choice((16, 16, 24, 32, 64, 80))
-    return Case(q_lengths, k_lengths, G * r.choice((1, 2, 3)), G, D, dtype, r.random() < 0.4, 1.0, options)
+def kinds_of(case: Case) -> set[str]:
+    """What is special about a case."""
+    pairs = set(zip(case.q_lengths, case.k_lengths, strict=True))
+    causal, window = case.options.get("causal", False), case.options.get("window")
+    properties = {
+        "causal" if causal else "bidirectional": True,
+        "window": window is not None,
+        "scale": "scale" in case.options,
+        "soft cap": "softcap" in case.options,
+        "dropout": case.options.get("dropout_p", 0.0) > 0,
+        "packed" if case.packed else "padded" if len(pairs) > 1 else "dense": True,
+        "keys of another length": case.q_lengths != case.k_lengths,
+        "decoding": any(n == 1 < m for n, m in pairs) and causal,
+        "queries that see nothing": any(n > m for n, m in pairs) and causal,
+        "no keys": any(m == 0 < n for n, m in pairs),
+        "one token": (1, 1) in pairs,
+        "multi-query": case.G == 1 < case.H,
+        "grouped": 1 < case.G < case.H,
+        "views": case.views,
+        "sparse gradient": case.sparse,
+    }
+    properties[f"D = {case.D}"] = case.D not in (8, 100)  # these are adversarial
+    return {name for name, holds in properties.items() if holds} | {str(case.dtype)}
 
 
 @pytest.mark.parametrize("case", ADVERSARIAL, ids=str)
@@ -153,13 +57,13 @@ def test_adversarial(case):
     check(case)
 
 
-@pytest.mark.parametrize("case", [draw_case(i) for i in range(12)], ids=str)
+@pytest.mark.parametrize("case", DRAWN[:12], ids=str)
 def test_drawn(case):
     check(case)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [draw_case(i) for i in range(12, 400)], ids=str)
+@pytest.mark.parametrize("case", DRAWN[12:], ids=str)
 def test_many_drawn(case):
     check(case)
 
@@ -171,7 +75,7 @@ def test_packed_equals_padded_equals_one_by_one():
     """To the last bit, dropout included: where a sequence lies has no influence."""
     lengths, options = (33, 1, 50), {"causal": True, "dropout_p": 0.2, "dropout_seed": 5}
     case = Case(lengths, lengths, packed=True, options=options)
-    packed = run(case, torch.float32, "triton")
+    packed = run_triton(case)
     packing = Packing.from_lengths(lengths, DEVICE)
     (q, k, v), _ = case.tensors()
     padded = [packing.pad(x.float()) for x in (q, k, v)]
@@ -205,6 +109,33 @@ def test_any_other_strides_are_copied_not_misread():
     torch.testing.assert_close(ours, reference.attention(q, expanded, v), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("broken", ["expanded", "transposed", "strided"])
+def test_gradients_of_the_output_with_any_strides(broken):
+    """`out.sum().backward()` hands over one number with strides 0."""
+    (q, k, v), _ = Case((20,), (20,)).tensors()
+    leaves = [x.float().requires_grad_() for x in (q, k, v)]
+    drawn = torch.randn(1, 2, 20, 32, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    grad = {
+        "expanded": drawn[:, :1, :1, :1].expand(1, 20, 2, 16),
+        "transposed": drawn[..., :16].transpose(1, 2),
+        "strided": drawn[..., ::2].transpose(1, 2),
+    }[broken]
+    ours = torch.autograd.grad(attention(*leaves, impl="triton"), leaves, grad)
+    expected = torch.autograd.grad(attention(*leaves, impl="eager"), leaves, grad)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_each_gradient_alone_is_that_of_all():
+    (q, k, v), _ = Case((20,), (20,)).tensors()
+    together = run_triton(Case((20,), (20,)))[1:]
+    for i, expected in enumerate(together):
+        leaves = [x.float().requires_grad_(i == j) for j, x in enumerate((q, k, v))]
+        out = attention(*leaves, impl="triton")
+        out.backward(Case((20,), (20,)).gradient(out))
+        assert torch.equal(leaves[i].grad.double(), expected)
+        assert sum(x.grad is not None for x in leaves) == 1
+
+
 def test_inputs_are_not_written_to():
     (q, k, v), _ = Case((20,), (20,)).tensors()
     before = [x.float() for x in (q, k, v)]
@@ -216,29 +147,58 @@ def test_inputs_are_not_written_to():
 # ---- memory and races ------------------------------------------------------------------------------------
 
 
+GUARDED = [
+    Case((37,), (45,), H=4, G=2, D=24, options={"causal": True}),
+    Case((37, 0, 5), (45, 3, 5), D=24, options={"window": 9}),
+    Case((37, 0, 5), (45, 3, 5), D=24, packed=True, options={"causal": True, "dropout_p": 0.2}),
+]
+
+
 @interpreted
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case((37,), (45,), H=4, G=2, D=24, options={"causal": True}),
-        Case((37, 0, 5), (45, 3, 5), D=24, options={"window": 9}),
-        Case((37, 0, 5), (45, 3, 5), D=24, packed=True, options={"causal": True}),
-    ],
-    ids=str,
-)
-def test_guard_bands_and_reversed_programs(case):
-    """NaN around inputs must not be read, sentinels around outputs must survive, order must not matter."""
-    expected = run(case, torch.float32, "triton")
+@pytest.mark.parametrize("case", GUARDED, ids=str)
+def test_guard_bands(case):
+    """NaN around the inputs, and in their padding, must not be read; sentinels around outputs must survive."""
+    expected = run_triton(case)
     bands = GuardBands()
     inputs, layout = case.tensors()
+    if "q_lengths" in layout:
+        for x, lengths in zip(inputs, (case.q_lengths, case.k_lengths, case.k_lengths), strict=True):
+            for row, length in zip(x, lengths, strict=True):
+                row[length:] = float("nan")
+        layout = {name: bands.guard(x) for name, x in layout.items()}
+    elif case.packed:
+        layout = {name: Packing(bands.guard(x.cu_seqlens), x.lengths) for name, x in layout.items()}
     leaves = [bands.guard(x.float()).requires_grad_() for x in inputs]
-    with bands.outputs(), reversed_programs():
+    with bands.outputs():
         out = attention(*leaves, **layout, **case.options, impl="triton")
-        grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).bfloat16().float()
-        grads = torch.autograd.grad(out, leaves, bands.guard(grad))
+        grads = torch.autograd.grad(out, leaves, bands.guard(case.gradient(out)))
     bands.check()
     for a, b in zip(expected, (out, *grads), strict=True):
         assert torch.equal(a, b.double())
+
+
+@interpreted
+def test_lengths_that_promise_too_much_read_nothing():
+    (q, k, v), _ = Case((20, 20), (30, 30)).tensors()
+    bands = GuardBands()
+    lengths = {"q_lengths": torch.tensor([99, 20]), "k_lengths": torch.tensor([30, 99])}
+    ours = attention(*(bands.guard(x.float()) for x in (q, k, v)), **lengths, impl="triton")
+    torch.testing.assert_close(ours.double(), reference.attention(q, k, v), atol=1e-5, rtol=1e-5)
+
+
+@interpreted
+@pytest.mark.parametrize("case", GUARDED, ids=str)
+def test_order_of_programs_does_not_matter(case):
+    expected = run_triton(case)
+    with reversed_programs():
+        got = run_triton(case)
+    assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+
+
+def test_the_same_bits_every_time():
+    case = Case((50, 33), (50, 33), H=4, G=1, packed=True, options={"causal": True})
+    first, *others = (run_triton(case) for _ in range(3))
+    assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
 
 
 @interpreted
@@ -270,14 +230,41 @@ def test_offsets_beyond_32_bits():
         assert addresses["store"] <= near
 
 
+@interpreted
+def test_rows_beyond_32_bits():
+    """Packed rows so far down that offsets in every contiguous tensor overflow: outputs, gradients, sums of rows."""
+    n, H, D, start = 16, 2, 16, 2**31 - 40
+    N, bounds = start + n, torch.tensor([start, start + n], dtype=torch.int32)
+    launch = operators.INTERPRETER.forward
+    arguments = (
+        *(0, H * D, D, 0, H * D, D),
+        *(n, n, H, N, 1.0, 1.0, 0, 0, 0, 1.0),
+        *(1, D, D, launch.block_m, launch.block_n, "packed", False, False, False, False),
+    )
+    wide, narrow = torch.zeros(1), torch.zeros(1)  # (N, H, D) and (H, N)
+    rows, heads = torch.arange(start, N), torch.arange(H)
+    of_wide = {wide.data_ptr() + 4 * i for i in range(start * H * D, N * H * D)}
+    of_narrow = {narrow.data_ptr() + 4 * i for i in (heads[:, None] * N + rows).flatten().tolist()}
+    forward = operators.kernels.forward_kernel, (wide, wide, wide, wide, narrow)
+    backward_q = operators.kernels.backward_q_kernel, (wide, wide, wide, wide, wide, narrow, narrow, wide)
+    backward_kv = operators.kernels.backward_kv_kernel, (wide, wide, wide, wide, narrow, narrow, wide, wide)
+    for kernel, pointers in (forward, backward_q, backward_kv):
+        with recorded_addresses(bounds) as addresses:
+            kernel[(H,)](*pointers, bounds, bounds, *arguments)
+        assert addresses["load"] == of_wide | (set() if kernel is forward[0] else of_narrow)
+        assert addresses["store"] == of_wide | (set() if kernel is backward_kv[0] else of_narrow)
+
+
 # ---- operators -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"q_lengths": torch.tensor([5, 9])}])
-def test_opcheck(options):
-    q, k, v = (torch.randn(2, 9, 2, 16, device=DEVICE, requires_grad=True) for _ in range(3))
-    bounds = options.get("q_lengths")
-    bounds = (None, None, "") if bounds is None else (bounds.to(DEVICE), bounds.to(DEVICE), "lengths")
+@pytest.mark.parametrize("bounds", ["", "lengths", "packed"])
+def test_opcheck(bounds):
+    shape = (14, 2, 16) if bounds == "packed" else (2, 9, 2, 16)
+    q, k, v = (torch.randn(shape, device=DEVICE, requires_grad=True) for _ in range(3))
+    numbers = {"": None, "lengths": torch.tensor([5, 9]), "packed": torch.tensor([0, 5, 14])}[bounds]
+    numbers = None if numbers is None else numbers.int().to(DEVICE)
+    bounds = numbers, numbers, bounds
     arguments = (q, k, v, *bounds, 9, 9, True, None, 0.25, None, 0.0, 0)
     torch.library.opcheck(operators.attention_forward, arguments)
     with torch.no_grad():
@@ -309,7 +296,7 @@ def test_no_second_derivative():
 def test_float64_goes_to_pytorch():
     q = torch.randn(1, 5, 1, 16, dtype=torch.float64, device=DEVICE)
     attention(q, q, q)
-    with pytest.raises(TypeError, match="float64"):
+    with pytest.raises(ValueError, match="float64"):
         attention(q, q, q, impl="triton")
 
 

@@ -50,6 +50,22 @@ def test_auto_never_runs_the_interpreter(monkeypatch):
     assert choose(CPU, "triton").impl == "triton"
 
 
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize(
+    ("tensors", "obstacle"),
+    [
+        ({"dtype": torch.float64}, "our kernels take numbers of 16 and 32 bits, not torch.float64"),
+        ({"head_dim": 257}, "our kernels take head dims to 256, not 257"),
+    ],
+)
+def test_tensors_that_our_kernels_do_not_take(tensors, obstacle):
+    """`auto` goes to PyTorch; who asks for Triton is told why not."""
+    assert choose(GPU, **tensors) == ("torch", f"PyTorch's own kernels, because {obstacle}")
+    with pytest.raises(ValueError, match=f"impl='triton' cannot run here: {obstacle}"):
+        choose(GPU, "triton", **tensors)
+    assert choose(GPU, dtype=torch.bfloat16, head_dim=256).impl == "triton"
+
+
 @pytest.mark.parametrize("impl", ["torch", "eager"])
 @pytest.mark.parametrize("device", [CPU, GPU], ids=str)
 def test_asked_for(impl, device):

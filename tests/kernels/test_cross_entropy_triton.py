@@ -97,6 +97,7 @@ CASES += [Case(V, dtype=dtype) for V in (3, 129) for dtype in (torch.bfloat16, t
 CASES += [Case(70, dtype=torch.bfloat16, logits=name) for name in LOGITS]
 CASES += [Case(V, N=2, options=OPTIONS["all"]) for V in (16384, 16385, 50257)]
 CASES += [Case(50257, N=3, logits=name) for name in LOGITS]
+CASES += [Case(262144, N=2, dtype=torch.bfloat16)]
 LONG = [
     Case(V, 5, dtype, logits, OPTIONS[name])
     for V, dtype, logits, name in product(
@@ -219,9 +220,9 @@ def test_stays_inside_its_tensors(V):
     logits, targets, g = tensors[0].float(), tensors[1], tensors[2]
     expected = launch_everything(logits, targets, g)
     bands = GuardBands()
-    guarded, guarded_g = bands.guard(logits), bands.guard(g)
+    guarded = [bands.guard(x) for x in (logits, targets, g)]
     with bands.outputs():
-        got = launch_everything(guarded, targets, guarded_g)
+        got = launch_everything(*guarded)
     bands.check()
     for ours, right in zip(got, expected, strict=True):
         assert torch.equal(ours, right)  # and no NaN came in from the margins
@@ -275,6 +276,26 @@ def test_a_wrong_target_reads_nothing():
         )  # fmt: skip
     rows = {a - logits.data_ptr() for a in addresses["load"]} - {a - logits.data_ptr() for a in targets_of(targets)}
     assert rows == set(range(0, 32, 4))
+
+
+# ---- operators -----------------------------------------------------------------------------------
+
+
+def test_opcheck():
+    logits, targets, g = Case(9).tensors()
+    logits, options = logits.float().requires_grad_(), (IGNORED, 0.1, 1e-3, 1.5)
+    forward, backward = torch.ops.minillm.cross_entropy, torch.ops.minillm.cross_entropy_backward
+    for stats in (False, True):
+        torch.library.opcheck(forward.default, (logits, targets, *options, stats, True))
+    norm = forward(logits.detach(), targets, *options, False, True)[2]
+    torch.library.opcheck(backward.default, (logits.detach(), targets, norm, g, *options, True))
+
+
+def test_no_second_derivative():
+    logits, targets, _ = Case(9).tensors()
+    leaf = logits.float().requires_grad_()
+    with pytest.raises(RuntimeError, match="cross_entropy has no second derivative"):
+        torch.autograd.grad(cross_entropy(leaf, targets, impl="triton").sum(), leaf, create_graph=True)
 
 
 # ---- from hidden states --------------------------------------------------------------------------

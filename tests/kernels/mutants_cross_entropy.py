@@ -1,0 +1,43 @@
+# ruff: noqa: E501 — one bug a line
+"""The planted bugs of cross-entropy: (name, module of kernels/, what to replace, by what). Run them with mutants.py."""
+
+TRITON, TORCH = "cross_entropy_triton", "cross_entropy_torch"
+LINEAR, CHUNKS = "linear_cross_entropy", "linear_cross_entropy_chunks"
+REFERENCE = "reference"
+
+MUTANTS = [
+    ("cross-entropy: 32-bit row offset", TRITON, "row = tl.program_id(0).to(tl.int64)  # 64", "row = tl.program_id(0)  # 64"),
+    ("cross-entropy: mask lets one word more in", TRITON, "mask=cols < V, other=-float", "mask=cols <= V, other=-float"),
+    ("cross-entropy: words beyond V count as 0", TRITON, 'cols < V, other=-float("inf")', "cols < V, other=0.0"),
+    ("cross-entropy: online sum not rescaled", TRITON, "new_top, rescale * total + tl", "new_top, total + tl"),
+    ("cross-entropy: online moment not shifted", TRITON, "(top - shift) * total, 0.0)", "0.0 * total, 0.0)"),
+    ("cross-entropy: −inf − −inf", TRITON, "e > 0.0, e * (s - shift), 0.0", "e >= 0.0, e * (s - shift), 0.0"),
+    ("cross-entropy: label kept in the gradient", TRITON, "d - (1.0 - smoothing), d)", "d, d)"),
+    ("cross-entropy: label comes off whole", TRITON, "d - (1.0 - smoothing), d)", "d - 1.0, d)"),
+    ("cross-entropy: z-loss gradient halved", TRITON, "(1.0 + 2.0 * z_loss", "(1.0 + z_loss"),
+    ("cross-entropy: p from lse, rounded", TRITON, "tl.exp((s - top) - logz)", "tl.exp(s - (top + logz))"),
+    ("cross-entropy: logprob from lse, rounded", TRITON, "(label - top) - logz", "label - lse"),
+    ("cross-entropy: smoothing by the sum", TRITON, "smoothing * (spread / V)", "smoothing * spread"),
+    ("cross-entropy: temperature missing in dlogits", TRITON, "g = inv_temperature * tl.load", "g = tl.load"),
+    ("cross-entropy: g of another row", TRITON, "g_ptr + row * g_stride", "g_ptr + row * 0"),
+    ("cross-entropy: second tile repeats the first", TRITON, "tl.program_id(1) * BLOCK + ", ""),
+    ("cross-entropy: wrong target followed", TRITON, "known = (target >= 0) & (target < V)", "known = target == target"),
+    ("cross-entropy: entropy without log Z", TRITON, "logz - moment / total", "-moment / total"),
+    ("cross-entropy: logits written to", TRITON, "_rows(logits), targets, options, logits.shape[1], stats, None, None", "_rows(logits), targets, options, logits.shape[1], stats, None, logits"),
+    ("definition: mean over all words but one", REFERENCE, "logp.mean(-1)", "logp[..., 1:].mean(-1)"),
+    ("definition: ignored rows count", REFERENCE, "x.masked_fill(~counted, 0) for x", "x * 1 for x"),
+    ("cross-entropy in PyTorch: 1/N of smoothing", TORCH, "options.label_smoothing / V))", "options.label_smoothing / len(p)))"),
+    ("cross-entropy in PyTorch: mean over the padding", TORCH, "s[:, :V].mean(-1)", "s.mean(-1)"),
+    ("cross-entropy in PyTorch: logits overwritten", TORCH, "copy=True)", "copy=False)"),
+    ("cross-entropy in PyTorch: logprob from rounded lse", TORCH, "squeeze(-1).sub_(top)", "squeeze(-1).sub_(top + 1e4).add_(1e4)"),
+    ("cross-entropy in PyTorch: kept p overwritten", TORCH, "out=torch.empty_like(p))", "out=p)"),
+    ("cross-entropy in PyTorch: entropy not normalised", TORCH, "total = block.sum(-1)", "total = block.new_ones(())"),
+    ("cross-entropy in PyTorch: ignored rows in the gradient", TORCH, "norm, g * counted, options", "norm, g, options"),
+    ("linear: weight gradient of the last chunk only", CHUNKS, "total.addmm_(a, b)", "torch.mm(a, b, out=total)"),
+    ("linear: weight gradient summed in 16 bits", CHUNKS, "hidden.new_zeros(weight.shape if wanted[1] else 0, dtype=wide)", "hidden.new_zeros(weight.shape if wanted[1] else 0)"),
+    ("linear: g dropped", LINEAR, "grads = [x * g for x in grads]", "grads = [x * 1 for x in grads]"),
+    ("linear: padding not hidden", CHUNKS, 'out[:, V:] = -float("inf")', "out[:, V:] = 0.0"),
+    ("linear: prompt rows shift the gradient", CHUNKS, "index_copy_(0, rows, x)", "index_copy_(0, rows.flip(0), x)"),
+    ("linear: all chunks at once", CHUNKS, "room(min(N, chunk_rows), V", "room(N, V"),
+    ("linear: mean over all rows", LINEAR, "loss / (targets != ignore_index).sum().clamp_min(1)", "loss / max(1, len(targets))"),
+]  # fmt: skip
