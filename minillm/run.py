@@ -1,7 +1,7 @@
 """A run folder: all that a training leaves behind, and the only way in and out of it.
 
-model.safetensors        the weights
-config.json              the architecture
+model.safetensors        the weights, and
+config.json              the architecture, as checkpoint.py writes them
 tokenizer.json           the symbols
 args.json                the command that made it
 log.jsonl                one line a step, one an evaluation
@@ -12,19 +12,17 @@ curves.png               the log as a picture
 
 import dataclasses
 import json
-import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from minillm import checkpoint
 from minillm.errors import UserError
-from minillm.gpt import GPT, GPTConfig
+from minillm.files import Tensors, read_json, read_state, write_json, write_tensors
+from minillm.gpt import GPT
 from minillm.tasks import Task, tokens_needed
 from minillm.tokenizer import SymbolTokenizer
 
@@ -84,54 +82,36 @@ class Run:
 
     # What the run is
 
-    def describe(self, config: GPTConfig, tokenizer: SymbolTokenizer, args: Any) -> None:
-        write_json(self.path("config.json"), {"architecture": "GPT", **dataclasses.asdict(config)})
-        tokenizer.save(self.path("tokenizer.json"))
-        write_json(
-            self.path("args.json"),
-            {k: v and str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
-        )
+    def describe(self, model: GPT, tokenizer: SymbolTokenizer, args: Any) -> None:
+        """What is known before the first step."""
+        write_json(self.path("config.json"), checkpoint.describe(model))
+        tokenizer.save(self.folder)
+        self.describe_args(args)
+
+    def describe_args(self, args: Any) -> None:
+        fields = {k: v and str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+        write_json(self.path("args.json"), fields)
 
     def tokenizer(self) -> SymbolTokenizer:
-        try:
-            return SymbolTokenizer(**self.read_json("tokenizer.json"))
-        except (TypeError, re.error) as error:
-            raise UserError(f"{self.path('tokenizer.json')} describes no tokenizer: {error}") from None
-
-    def config(self) -> GPTConfig:
-        fields = self.read_json("config.json")
-        if fields.pop("architecture", None) != "GPT":
-            raise UserError(f"{self.path('config.json')} describes no GPT")
-        try:
-            return GPTConfig(**fields)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{self.path('config.json')}: {error}") from None
+        return SymbolTokenizer.load(self.path("tokenizer.json"))
 
     def read_json(self, name: str) -> dict[str, Any]:
-        try:
-            fields = json.loads(self.path(name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {self.path(name)}: {error}") from None
-        if not isinstance(fields, dict):
-            raise UserError(f"{self.path(name)} holds no JSON object")
-        return fields
+        return read_json(self.path(name))
 
     # Weights and checkpoints
 
     def save_model(self, model: nn.Module) -> None:
-        write_tensors(self.path("model.safetensors"), weights_of(model))
+        checkpoint.save(model, self.folder)
 
     def load_model(self, task: Task | None = None) -> GPT:
-        """The model; with a task, checked to share its symbols and to have room for it."""
-        model = GPT(self.config())
+        """The model, in evaluation mode; with a task, checked to share its symbols and to have room for it."""
+        saved = checkpoint.open_checkpoint(self.folder)
+        limit = f"max_seq_len={saved.config.max_seq_len} of {self.folder}"
         if task and self.tokenizer().symbols != task.tokenizer.symbols:
             raise UserError(f"{self.folder} was trained on other symbols than those of --task {task.name} here")
-        if task and (needed := tokens_needed(task)) > model.config.max_seq_len:
-            room = f"max_seq_len={model.config.max_seq_len} of {self.folder}"
-            raise UserError(f"{room} is too short: a prompt with its answer takes up to {needed} tokens")
-        tensors, _ = read_tensors(self.path("model.safetensors"))
-        load_weights(model, tensors, self.path("model.safetensors"))
-        return model
+        if task and (needed := tokens_needed(task)) > saved.config.max_seq_len:
+            raise UserError(f"{limit} is too short: a prompt with its answer takes up to {needed} tokens")
+        return saved.load("lm")
 
     def save_checkpoint(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], progress: dict) -> None:
         """`progress` is what JSON can hold: step, seconds, and whatever else the script needs to go on."""
@@ -143,10 +123,10 @@ class Run:
     def load_checkpoint(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict:
         """Put model, optimisers and torch's generator into the saved state; returns the saved `progress`."""
         path = self.path("checkpoint.safetensors")
-        tensors, state = read_tensors(path)
+        tensors, state = dict(Tensors([path])), read_state(path)
         prefix = "model."
         weights = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-        load_weights(model, weights, path)
+        checkpoint.copy_weights(model, weights, path)
         try:
             for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(attach_tensors(saved, tensors))
@@ -194,20 +174,6 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Copies the tensors into the model; every one is accounted for."""
-    own = dict(model.named_parameters())
-    if missing := own.keys() - tensors.keys():
-        raise UserError(f"{path} lacks {min(missing)!r}, which this architecture needs")
-    if unexpected := tensors.keys() - own.keys():
-        raise UserError(f"{path} holds {min(unexpected)!r}, which this architecture does not have")
-    for name, parameter in own.items():
-        if parameter.shape != tensors[name].shape:
-            shapes = f"{tuple(tensors[name].shape)}, but this architecture needs {tuple(parameter.shape)}"
-            raise UserError(f"{path}: {name!r} has shape {shapes}")
-        parameter.data.copy_(tensors[name])
-
-
 def detach_tensors(tree: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """The tree as JSON can hold it; its tensors go into `tensors`, with their path in the tree as the name."""
     if isinstance(tree, Tensor):
@@ -229,24 +195,3 @@ def attach_tensors(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(tree, dict):
         return {key: attach_tensors(value, tensors) for key, value in tree["dict"]}
     return tree
-
-
-def write_json(path: Path, fields: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(fields, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Any = None) -> None:
-    """A safetensors file with JSON beside the tensors; it appears whole or not at all."""
-    temporary = path.with_suffix(".partial")
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, temporary, {"format": "pt", "state": json.dumps(state)})
-    os.replace(temporary, path)
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no dict
-            return tensors, json.loads((file.metadata() or {}).get("state", "null"))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None

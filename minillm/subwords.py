@@ -8,6 +8,7 @@ symbols                  a tokenizer.json of this project: one token a symbol
 Byte-level BPE: Radford et al. 2019; WordPiece: Devlin et al. 2018.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ GPT2_FILES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
 # Contractions, words, numbers and signs, each with the space before it; of spaces in a row all but the last together.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 GPT2_CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast", "GPT2TokenizerTorch", None)
-BERT_NAMES = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
+MAX_LETTERS = 1000  # of a vocabulary that is learned here; rarer ones are unknown
+BERT_ROLES = ("pad", "unk", "cls", "sep", "mask")
+BERT_CONFIG = {"tokenizer_class": "BertTokenizer", **{f"{role}_token": f"[{role.upper()}]" for role in BERT_ROLES}}
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -109,13 +112,41 @@ def read_library_file(path: Path) -> Subwords:
 
 def read_wordpiece(path: Path) -> Subwords:
     """BERT's, from a list of tokens, one a line; lower case unless tokenizer_config.json says otherwise."""
-    library = need("tokenizers", "text", f"reading {path}")
+    config = BERT_CONFIG | read_config(path.parent)
     tokens = read_text(path).removesuffix("\n").split("\n")  # other signs for line ends are tokens
-    config = {**{f"{role}_token": name for role, name in BERT_NAMES.items()}, **read_config(path.parent)}
     ids = {token: i for i, token in enumerate(tokens)}
-    names = {role: name_of(config, role) for role in BERT_NAMES}
-    if missing := [name for name in names.values() if name not in ids]:
-        raise UserError(f"{path} lacks {missing[0]}, so it is no vocabulary of a BERT")
+    for role in BERT_ROLES:
+        if (name := name_of(config, role)) not in ids:
+            raise UserError(f"{path} lacks {name}, so it is no vocabulary of a BERT")
+    return Subwords(wordpiece(ids, config), config, read_stops(path.parent))
+
+
+def learn_wordpiece(texts: Sequence[str], vocab_size: int) -> Subwords:
+    """A vocabulary of at most so many tokens for models that start from nothing, in lower case.
+
+    The library numbers letters within words (##a) in an order that changes from process to process, and breaks ties
+    by number. Naming them beforehand, as if they were special, makes the same texts the same vocabulary.
+    """
+    library = need("tokenizers", "text", "learning a vocabulary")
+    special = [name_of(BERT_CONFIG, role) for role in BERT_ROLES]
+    learner = wordpiece({name: i for i, name in enumerate(special)}, BERT_CONFIG)
+    letters = sorted({letter for text in texts for letter in "".join(learner.normalizer.normalize_str(text).split())})
+    trainer = library.trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[*special, *(f"##{letter}" for letter in letters)],
+        initial_alphabet=letters,
+        show_progress=False,
+    )
+    learner.train_from_iterator(texts, trainer)
+    return Subwords(wordpiece(learner.get_vocab(with_added_tokens=False), BERT_CONFIG), BERT_CONFIG)
+
+
+def wordpiece(ids: Mapping[str, int], config: Mapping[str, Any]) -> Any:
+    """The longest token that fits first, a word at a time; text read as [CLS] a [SEP] or [CLS] a [SEP] b [SEP]."""
+    library = need("tokenizers", "text", "reading WordPiece")
+    names = {role: name_of(config, role) for role in BERT_ROLES}
+    cls, sep = names["cls"], names["sep"]
     backend = library.Tokenizer(library.models.WordPiece(ids, unk_token=names["unk"], max_input_chars_per_word=100))
     backend.normalizer = library.normalizers.BertNormalizer(
         lowercase=config.get("do_lower_case", True),
@@ -124,14 +155,13 @@ def read_wordpiece(path: Path) -> Subwords:
     )
     backend.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
     backend.decoder = library.decoders.WordPiece()
-    cls, sep = names["cls"], names["sep"]
     backend.post_processor = library.processors.TemplateProcessing(
         single=f"{cls} $A {sep}",
         pair=f"{cls} $A {sep} $B:1 {sep}:1",
         special_tokens=[(cls, ids[cls]), (sep, ids[sep])],
     )
     backend.add_special_tokens(list(names.values()))
-    return Subwords(backend, {"tokenizer_class": "BertTokenizer", **config}, read_stops(path.parent))
+    return backend
 
 
 def read_gpt2(vocabulary: Path, merges: Path) -> BytePairs:

@@ -35,7 +35,7 @@ def run(tmp_path):
     """An unfinished run with a model in it."""
     run = Run.create(tmp_path / "run", "unused")
     model = gpt().float()
-    run.describe(model.config, TOKENIZER, Args(out=run.folder, train=Path("words.txt"), lr=0.25))
+    run.describe(model, TOKENIZER, Args(out=run.folder, train=Path("words.txt"), lr=0.25))
     run.save_model(model)
     return run
 
@@ -88,7 +88,7 @@ def test_only_runs_are_opened(tmp_path, run):
 )
 def test_a_model_comes_back_bit_for_bit(tmp_path, choices):
     run, model = Run.create(tmp_path / "run", ""), gpt(**choices).float()
-    run.describe(model.config, TOKENIZER, Args())
+    run.describe(model, TOKENIZER, Args())
     run.save_model(model)
     loaded = Run.open(run.folder).load_model()
     assert loaded.config == model.config
@@ -121,7 +121,7 @@ def test_tensors_that_do_not_fit_are_named(run):
         change(path, edit)
         with pytest.raises(UserError, match=sentence) as caught:
             run.load_model()
-        assert str(path) in str(caught.value)
+        assert str(run.folder) in str(caught.value)
 
 
 def test_a_checkpoint_of_another_shape_is_named(run):
@@ -168,7 +168,7 @@ def test_spoiled_files_are_named(run, name, content):
 
 
 def test_a_model_of_other_symbols_is_refused(run):
-    SymbolTokenizer("arithmetic", r"[\s\S]", "0123456789-=").save(run.path("tokenizer.json"))
+    SymbolTokenizer("arithmetic", r"[\s\S]", "0123456789-=").save(run.folder)
     with pytest.raises(UserError, match="other symbols than those of --task arithmetic"):
         run.load_model(Arithmetic(1, 0))
 
