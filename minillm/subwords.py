@@ -8,7 +8,6 @@ symbols                  a tokenizer.json of this project: one token a symbol
 Byte-level BPE: Radford et al. 2019; WordPiece: Devlin et al. 2018.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ GPT2_FILES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
 # Contractions, words, numbers and signs, each with the space before it; of spaces in a row all but the last together.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 GPT2_CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast", "GPT2TokenizerTorch", None)
-MAX_LETTERS = 1000  # of a vocabulary that is learned here; rarer ones are unknown
 BERT_ROLES = ("pad", "unk", "cls", "sep", "mask")
 BERT_CONFIG = {"tokenizer_class": "BertTokenizer", **{f"{role}_token": f"[{role.upper()}]" for role in BERT_ROLES}}
 
