@@ -1,0 +1,333 @@
+"""BERT (MiniLM is one), RoBERTa, DistilBERT and ModernBERT: what they call what bert.py and modernbert.py have."""
+
+from typing import Any
+
+from torch import nn
+
+from minillm.bert import BERT, BERTConfig
+from minillm.families.base import Family, Fields, Head, Rule, rule
+from minillm.heads import MaskedLM, SentenceEmbedder, SequenceClassifier, TokenClassifier
+from minillm.modernbert import ModernBERT, ModernBERTConfig
+
+
+def heads(
+    name: str,
+    encoder: type[nn.Module],
+    mlm: tuple[Rule, ...],
+    classify: tuple[Rule, ...],
+    tag: tuple[Rule, ...] = (rule("classifier", "classifier"),),
+    pretraining: tuple[str, ...] = (),
+) -> dict[str, Head]:
+    return {
+        "encoder": Head(encoder, f"{name}Model", is_bare=True),
+        "mlm": Head(MaskedLM, f"{name}ForMaskedLM", also=pretraining, rules=mlm),
+        "classify": Head(SequenceClassifier, f"{name}ForSequenceClassification", rules=classify, has_classes=True),
+        "tag": Head(TokenClassifier, f"{name}ForTokenClassification", rules=tag, has_classes=True),
+        "embed": Head(SentenceEmbedder, f"{name}Model", is_bare=True),
+    }
+
+
+# ---- BERT ----------------------------------------------------------------------------------------
+
+
+def bert_from(fields: Fields) -> BERTConfig:
+    return bert_like_from(fields, max_seq_len=fields.count("max_position_embeddings"))
+
+
+def bert_like_from(fields: Fields, max_seq_len: int, position_offset: int = 0) -> BERTConfig:
+    fields.expect("hidden_act", "gelu")
+    fields.expect("position_embedding_type", "absolute")
+    fields.expect("tie_word_embeddings", True)
+    fields.expect("is_decoder", False)
+    fields.expect("add_cross_attention", False)
+    dropout = fields.number("hidden_dropout_prob", 0.1)
+    return BERTConfig(
+        vocab_size=fields.count("vocab_size"),
+        max_seq_len=max_seq_len,
+        num_layers=fields.count("num_hidden_layers"),
+        width=fields.count("hidden_size"),
+        num_heads=fields.count("num_attention_heads"),
+        mlp_width=fields.count("intermediate_size"),
+        num_segments=max(1, fields.count("type_vocab_size", 2)),
+        position_offset=position_offset,
+        norm_eps=fields.number("layer_norm_eps", 1e-12),
+        dropout=dropout,
+        attention_dropout=fields.number("attention_probs_dropout_prob", 0.1),
+        classifier_dropout=fields.number("classifier_dropout", dropout),
+    )
+
+
+def bert_to(config: BERTConfig) -> dict[str, Any]:
+    return {
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.position_offset + config.max_seq_len,
+        "num_hidden_layers": config.num_layers,
+        "hidden_size": config.width,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.mlp_width,
+        "type_vocab_size": config.num_segments,
+        "hidden_act": "gelu",
+        "layer_norm_eps": config.norm_eps,
+        "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": config.attention_dropout,
+        "classifier_dropout": config.classifier_dropout,
+    }
+
+
+BERT_RULES = (
+    rule("tokens", "embeddings.word_embeddings"),
+    rule("positions", "embeddings.position_embeddings"),
+    rule("segments", "embeddings.token_type_embeddings"),
+    rule("embedding_norm", "embeddings.LayerNorm"),
+    rule(
+        "blocks.*.attn.qkv",
+        "encoder.layer.*.attention.self.query",
+        "encoder.layer.*.attention.self.key",
+        "encoder.layer.*.attention.self.value",
+    ),
+    rule("blocks.*.attn.out", "encoder.layer.*.attention.output.dense"),
+    rule("blocks.*.attn_norm", "encoder.layer.*.attention.output.LayerNorm"),
+    rule("blocks.*.mlp.up", "encoder.layer.*.intermediate.dense"),
+    rule("blocks.*.mlp.down", "encoder.layer.*.output.dense"),
+    rule("blocks.*.mlp_norm", "encoder.layer.*.output.LayerNorm"),
+)
+EARLY_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+
+FAMILY_BERT = Family(
+    model_type="bert",
+    prefix="bert.",
+    rules=BERT_RULES,
+    heads=heads(
+        "Bert",
+        BERT,
+        mlm=(
+            rule("transform.dense", "cls.predictions.transform.dense"),
+            rule("transform.norm", "cls.predictions.transform.LayerNorm"),
+            rule("output.bias", "cls.predictions.bias"),
+            rule("output.weight", "cls.predictions.decoder.weight"),
+        ),
+        classify=(rule("transform.dense", "bert.pooler.dense"), rule("classifier", "classifier")),
+        pretraining=("BertForPreTraining",),
+    ),
+    config_type=BERTConfig,
+    config_from=bert_from,
+    config_to=bert_to,
+    old_names=EARLY_NAMES,
+    ignored=(
+        "embeddings.position_ids",
+        "cls.predictions.decoder.bias",  # the same as cls.predictions.bias
+        "cls.seq_relationship.weight",  # BERT was also trained to tell which sentences follow each other
+        "cls.seq_relationship.bias",
+    ),
+)
+
+
+# ---- RoBERTa -------------------------------------------------------------------------------------
+
+
+def roberta_from(fields: Fields) -> BERTConfig:
+    """Its positions begin behind the number of the padding token."""
+    offset = fields.count("pad_token_id", 1) + 1
+    return bert_like_from(fields, fields.count("max_position_embeddings") - offset, offset)
+
+
+def roberta_to(config: BERTConfig) -> dict[str, Any]:
+    return {**bert_to(config), "pad_token_id": config.position_offset - 1}
+
+
+ROBERTA = Family(
+    model_type="roberta",
+    prefix="roberta.",
+    rules=BERT_RULES,
+    heads=heads(
+        "Roberta",
+        BERT,
+        mlm=(
+            rule("transform.dense", "lm_head.dense"),
+            rule("transform.norm", "lm_head.layer_norm"),
+            rule("output.bias", "lm_head.bias"),
+            rule("output.weight", "lm_head.decoder.weight"),
+        ),
+        classify=(rule("transform.dense", "classifier.dense"), rule("classifier", "classifier.out_proj")),
+    ),
+    config_type=BERTConfig,
+    config_from=roberta_from,
+    config_to=roberta_to,
+    ignored=(
+        "embeddings.position_ids",
+        "lm_head.decoder.bias",  # the same as lm_head.bias
+        "pooler.dense.weight",  # never trained: its classifiers have their own
+        "pooler.dense.bias",
+    ),
+)
+
+
+# ---- DistilBERT ----------------------------------------------------------------------------------
+
+
+def distilbert_from(fields: Fields) -> BERTConfig:
+    fields.expect("activation", "gelu")
+    fields.expect("tie_word_embeddings", True)
+    return BERTConfig(
+        vocab_size=fields.count("vocab_size"),
+        max_seq_len=fields.count("max_position_embeddings"),
+        num_layers=fields.count("n_layers"),
+        width=fields.count("dim"),
+        num_heads=fields.count("n_heads"),
+        mlp_width=fields.count("hidden_dim"),
+        num_segments=0,
+        pooler="relu",
+        dropout=fields.number("dropout", 0.1),
+        attention_dropout=fields.number("attention_dropout", 0.1),
+        classifier_dropout=fields.number("seq_classif_dropout", 0.2),
+    )
+
+
+def distilbert_to(config: BERTConfig) -> dict[str, Any]:
+    return {
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_seq_len,
+        "n_layers": config.num_layers,
+        "dim": config.width,
+        "n_heads": config.num_heads,
+        "hidden_dim": config.mlp_width,
+        "activation": "gelu",
+        "dropout": config.dropout,
+        "attention_dropout": config.attention_dropout,
+        "seq_classif_dropout": config.classifier_dropout,
+    }
+
+
+DISTILBERT = Family(
+    model_type="distilbert",
+    prefix="distilbert.",
+    rules=(
+        rule("tokens", "embeddings.word_embeddings"),
+        rule("positions", "embeddings.position_embeddings"),
+        rule("embedding_norm", "embeddings.LayerNorm"),
+        rule(
+            "blocks.*.attn.qkv",
+            "transformer.layer.*.attention.q_lin",
+            "transformer.layer.*.attention.k_lin",
+            "transformer.layer.*.attention.v_lin",
+        ),
+        rule("blocks.*.attn.out", "transformer.layer.*.attention.out_lin"),
+        rule("blocks.*.attn_norm", "transformer.layer.*.sa_layer_norm"),
+        rule("blocks.*.mlp.up", "transformer.layer.*.ffn.lin1"),
+        rule("blocks.*.mlp.down", "transformer.layer.*.ffn.lin2"),
+        rule("blocks.*.mlp_norm", "transformer.layer.*.output_layer_norm"),
+    ),
+    heads=heads(
+        "DistilBert",
+        BERT,
+        mlm=(
+            rule("transform.dense", "vocab_transform"),
+            rule("transform.norm", "vocab_layer_norm"),
+            rule("output", "vocab_projector"),
+        ),
+        classify=(rule("transform.dense", "pre_classifier"), rule("classifier", "classifier")),
+    ),
+    config_type=BERTConfig,
+    config_from=distilbert_from,
+    config_to=distilbert_to,
+    ignored=("embeddings.position_ids",),
+)
+
+
+# ---- ModernBERT ----------------------------------------------------------------------------------
+
+POOLINGS = {"cls": "first", "mean": "mean"}
+
+
+def modernbert_from(fields: Fields) -> ModernBERTConfig:
+    for key in ("hidden_activation", "classifier_activation"):
+        fields.expect(key, "gelu")
+    for key in ("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"):
+        fields.expect(key, False)
+    for key in ("embedding_dropout", "attention_dropout", "mlp_dropout"):
+        fields.expect(key, 0.0)
+    fields.expect("decoder_bias", True)
+    fields.expect("tie_word_embeddings", True)
+    fields.expect("classifier_pooling", *POOLINGS)
+    return ModernBERTConfig(
+        vocab_size=fields.count("vocab_size"),
+        max_seq_len=fields.count("max_position_embeddings"),
+        num_layers=fields.count("num_hidden_layers"),
+        width=fields.count("hidden_size"),
+        num_heads=fields.count("num_attention_heads"),
+        mlp_width=fields.count("intermediate_size"),
+        global_every=global_every_from(fields),
+        window=fields.count("local_attention", 128) // 2 + 1,  # theirs counts both sides, without the token itself
+        global_theta=theta_from(fields, "full_attention", "global_rope_theta", 160_000.0),
+        local_theta=theta_from(fields, "sliding_attention", "local_rope_theta", 10_000.0),
+        norm_eps=fields.number("norm_eps", 1e-5),
+        pooling=POOLINGS[fields.get("classifier_pooling", "cls")],
+        classifier_dropout=fields.number("classifier_dropout", 0.0),
+    )
+
+
+def layer_types(num_layers: int, global_every: int) -> list[str]:
+    return ["sliding_attention" if layer % global_every else "full_attention" for layer in range(num_layers)]
+
+
+def global_every_from(fields: Fields) -> int:
+    """Files have said it by a number, and since 2025 by naming what each layer sees."""
+    named = fields.get("layer_types")
+    if named is None or fields.get("global_attn_every_n_layers"):
+        every = fields.count("global_attn_every_n_layers", 3)
+    else:
+        every = next((i for i, name in enumerate(named) if i > 0 and name == "full_attention"), len(named))
+    if named not in (None, layer_types(fields.count("num_hidden_layers"), every)):
+        raise ValueError(f"layer_types={named} is not supported, only every so many layers 'full_attention'")
+    return every
+
+
+def theta_from(fields: Fields, kind: str, early_name: str, default: float) -> float:
+    """Of RoPE in layers of this kind, as files have said it until 2025 and since."""
+    rope = Fields(Fields(fields.get("rope_parameters", {})).get(kind, {}))
+    rope.expect("rope_type", "default")
+    return rope.number("rope_theta", fields.number(early_name, default))
+
+
+def modernbert_to(config: ModernBERTConfig) -> dict[str, Any]:
+    return {
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_seq_len,
+        "num_hidden_layers": config.num_layers,
+        "hidden_size": config.width,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.mlp_width,
+        "hidden_activation": "gelu",
+        "global_attn_every_n_layers": config.global_every,
+        "layer_types": layer_types(config.num_layers, config.global_every),
+        "local_attention": 2 * (config.window - 1),
+        "global_rope_theta": config.global_theta,
+        "local_rope_theta": config.local_theta,
+        "norm_eps": config.norm_eps,
+        "classifier_pooling": {ours: theirs for theirs, ours in POOLINGS.items()}[config.pooling],
+        "classifier_dropout": config.classifier_dropout,
+    }
+
+
+TRANSFORM = (rule("transform.dense", "head.dense"), rule("transform.norm", "head.norm"))
+CLASSIFIER = (*TRANSFORM, rule("classifier", "classifier"))
+
+MODERNBERT = Family(
+    model_type="modernbert",
+    prefix="model.",
+    rules=(
+        rule("tokens", "embeddings.tok_embeddings"),
+        rule("embedding_norm", "embeddings.norm"),
+        rule("blocks.*.attn_norm", "layers.*.attn_norm"),
+        rule("blocks.*.attn.qkv", "layers.*.attn.Wqkv"),
+        rule("blocks.*.attn.out", "layers.*.attn.Wo"),
+        rule("blocks.*.mlp_norm", "layers.*.mlp_norm"),
+        rule("blocks.*.mlp.gate_up", "layers.*.mlp.Wi"),
+        rule("blocks.*.mlp.down", "layers.*.mlp.Wo"),
+        rule("final_norm", "final_norm"),
+    ),
+    heads=heads("ModernBert", ModernBERT, (*TRANSFORM, rule("output", "decoder")), CLASSIFIER, CLASSIFIER),
+    config_type=ModernBERTConfig,
+    config_from=modernbert_from,
+    config_to=modernbert_to,
+)
