@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from kernels import choose, cross_entropy, linear_cross_entropy, reference
 
 BASELINE = "eager"
-CHECKED = 1100  # rows of hidden states in the check: several chunks, and a float64 truth within seconds
+CHECKED = {"cpu": 1100, "cuda": 2500}  # rows of hidden states in the check: several chunks, the truth within seconds
 Function = Callable[..., Tensor]
 
 
@@ -111,18 +111,17 @@ def from_hidden(
     absent = left_out(device, slow) | no_native()
     if reduction != "mean" and "Liger" not in absent:
         absent["Liger"] = "has no gradient of single losses"
-    functions = {
-        name: function for name, function in hidden_functions(reduction).items() if name not in absent
-    }  # fmt: skip
+    functions = {name: function for name, function in hidden_functions(reduction).items() if name not in absent}
     calls = {name: Call(f, [hidden, weight], grad, (targets,)) for name, f in functions.items()}
-    few = [hidden[:CHECKED].detach().requires_grad_(), weight], grad[:CHECKED] if grad.dim() else grad
+    n = CHECKED[device.type]
+    few = [hidden[:n].detach().requires_grad_(), weight], grad[:n] if grad.dim() else grad
 
     def sample(call: Call) -> list[Tensor]:
-        return harness.output_and_gradients(Call(call.function, *few, (targets[:CHECKED],)))
+        return harness.output_and_gradients(Call(call.function, *few, (targets[:n],)))
 
     def truth() -> list[Tensor]:
         inputs = [x.detach().double().requires_grad_() for x in few[0]]
-        return harness.output_and_gradients(Call(exact, inputs, few[1].double(), (targets[:CHECKED],)))
+        return harness.output_and_gradients(Call(exact, inputs, few[1].double(), (targets[:n],)))
 
     def exact(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         loss = reference.linear_cross_entropy(hidden, weight, targets)[0]

@@ -95,6 +95,8 @@ def run(
     """Check every provider, then time those that are right in every mode."""
     torch.compiler.reset()  # or the ninth shape would silently run uncompiled
     truth = case.truth()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # of its float64
     rows = [Row(case.name, provider, note=reason) for provider, reason in case.absent.items()]
     errors = {}
     for provider, call in case.calls.items():

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,25 @@ def test_quick_run(script, tmp_path):
     assert {"ours", "eager"} <= {row["provider"] for row in rows}
     assert all(row["ms"] > 0 for row in rows if not row["note"])
     assert out.with_suffix(".png").stat().st_size > 1000
+
+
+@pytest.mark.skipif(not find_spec("triton"), reason="the kernels need Triton")
+def test_dry_run_of_what_a_card_is_measured_with(tmp_path):
+    """In the interpreter: every part runs to its end and finds every kernel right."""
+    done = bench("gpu.py", "--dry-run", "--out", str(tmp_path), TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = tmp_path.glob("*.json")
+    record = json.loads(path.read_text())
+    assert {ending["ending"] for ending in record["endings"]} == {"finished"}
+    found = {kind: [r for r in record["records"] if r["kind"] == kind] for kind in ("check", "repeat", "row", "sweep")}
+    assert {r["dtype"] for r in found["check"]} == {"float16", "float32"}
+    assert all(r["passed"] for r in found["check"] + found["repeat"])
+    assert {"ours", "eager"} <= {r["provider"] for r in found["row"] if r["ms"]}
+    assert len(found["sweep"]) == 2
+    assert all(len(r["tried"]) > 1 and not r["refused"] for r in found["sweep"])
+    page = path.with_suffix(".md").read_text()
+    assert "FAILED" not in page
+    assert "- sweep" not in page
 
 
 def test_a_foreign_package_named_kernels_is_named(tmp_path):
