@@ -59,6 +59,13 @@ def _load(ptr, rows, end, stride, D: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
+def _load_numbers(ptr, rows, end, other):
+    """One number a row. Read as a column and summed over its one element, or else Triton 3.6 reads in the layout
+    of the product: 16 numbers a thread, all threads the same, and their addresses spill."""
+    return tl.sum(tl.load(ptr + rows[:, None], mask=rows[:, None] < end, other=other), 1)
+
+
+@triton.jit
 def _store(ptr, tile, rows, end, stride, D: tl.constexpr, BLOCK_D: tl.constexpr):
     cols = tl.arange(0, BLOCK_D)
     mask = (rows[:, None] < end) & (cols[None, :] < D)
@@ -284,31 +291,29 @@ def backward_kv_kernel(
     dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     edges = _walk_queries(j0, m - n, tl.where(j0 < m, n, 0), window, BLOCK_M, BLOCK_N, CAUSAL, WINDOW)
-    for member in range(GROUP):
-        h = g * GROUP + member
-        qh_ptr = q_ptr + q_offset + h.to(tl.int64) * stride_qh
-        doh_ptr = do_ptr + (q_start * H + h) * D
-        row_offset = h.to(tl.int64) * N + q_start
-        for PART in tl.static_range(0 if CAUSAL or WINDOW else 1, 3 if WINDOW else 2):
-            for i0 in range(edges[PART], edges[PART + 1], BLOCK_M):
-                query = i0 + tl.arange(0, BLOCK_M)
-                q = _load(qh_ptr, query, n, stride_qt, D, BLOCK_D)
-                s, slope = _score(_dot(k, q.T), scale, softcap, SOFTCAP)  # transposed: keys × queries
-                if PART != 1:
-                    s = _hide(s, query[None, :] + (m - n), key[:, None], m, window, CAUSAL, WINDOW)
-                lse = tl.load(lse_ptr + row_offset + query, mask=query < n, other=INF)
-                p = tl.exp2(s - lse[None, :])
-                do = _load(doh_ptr, query, n, H * D, D, BLOCK_D)
-                dp = _dot(v, do.T)
-                z = p
-                if DROPOUT:
-                    keep = _keep(seed, threshold, b, h, query[None, :], key[:, None])
-                    z = tl.where(keep, p * keep_scale, 0.0)
-                    dp = tl.where(keep, dp * keep_scale, 0.0)
-                dv += _dot(z.to(do.dtype), do)
-                delta = tl.load(delta_ptr + row_offset + query, mask=query < n, other=0.0)
-                ds = p * (dp - delta[None, :]) * slope
-                dk += _dot(ds.to(q.dtype), q)
+    for PART in tl.static_range(0 if CAUSAL or WINDOW else 1, 3 if WINDOW else 2):
+        # Tiles and heads in one loop: in two, one in the other, dk and dv change places and registers spill.
+        for step in range(tl.cdiv(edges[PART + 1] - edges[PART], BLOCK_M) * GROUP):
+            query = edges[PART] + step // GROUP * BLOCK_M + tl.arange(0, BLOCK_M)
+            h = g * GROUP + step % GROUP
+            row_offset = h.to(tl.int64) * N + q_start
+            q = _load(q_ptr + q_offset + h.to(tl.int64) * stride_qh, query, n, stride_qt, D, BLOCK_D)
+            s, slope = _score(_dot(k, q.T), scale, softcap, SOFTCAP)  # transposed: keys × queries
+            if PART != 1:
+                s = _hide(s, query[None, :] + (m - n), key[:, None], m, window, CAUSAL, WINDOW)
+            lse = _load_numbers(lse_ptr + row_offset, query, n, INF)
+            p = tl.exp2(s - lse[None, :])
+            do = _load(do_ptr + (q_start * H + h) * D, query, n, H * D, D, BLOCK_D)
+            dp = _dot(v, do.T)
+            z = p
+            if DROPOUT:
+                keep = _keep(seed, threshold, b, h, query[None, :], key[:, None])
+                z = tl.where(keep, p * keep_scale, 0.0)
+                dp = tl.where(keep, dp * keep_scale, 0.0)
+            dv += _dot(z.to(do.dtype), do)
+            delta = _load_numbers(delta_ptr + row_offset, query, n, 0.0)
+            ds = p * (dp - delta[None, :]) * slope
+            dk += _dot(ds.to(q.dtype), q)
 
     # Rows behind the last key have met the queries as zeros and may hold anything.
     dk = tl.where((key < m)[:, None], dk * scale, 0.0)
