@@ -54,7 +54,7 @@ def download(hub_id: str) -> Path:
     try:
         return Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=["*/*"]))
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"there is no folder {hub_id}, and downloading it from the hub failed: {reason}") from None
 
 
@@ -66,34 +66,44 @@ class Checkpoint:
     fields: dict[str, Any]  # config.json
     tensors: Mapping[str, Tensor]  # by their names; each is read when it is asked for
 
+    @property
+    def where(self) -> Path:
+        """The file that `fields` are from."""
+        return self.path / "config.json" if self.path.is_dir() else self.path
+
     @cached_property
     def family(self) -> Family:
         if "architecture" in self.fields:
             return OWN
         model_type = self.fields.get("model_type")
-        if model_type not in FAMILIES:
-            raise UserError(f"{self.path}: model_type={model_type!r} is not supported, only {', '.join(FAMILIES)}")
+        if not isinstance(model_type, str) or model_type not in FAMILIES:
+            known = ", ".join(FAMILIES)
+            raise UserError(f"{self.where}: model_type={model_type!r} is not supported, only {known}")
         return FAMILIES[model_type]
 
     @cached_property
     def config(self) -> Any:
         if method := self.fields.get("quantization_config"):
             kind = method.get("quant_method") if isinstance(method, dict) else method
-            raise UserError(f"{self.path}: quantization_config of {kind!r} is not supported; use the model as it was")
+            raise UserError(f"{self.path}: quantization_config {kind!r} is not supported; use the model before it")
         try:
             return self.family.config_from(Fields(self.fields))
         except (ValueError, TypeError) as error:
-            raise UserError(f"{self.path}: in config.json, {error}") from None
+            raise UserError(f"{self.where}: {error}") from None
 
     @cached_property
     def head_name(self) -> str:
         """What config.json says it is, as one of the family's heads."""
-        said = [self.fields.get("architecture"), *(self.fields.get("architectures") or [])]
-        said = [name for name in said if name]
-        known = {name: key for key, head in self.family.heads.items() for name in (head.architecture, *head.also)}
-        if said and said[0] not in known:
-            raise UserError(f"{self.path}: architecture {said[0]} is not supported, only {', '.join(known)}")
-        return known[said[0]] if said else next(iter(self.family.heads))
+        said = self.fields.get("architecture") or next(iter(self.fields.get("architectures") or []), None)
+        known: dict[str, str] = {}
+        for key, head in self.family.heads.items():
+            for name in (head.architecture, *head.also):
+                known.setdefault(name, key)  # where two share a name, the first counts
+        if said is None:
+            return next(iter(self.family.heads))
+        if said not in known:
+            raise UserError(f"{self.where}: architecture {said} is not supported, only {', '.join(known)}")
+        return known[said]
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -103,7 +113,38 @@ class Checkpoint:
         except KeyError:
             return ()
         except (ValueError, AttributeError) as error:
-            raise UserError(f"{self.path}: in config.json, id2label is no table of classes: {error}") from None
+            raise UserError(f"{self.where}: id2label is no table of classes: {error}") from None
+
+    def load(
+        self, head: str | None = None, classes: Sequence[str] | None = None, dtype: torch.dtype = torch.float32
+    ) -> nn.Module:
+        """The model, on the CPU, in evaluation mode, its parameters in `dtype`.
+
+        head      "lm", "mlm", "classify", "tag", "embed" or "encoder", as far as the family has it; None: what
+                  config.json says
+        classes   what a new classifier is to tell apart. It starts from random numbers, which is logged, unless the
+                  checkpoint has one for these very classes.
+
+        At any time only the model and one tensor are in memory. UserError if a tensor is missing, left over or of
+        another shape, or if config.json asks for what we don't have.
+        """
+        family, config, kind = self.family, self.config, head or self.head_name
+        if kind not in family.heads:
+            raise UserError(f"{self.path}: this is no model for {kind!r}, only for {', '.join(family.heads)}")
+        spec = family.heads[kind]
+        names = tuple(classes or self.classes)
+        if spec.has_classes and not names:
+            raise UserError(f"{self.path} names no classes: it is no classifier yet")
+        made_of = (config, names) if spec.has_classes else (config,)
+        with torch.device("meta"):  # shapes without memory: there is no initialisation to wait for
+            model = spec.model(*made_of)
+        new = new_parameters(model, self, spec, names) if classes else set()
+        if new:
+            model = spec.model(*made_of)
+            log.warning("%s: new, from random numbers: %s", self.path, ", ".join(sorted(new)))
+        allocate(model, dtype)
+        copy_weights(model, self.tensors, self.path, family, spec, new)
+        return model.eval()
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -136,40 +177,8 @@ def weight_files(folder: Path) -> list[Path]:
 def load(
     path: Path, head: str | None = None, classes: Sequence[str] | None = None, dtype: torch.dtype = torch.float32
 ) -> nn.Module:
-    """The model of a checkpoint, on the CPU, in evaluation mode, its parameters in `dtype`.
-
-    head      "lm", "mlm", "classify", "tag", "embed" or "encoder", as far as the family has it; None: what
-              config.json says
-    classes   what a new classifier is to tell apart. It starts from random numbers, which is logged, unless the
-              checkpoint has one for these very classes.
-
-    At any time only the model and one tensor are in memory. UserError if a tensor is missing, left over or of another
-    shape, or if config.json asks for what we don't have.
-    """
-    return load_checkpoint(open_checkpoint(path), head, classes, dtype)
-
-
-def load_checkpoint(
-    saved: Checkpoint, head: str | None, classes: Sequence[str] | None, dtype: torch.dtype
-) -> nn.Module:
-    family, config, kind = saved.family, saved.config, head or saved.head_name
-    if kind not in family.heads:
-        raise UserError(
-            f"{saved.path}: {family.model_type or 'GPT'} is no model for {kind!r}, only for {', '.join(family.heads)}"
-        )
-    spec = family.heads[kind]
-    names = tuple(classes or saved.classes)
-    if spec.has_classes and not names:
-        raise UserError(f"{saved.path} has no classes: it is not yet a classifier")
-    with torch.device("meta"):
-        model = spec.model(config, names) if spec.has_classes else spec.model(config)
-    new = new_parameters(model, saved, spec, names) if classes else set()
-    if new:
-        model = spec.model(config, names)  # with its initialisation
-        log.warning("%s: new, from random numbers: %s", saved.path, ", ".join(sorted(new)))
-    allocate(model, dtype)
-    copy_weights(model, saved.tensors, saved.path, family, spec, new)
-    return model.eval()
+    """The model of a checkpoint, see `Checkpoint.load`."""
+    return open_checkpoint(path).load(head, classes, dtype)
 
 
 def new_parameters(model: nn.Module, saved: Checkpoint, spec: Head, classes: tuple[str, ...]) -> set[str]:
@@ -248,8 +257,8 @@ def copy_weights(
 
 def copy_tensor(tensor: Tensor, part: Tensor, rule: Rule, name: str, is_needed: bool) -> list[str]:
     """Into the part of a parameter that it belongs to; or what is wrong with it."""
-    if rule.transpose and tensor.ndim == 2:
-        tensor = tensor.T
+    if rule.transpose and part.ndim == 2:
+        part = part.T
     if not tensor.is_floating_point():
         return [f"{name!r} is of {tensor.dtype}, not floating point"]
     if tensor.shape != part.shape:

@@ -37,8 +37,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Any = None) 
 
 def read_state(path: Path) -> Any:
     """The JSON beside the tensors."""
-    with opened(path) as file:
-        return json.loads((file.metadata() or {}).get("state", "null"))
+    try:
+        with opened(path) as file:
+            return json.loads((file.metadata() or {}).get("state", "null"))
+    except ValueError as error:
+        raise UserError(f"cannot read {path}: {error}") from None
 
 
 class Tensors(Mapping[str, Tensor]):

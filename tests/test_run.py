@@ -277,7 +277,7 @@ def test_a_failed_save_leaves_the_old_file(run, monkeypatch):
         Path(path).write_bytes(b"half a fi")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("minillm.run.save_file", full)
+    monkeypatch.setattr("minillm.files.save_file", full)
     with pytest.raises(OSError, match="no space"):
         run.save_checkpoint(model, [], {"step": 2})
     assert run.load_checkpoint(model, []) == {"step": 1}

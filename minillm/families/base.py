@@ -64,7 +64,12 @@ class Family:
 
     def covers(self, config: Any) -> bool:
         """Whether config.json can say all of it."""
-        return isinstance(config, self.config_type) and self.config_from(Fields(self.config_to(config))) == config
+        if not isinstance(config, self.config_type):
+            return False
+        try:
+            return self.config_from(Fields(self.config_to(config))) == config
+        except ValueError:
+            return False
 
     def head_of(self, model: nn.Module) -> Head | None:
         return next((head for head in self.heads.values() if type(model) is head.model), None)
@@ -118,6 +123,13 @@ class Fields:
         value = self.get(key, default)
         if not isinstance(value, bool):
             raise ValueError(f"{key}={value!r} is not true or false")
+        return value
+
+    def table(self, key: str) -> dict[str, Any]:
+        """Empty where there is none."""
+        value = self.get(key, {})
+        if not isinstance(value, dict):
+            raise ValueError(f"{key}={value!r} is no table")
         return value
 
     def expect(self, key: str, *values: Any) -> None:

@@ -126,9 +126,8 @@ def relative_from(fields: Fields, **special: Any) -> GPTConfig:
 
 def rope_from(fields: Fields) -> dict[str, Any]:
     """RoPE as files have said it until 2025 (rope_theta, rope_scaling) and since (rope_parameters)."""
-    rope = Fields({"rope_theta": fields.get("rope_theta"), **fields.get("rope_scaling", {})})
-    if newer := fields.get("rope_parameters"):
-        rope = Fields({"rope_theta": fields.get("rope_theta"), **newer})
+    said = fields.table("rope_parameters") or fields.table("rope_scaling")
+    rope = Fields({"rope_theta": fields.get("rope_theta"), **said})
     rope.expect("partial_rotary_factor", 1.0)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3"):
@@ -224,6 +223,7 @@ QWEN3 = relative("qwen3", "Qwen3", qwen3_from)
 
 
 def own_from(fields: Fields) -> GPTConfig:
+    fields.expect("architecture", *(head.architecture for head in OWN.heads.values()))
     names = {field.name for field in dataclasses.fields(GPTConfig)}
     about_heads = {"architecture", "id2label", "label2id", "dtype"}
     if unknown := fields.values.keys() - names - about_heads:
@@ -236,10 +236,10 @@ def own_from(fields: Fields) -> GPTConfig:
 
 OWN = Family(
     model_type="",
-    prefix="",
+    prefix="encoder.",
     rules=(),
     heads={
-        "lm": Head(GPT, "GPT", rules=(rule("output", "output"),)),
+        "lm": Head(GPT, "GPT", rules=(rule("output", "output"),), is_bare=True),
         "classify": Head(
             SequenceClassifier, "GPTClassifier", rules=(rule("classifier", "classifier"),), has_classes=True
         ),
