@@ -6,10 +6,12 @@ it multiplies the scores again and uses
 
     p = softmax(s)    dv = pᵀ do    dp = do vᵀ    ds = p (dp − Σ p dp)    dq = scale ds k    dk = scale dsᵀ q
 
-The work is cut once more, over heads, so that a piece of scores stays in the cache.
+The work is cut once more, over heads, into pieces of PIECE scores: memory stays small, and yet a call of the library
+does enough to outweigh what calling it costs.
 
-Letters: N queries and M keys of all sequences, H query heads, G key/value heads, D head dim; a group has `count`
-sequences of n queries and m keys each; P = count · H pairs of sequence and head.
+Letters: N queries and M keys of all sequences, H query heads, G key/value heads, R = H/G, D head dim; a group has
+`count` sequences of n queries and m keys each; P pairs of sequence and key/value head in a piece. The R query heads
+that share a key/value head are R times as many rows of one product.
 """
 
 from collections.abc import Iterator
@@ -19,9 +21,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-BLOCK = 128  # queries; twice as many from LONG keys on, where adding up dk and dv outweighs the wasted corner
+BLOCK = 128  # rows of scores; twice as many from LONG keys on, where adding up dk and dv outweighs the wasted corner
 LONG = 1024
-PIECE = 2**19  # scores at a time: 1 MB in bfloat16
+PIECE = 2**22  # scores at a time, 8 MB in bfloat16; with an eighth of it T = 512 takes 1.3 times as long on two cores
 SHORT = 64  # keys; PyTorch's softmax of shorter rows of bfloat16 is 3 to 15 times slower than that of float32
 
 
@@ -34,36 +36,69 @@ class Options(NamedTuple):
     dropout_seed: int
 
 
-class Piece(NamedTuple):
-    """Some heads of some queries, and the keys that these may see."""
+# ---- which scores are computed ---------------------------------------------------------------------------
 
-    pairs: slice  # of P
+
+class Part(NamedTuple):
+    """Some key/value heads of some sequences of a group."""
+
+    sequences: slice
+    heads: slice
+
+    def view(self, x: Tensor, rows: slice) -> Tensor:
+        """(count, n, G, R, D) → a view (sequences, heads, R, rows, D)."""
+        return x[self.sequences, rows, self.heads].permute(0, 2, 3, 1, 4)
+
+    def load(self, x: Tensor, rows: slice) -> Tensor:
+        """→ (P, R · rows, D), dense, or the library would copy it for each product."""
+        return self.view(x, rows).flatten(2, 3).flatten(0, 1).contiguous()
+
+    def store(self, x: Tensor, to: Tensor, rows: slice) -> None:
+        """The reverse of `load`."""
+        place = self.view(to, rows)
+        place.copy_(x.view(place.shape))
+
+
+class Block(NamedTuple):
+    """Some queries, and the keys that these may see."""
+
     queries: slice  # of n
     keys: slice  # of m
-    hidden: Tensor | None  # (queries, last of the keys) bool, or None if they see all
+    mask: Tensor | None  # (queries, last of the keys), 0 or −inf; None if they see all
 
 
-# ---- what is computed ------------------------------------------------------------------------------------
+def _parts(count: int, n: int, m: int, G: int, R: int) -> Iterator[Part]:
+    pairs = _pairs(n, m, R)
+    heads = -(-G // -(-G // pairs))  # equal parts of G, none larger than `pairs`
+    sequences = max(1, pairs // G)
+    for c in range(0, count, sequences):
+        for g in range(0, G, heads):
+            yield Part(slice(c, c + sequences), slice(g, g + heads))
 
 
-def _pieces(P: int, n: int, m: int, options: Options, device: torch.device) -> Iterator[Piece]:
-    """The pieces of a group, last queries first. Query i stands beside key i + m − n; queries that see nothing
-    are in no piece."""
+def _pairs(n: int, m: int, R: int) -> int:
+    return max(1, PIECE // (_rows_of_a_block(n, m, R) * m))
+
+
+def _rows_of_a_block(n: int, m: int, R: int) -> int:
+    return R * min(n, max(1, (BLOCK if m < LONG else 2 * BLOCK) // R))
+
+
+def _blocks(n: int, m: int, R: int, options: Options, like: Tensor) -> Iterator[Block]:
+    """Last queries first. Query i stands beside key i + m − n; queries that see nothing are in no block."""
     causal, window = options.causal, options.window
-    block = BLOCK if m < LONG else 2 * BLOCK
+    block = _rows_of_a_block(n, m, R) // R
     for i0 in reversed(range(_blind(n, m, options), n, block)):
         i1 = min(n, i0 + block)
         first, last = i0 + m - n, i1 - 1 + m - n
         j0 = 0 if window is None else max(0, first - window + 1)
         j1 = min(m, last + 1) if causal else m if window is None else min(m, last + window)
-        hidden = None
+        mask = None
         if window is not None:
-            hidden = _hidden(i1 - i0, j1 - j0, first - j0, causal, window, device)
-        elif causal and last > first:  # nothing is hidden before key first + 1
-            hidden = _hidden(i1 - i0, last - first, -1, causal, window, device)
-        pairs = max(1, PIECE // ((i1 - i0) * (j1 - j0)))
-        for z in range(0, P, pairs):
-            yield Piece(slice(z, z + pairs), slice(i0, i1), slice(j0, j1), hidden)
+            mask = _mask(i1 - i0, j1 - j0, first - j0, causal, window, like.dtype, like.device)
+        elif causal and last > first:  # nothing is hidden before key `first`
+            mask = _mask(i1 - i0, last - first + 1, 0, causal, window, like.dtype, like.device)
+        yield Block(slice(i0, i1), slice(j0, j1), mask)
 
 
 def _blind(n: int, m: int, options: Options) -> int:
@@ -74,27 +109,48 @@ def _blind(n: int, m: int, options: Options) -> int:
 
 
 @lru_cache(maxsize=256)  # the same few masks serve all layers and steps
-def _hidden(rows: int, cols: int, place: int, causal: bool, window: int | None, device: torch.device) -> Tensor:
-    """(rows, cols) bool, True where row i, which stands beside column place + i, may not look."""
+def _mask(
+    rows: int, cols: int, place: int, causal: bool, window: int | None, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """(rows, cols), −inf where row i, which stands beside column place + i, may not look, else 0: adding it takes a
+    third of the time of filling in what a boolean mask hides."""
     ahead = torch.arange(cols, device=device) - (place + torch.arange(rows, device=device))[:, None]
     hidden = ahead > 0 if causal else torch.zeros_like(ahead, dtype=torch.bool)
     if window is not None:
         hidden = hidden | (ahead.abs() >= window)
-    return hidden
+    return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))
 
 
-def _probabilities(q: Tensor, k: Tensor, hidden: Tensor | None, options: Options) -> tuple[Tensor, Tensor | None]:
+# ---- what is computed ------------------------------------------------------------------------------------
+
+
+def _probabilities(
+    q: Tensor, k: Tensor, mask: Tensor | None, options: Options, room: Tensor
+) -> tuple[Tensor, Tensor | None]:
     """softmax of the scores and, with a soft cap, their tanh."""
-    scores = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=options.scale)
+    scores = _shaped(room, q, k)
+    torch.baddbmm(scores, q, k.transpose(1, 2), beta=0, alpha=options.scale, out=scores)
     if scores.dtype in (torch.bfloat16, torch.float16) and (k.shape[1] < SHORT or options.softcap is not None):
         scores = scores.float()
     tanh = None
     if options.softcap is not None:
         tanh = torch.tanh(scores / options.softcap)
         scores = tanh * options.softcap
-    if hidden is not None:
-        scores[:, :, -hidden.shape[1] :].masked_fill_(hidden, float("-inf"))
-    return torch.softmax(scores, dim=-1), tanh
+    if mask is not None:
+        of_heads = scores.unflatten(1, (-1, mask.shape[0]))  # (P, R, queries, keys)
+        of_heads[..., -mask.shape[1] :].add_(mask)
+    return torch.softmax(scores, dim=-1, out=scores), tanh
+
+
+def _room(like: Tensor, shapes: list[int], G: int, R: int) -> Tensor:
+    """Room for the scores of a piece. Allocated once a call: pages fresh from the system cost as much as a product."""
+    sizes = [min(count * G, _pairs(n, m, R)) * _rows_of_a_block(n, m, R) * m for (count, n, m), *_ in _spans(shapes)]
+    return torch.empty(max(sizes, default=0), dtype=like.dtype, device=like.device)
+
+
+def _shaped(room: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    shape = q.shape[0], q.shape[1], k.shape[1]
+    return room[: shape[0] * shape[1] * shape[2]].view(shape)
 
 
 def _dropout(like: Tensor, p: float, generator: torch.Generator | None) -> Tensor | None:
@@ -110,80 +166,65 @@ def _generator(options: Options, device: torch.device) -> torch.Generator | None
     return torch.Generator(device).manual_seed(options.dropout_seed)
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, options: Options, generator) -> Tensor:
-    """q (P, n, D), k and v (P, m, D) → (P, n, D)."""
-    out = torch.empty_like(q)
-    out[:, : _blind(q.shape[1], k.shape[1], options)] = 0
-    for pairs, queries, keys, hidden in _pieces(*q.shape[:2], k.shape[1], options, q.device):
-        probs, _ = _probabilities(q[pairs, queries], k[pairs, keys], hidden, options)
-        kept = _dropout(probs, options.dropout_p, generator)
-        probs = probs if kept is None else probs * kept
-        torch.bmm(probs.to(v.dtype), v[pairs, keys], out=out[pairs, queries])
-    return out
+def _forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, options: Options, generator, room: Tensor) -> None:
+    """q and `out` (count, n, G, R, D), k and v (count, m, G, 1, D)."""
+    (count, n, G, R, _), m = q.shape, k.shape[1]
+    out[:, : _blind(n, m, options)] = 0
+    for part in _parts(count, n, m, G, R):
+        for queries, keys, mask in _blocks(n, m, R, options, q):
+            probs, _ = _probabilities(part.load(q, queries), part.load(k, keys), mask, options, room)
+            kept = _dropout(probs, options.dropout_p, generator)
+            probs = probs if kept is None else probs * kept
+            part.store(torch.bmm(probs.to(v.dtype), part.load(v, keys)), out, queries)
 
 
-def _backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, options: Options, generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dq (P, n, D), dk and dv (P, m, D), these two summed in at least float32."""
-    P, n, _ = q.shape
-    m = k.shape[1]
-    dq = torch.empty_like(q)
-    dq[:, : _blind(n, m, options)] = 0
+def _backward(inputs: list[Tensor], grads: list[Tensor], options: Options, generator, rooms: list[Tensor]) -> None:
+    """`inputs` are do, q, k, v and `grads`, which are written, dq, dk, dv, shaped as in `_forward`."""
+    grad, q, k, v = inputs
+    dq, dk, dv = grads
+    (count, n, G, R, _), m = q.shape, k.shape[1]
     wide = torch.promote_types(k.dtype, torch.float32)
-    dk, dv = torch.empty_like(k, dtype=wide), torch.empty_like(v, dtype=wide)
-    if options.window is not None:
-        dk, dv = dk.zero_(), dv.zero_()
-    for pairs, queries, keys, hidden in _pieces(P, n, m, options, q.device):
-        piece_q, piece_k, do = q[pairs, queries], k[pairs, keys], grad[pairs, queries]
-        probs, tanh = _probabilities(piece_q, piece_k, hidden, options)
-        dprobs = torch.bmm(do, v[pairs, keys].transpose(1, 2)).to(probs.dtype)
-        kept = _dropout(probs, options.dropout_p, generator)
-        if kept is not None:
-            dprobs = dprobs * kept
-        weights = probs if kept is None else probs * kept
-        # Without a window the last queries, which come first, see all keys.
-        put = torch.Tensor.copy_ if queries.stop == n and options.window is None else torch.Tensor.add_
-        put(dv[pairs, keys], torch.bmm(weights.to(v.dtype).transpose(1, 2), do))
-        dscores = torch._softmax_backward_data(dprobs, probs, -1, probs.dtype)
-        if tanh is not None:
-            dscores = dscores * (1 - tanh * tanh)
-        dscores = dscores.to(q.dtype)
-        put(dk[pairs, keys], torch.bmm(dscores.transpose(1, 2), piece_q))
-        torch.bmm(dscores, piece_k, out=dq[pairs, queries])
-    return dq.mul_(options.scale), dk.mul_(options.scale), dv
+    dq[:, : _blind(n, m, options)] = 0
+    for part in _parts(count, n, m, G, R):
+        sum_k, sum_v = (torch.empty_like(part.load(k, slice(0, m)), dtype=wide) for _ in range(2))
+        if options.window is not None:
+            sum_k.zero_(), sum_v.zero_()
+        for queries, keys, mask in _blocks(n, m, R, options, q):
+            q_rows, k_rows, do = part.load(q, queries), part.load(k, keys), part.load(grad, queries)
+            probs, tanh = _probabilities(q_rows, k_rows, mask, options, rooms[0])
+            dprobs = _shaped(rooms[1], q_rows, k_rows)
+            dprobs = torch.bmm(do, part.load(v, keys).transpose(1, 2), out=dprobs).to(probs.dtype)
+            kept = _dropout(probs, options.dropout_p, generator)
+            if kept is not None:
+                dprobs = dprobs * kept
+            weights = probs if kept is None else probs * kept
+            # Without a window the last queries, which come first, see all keys.
+            put = torch.Tensor.copy_ if queries.stop == n and options.window is None else torch.Tensor.add_
+            put(sum_v[:, keys], torch.bmm(weights.to(v.dtype).transpose(1, 2), do))
+            torch._softmax_backward_data(dprobs, probs, -1, probs.dtype, grad_input=dprobs)
+            if tanh is not None:
+                dprobs = dprobs * (1 - tanh * tanh)
+            dscores = dprobs.to(q.dtype)
+            put(sum_k[:, keys], torch.bmm(dscores.transpose(1, 2), q_rows))
+            part.store(torch.bmm(dscores, k_rows).mul_(options.scale), dq, queries)
+        part.store(sum_k.mul_(options.scale), dk, slice(0, m))
+        part.store(sum_v, dv, slice(0, m))
 
 
 # ---- the groups --------------------------------------------------------------------------------------------
 
 
-def _heads_first(x: Tensor, count: int, H: int) -> Tensor:
-    """(count · n, G, D) → (count · H, n, D): a copy, each key/value head as often as query heads share it."""
-    x = x.unflatten(0, (count, -1)).transpose(1, 2)  # (count, G, n, D)
-    G = x.shape[1]
-    if G != H:
-        x = x[:, :, None].expand(-1, -1, H // G, -1, -1)
-    return x.reshape(count * H, *x.shape[-2:])
-
-
-def _tokens_first(x: Tensor, count: int) -> Tensor:
-    """(count · H, n, D) → (count · n, H, D)."""
-    return x.unflatten(0, (count, -1)).transpose(1, 2).flatten(0, 1)
-
-
-def _shared(x: Tensor, count: int, G: int) -> Tensor:
-    """(count · H, m, D) → (count · m, G, D), summed over the query heads that share a head."""
-    x = x.view(count, G, -1, *x.shape[1:])
-    x = x.squeeze(2) if x.shape[2] == 1 else x.sum(2)
-    return x.transpose(1, 2).flatten(0, 1)
-
-
-def _spans(shapes: list[int]) -> Iterator[tuple[int, slice, slice]]:
-    """The number of sequences of each group and its rows of the sorted queries and keys."""
+def _spans(shapes: list[int]) -> Iterator[tuple[tuple[int, int, int], slice, slice]]:
+    """The shape of each group and its rows of the sorted queries and keys."""
     i = j = 0
     for count, n, m in zip(shapes[::3], shapes[1::3], shapes[2::3], strict=True):
-        yield count, slice(i, i + count * n), slice(j, j + count * m)
+        yield (count, n, m), slice(i, i + count * n), slice(j, j + count * m)
         i, j = i + count * n, j + count * m
+
+
+def _group(x: Tensor, rows: slice, count: int, G: int) -> Tensor:
+    """(N, H, D) or (M, G, D) → a view of the group (count, n or m, G, R or 1, D)."""
+    return x[rows].unflatten(1, (G, -1)).unflatten(0, (count, -1))
 
 
 def _take(x: Tensor, rows: Tensor | None) -> Tensor:
@@ -218,12 +259,14 @@ def attention_blocks(
     """
     options = Options(causal, window, scale, softcap, dropout_p, dropout_seed)
     generator = _generator(options, q.device)
-    H = q.shape[1]
+    G, R = k.shape[1], q.shape[1] // k.shape[1]
     q_sorted, k_sorted, v_sorted = _take(q, q_rows), _take(k, k_rows), _take(v, k_rows)
-    out = torch.zeros(q_sorted.shape, dtype=q.dtype, device=q.device)
-    for count, q_span, k_span in _spans(shapes):
-        heads = (_heads_first(x, count, H) for x in (q_sorted[q_span], k_sorted[k_span], v_sorted[k_span]))
-        out[q_span] = _tokens_first(_forward(*heads, options, generator), count)
+    out = torch.empty(q_sorted.shape, dtype=q.dtype, device=q.device)
+    room = _room(q, shapes, G, R)
+    for (count, _, _), q_span, k_span in _spans(shapes):
+        q_group, out_group = (_group(x, q_span, count, G) for x in (q_sorted, out))
+        k_group, v_group = (_group(x, k_span, count, G) for x in (k_sorted, v_sorted))
+        _forward(q_group, k_group, v_group, out_group, options, generator, room)
     return _put(out, q_rows, q)
 
 
@@ -245,15 +288,16 @@ def attention_blocks_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     options = Options(causal, window, scale, softcap, dropout_p, dropout_seed)
     generator = _generator(options, q.device)
-    H, G = q.shape[1], k.shape[1]
-    q_sorted, grad = _take(q, q_rows), _take(grad, q_rows)
-    k_sorted, v_sorted = _take(k, k_rows), _take(v, k_rows)
-    dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q_sorted, k_sorted, v_sorted))
-    for count, q_span, k_span in _spans(shapes):
-        parts = grad[q_span], q_sorted[q_span], k_sorted[k_span], v_sorted[k_span]
-        parts = _backward(*(_heads_first(x, count, H) for x in parts), options, generator)
-        dq[q_span] = _tokens_first(parts[0], count)
-        dk[k_span], dv[k_span] = (_shared(x, count, G) for x in parts[1:])
+    G, R = k.shape[1], q.shape[1] // k.shape[1]
+    of_queries = [_take(x, q_rows) for x in (grad, q)]
+    of_keys = [_take(x, k_rows) for x in (k, v)]
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (of_queries[1], *of_keys))
+    rooms = [_room(q, shapes, G, R) for _ in range(2)]
+    for (count, _, _), q_span, k_span in _spans(shapes):
+        grad_group, q_group, dq_group = (_group(x, q_span, count, G) for x in (*of_queries, dq))
+        k_group, v_group, dk_group, dv_group = (_group(x, k_span, count, G) for x in (*of_keys, dk, dv))
+        inputs = [grad_group, q_group, k_group, v_group]
+        _backward(inputs, [dq_group, dk_group, dv_group], options, generator, rooms)
     return _put(dq, q_rows, q), _put(dk, k_rows, k), _put(dv, k_rows, v)
 
 
