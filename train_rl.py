@@ -267,7 +267,7 @@ def train(args: Args, console: Console) -> Run:
         started -= state.seconds  # what the interrupted process took
     else:
         run = Run.create(args.out, f"{args.task}-rl")
-        run.describe(model.config, task.tokenizer, args)
+        run.describe(model, task.tokenizer, args)
         state = State()
     introduce(console, placement, task, model, run)
     before = score(console, task, start, "before")

@@ -130,7 +130,7 @@ def train(args: Args, console: Console) -> Run:
         started -= state.seconds  # what the interrupted process took
     else:
         run = Run.create(args.out, f"{args.task}-sft")
-        run.describe(model.config, task.tokenizer, args)
+        run.describe(model, task.tokenizer, args)
         state = State()
     introduce(console, placement, task, model, run)
 
