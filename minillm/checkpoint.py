@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minillm.errors import UserError
+from minillm.errors import UserError, need
 from minillm.families import FAMILIES
 from minillm.families.base import Family, Fields, Head, Rule
 from minillm.families.gpt import OWN
@@ -46,14 +46,11 @@ def resolve(name: str | Path) -> Path:
 
 def download(hub_id: str) -> Path:
     """A folder with what of a model can be read: never pickles, never code."""
-    try:
-        from huggingface_hub import errors, snapshot_download
-    except ImportError:
-        raise UserError(f"there is no folder {hub_id}; to download it from the hub: pip install -e '.[hub]'") from None
+    hub = need("huggingface_hub", "hub", f"there is no folder {hub_id}, and downloading it from the hub")
     wanted = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=["*/*"]))
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError, ValueError) as error:
+        return Path(hub.snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=["*/*"]))
+    except (hub.errors.HfHubHTTPError, hub.errors.LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"there is no folder {hub_id}, and downloading it from the hub failed: {reason}") from None
 

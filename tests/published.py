@@ -65,7 +65,7 @@ def padded(parts: Sequence[Tensor]) -> dict[str, Tensor]:
 
 def close(ours: Tensor, theirs: Tensor, tolerance: float, name: str = "") -> None:
     """Equal up to `tolerance` times the largest value."""
-    scale = float(theirs.abs().max())
+    scale = float(theirs.detach().abs().max())
     assert scale > 0, f"{name} is nothing but zeros"
     torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance * scale, msg=lambda text: f"{name}: {text}")
 

@@ -436,7 +436,7 @@ def test_downloads(llama, monkeypatch):
 
 def test_without_the_extra_the_hub_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"there is no folder owner/name; to download .* pip install -e '\.\[hub\]'"):
+    with pytest.raises(UserError, match=r"owner/name, and downloading .* needs .*: pip install -e '\.\[hub\]'"):
         checkpoint.resolve("owner/name")
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import gpt, gpt_config, packed, sequences
+from tiny import bert_config, gpt, gpt_config, packed, sequences
 
 from minillm import cli, optim
 from minillm.errors import UserError
 from minillm.gpt import GPT
+from minillm.heads import SequenceClassifier
 from minillm.run import Run, resumed, weights_of
 from minillm.tasks import Arithmetic
 from minillm.tokenizer import SymbolTokenizer
@@ -235,6 +236,15 @@ def test_optimiser_state_comes_back_exactly(run, make):
         for a, b in zip(first["param_groups"], second["param_groups"], strict=True):
             assert a.keys() == b.keys()
             assert all(list(v) == list(b[k]) if isinstance(v, tuple) else v == b[k] for k, v in a.items())
+
+
+@pytest.mark.parametrize("config", [gpt_config(tie_embeddings=False), bert_config()], ids=["gpt", "bert"])
+def test_classifiers_go_on_too(run, config):
+    first, second = (SequenceClassifier(config, ("no", "yes")) for _ in range(2))
+    run.save_checkpoint(first, [], {})
+    run.load_checkpoint(second, [])
+    ours, theirs = weights_of(first), weights_of(second)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_a_checkpoint_is_its_own_memory(run):
