@@ -8,27 +8,35 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kernels import Packing, attention
+from kernels import Packing, attention, choose
+from kernels.decoding import decode_attention
 from minillm.layers import Attend
 
 
 class KVCache:
-    """Buffers (B, S, G, D) for keys and for values of each layer, filled from the left."""
+    """Buffers (B, G, S, D) for keys and for values of each layer, filled from the left."""
 
     def __init__(self, num_layers: int, batch: int, capacity: int, kv_heads: int, head_dim: int, like: Tensor):
         """Empty, in the dtype and on the device of `like`."""
         # Zeros and not garbage: what lies behind a sequence is weighted 0, and 0 · NaN would be NaN.
-        shape = (batch, capacity, kv_heads, head_dim)
+        # The keys of a head lie together, because a step of decoding reads them in one go.
+        shape = (batch, kv_heads, capacity, head_dim)
         self.layers = [(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(num_layers)]
         self.lengths = (0,) * batch  # tokens held of each sequence
+        self.capacity = capacity
 
     @property
     def max_len(self) -> int:
         return max(self.lengths, default=0)
 
     def extend(self, packing: Packing) -> "Extension":
-        """Room for new tokens behind each sequence; every layer then files its keys and values there."""
+        """Room for new tokens behind each sequence; every layer then files its keys and values there.
+
+        Raises ValueError, and stays as it was, when a sequence outgrows the capacity.
+        """
         extension = Extension(self, packing)
+        if extension.max_len > self.capacity:
+            raise ValueError(f"a sequence has {extension.max_len} tokens but the cache holds {self.capacity}")
         self.lengths = extension.lengths
         return extension
 
@@ -44,30 +52,50 @@ class Extension:
 
     def __init__(self, cache: KVCache, packing: Packing):
         self.cache, self.packing = cache, packing
-        self.is_first = cache.max_len == 0
+        self.before = cache.lengths
         self.lengths = tuple(old + new for old, new in zip(cache.lengths, packing.lengths, strict=True))
         self.max_len = max(self.lengths, default=0)
+        self.is_even = packing.is_rectangular and len(set(self.lengths)) <= 1
         device = packing.cu_seqlens.device
-        self.positions = packing.positions + torch.tensor(cache.lengths, device=device)[packing.sequence]
-        ragged = not packing.is_rectangular or len(set(self.lengths)) > 1
-        self.q_lengths = packing.lengths_tensor if ragged else None
-        self.k_lengths = torch.tensor(self.lengths, device=device) if ragged else None
+        if self.is_even:
+            self.k_lengths = self.visible = None
+            self.positions = packing.positions + (self.max_len - packing.max_len)
+        else:
+            self.k_lengths = torch.tensor(self.lengths, device=device)
+            self.positions = packing.positions + (self.k_lengths - packing.lengths_tensor)[packing.sequence]
+            self.visible = (torch.arange(self.max_len, device=device) < self.k_lengths[:, None])[:, None, None]
+        one_each = set(packing.lengths) == {1}
+        self.is_step = one_each and choose(device).impl == "torch" and not torch.is_grad_enabled()
 
     def attend(self, layer: int) -> Attend:
         """The attention of one layer: files the new keys and values, then looks at all of them."""
-        return partial(self._attend, *self.cache.layers[layer])
+        return partial(self._step if self.is_step else self._attend, *self.cache.layers[layer])
+
+    def _step(self, keys: Tensor, values: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """One new token a sequence, without gradients: the inner loop of generation on a CPU."""
+        n = self.max_len
+        if self.is_even:  # a slice costs less than an index, which counts in small models
+            keys[:, :, n - 1], values[:, :, n - 1] = k, v
+        else:
+            self._file(keys, k)
+            self._file(values, v)
+        return decode_attention(q, keys[:, :, :n], values[:, :, :n], self.visible)
 
     def _attend(self, keys: Tensor, values: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys[self.packing.sequence, self.positions] = k
-        values[self.packing.sequence, self.positions] = v
-        if self.is_first:  # the new tokens are all there is
+        self._file(keys, k)
+        self._file(values, v)
+        if not any(self.before):  # the new tokens are all there is
             return attention(q, k, v, causal=True, packing=self.packing)
         out = attention(
             self.packing.pad(q),
-            keys[:, : self.max_len],
-            values[:, : self.max_len],
+            keys[:, :, : self.max_len].transpose(1, 2),
+            values[:, :, : self.max_len].transpose(1, 2),
             causal=True,
-            q_lengths=self.q_lengths,
+            q_lengths=None if self.is_even else self.packing.lengths_tensor,
             k_lengths=self.k_lengths,
         )
         return self.packing.unpad(out)
+
+    def _file(self, buffer: Tensor, new: Tensor) -> None:
+        """Copy new keys or values (N,G,D) into a buffer (B,G,S,D)."""
+        buffer.transpose(1, 2)[self.packing.sequence, self.positions] = new

@@ -117,8 +117,8 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(head_dim, eps=qk_norm_eps)
 
     def forward(self, x: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
-        heads = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # (N, H+2G, D)
-        q, k, v = heads.split(self.heads, dim=1)
+        heads = self.qkv(x).view(x.shape[0], -1, self.head_dim)  # (N, H+2G, D)
+        q, k, v = torch.split_with_sizes(heads, self.heads, dim=1)
         if self.has_qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:

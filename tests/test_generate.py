@@ -8,7 +8,8 @@ import torch
 from tiny import gpt, packed, sequences
 
 from kernels import backend
-from minillm.generate import draw, generate
+from minillm.generate import generate
+from minillm.sampling import GREEDY, Sampling, draw
 
 STOP = 4
 PROMPTS = [part.tolist() for part in sequences((3, 1, 5, 2, 4), high=STOP)]
@@ -57,7 +58,7 @@ def test_greedy_is_greedy_without_cache(choices, impl, monkeypatch):
     lengths = set()
     for seed in range(4):
         model = small(seed, **choices)
-        samples = generate(model, PROMPTS, 8, STOP, temperature=0)
+        samples = generate(model, PROMPTS, 8, STOP, GREEDY)
         truth = [greedy_without_cache(model, prompt, 8) for prompt in PROMPTS]
         assert [sample.tokens for sample in samples] == truth
         lengths |= {len(answer) for answer in truth}
@@ -72,7 +73,7 @@ def test_greedy_is_greedy_without_cache(choices, impl, monkeypatch):
 def test_logprobs_are_those_of_a_full_pass(choices, dtype, tolerance, temperature):
     torch.manual_seed(0)
     model = small(**choices).to(dtype)
-    samples = generate(model, PROMPTS, 8, STOP, temperature, samples_per_prompt=6)
+    samples = generate(model, PROMPTS, 8, STOP, Sampling(temperature), samples_per_prompt=6)
     assert len(samples) == 6 * len(PROMPTS)
     lengths = {len(sample.tokens) for sample in samples}
     assert min(lengths) < 4 < max(lengths)
@@ -84,29 +85,29 @@ def test_logprobs_are_those_of_a_full_pass(choices, dtype, tolerance, temperatur
 
 def test_samples_of_one_prompt_lie_in_a_row():
     model = small()
-    together = generate(model, PROMPTS, 8, STOP, temperature=0, samples_per_prompt=3)
-    alone = generate(model, PROMPTS, 8, STOP, temperature=0)
+    together = generate(model, PROMPTS, 8, STOP, GREEDY, samples_per_prompt=3)
+    alone = generate(model, PROMPTS, 8, STOP, GREEDY)
     assert [s.tokens for s in together] == [s.tokens for s in alone for _ in range(3)]
 
 
 def test_a_prompt_is_answered_the_same_in_any_company():
     model = small()
-    for prompt, sample in zip(PROMPTS, generate(model, PROMPTS, 8, STOP, temperature=0), strict=True):
-        assert generate(model, [prompt], 8, STOP, temperature=0)[0].tokens == sample.tokens
+    for prompt, sample in zip(PROMPTS, generate(model, PROMPTS, 8, STOP, GREEDY), strict=True):
+        assert generate(model, [prompt], 8, STOP, GREEDY)[0].tokens == sample.tokens
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5])
 def test_long_answers_are_cut(limit):
     torch.manual_seed(0)
-    full = generate(small(), PROMPTS, 8, STOP, temperature=0)
-    cut = generate(small(), PROMPTS, limit, STOP, temperature=0)
+    full = generate(small(), PROMPTS, 8, STOP, GREEDY)
+    cut = generate(small(), PROMPTS, limit, STOP, GREEDY)
     assert [s.tokens for s in cut] == [s.tokens[:limit] for s in full]
 
 
 def test_all_may_finish_at_once():
     model = small()
     model.output.weight.data.zero_()  # indifferent, so that the first token is taken
-    samples = generate(model, PROMPTS, 8, stop=0, temperature=0)
+    samples = generate(model, PROMPTS, 8, 0, GREEDY)
     assert [s.tokens for s in samples] == [[0]] * len(PROMPTS)
     assert all(s.logprobs == [pytest.approx(-math.log(5))] for s in samples)
 
@@ -166,7 +167,7 @@ def all_answers(model, prompt, stop, limit, temperature):
 def test_answers_follow_the_distribution_of_all_answers(temperature):
     torch.manual_seed(0)
     model, prompts = small(vocab_size=3, sharpness=0.3), [[0, 1], [1]]
-    samples = generate(model, prompts, 3, stop=2, temperature=temperature, samples_per_prompt=4000)
+    samples = generate(model, prompts, 3, 2, Sampling(temperature), samples_per_prompt=4000)
     for i, prompt in enumerate(prompts):
         counts = count(tuple(s.tokens) for s in samples[4000 * i : 4000 * (i + 1)])
         assert_drawn_from(counts, all_answers(model, prompt, 2, 3, temperature))
@@ -176,7 +177,7 @@ def test_answers_follow_the_distribution_of_all_answers(temperature):
 def test_draws_follow_the_softmax(temperature):
     torch.manual_seed(0)
     logits = torch.tensor([0.0, 1.0, -1.0, 2.0, 0.5, -3.0, 1.5, -0.5])
-    tokens, logprobs = draw(logits.expand(20_000, -1), temperature, None)
+    tokens, logprobs = draw(logits.expand(20_000, -1), Sampling(temperature))
     truth = torch.log_softmax(logits / temperature, dim=-1)
     torch.testing.assert_close(logprobs, truth[tokens])
     assert_drawn_from(count(tokens.tolist()), dict(enumerate(truth.double().softmax(0).tolist())))
@@ -186,7 +187,7 @@ def test_an_impossible_token_is_never_drawn():
     torch.manual_seed(0)
     logits = torch.tensor([0.0, -torch.inf, 1.0]).expand(1000, -1)
     for temperature in (0.0, 1.0):
-        assert 1 not in draw(logits, temperature, None)[0]
+        assert 1 not in draw(logits, Sampling(temperature))[0]
 
 
 def test_a_generator_repeats_itself_and_leaves_the_global_one_alone():
@@ -212,6 +213,6 @@ def test_nothing_cannot_be_answered(prompts):
 def test_prompt_and_answer_must_fit_the_model():
     model = small()
     model.output.weight.data.zero_()  # always token 0, never the stop token
-    assert len(generate(model, [[1] * 10], 6, STOP, temperature=0)[0].tokens) == 6
+    assert len(generate(model, [[1] * 10], 6, STOP, GREEDY)[0].tokens) == 6
     with pytest.raises(ValueError, match="max_seq_len=16"):
-        generate(model, [[1] * 10], 8, STOP, temperature=0)
+        generate(model, [[1] * 10], 8, STOP, GREEDY)

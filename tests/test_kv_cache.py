@@ -72,7 +72,7 @@ def test_the_cache_has_the_dtype_that_the_model_computes_in():
     model.compute_dtype = torch.bfloat16
     assert model.new_cache(1, 4).layers[0][0].dtype == torch.bfloat16
     keys, values = gpt(num_kv_heads=2).new_cache(3, 5).layers[1]
-    assert keys.shape == values.shape == (3, 5, 2, 4)
+    assert keys.shape == values.shape == (3, 2, 5, 4)
 
 
 @torch.no_grad()

@@ -1,0 +1,35 @@
+"""Attention of one new query a sequence over its cached keys: a step of generation on a CPU.
+
+    o_b = Σ_j p_bj v_bj        p_b = softmax(scale · q_b·k_bj) over the keys j that are visible to sequence b
+
+`attention` computes the same; here nothing is checked or derived again for every layer, because a small model spends
+more time on that than on arithmetic.
+
+Letters: B sequences, S keys, H query heads, G key/value heads, D head dim.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+
+def decode_attention(q: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None = None) -> Tensor:
+    """q (B,H,D), keys and values (B,G,S,D), visible (B,1,1,S) bool or None for all → (B,H,D), without gradients.
+
+    Each sequence must see a key. Query head h reads key/value head h // (H/G).
+    """
+    if q.dtype in (torch.bfloat16, torch.float16):  # SDPA is slow at those on a CPU
+        return _products(q, keys, values, visible)
+    gqa = q.shape[1] != keys.shape[1]
+    return scaled_dot_product_attention(q.unsqueeze(2), keys, values, visible, enable_gqa=gqa).squeeze(2)
+
+
+def _products(q: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
+    """The heads of a group are rows of one product with their keys: nothing is repeated."""
+    B, H, D = q.shape
+    rows = (q * D**-0.5).view(B, keys.shape[1], -1, D)  # (B, G, H/G, D)
+    scores = torch.matmul(rows, keys.transpose(2, 3))
+    if visible is not None:
+        scores = scores.masked_fill_(~visible, float("-inf"))
+    probs = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype)
+    return torch.matmul(probs, values).view(B, H, D)
