@@ -39,7 +39,7 @@ from harness import Case, Row
 from kernels import choose
 from kernels.backend import triton_obstacle
 
-GRACE = 15  # seconds that a part may overrun its time before it is killed
+SOFT = 0.85  # of a part's time: then it begins nothing new; at the end of its time it is killed
 
 
 class Context(NamedTuple):
@@ -47,7 +47,7 @@ class Context(NamedTuple):
 
     device: torch.device
     dry: bool
-    deadline: float  # of time.monotonic()
+    deadline: float  # of time.monotonic(), which all processes share
     out: Path
 
     def write(self, kind: str, record: dict) -> None:
@@ -124,6 +124,7 @@ def leave_out_compilers(case: Case) -> None:
 def sweep_launches(context: Context) -> None:
     if context.impl != "triton":
         return context.write("skipped", {"what": "sweep", "why": "no Triton here"})
+    context.write("chunks", sweep.chunk_rows(context.device, context.dry))
     pool = sweep.workers(context.device)
     for problem in sweep.problems(context.dry):
         if context.late:
@@ -137,14 +138,12 @@ def sweep_launches(context: Context) -> None:
             pool = sweep.workers(context.device)
         except (RuntimeError, ValueError, TypeError) as error:
             context.write("skipped", {"what": f"sweep of {problem}", "why": f"{type(error).__name__}: {error}"[:300]})
-    pool.shutdown(wait=False, cancel_futures=True)
-    context.write("chunks", sweep.chunk_rows(context.device, context.dry))
-    return None
+    return pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Part(NamedTuple):
     run: Callable[[Context], None]
-    seconds: float  # of nine minutes
+    share: float  # of the time
 
 
 # Parts of a stage run side by side: where nothing is timed, that is three times as fast.
@@ -165,15 +164,16 @@ STAGES = (
 # ---- running them --------------------------------------------------------------------------------------
 
 
-def run_stage(names: list[str], seconds: float, args: argparse.Namespace, folder: Path) -> list[dict]:
+def run_stage(names: list[str], end: float, args: argparse.Namespace, folder: Path) -> list[dict]:
     """Start the parts, wait for all, and say of each how it ended."""
     processes, endings = {}, []
+    now = time.monotonic()
+    soft = now + SOFT * (end - now)
     for name in names:
         command = [sys.executable, str(Path(__file__).resolve()), "--part", name, "--folder", str(folder)]
-        command += ["--seconds", str(seconds), "--device", args.device, *(["--dry-run"] if args.dry_run else [])]
+        command += ["--deadline", str(soft), "--device", args.device, *(["--dry-run"] if args.dry_run else [])]
         with (folder / f"{name}.log").open("w") as log:
             processes[name] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    end = time.monotonic() + seconds + GRACE + 45 * args.dry_run
     for name, process in processes.items():
         try:
             code = process.wait(max(0.0, end - time.monotonic()))
@@ -208,6 +208,9 @@ def read(folder: Path) -> list[dict]:
 # ---- what it says --------------------------------------------------------------------------------------
 
 
+BENCHMARKS = "## Benchmarks"  # last: it is long
+
+
 def summary(records: list[dict], endings: list[dict], environment: dict, minutes: float) -> str:
     """The page bench/results/<card>.md."""
 
@@ -223,12 +226,12 @@ def summary(records: list[dict], endings: list[dict], environment: dict, minutes
     parts += ["## Targets", fenced("\n".join(targets.verdicts(rows, environment["kind"], everything=True)))]
     parts += ["## Correctness against float64", fenced(correctness_lines(of("check")))]
     parts += ["## Runs that must agree bit for bit", fenced(repetition_lines(of("repeat")))]
-    parts += ["## Benchmarks", fenced(report.table(rows))]
     parts += ["## Launch configurations", fenced("\n".join(map(sweep_line, of("sweep"))))]
     for record in of("chunks"):
         times = "  ".join(f"{rows}: {ms:.2f} ms" for rows, ms in record["ms"].items())
         parts.append(fenced(f"{record['problem']}\n{times}"))
     parts += ["## What is missing", "\n".join(unfinished) or "Nothing."]
+    parts += [BENCHMARKS, fenced(report.table(rows))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -278,7 +281,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="folder of the results (default: bench/results)")
     parser.add_argument("--part", help=argparse.SUPPRESS)  # what a process of our own is to do
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args()
     device = torch.device(args.device)
     if device.type == "cpu" and not args.dry_run:
@@ -286,7 +289,7 @@ def main() -> int:
     if args.part:
         part = next(stage[args.part] for stage in STAGES if args.part in stage)
         out = args.folder / f"{args.part}.jsonl"
-        part.run(Context(device, args.dry_run, time.monotonic() + args.seconds, out))
+        part.run(Context(device, args.dry_run, args.deadline, out))
         return 0
     return run_all(args, device)
 
@@ -298,20 +301,23 @@ def run_all(args: argparse.Namespace, device: torch.device) -> int:
     environment = harness.environment(device)
     print(f"ours is {choose(device).impl}: {choose(device).reason}")
     path = out / report.slug(str(environment["device"]))
-    scale = 60 * args.minutes / sum(max(part.seconds for part in stage.values()) for stage in STAGES)
+    stages = [{name: part for name, part in stage.items() if args.only in name} for stage in STAGES]
+    shares = [max((part.share for part in stage.values()), default=0.0) for stage in stages]
     endings: list[dict] = []
     with tempfile.TemporaryDirectory() as folder:
-        for stage in STAGES:
-            names = [name for name in stage if args.only in name]
-            if names:
-                endings += run_stage(names, scale * stage[names[0]].seconds, args, Path(folder))
+        for i, stage in enumerate(stages):
+            left = started + 60 * args.minutes - time.monotonic()  # what a stage does not need, the later ones get
+            if stage:
+                end = time.monotonic() + left * shares[i] / sum(shares[i:])
+                endings += run_stage(list(stage), end, args, Path(folder))
             records = read(Path(folder))
             minutes = (time.monotonic() - started) / 60
             report.write_json(
                 path.with_suffix(".json"), {"environment": environment, "endings": endings, "records": records}
             )
             path.with_suffix(".md").write_text(summary(records, endings, environment, minutes))
-    print(path.with_suffix(".md").read_text(), f"saved {path}.md and .json", sep="\n")
+    page = path.with_suffix(".md").read_text()
+    print(page[: page.index(BENCHMARKS)], f"saved {path}.md, with the benchmarks, and .json", sep="\n")
     failed = [r for r in records if r.get("passed") is False] + [e for e in endings if e["ending"] != "finished"]
     return int(bool(failed))
 

@@ -186,6 +186,8 @@ def prepare(mode: str, call: Call) -> Work:
 
 def _prepare_and_watch(mode: str, call: Call, device: torch.device) -> tuple[Work, float | None, float]:
     work = prepare(mode, call)
+    if device.type == "cuda":
+        work.timed(work.before())  # whatever is compiled for this mode and size
     peak, ms = watch(work, device)
     if mode == BACKWARD:  # what the forward left behind would be missing
         peak = None
@@ -214,6 +216,9 @@ def measure(
         for name in works if number % 2 else reversed(works):
             if name not in slow or len(times[name]) < min(3, rounds):
                 times[name].append(sample(works[name], calls[name]))
+    for name in slow:
+        if times[name][0] > 2 * times[name][-1] and len(times[name]) > 1:
+            del times[name][0]  # that was compiling
     return times
 
 
