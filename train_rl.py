@@ -47,7 +47,8 @@ from minillm.optim import Budget, adamw, schedule, set_lr
 from minillm.policy import has_variance, kl_estimate, leave_one_out
 from minillm.report import SAMPLES, ProgressBar, figures, flat, introduce, samples_table, thinned
 from minillm.run import Run, resumed
-from minillm.tasks import TASKS, Example, Task, load_task
+from minillm.sampling import Sampling
+from minillm.tasks import ANSWER_TASKS, AnswerTask, Example, load_task
 
 DEFAULT_MINUTES = 3.0
 WARMUP = 0.1  # share of the training; AdamW's first steps are all noise
@@ -58,7 +59,7 @@ SAVE_SECONDS = 60  # between checkpoints
 
 @dataclass(frozen=True)
 class Args:
-    task: str = cli.option("arithmetic", "what to learn", choices=tuple(TASKS))
+    task: str = cli.option("arithmetic", "what to learn", choices=tuple(ANSWER_TASKS))
     init: Path | None = cli.option(None, "run to start from (default: runs/arithmetic-sft, made if missing)")
     out: Path | None = cli.option(None, "folder to save to (default: runs/TASK-rl, numbered when taken)")
     resume: Path | None = cli.option(None, "go on with an interrupted run, under the options it was started with")
@@ -112,23 +113,23 @@ class Rollout:
         return -sum(logprobs) / len(logprobs)
 
 
-def roll_out(model: GPT, task: Task, examples: list[Example], num_samples: int, temperature: float) -> Rollout:
+def roll_out(model: GPT, task: AnswerTask, examples: list[Example], num_samples: int, temperature: float) -> Rollout:
     """Draw answers to prompts and have them judged."""
     prompts = [task.tokenizer.encode(example.prompt) for example in examples]
-    samples = generate(model, prompts, task.max_answer_tokens, task.tokenizer.end, temperature, num_samples)
+    samples = generate(model, prompts, task.max_answer_tokens, task.tokenizer.end, Sampling(temperature), num_samples)
     answers = [task.tokenizer.decode(sample.tokens) for sample in samples]
     judged = [task.reward(examples[i // num_samples], answer) for i, answer in enumerate(answers)]
     return Rollout(examples, samples, answers, torch.tensor(judged).view(len(examples), num_samples))
 
 
-def to_batch(task: Task, rollout: Rollout) -> Batch:
+def to_batch(task: AnswerTask, rollout: Rollout) -> Batch:
     """The drawn answers behind their prompts, token for token as they were drawn."""
     prompts = [task.tokenizer.encode(example.prompt) for example in rollout.examples]
     num_samples = rollout.rewards.shape[1]
     return pack([Document(prompts[i // num_samples], sample.tokens) for i, sample in enumerate(rollout.samples)])
 
 
-def update(model: GPT, task: Task, rollout: Rollout, optimizers: list, temperature: float = 1.0) -> float:
+def update(model: GPT, task: AnswerTask, rollout: Rollout, optimizers: list, temperature: float = 1.0) -> float:
     """One step along the policy gradient; returns the norm of the gradient, 0 where there is none to follow."""
     informative = rollout.informative()  # the rest would add nothing but zeros
     if not informative.examples:
@@ -155,7 +156,7 @@ def describe(seen: Mapping[str, float]) -> str:
 
 
 @torch.no_grad()
-def kl_to(start: GPT, model: GPT, task: Task, rollout: Rollout, temperature: float = 1.0) -> float:
+def kl_to(start: GPT, model: GPT, task: AnswerTask, rollout: Rollout, temperature: float = 1.0) -> float:
     """KL(model ‖ start) of an answer in nats, estimated on answers that the model has drawn."""
     batch = to_batch(task, rollout).to(model.tokens.weight.device)
     nll, start_nll = (
@@ -168,7 +169,7 @@ def fit(
     args: Args,
     console: Console,
     run: Run,
-    task: Task,
+    task: AnswerTask,
     start: GPT,
     model: GPT,
     optimizers: list[torch.optim.Optimizer],
@@ -230,7 +231,7 @@ def find_start(args: Args, console: Console) -> Run:
         return train_sft.train(resumed(train_sft.Args(resume=default.folder)), console)
     console.print(f"there is no {default.folder} to start from, so supervised training comes first\n")
     sft_args = train_sft.Args(task="arithmetic", out=default.folder, seed=args.seed, precision=args.precision)
-    run = train_sft.train(train_sft.complete(sft_args), console)
+    run = train_sft.train(sft_args, console)
     console.print("\nand now reinforcement learning from there\n")
     return run
 
@@ -286,7 +287,7 @@ def train(args: Args, console: Console) -> Run:
     return run
 
 
-def score(console: Console, task: Task, model: GPT, when: str) -> dict[str, float]:
+def score(console: Console, task: AnswerTask, model: GPT, when: str) -> dict[str, float]:
     """Greedy answers to all held-out examples; the same before and after."""
     metrics: dict[str, float] = {}
     for split in ("dev", "test"):
@@ -298,7 +299,7 @@ def score(console: Console, task: Task, model: GPT, when: str) -> dict[str, floa
 
 
 def finish(
-    console: Console, run: Run, task: Task, model: GPT, state: State, before: Mapping[str, float], started: float
+    console: Console, run: Run, task: AnswerTask, model: GPT, state: State, before: Mapping[str, float], started: float
 ) -> None:
     """Score the model on the examples it was scored on before, and save what remains to be saved."""
     run.save_model(model)

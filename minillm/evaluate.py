@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from minillm.generate import generate
 from minillm.gpt import GPT
 from minillm.metrics import Interval
-from minillm.tasks import Example, Task
+from minillm.sampling import GREEDY
+from minillm.tasks import AnswerTask, Example
 
 BATCH = 1024  # prompts answered at once
 
 
-def answer(model: GPT, task: Task, examples: Sequence[Example]) -> list[str]:
+def answer(model: GPT, task: AnswerTask, examples: Sequence[Example]) -> list[str]:
     """The model's greedy answer to each example, in their order. Leaves the model in the mode it found."""
     was_training = model.training
     model.eval()
@@ -19,13 +20,13 @@ def answer(model: GPT, task: Task, examples: Sequence[Example]) -> list[str]:
     answers = [""] * len(prompts)
     for start in range(0, len(order), BATCH):
         rows = order[start : start + BATCH]
-        samples = generate(model, [prompts[i] for i in rows], task.max_answer_tokens, task.tokenizer.end, temperature=0)
+        samples = generate(model, [prompts[i] for i in rows], task.max_answer_tokens, task.tokenizer.end, GREEDY)
         for i, sample in zip(rows, samples, strict=True):
             answers[i] = task.tokenizer.decode(sample.tokens)
     model.train(was_training)
     return answers
 
 
-def evaluate(model: GPT, task: Task, examples: Sequence[Example]) -> dict[str, Interval]:
+def evaluate(model: GPT, task: AnswerTask, examples: Sequence[Example]) -> dict[str, Interval]:
     """The task's metrics of the model's greedy answers."""
     return task.measure(examples, answer(model, task, examples))

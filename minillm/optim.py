@@ -30,6 +30,20 @@ def adamw(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     return [torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
 
 
+def adamw_under_head(model: nn.Module, lr: float, head_lr: float) -> list[torch.optim.Optimizer]:
+    """For classifiers: AdamW with one rate for the encoder and one for its head, which often starts from nothing.
+    Weight decay is for matrices alone.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        groups.setdefault((name.startswith("encoder."), parameter.ndim == 2), []).append(parameter)
+    options = [
+        {"params": parameters, "lr": lr if in_encoder else head_lr, "weight_decay": 0.01 if is_matrix else 0.0}
+        for (in_encoder, is_matrix), parameters in groups.items()
+    ]
+    return [torch.optim.AdamW(options, betas=(0.9, 0.98), fused=True)]
+
+
 def set_lr(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
     """Scale every learning rate to `factor` times its initial value."""
     for optimizer in optimizers:
@@ -38,7 +52,7 @@ def set_lr(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
             group["lr"] = factor * group["initial_lr"]
 
 
-def schedule(progress: float, warmup: float = 0.02) -> float:
+def schedule(progress: float, warmup: float) -> float:
     """Share of the peak learning rate at a point of the training from 0 to 1: linear up, linear down to 0."""
     if progress < warmup:
         return progress / warmup

@@ -7,26 +7,30 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
 from minillm.device import Placement
-from minillm.gpt import GPT
 from minillm.metrics import Interval
 from minillm.run import Run
-from minillm.tasks import Example, Task
+from minillm.tasks import Example, Guess, Labelled, Task
 
 LINE_SECONDS = 10  # between lines where there is no terminal
 SAMPLES = 10
 
 
-def introduce(console: Console, placement: Placement, task: Task, model: GPT, run: Run) -> None:
+def introduce(
+    console: Console, placement: Placement, task: Task, model: nn.Module, run: Run, notes: Sequence[str] = ()
+) -> None:
     """Everything that was decided before the first step, with the reasons."""
     config, splits = model.config, task.splits
     size = sum(p.numel() for p in model.parameters())
-    shape = f"{config.num_layers} layers × {config.width}, {config.num_heads} heads, {config.vocab_size} symbols"
+    shape = f"{config.num_layers} layers × {config.width}, {config.num_heads} heads, {config.vocab_size:,} symbols"
+    family = type(config).__name__.removesuffix("Config")
     for line in (
         *placement.lines,
         f"task       {task.name}: {', '.join(f'{len(s):,} {name}' for name, s in vars(splits).items())} examples",
-        f"model      GPT, {size:,} parameters ({shape})",
+        *(f"           {note}" for note in notes),
+        f"model      {family}, {size:,} parameters ({shape})",
         f"run        {run.folder}",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -71,7 +75,7 @@ def clock(seconds: float) -> str:
 
 def figures(metrics: Mapping[str, Interval]) -> str:
     """Metrics for a person: `WER 38.2% [36.3%, 40.1%] · PER …`; the brackets hold the 95 % interval."""
-    names = {"wer": "WER", "per": "PER"}
+    names = {"wer": "WER", "per": "PER", "macro_f1": "macro-F1", "majority": "always the commonest class"}
     return " · ".join(f"{names.get(name, name)} {value}" for name, value in metrics.items())
 
 
@@ -100,3 +104,18 @@ def samples_table(examples: Sequence[Example], answers: Sequence[str], title: st
         cells = examples[i].prompt, answers[i].strip(), "✓" if right else "✗", "" if right else truth
         table.add_row(*map(Text, cells))  # a word may hold brackets, which are no markup
     return table
+
+
+def mistakes_table(mistakes: Sequence[tuple[Labelled, Guess]], title: str) -> Table:
+    """Wrong answers with their probability, beside the truth."""
+    table = Table("text", "answer", "", "truth", title=title, title_justify="left")
+    for example, guess in mistakes:
+        cells = shortened(example.prompt), guess.label, f"{guess.probability:.1%}", example.label
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def shortened(text: str, length: int = 160) -> str:
+    """In one line, its middle left out where it is long."""
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[: length // 2]} … {text[-length // 2 :]}"

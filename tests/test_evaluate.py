@@ -6,6 +6,7 @@ from tiny import gpt
 from minillm import evaluate
 from minillm.generate import generate
 from minillm.metrics import rate
+from minillm.sampling import GREEDY
 from minillm.tasks import Arithmetic, Example
 
 
@@ -24,7 +25,7 @@ def test_answers_are_in_order(task, monkeypatch, batch):
     monkeypatch.setattr(evaluate, "BATCH", batch)
     model, examples = gpt(vocab_size=13), prompts_of_many_lengths(task)
     alone = [
-        generate(model, [task.tokenizer.encode(e.prompt)], task.max_answer_tokens, task.tokenizer.end, temperature=0)
+        generate(model, [task.tokenizer.encode(e.prompt)], task.max_answer_tokens, task.tokenizer.end, GREEDY)
         for e in examples
     ]
     truth = [task.tokenizer.decode(sample.tokens) for (sample,) in alone]

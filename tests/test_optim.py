@@ -44,12 +44,12 @@ def test_muon_has_the_matrices_of_the_blocks_only():
 
 
 def test_schedule_is_up_and_down():
-    assert schedule(0.0) == 0.0
-    assert schedule(0.01) == pytest.approx(0.5)
-    assert schedule(0.02) == pytest.approx(1.0)
-    assert schedule(0.51) == pytest.approx(0.5)
-    assert schedule(1.0) == schedule(1.5) == 0.0
-    values = [schedule(i / 1000) for i in range(1001)]
+    assert schedule(0.0, 0.02) == 0.0
+    assert schedule(0.01, 0.02) == pytest.approx(0.5)
+    assert schedule(0.02, 0.02) == pytest.approx(1.0)
+    assert schedule(0.51, 0.02) == pytest.approx(0.5)
+    assert schedule(1.0, 0.02) == schedule(1.5, 0.02) == 0.0
+    values = [schedule(i / 1000, 0.02) for i in range(1001)]
     assert max(abs(a - b) for a, b in pairwise(values)) < 0.06  # no jumps
 
 

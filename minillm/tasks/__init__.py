@@ -3,17 +3,24 @@
 from pathlib import Path
 
 from minillm.errors import UserError
-from minillm.tasks import pronounce
+from minillm.tasks import classify, pronounce
 from minillm.tasks.arithmetic import Arithmetic
-from minillm.tasks.base import Example, Recipe, Splits, Task, to_documents, tokens_needed
+from minillm.tasks.base import AnswerTask, Example, Recipe, Splits, Task, to_documents, tokens_needed
+from minillm.tasks.classify import Classify, Guess, Labelled
 from minillm.tasks.pronounce import Pronounce
 
-TASKS = {"pronounce": Pronounce, "arithmetic": Arithmetic}
+ANSWER_TASKS = {"pronounce": Pronounce, "arithmetic": Arithmetic}  # whose answers a GPT writes
+TASKS = {**ANSWER_TASKS, "classify": Classify}
 
 __all__ = [
+    "ANSWER_TASKS",
     "TASKS",
+    "AnswerTask",
     "Arithmetic",
+    "Classify",
     "Example",
+    "Guess",
+    "Labelled",
     "Pronounce",
     "Recipe",
     "Splits",
@@ -32,12 +39,17 @@ def load_task(
     symbols: str = "arpabet",
     examples: int = Arithmetic.num_examples,
     seed: int = 0,
+    fields: str | None = None,
 ) -> Task:
     """The task of that name with its data. Raises UserError where the options or the files are wrong."""
+    if name == "classify":
+        return classify.load(train, dev, test, fields)
+    if fields:
+        raise UserError(f"--fields {fields} is for --task classify, not for {name}")
     if name == "pronounce":
         return pronounce.load(train, dev, test, symbols)
     if name != "arithmetic":
         raise UserError(f"--task {name} is not one of {', '.join(TASKS)}")
     if train or dev or test:
-        raise UserError("--task arithmetic makes its own problems; --train, --dev and --test are for pronounce")
+        raise UserError("--task arithmetic makes its own problems; it takes no --train, --dev and --test")
     return Arithmetic(examples, seed)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from minillm.batching import Document
 from minillm.metrics import Interval
@@ -17,9 +17,9 @@ class Example:
 
 @dataclass(frozen=True)
 class Splits:
-    train: list[Example]
-    dev: list[Example]
-    test: list[Example]  # may be empty
+    train: list[Any]
+    dev: list[Any]
+    test: list[Any]  # may be empty
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,9 @@ class Recipe:
     width: int
     heads: int
     batch_tokens: int
-    lr: float  # of the matrices in the blocks (Muon)
+    lr: float  # of the matrices in the blocks (Muon), or of an encoder (AdamW)
     embedding_lr: float  # of everything else (AdamW)
+    warmup: float = 0.02  # share of the training in which the rates rise
     minutes: float | None = None  # wall-clock budget, or …
     steps: int | None = None  # … a fixed number of steps
     until: float | None = None  # stop early once the mean reward of greedy dev answers reaches this
@@ -39,10 +40,23 @@ class Recipe:
 
 
 class Task(Protocol):
+    """What is right: examples, and how good answers to them are."""
+
     name: str
     headline: str  # the metric that counts
-    tokenizer: SymbolTokenizer
     splits: Splits
+
+    def reward(self, example: Any, answer: Any) -> float:
+        """How good the answer is, from 0 to 1: all that reinforcement learning is told."""
+
+    def measure(self, examples: Sequence[Any], answers: Sequence[Any]) -> dict[str, Interval]:
+        """The task's metrics over examples and the model's answers to them."""
+
+
+class AnswerTask(Task, Protocol):
+    """A task whose answers are written, token by token; its examples are `Example`s."""
+
+    tokenizer: SymbolTokenizer
     max_answer_tokens: int  # where an answer that does not end is cut
 
     @staticmethod
@@ -52,14 +66,8 @@ class Task(Protocol):
     def practice(self, seed: int) -> Iterator[Example]:
         """Training examples to try answers on, without end, in an order fixed by the seed."""
 
-    def reward(self, example: Example, answer: str) -> float:
-        """How good the answer is, from 0 to 1: all that reinforcement learning is told."""
 
-    def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Interval]:
-        """The task's metrics over examples and the model's answers to them."""
-
-
-def tokens_needed(task: Task) -> int:
+def tokens_needed(task: AnswerTask) -> int:
     """The longest prompt of any split with the longest answer behind it."""
     prompts = (example.prompt for split in vars(task.splits).values() for example in split)
     return max(len(task.tokenizer.encode(prompt)) for prompt in prompts) + task.max_answer_tokens
