@@ -29,9 +29,9 @@ BERT_CONFIG = {"tokenizer_class": "BertTokenizer", **{f"{role}_token": f"[{role.
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a checkpoint, a run or a GGUF file. Raises UserError where there is none or a wrong one."""
     if path.is_file():
-        from minillm.gguf import GGUF  # here, since that module builds tokenizers with this one
+        from minillm.gguf_vocabulary import read_vocabulary  # which builds upon this module
 
-        return GGUF(path).tokenizer()
+        return read_vocabulary(path)
     if (file := path / "tokenizer.json").exists():
         fields = read_json(file)
         return SymbolTokenizer.load(file) if "symbols" in fields else read_library_file(file)
