@@ -5,19 +5,17 @@ import math
 
 import pytest
 import torch
-from tiny import gpt, packed, sequences
+from tiny import GPT_FAMILIES, gpt, packed, sequences
 
 from kernels import backend
-from minillm.generate import generate
+from minillm import inference
+from minillm.generate import generate, stream
+from minillm.inference import ready
 from minillm.sampling import GREEDY, Sampling, draw
 
 STOP = 4
 PROMPTS = [part.tolist() for part in sequences((3, 1, 5, 2, 4), high=STOP)]
-CHOICES = {
-    "rope": {},
-    "learned": {"positions": "learned", "bias": True},
-    "grouped": {"num_kv_heads": 2, "norm": "rmsnorm", "mlp": "swiglu", "tie_embeddings": False},
-}
+CHOICES = {"default": {}, **GPT_FAMILIES}
 every_choice = pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
 
 
@@ -216,3 +214,92 @@ def test_prompt_and_answer_must_fit_the_model():
     assert len(generate(model, [[1] * 10], 6, STOP, GREEDY)[0].tokens) == 6
     with pytest.raises(ValueError, match="max_seq_len=16"):
         generate(model, [[1] * 10], 8, STOP, GREEDY)
+
+
+# ---- stops, streams, penalties -------------------------------------------------------------------
+
+
+def test_any_of_several_tokens_stops():
+    model = small()
+    free = generate(model, PROMPTS, 8, sampling=GREEDY)
+    assert all(len(sample.tokens) == 8 for sample in free)
+    for stop in ((0, 2), {1, 3, 4}):
+        for sample, cut in zip(free, generate(model, PROMPTS, 8, stop, GREEDY), strict=True):
+            first = next((i for i, token in enumerate(sample.tokens) if token in stop), 7)
+            assert cut.tokens == sample.tokens[: first + 1]
+
+
+def test_the_caller_may_end_an_answer():
+    """`is_done` sees every token of an answer once, in order, and none after it has said yes."""
+    model, heard = small(), {}
+
+    def is_done(token):
+        heard.setdefault(token.answer, []).append(token.id)
+        return len(heard[token.answer]) == token.answer + 1
+
+    samples = generate(model, PROMPTS, 8, sampling=GREEDY, is_done=is_done)
+    assert [len(sample.tokens) for sample in samples] == [1, 2, 3, 4, 5]
+    assert [heard[i] for i in range(len(PROMPTS))] == [sample.tokens for sample in samples]
+
+
+def test_a_stream_says_the_same_as_it_goes():
+    model = small()
+    samples = generate(model, PROMPTS, 8, STOP, GREEDY)
+    said = list(stream(model, PROMPTS, 8, STOP, GREEDY))
+    for i, sample in enumerate(samples):
+        assert [token.id for token in said if token.answer == i] == sample.tokens
+        assert [token.logprob for token in said if token.answer == i] == sample.logprobs
+    first_steps = [token.answer for token in said[: len(PROMPTS)]]
+    assert first_steps == list(range(len(PROMPTS)))
+
+
+def test_a_stream_may_be_left():
+    model = small()
+    begun = stream(model, PROMPTS, 8, sampling=GREEDY)
+    next(begun)
+    begun.close()
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_repetition_is_penalised_over_prompt_and_answer():
+    """Against the definition, recomputed over the whole text for every token."""
+    model, penalty = small(sharpness=0.3), 1.5
+    for prompt, sample in zip(
+        PROMPTS, generate(model, PROMPTS, 8, STOP, Sampling(0, repetition_penalty=penalty)), strict=True
+    ):
+        text = list(prompt)
+        for token, logprob in zip(sample.tokens, sample.logprobs, strict=True):
+            with torch.no_grad():
+                scores = model.logits(model(*packed([torch.tensor(text)]))[-1:])[0]
+            for seen in set(text):
+                scores[seen] = scores[seen] / penalty if scores[seen] > 0 else scores[seen] * penalty
+            assert token == int(scores.argmax())
+            assert logprob == pytest.approx(float(scores.log_softmax(-1)[token]), abs=1e-9)
+            text.append(token)
+
+
+# ---- a model made ready --------------------------------------------------------------------------
+
+
+@every_choice
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 0), (torch.float32, 1e-5), (torch.bfloat16, 5e-2)])
+def test_a_ready_model_is_the_model(choices, dtype, tolerance, monkeypatch):
+    monkeypatch.setattr(inference, "WORTH_PACKING", 1)
+    model = small(**choices).to(dtype)
+    text = packed([torch.tensor(prompt) for prompt in PROMPTS])
+    with torch.inference_mode():
+        truth, twin = model.logits(model(*text)), ready(model)
+        got = twin.logits(twin(*text))
+    torch.testing.assert_close(got, truth, rtol=tolerance, atol=tolerance * float(truth.abs().max()))
+    assert ready(twin) is twin
+
+
+def test_a_ready_model_shares_what_need_not_change():
+    model = small().float()
+    assert ready(model).tokens.weight is model.tokens.weight
+    model.compute_dtype = torch.bfloat16
+    twin = ready(model)
+    assert twin.tokens.weight.dtype == torch.bfloat16
+    assert model.tokens.weight.dtype == torch.float32
+    assert len(list(model.parameters())) == len(list(small().parameters()))

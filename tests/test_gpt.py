@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import VOCAB, assert_same, gpt, gpt_config, gradients, packed, padded_attention, sequences
+from tiny import GPT_FAMILIES, VOCAB, assert_same, gpt, gpt_config, gradients, packed, padded_attention, sequences
 
 import minillm.gpt
 from kernels import Packing, backend
@@ -22,8 +22,7 @@ CHOICES = {
     "one key head": {"num_kv_heads": 1},
     "untied": {"tie_embeddings": False},
     "bias": {"bias": True},
-    "gpt2": {"positions": "learned", "bias": True},
-    "llama": {"norm": "rmsnorm", "mlp": "swiglu", "num_kv_heads": 2, "tie_embeddings": False},
+    **GPT_FAMILIES,
 }
 every_choice = pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
 
@@ -173,8 +172,9 @@ def test_order_matters(positions):
 # ---- dropout -------------------------------------------------------------------------------------
 
 
-def test_dropout_only_in_training():
-    model, batch = gpt(dropout=0.5), packed(sequences(LENGTHS))
+@pytest.mark.parametrize("kind", ["dropout", "attention_dropout"])
+def test_dropout_only_in_training(kind):
+    model, batch = gpt(**{kind: 0.5}), packed(sequences(LENGTHS))
     plain = gpt()(*batch)
     assert torch.equal(model(*batch), plain)
     model.train()
@@ -241,7 +241,10 @@ def test_a_sequence_may_fill_the_model_but_no_more():
         ({"positions": "alibi"}, "positions='alibi'"),
         ({"norm": "batchnorm"}, "norm='batchnorm'"),
         ({"mlp": "relu"}, "mlp='relu'"),
+        ({"head_dim": -4}, "head_dim=-4"),
+        ({"head_dim": 5}, "even head_dim, not 5"),
         ({"dropout": 1.0}, "dropout=1.0"),
+        ({"attention_dropout": 1.0}, "attention_dropout=1.0"),
         ({"dropout": -0.1}, "dropout=-0.1"),
         ({"dropout": float("nan")}, "dropout=nan"),
     ],
@@ -249,6 +252,11 @@ def test_a_sequence_may_fill_the_model_but_no_more():
 def test_impossible_configs_are_named(choices, message):
     with pytest.raises(ValueError, match=message):
         gpt_config(**choices)
+
+
+def test_what_is_left_open_follows_from_the_rest():
+    assert gpt_config() == gpt_config(num_kv_heads=4, head_dim=4, mlp_width=64)
+    assert gpt_config(width=18, head_dim=4).head_dim == 4  # no multiple of the number of heads, and need not be
 
 
 # ---- initialisation ------------------------------------------------------------------------------

@@ -2,16 +2,12 @@
 
 import pytest
 import torch
-from tiny import gpt, packed, sequences
+from tiny import GPT_FAMILIES, gpt, packed, sequences
 
 from kernels import backend
 
 LENGTHS = (9, 4, 6)
-CHOICES = {
-    "rope": {},
-    "learned": {"positions": "learned"},
-    "grouped": {"num_kv_heads": 2, "norm": "rmsnorm", "mlp": "swiglu"},
-}
+CHOICES = {"default": {}, **GPT_FAMILIES}
 every_choice = pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
 
 
