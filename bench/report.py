@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import targets
-from harness import ROOT, Row
+from harness import BACKWARD, BOTH, FORWARD, ROOT, Row
 
 RESULTS = ROOT / "bench" / "results"
 HEAD = ("case", "mode", "provider", "ms", "min … max", "rate", "of ceiling", "peak MB", "error", "ratio")
@@ -71,7 +71,9 @@ def rate(x: float | None, unit: str) -> str:
     """x in 1e9 of the unit."""
     if x is None:
         return ""
-    return f"{x / 1e3:.3g} T{unit}" if x >= 1e3 else f"{x:.3g} G{unit}"
+    scales = {"T": 1e3, "G": 1.0, "M": 1e-3, "k": 1e-6}
+    prefix = next((prefix for prefix, scale in scales.items() if x >= scale), "")
+    return f"{x / scales.get(prefix, 1e-9):.3g} {prefix}{unit}"
 
 
 # ---- files ---------------------------------------------------------------------------------------------
@@ -111,17 +113,19 @@ def draw(rows: list[Row], title: str, path: Path) -> None:
     modes, cases, providers = (
         list(dict.fromkeys(getattr(r, key) for r in rows)) for key in ("mode", "case", "provider")
     )
-    colors = dict(zip(providers, plt.get_cmap("tab10").colors, strict=False))
+    modes = [mode for mode in (FORWARD, BACKWARD, BOTH) if mode in modes] or modes
+    palette = iter(plt.get_cmap("tab20").colors)
+    colors = {provider: "black" if provider == "ours" else next(palette) for provider in providers}
     most = max((len({r.provider for r in rows if r.case == case}) for case in cases), default=1)
     size = (2.5 + 4 * max(1, len(modes)), 1.6 + 0.2 * len(cases) * (most + 1))
-    figure, axes = plt.subplots(1, max(1, len(modes)), figsize=size, sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, max(1, len(modes)), figsize=size, sharex=True, sharey=True, squeeze=False)
     for axis, mode in zip(axes[0], modes, strict=False):
         for i, case in enumerate(cases):
             here = [r for r in rows if (r.mode, r.case) == (mode, case)]
             for j, r in enumerate(here):
                 place = i + (j - (len(here) - 1) / 2) * 0.85 / most
                 axis.barh(place, r.ms, 0.8 / most, color=colors[r.provider], label=r.provider)
-                axis.plot([r.ms_low, r.ms_high], [place, place], color="black", linewidth=1)
+                axis.plot([r.ms_low, r.ms_high], [place, place], color="gray", linewidth=1)
         axis.set(xscale="log", xlabel="milliseconds, less is better", title=mode)
         axis.xaxis.set_minor_formatter("")
         axis.set_yticks(range(len(cases)), cases)
