@@ -89,12 +89,27 @@ GPU = [  # meant for an H100
     Target("linear cross-entropy: peak memory over eager's", memory(HIDDEN, BOTH, "eager"), at_most=0.1),
 ]
 LARGE = "hidden N=8192 C=768 V=50257 float32"
+STEP = "step"
+TRAIN = [
+    Target("MiniLM's step, half padding: speed against transformers", speed("MiniLM", STEP, "transformers"), 1.8),
+    Target("GPT's step: speed against transformers", speed("GPT 6 × 384", STEP, "transformers"), 1.5),
+    Target(
+        "GPT's step: speed against transformers compiled",
+        speed("GPT 6 × 384", STEP, "transformers, torch.compile"),
+        1.2,
+    ),
+    Target("GPT-2's step: speed against the better of both", speed("GPT-2 124M", STEP, None), 1.15),
+    Target(
+        "GPT-2's step: peak memory over that of transformers", memory("GPT-2 124M", STEP, "transformers"), at_most=0.65
+    ),
+]
 CPU = [
     Target("linear cross-entropy: peak extra memory over eager's", memory(LARGE, BOTH, "eager"), at_most=0.05),
     Target("linear cross-entropy: time over eager's", time(LARGE, BOTH, "eager"), at_most=0.95),
     Target("attention, bfloat16: speed against SDPA", speed("D=64 T=512 causal bfloat16", BOTH, "SDPA"), 2.0),
     Target("attention, bfloat16: speed against SDPA", speed("D=64 T=2048 causal bfloat16", BOTH, "SDPA"), 1.3),
     Target("attention, float32: speed against SDPA", speed("T=(512|2048) causal float32", BOTH, "SDPA"), 1.0),
+    *TRAIN,
     Target("ragged batch: time over padded SDPA's", time("^(29 of 8–64|8 of 64–512) ", BOTH, "SDPA"), at_most=0.6),
 ]
 

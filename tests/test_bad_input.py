@@ -60,6 +60,11 @@ def there(tmp_path_factory, patched):
     (folder / "line.txt").write_text("CAT  K AE T\nOWL\n")
     (folder / "symbol.txt").write_text("CAT  K XX T\n")
     (folder / "letter.txt").write_text("CÄT  K AE T\n")
+    (folder / "good.jsonl").write_text('{"text": "good", "label": 1}\n{"text": "bad", "label": 0}\n')
+    (folder / "new.jsonl").write_text('{"text": "new", "label": 1}\n')
+    (folder / "strange.jsonl").write_text('{"text": "new", "label": 1}\n{"text": "odd", "label": 7}\n')
+    (folder / "broken.jsonl").write_text('{"text": "good", "label": 1}\n{"text": \n')
+    (folder / "quote.csv").write_text('text,label\nfine,1\n"never closed,0\n')
     (folder / "notes").mkdir()
     (folder / "notes" / "note.txt").write_text("mine")
     return folder
@@ -139,6 +144,28 @@ SFT = {
     "resume another shape": ({"resume": "HERE/other-shape"}, r"checkpoint\.safetensors: '.*' has shape \("),
 }
 
+LABELS = {"task": "classify", "train": "HERE/good.jsonl", "dev": "HERE/new.jsonl"}
+
+CLASSIFY = {
+    "no files": ({"train": None, "dev": None}, "--task classify .* give --train FILE and --dev FILE"),
+    "missing file": ({"train": "HERE/no.jsonl"}, r"cannot read HERE/no\.jsonl: No such file"),
+    "other format": ({"train": "HERE/train.txt"}, r"HERE/train\.txt is neither \.jsonl .* nor \.csv"),
+    "broken line": ({"train": "HERE/broken.jsonl"}, r"HERE/broken\.jsonl:2 is not JSON"),
+    "open quote": ({"train": "HERE/quote.csv"}, r"HERE/quote\.csv:3: .*quoted"),
+    "missing field": ({"fields": "label=stars"}, r"good\.jsonl:1 has no field 'stars', only 'text', 'label'"),
+    "wrong fields": ({"fields": "review"}, "--fields review: expected text=NAME"),
+    "unseen label": ({"dev": "HERE/strange.jsonl"}, r"strange\.jsonl:2: no training example has the label '7'"),
+    "one class": ({"train": "HERE/new.jsonl", "dev": "HERE/good.jsonl"}, r"new\.jsonl holds one class only, '1'"),
+    "init is nothing": ({"init": "HERE/nothing"}, "there is no folder or .gguf file HERE/nothing"),
+    "init holds no model": ({"init": "HERE/notes"}, r"HERE/notes holds no model: it has no config\.json"),
+    "init reads no texts": ({"init": "HERE/sums"}, "HERE/sums|symbol"),
+    "heads that do not divide": ({"heads": 3}, "width=16 .*num_heads=3"),
+    "too much dropout": ({"dropout": 1.5}, r"dropout=1\.5"),
+    "wrong kind": ({"model": "cnn"}, "--model.*'cnn'"),
+    "negative warmup": ({"warmup": -1}, r"--warmup -1\.0 must be positive"),
+    "out is finished": ({"out": "HERE/done"}, "--out HERE/done already holds a finished run"),
+}
+
 RL = {
     "no start": ({"init": None}, "--task pronounce needs a model to start from"),
     "init is nothing": ({"init": "HERE/nothing"}, "there is no run folder HERE/nothing"),
@@ -164,6 +191,12 @@ RL = {
 @pytest.mark.parametrize(("options", "sentence"), SFT.values(), ids=SFT)
 def test_sft(refused, options, sentence):
     refused(train_sft, sentence, {**WORDS, **FEW_STEPS, **options})
+
+
+@pytest.mark.parametrize(("options", "sentence"), CLASSIFY.values(), ids=CLASSIFY)
+def test_classify(refused, options, sentence):
+    pytest.importorskip("tokenizers")
+    refused(train_sft, sentence, {**LABELS, **FEW_STEPS, **options})
 
 
 @pytest.mark.parametrize(("options", "sentence"), RL.values(), ids=RL)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,10 @@ from minillm.subwords import learn_wordpiece, load_tokenizer
 from minillm.tasks.base import Recipe
 from minillm.tasks.classify import Classify, Guess, Labelled, worst_mistakes
 
-KINDS = {"bert": BERTConfig, "gpt": GPTConfig}
+KINDS = {
+    "bert": BERTConfig,
+    "gpt": partial(GPTConfig, positions="learned", bias=True),
+}  # as BERT and GPT-2 are published
 LONGEST = 512  # tokens of a text that a model from scratch reads
 VOCABULARY = 8000  # word pieces learned from the training texts
 
@@ -48,7 +52,13 @@ class Labeller:
             texts = [text for example in task.splits.train for text in example.texts]
             self.tokenizer, self.classes = learn_wordpiece(texts, VOCABULARY), task.classes
             self.pretrained, self.max_seq_len = None, LONGEST
-        ids = [self.tokenizer.wrap(*example.texts, limit=self.max_seq_len) for example in task.splits.train]
+            if self.kind == "gpt":  # or transformers would hand its GPT-2 segments, and that would add them
+                names = {"model_input_names": ["input_ids", "attention_mask"]}
+                self.tokenizer.config = {**self.tokenizer.config, **names}
+        try:
+            ids = [self.tokenizer.wrap(*example.texts, limit=self.max_seq_len) for example in task.splits.train]
+        except ValueError as error:  # a vocabulary of symbols
+            raise UserError(f"--init {init} does not read such texts: {error}") from None
         self.corpus = LabelledCorpus(ids, [self.classes.index(example.label) for example in task.splits.train])
 
     @property

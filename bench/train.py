@@ -1,0 +1,197 @@
+"""A training step, forward, backward and AdamW: transformers as it is, transformers compiled, and ours.
+
+    python bench/train.py                   # on two CPU cores about ten minutes, most of it compiling
+    python bench/train.py --only MiniLM     # the cases whose name contains this
+    python bench/train.py --quick           # does everything run?
+
+Both sides start from the same checkpoint and read the same batch, bfloat16 over float32 weights, in processes of
+their own that take turns, so that a slow minute hits all and peak memory, libraries included, is each one's own. No
+provider is timed whose first losses are not those of transformers. The rate counts real tokens, never padding; the
+ratio is the time of transformers over the provider's.
+
+Letters: B sequences, T tokens of each, V vocabulary, K classes.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import harness  # first: puts the repository root on the path
+import report
+import torch
+from harness import Row
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from train_worker import serve
+
+from kernels import Packing, cross_entropy
+from minillm import checkpoint
+from minillm.bert import BERTConfig
+from minillm.gpt import GPT, GPTConfig
+from minillm.heads import SequenceClassifier
+
+BENCH = Path(__file__).resolve().parent
+BASELINE = "transformers"
+MODE = "step"
+WARM_UP = 2  # steps whose losses are compared; the second already depends on the gradients
+TOLERANCE = 0.02  # of a loss, relative: bfloat16 keeps 8 bits
+
+
+class Case(NamedTuple):
+    name: str
+    config: GPTConfig | BERTConfig
+    lengths: Sequence[int]
+    compiles: bool  # whether torch.compile is asked, too
+
+
+def cases(quick: bool) -> list[Case]:
+    ragged = [8 + round(56 * i / 31) for i in range(32)]  # 8 to 64: when padded, almost half of it is padding
+    if quick:
+        return [
+            Case("BERT 1 × 16, B=3", BERTConfig(99, 16, 1, 16, 2, dropout=0, classifier_dropout=0), [3, 8, 5], False),
+            Case("GPT 1 × 16, B=2 T=8", gpt(50, 8, 1, 16, 2), [8] * 2, False),
+        ]
+    bert = {"vocab_size": 30522, "num_layers": 6, "width": 384, "num_heads": 12}
+    still = {"dropout": 0.0, "attention_dropout": 0.0, "classifier_dropout": 0.0}
+    return [
+        Case("MiniLM 6 × 384, 32 of 8–64, no dropout", BERTConfig(**bert, **still), ragged, False),
+        Case("MiniLM 6 × 384, 32 of 8–64, dropout 0.1", BERTConfig(**bert, attention_dropout=0.1), ragged, False),
+        Case("GPT 6 × 384, B=16 T=256 V=65", gpt(65, 256, 6, 384, 6), [256] * 16, True),
+        Case("GPT-2 124M 12 × 768, B=4 T=512 V=50257", gpt(50257, 512, 12, 768, 12), [512] * 4, True),
+    ]
+
+
+def gpt(V: int, T: int, layers: int, width: int, heads: int) -> GPTConfig:
+    """In the shape of GPT-2, so that both sides have the same parameters."""
+    return GPTConfig(V, T, layers, width, heads, positions="learned", bias=True)
+
+
+def prepare(case: Case, folder: Path) -> None:
+    """A random checkpoint and a batch for it."""
+    torch.manual_seed(0)
+    classes = ["no", "yes"]
+    model = GPT(case.config) if isinstance(case.config, GPTConfig) else SequenceClassifier(case.config, classes)
+    checkpoint.save(model, folder)
+    N, V = sum(case.lengths), case.config.vocab_size
+    batch = {"tokens": torch.randint(V, (N,)), "lengths": torch.tensor(case.lengths)}
+    if isinstance(model, GPT):
+        batch["targets"] = torch.randint(V, (N,))
+    else:
+        batch["labels"] = torch.randint(len(classes), (len(case.lengths),))
+    save_file(batch, folder / "batch.safetensors")
+
+
+def work(folder: Path) -> None:
+    """Our side, in a process of its own."""
+    batch = load_file(folder / "batch.safetensors")
+    head = "classify" if "labels" in batch else None
+    model = checkpoint.load(folder, head).train()
+    model.compute_dtype = torch.bfloat16
+
+    def loss() -> Tensor:
+        packing = Packing.from_lengths(batch["lengths"].tolist())
+        if head:
+            return cross_entropy(model(batch["tokens"], packing), batch["labels"], reduction="mean")
+        return model.loss(model(batch["tokens"], packing), batch["targets"], reduction="mean")
+
+    serve(model, loss)
+
+
+class Worker:
+    """A process that takes a step whenever it is asked to."""
+
+    def __init__(self, *command: object):
+        line = [sys.executable, *map(str, command)]
+        self.process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=BENCH)
+        self.parameters = self.read()["parameters"]
+
+    def read(self) -> dict:
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the process ended with exit code {self.process.wait()}; its error is above")
+        return json.loads(line)
+
+    def step(self) -> dict:
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self.read()
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def measure(case: Case, args: argparse.Namespace) -> list[Row]:
+    with tempfile.TemporaryDirectory() as name:
+        prepare(case, folder := Path(name))
+        threads = torch.get_num_threads()
+        peer = BENCH / "train_peer.py", folder, threads
+        workers = {BASELINE: Worker(*peer)}
+        if case.compiles and not args.fast:
+            workers["transformers, torch.compile"] = Worker(*peer, "--compile")
+        workers["ours"] = Worker(Path(__file__).resolve(), "--worker", folder, "--threads", threads)
+        try:
+            return compare(case, workers, args.rounds)
+        finally:
+            for worker in workers.values():
+                worker.close()
+
+
+def compare(case: Case, workers: dict[str, Worker], rounds: int) -> list[Row]:
+    """Steps in turn, after a look at whether all of them learn alike."""
+    first = {name: [worker.step() for _ in range(WARM_UP)] for name, worker in workers.items()}
+    rows = {name: Row(case.name, name, MODE) for name in workers}
+    for name, worker in workers.items():
+        rows[name].error = difference(first[name], first[BASELINE])
+        if worker.parameters != workers[BASELINE].parameters:
+            rows[name].note = f"WRONG: {worker.parameters:,} parameters, not {workers[BASELINE].parameters:,}"
+        elif is_deterministic(case) and rows[name].error > TOLERANCE:
+            rows[name].note = f"WRONG: losses differ by {rows[name].error:.1%}"
+    able = {name: worker for name, worker in workers.items() if not rows[name].note}
+    steps = {name: [] for name in able}
+    for number in range(rounds):
+        for name in able if number % 2 else reversed(able):
+            steps[name].append(able[name].step())
+    for name, taken in steps.items():
+        times = [step["ms"] for step in taken]
+        rows[name].ms, rows[name].ms_low, rows[name].ms_high = statistics.median(times), min(times), max(times)
+        rows[name].rate, rows[name].unit = 1e-6 * sum(case.lengths) / rows[name].ms, "tokens/s"
+        rows[name].peak_mb = taken[-1]["peak_mb"]
+    harness.add_ratios(list(rows.values()), BASELINE)
+    return list(rows.values())
+
+
+def difference(steps: list[dict], others: list[dict]) -> float:
+    return max(abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(steps, others, strict=True))
+
+
+def is_deterministic(case: Case) -> bool:
+    return case.config.dropout == 0
+
+
+def main() -> int:
+    parser = harness.argument_parser(__doc__)
+    parser.add_argument("--fast", action="store_true", help="leave out torch.compile, which takes minutes to compile")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    device = harness.device_of(args)
+    if args.worker:
+        work(args.worker)
+        return 0
+    rows = []
+    for case in cases(args.quick):
+        if args.only in case.name:
+            print(f"{case.name} …", flush=True)
+            rows += measure(case, args)
+    title = "Training steps, bfloat16 over float32 weights"
+    return report.finish(rows, "train", title, args.out, harness.environment(device), {})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
