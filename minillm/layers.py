@@ -138,7 +138,9 @@ class RopeScaling:
     def __post_init__(self):
         require(self.factor >= 1, f"factor={self.factor} must be at least 1")
         ordered = 0 <= self.low_freq_factor < self.high_freq_factor
-        require(ordered, f"low_freq_factor={self.low_freq_factor} is not below high_freq_factor={self.high_freq_factor}")
+        require(
+            ordered, f"low_freq_factor={self.low_freq_factor} is not below high_freq_factor={self.high_freq_factor}"
+        )
         require(self.original_max_seq_len > 0, f"original_max_seq_len={self.original_max_seq_len} must be positive")
 
     def __call__(self, speeds: Tensor) -> Tensor:
