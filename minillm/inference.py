@@ -23,25 +23,33 @@ Layer = Callable[[Tensor], Tensor]
 # Below so many weights, finding the packed product costs more than it saves (measured: 128 × 384 does not pay in
 # float32, 384 × 384 does).
 WORTH_PACKING = 100_000
+# PyTorch's product with int8 weights takes time for every row; from here on, decoding the weights once is faster.
+FEW_ROWS = 16
 
 
-def ready(model: nn.Module) -> nn.Module:
+def ready(model: nn.Module, quantize: str | None = None) -> nn.Module:
     """A copy of the model to generate with, in the dtype it computes in; what need not change is shared with it.
 
     It lives outside of autograd and may or may not follow later changes of the weights. A ready model is returned as it
     is.
+
+    quantize   "int8" keeps the weights of large products as 8-bit integers with one scale for each output (weight-only
+               quantisation; Dettmers et al. 2022, arXiv:2208.07339, section 2), and computes in bfloat16.
     """
+    if quantize not in (None, "int8"):
+        raise ValueError(f"quantize={quantize!r} is not 'int8'")
     if getattr(model, "is_ready", False):
         return model
     dtype = getattr(model, "compute_dtype", None) or next(model.parameters()).dtype
-    twin = _Converter(dtype).module(model)
-    twin.is_ready, twin.training = True, False
+    dtype = torch.bfloat16 if quantize else dtype
+    twin = _Converter(dtype, quantize is not None).module(model)
+    twin.is_ready, twin.compute_dtype = True, dtype
     return twin
 
 
 class _Converter:
-    def __init__(self, dtype: torch.dtype):
-        self.dtype = dtype
+    def __init__(self, dtype: torch.dtype, to_int8: bool):
+        self.dtype, self.to_int8 = dtype, to_int8
         self.cast: dict[int, Tensor] = {}  # parameters converted so far, by identity, so that tied ones stay tied
 
     def module(self, module: nn.Module) -> nn.Module:
@@ -71,6 +79,8 @@ class _Converter:
 
     def linear(self, module: Linear) -> Layer:
         bias = self.parameter(module.bias)
+        if self.to_int8 and module.weight.numel() >= WORTH_PACKING:
+            return int8_linear(module.weight.detach(), bias, self.dtype)
         if _can_pack(module.weight, self.dtype):
             return packed_linear(module.weight.detach().to(self.dtype), bias)
         return partial(F.linear, weight=self.parameter(module.weight), bias=bias)
@@ -88,6 +98,23 @@ def packed_linear(weight: Tensor, bias: Tensor | None) -> Layer:
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
     product = torch.ops.mkldnn._linear_pointwise.default
     return lambda x: product(x, packed, bias, "none", [], "")
+
+
+def int8_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Layer:
+    """x (N,I) → x Wᵀ + b (N,O) over W (O,I) as integers of −127 to 127 times a scale (O,): a quarter of float32."""
+    scales = (weight.abs().amax(dim=1).float() / 127).clamp_min(torch.finfo(torch.float32).tiny)
+    codes = (weight / scales[:, None]).round().to(torch.int8)
+    scales = scales.to(dtype)
+    has_kernel = weight.device.type == "cpu" and weight.shape[1] % 16 == 0  # others it reads beyond their end
+
+    def product(x: Tensor) -> Tensor:
+        if has_kernel and x.shape[0] <= FEW_ROWS:
+            y = torch._weight_int8pack_mm(x.contiguous(), codes, scales)
+        else:
+            y = F.linear(x, codes.to(dtype)) * scales
+        return y if bias is None else y + bias
+
+    return product
 
 
 def _can_pack(weight: Tensor, dtype: torch.dtype) -> bool:

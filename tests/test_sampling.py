@@ -1,0 +1,119 @@
+"""Sampling: what is cut is what transformers cuts, what is drawn is drawn from what remains."""
+
+import math
+
+import pytest
+import torch
+
+from minillm.sampling import GREEDY, Sampling, cut, draw
+
+V = 40
+
+
+def logits(rows=6, seed=0):
+    return 3 * torch.randn(rows, V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def distribution(scores, sampling):
+    """The probabilities (B,V) that `draw` draws from, put back into the order of the vocabulary."""
+    left, ids = cut(scores / sampling.temperature, sampling)
+    probs = left.softmax(-1)
+    return probs if ids is None else torch.zeros_like(scores).scatter(1, ids, probs)
+
+
+SETTINGS = [
+    Sampling(),
+    Sampling(top_k=1),
+    Sampling(top_k=7),
+    Sampling(top_k=V + 5),
+    Sampling(top_p=0.5),
+    Sampling(top_p=0.9, temperature=1.7),
+    Sampling(top_p=1e-9),
+    Sampling(min_p=0.1),
+    Sampling(min_p=1.0),
+    Sampling(temperature=0.5, top_k=9, top_p=0.8, min_p=0.05),
+    Sampling(temperature=2.0, top_k=3, top_p=0.99),
+]
+
+
+@pytest.mark.parametrize("sampling", SETTINGS, ids=str)
+def test_cuts_are_those_of_transformers(sampling):
+    process = pytest.importorskip("transformers.generation.logits_process")
+    scores = logits()
+    theirs = scores / sampling.temperature
+    if sampling.top_k:
+        theirs = process.TopKLogitsWarper(min(sampling.top_k, V))(None, theirs)
+    if sampling.top_p < 1:
+        theirs = process.TopPLogitsWarper(sampling.top_p)(None, theirs)
+    if sampling.min_p:
+        theirs = process.MinPLogitsWarper(sampling.min_p)(None, theirs)
+    torch.testing.assert_close(distribution(scores, sampling), theirs.softmax(-1))
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.3, 4.0])
+def test_penalty_is_that_of_transformers(penalty):
+    process = pytest.importorskip("transformers.generation.logits_process")
+    scores = logits()
+    context = torch.randint(V, (len(scores), 12), generator=torch.Generator().manual_seed(1))
+    seen = torch.zeros(len(scores), V, dtype=torch.bool).scatter(1, context, True)
+    theirs = process.RepetitionPenaltyLogitsProcessor(penalty)(context, scores.clone()).log_softmax(-1)
+    tokens, logprobs = draw(scores, Sampling(temperature=0, repetition_penalty=penalty), seen=seen)
+    assert torch.equal(tokens, theirs.argmax(-1))
+    torch.testing.assert_close(logprobs, theirs.amax(-1))
+
+
+@pytest.mark.parametrize("sampling", SETTINGS, ids=str)
+def test_draws_and_logprobs_are_of_the_distribution(sampling):
+    n = 20_000
+    scores = logits(rows=1)
+    truth = distribution(scores, sampling)[0]
+    generator = torch.Generator().manual_seed(0)
+    tokens, logprobs = draw(scores.expand(n, -1), sampling, generator)
+    torch.testing.assert_close(logprobs.exp(), truth[tokens])
+    assert torch.all(truth[tokens] > 0)
+    counts, due = torch.bincount(tokens, minlength=V).double(), n * truth
+    common = due >= 5
+    chi2 = float(((counts - due) ** 2 / due)[common].sum())
+    df = int(common.sum()) - 1
+    assert chi2 <= df + 5 * math.sqrt(2 * df)
+
+
+def test_greedy_takes_the_likeliest_and_says_how_likely_it_was():
+    scores = logits()
+    tokens, logprobs = draw(scores, GREEDY)
+    assert torch.equal(tokens, scores.argmax(-1))
+    torch.testing.assert_close(logprobs, scores.log_softmax(-1).amax(-1))
+
+
+def test_low_precision_is_drawn_from_in_float32():
+    tokens, logprobs = draw(logits().bfloat16(), Sampling(top_p=0.9))
+    assert logprobs.dtype == torch.float32
+    assert tokens.dtype == torch.int64
+
+
+def test_logits_are_left_alone():
+    scores = logits().float()
+    before = scores.clone()
+    seen = torch.ones_like(scores, dtype=torch.bool)
+    draw(scores, Sampling(top_k=3, top_p=0.5, min_p=0.1, repetition_penalty=2), seen=seen)
+    assert torch.equal(scores, before)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -1},
+        {"temperature": math.inf},
+        {"temperature": math.nan},
+        {"top_k": -1},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"min_p": -0.1},
+        {"min_p": 2},
+        {"repetition_penalty": 0},
+    ],
+    ids=str,
+)
+def test_impossible_settings(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Sampling(**wrong)
