@@ -16,7 +16,7 @@ import tiktoken
 
 from minillm.errors import UserError, need
 from minillm.files import read_json, write_json
-from minillm.tokenizer import BytePairs, SymbolTokenizer, Tokenizer, shorten
+from minillm.tokenizer import BytePairs, Stream, SymbolTokenizer, Tokenizer, shorten
 
 GPT2_FILES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
 # Contractions, words, numbers and signs, each with the space before it; of spaces in a row all but the last together.
@@ -90,6 +90,11 @@ class Subwords(Tokenizer):
             return self.backend.encode(text, add_special_tokens=False)
         finally:
             self.backend.encode_special_tokens = True
+
+    def stream(self) -> Stream:
+        """SentencePiece spells what is in no token as bytes, <0x00> to <0xFF>."""
+        alone = (self.backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
+        return Stream(self.decode, {i for i in alone if i is not None})
 
     def save(self, folder: Path) -> None:
         self.backend.save(str(folder / "tokenizer.json"))

@@ -5,7 +5,7 @@ checkpoints, and `load_tokenizer`, which reads whichever a folder or a file hold
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,8 +23,9 @@ class Stream:
     A token may be a part of a character: what cannot be told yet is held back until it can, at the latest at `close`.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str]):
-        self.decode = decode
+    def __init__(self, decode: Callable[[Sequence[int]], str], bytes_alone: Collection[int] = ()):
+        """`bytes_alone`: tokens that are a byte each, so that whole characters may still be a part of another one."""
+        self.decode, self.bytes_alone = decode, bytes_alone
         self.ids: list[int] = []  # those of the last piece, for the next one may join it in a special way, and newer
         self.known = 0  # how many of them were printed
 
@@ -32,7 +33,9 @@ class Stream:
         """The text that is certain now and was not before; often one word, sometimes nothing."""
         self.ids.append(token)
         text = self._new()
-        if text.endswith("\ufffd"):  # the sign for bytes that are no character, or none yet
+        if token in self.bytes_alone or text.endswith(
+            "\ufffd"
+        ):  # the sign for bytes that are no character, or none yet
             return ""
         if text:
             self.ids, self.known = self.ids[self.known :], len(self.ids) - self.known

