@@ -126,7 +126,9 @@ def test_unknown_type(tmp_path):
     data = path.read_bytes()
     place = data.index(b"blk.0.ffn_up.weight") + len(b"blk.0.ffn_up.weight") + 4 + 16
     put(place, b"\xfa")(path)
-    with pytest.raises(UserError, match="'blk.0.ffn_up.weight' has shape .* type 250, which the gguf library cannot"):
+    with pytest.raises(
+        UserError, match=r"'blk\.0\.ffn_up\.weight' has shape .* type 250, which the gguf library cannot"
+    ):
         checkpoint.load(path)
 
 
