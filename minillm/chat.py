@@ -49,6 +49,11 @@ class ChatTemplate:
         marks = unused(messages)
         return without(marks, self._render(messages, add_generation_prompt, marks))
 
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Tokens of the conversation and of the beginning of an answer, to generate from. UserError likewise."""
+        *marks, escape = unused(messages)
+        return self._parse(without(marks, self._render(self._escaped(messages, escape), True, marks)), escape)[0]
+
     def encode(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> tuple[list[int], list[bool]]:
         """Tokens, and which of them the assistant says, up to and including the one that ends its turn.
 
@@ -144,7 +149,8 @@ class ChatTemplate:
 def start(source: str) -> subprocess.Popen:
     script = Path(__file__).with_name("chat_sandbox.py")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen([sys.executable, str(script)], **pipes, encoding="utf-8")
+    # A session of its own: Ctrl-C is meant for whoever asks, not for the template.
+    process = subprocess.Popen([sys.executable, str(script)], **pipes, encoding="utf-8", start_new_session=True)
     process.stdin.write(json.dumps(source) + "\n")
     return process
 

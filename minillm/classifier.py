@@ -10,14 +10,10 @@ import numpy as np
 import torch
 
 from minillm import checkpoint
-from minillm.batching import LabelledCorpus, cut
 from minillm.heads import SequenceClassifier
+from minillm.reader import Texts, read
 from minillm.subwords import load_tokenizer
 from minillm.tokenizer import Tokenizer
-
-BATCH_TOKENS = 4096
-
-Texts = tuple[str, ...]  # what is classified: one text, or a pair of them
 
 
 class Classifier:
@@ -32,21 +28,7 @@ class Classifier:
         path = checkpoint.resolve(name)
         return cls(checkpoint.load(path, head="classify"), load_tokenizer(path))
 
-    @torch.inference_mode()
     def probabilities(self, texts: Sequence[Texts]) -> np.ndarray:
-        """(n, K) float64, rows in the order of the texts. Leaves the model in the mode it found.
-
-        A text too long for the model is cut to what it has positions for.
-        """
-        room = self.model.config.max_seq_len
-        corpus = LabelledCorpus([self.tokenizer.wrap(*each, limit=room) for each in texts], [0] * len(texts))
-        was_training = self.model.training
-        self.model.eval()
-        device = next(self.model.parameters()).device
-        found = np.empty((len(texts), len(self.classes)))
-        for indices in cut(np.arange(len(texts)), corpus.lengths, BATCH_TOKENS):
-            batch = corpus.batch(indices).to(device)
-            logits = self.model(batch.tokens, batch.packing, batch.segments)
-            found[indices] = logits.double().softmax(dim=-1).cpu().numpy()
-        self.model.train(was_training)
-        return found
+        """(n, K) float64, rows in the order of the texts; see `read`."""
+        logits = torch.from_numpy(read(self.model, self.tokenizer, texts))
+        return logits.softmax(dim=-1).numpy()

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,31 +18,56 @@ Args = TypeVar("Args")
 
 
 def option(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
-    """A dataclass field that `parse` turns into --name; `None` as default means "not given"."""
+    """A dataclass field that `parse` turns into --name; `None` as default means "not given".
+
+    A bool that is False becomes a switch; a `tuple[str, ...]` an option that may be given several times.
+    """
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
-def parse(kind: type[Args], description: str, argv: Sequence[str] | None = None) -> Args:
-    """The options of the command line as an instance of the dataclass `kind`; exits with 2 on a wrong one."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=Formatter)
+def argument(help: str, default: Any = dataclasses.MISSING) -> Any:
+    """A field that `parse` reads by its place. A tuple takes all that come, at least one if it has no default."""
+    return dataclasses.field(default=default, metadata={"help": help, "places": "*" if default == () else "+"})
+
+
+def parse(kind: type[Args], description: str, argv: Sequence[str] | None = None, prog: str | None = None) -> Args:
+    """The command line as an instance of the dataclass `kind`, whose own fields come before those that it inherits.
+
+    Exits with 2 on a wrong one.
+    """
+    parser = argparse.ArgumentParser(prog, description=description, formatter_class=Formatter)
     hints = get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        flag = "--" + field.name.replace("_", "-")
-        convert = next(
-            t for t in (int, float, Path, str) if t in getattr(hints[field.name], "__args__", (hints[field.name],))
-        )
-        help_text = field.metadata["help"].replace("%", "%%")
-        if field.default is not None:
-            help_text += f" (default: {field.default})"
-        parser.add_argument(
-            flag,
-            type=convert,
-            default=field.default,
-            help=help_text,
-            choices=field.metadata["choices"],
-            metavar=None if field.metadata["choices"] else convert.__name__.upper(),
-        )
-    return kind(**vars(parser.parse_args(argv)))
+    own = vars(kind).get("__annotations__", {})
+    for field in sorted(dataclasses.fields(kind), key=lambda field: field.name not in own):
+        add(parser, field, hints[field.name])
+    parsed = vars(parser.parse_args(argv))
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in parsed.items()})
+
+
+def add(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: Any) -> None:
+    kinds = getattr(hint, "__args__", (hint,))
+    convert = next(t for t in (bool, int, float, Path, str) if t in kinds)
+    is_many = getattr(hint, "__origin__", None) is tuple
+    help_text = field.metadata["help"].replace("%", "%%")
+    if "places" in field.metadata:
+        nargs = field.metadata["places"] if is_many else None
+        parser.add_argument(field.name, type=convert, nargs=nargs, help=help_text, metavar=field.name.upper())
+        return
+    flag = "--" + field.name.replace("_", "-")
+    if convert is bool:
+        parser.add_argument(flag, action="store_true", help=help_text)
+        return
+    if field.default not in (None, ()):
+        help_text += f" (default: {field.default})"
+    parser.add_argument(
+        flag,
+        type=convert,
+        action="append" if is_many else "store",
+        default=[] if is_many else field.default,
+        help=help_text,
+        choices=field.metadata["choices"],
+        metavar=None if field.metadata["choices"] else convert.__name__.upper(),
+    )
 
 
 def require_positive(args: Any, *names: str) -> None:
@@ -91,3 +117,6 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

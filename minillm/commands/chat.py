@@ -1,0 +1,90 @@
+"""Talks with a model that was trained to converse, in its own chat template.
+
+  python -m minillm chat model.gguf
+  python -m minillm chat HuggingFaceTB/SmolLM2-360M-Instruct         from the hub
+  python -m minillm chat MODEL --system "Answer in one sentence." --temperature 0
+
+While you talk: Ctrl-C stops an answer, /reset forgets the conversation, /help says what else there is, Ctrl-D ends.
+When the conversation outgrows what the model reads, the oldest questions are forgotten, and you are told.
+"""
+
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from minillm import cli
+from minillm.commands.common import MODEL, Manner, check_text, note
+from minillm.conversation import Conversation
+from minillm.errors import UserError
+from minillm.sampling import Sampling
+
+HELP = """/reset   forget the conversation
+/help    this
+/exit    end, as does Ctrl-D
+Ctrl-C   stop the answer"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Manner):
+    model: str = cli.argument(MODEL)
+    system: str | None = cli.option(None, "how the model is to behave, said to it before the conversation")
+    max_new_tokens: int = cli.option(512, "most tokens of an answer")
+
+
+def main(args: Args) -> None:
+    sampling = args.check()
+    speaker, generator = args.speaker(args.model, "chat")
+    conversation = Conversation(speaker, args.system)
+    note(f"{args.model}, {speaker.limit:,} tokens in all; /help says what there is besides talking")
+    while (line := next_line()) is not None:
+        match line.strip():
+            case "":
+                continue
+            case "/exit":
+                return
+            case "/help":
+                note(HELP)
+            case "/reset":
+                conversation.reset()
+                note("forgotten")
+            case command if command.startswith("/"):
+                note(f"there is no {command.split()[0]}; /help says what there is")
+            case question:
+                try:
+                    check_text(question)
+                    answer(conversation, question, args, sampling, generator)
+                except UserError as error:
+                    note(f"error: {error}")
+
+
+def next_line() -> str | None:
+    """What is typed next; None at the end."""
+    while True:
+        try:
+            return input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return None
+        except KeyboardInterrupt:
+            note("\n(Ctrl-D or /exit ends)")
+
+
+def answer(
+    conversation: Conversation, question: str, args: Args, sampling: Sampling, generator: torch.Generator
+) -> None:
+    """Prints the answer as it comes. Ctrl-C keeps what was said until then."""
+    speaker = conversation.speaker
+    prompt, forgotten = conversation.ask(question, room=min(args.max_new_tokens, speaker.limit // 4))
+    if forgotten:
+        note(f"(the oldest {forgotten} questions are forgotten: the model reads {speaker.limit:,} tokens)")
+    room = min(args.max_new_tokens, speaker.limit - len(prompt) + 1)
+    said = ""
+    with cli.postponed_interrupt() as stop:
+        for _, piece in speaker.stream([prompt], room, args.stop, sampling, generator):
+            print(piece, end="", flush=True)
+            said += piece
+            if stop.is_set():
+                note(" (stopped)")
+                break
+    print()
+    conversation.answered(said)

@@ -1,0 +1,117 @@
+"""What the commands share: which model, which texts, how to speak."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from minillm import cli
+from minillm.checkpoint import Checkpoint, open_checkpoint, resolve
+from minillm.device import PRECISIONS, place
+from minillm.errors import UserError
+from minillm.sampling import Sampling
+from minillm.speaker import Speaker
+from minillm.subwords import load_tokenizer, read_text
+from minillm.tokenizer import Tokenizer
+
+MODEL = "folder in Hugging Face's layout, run of train_sft.py or train_rl.py, id on the hub, or .gguf file"
+NEEDS = {  # what a command looks for, by the name of the head
+    "lm": "a GPT with the head that predicts the next token (…ForCausalLM)",
+    "mlm": "a BERT with the head that predicts masked words (…ForMaskedLM)",
+    "classify": "a classifier (…ForSequenceClassification, or a run of train_sft.py --task classify)",
+    "embed": "a BERT",
+}
+
+
+def open_model(name: str, head: str, command: str) -> Checkpoint:
+    """UserError, which says what else the model is good for, if it has no such head."""
+    saved = open_checkpoint(resolve(name))
+    own = saved.head_name
+    has = {own} | ({"embed"} if "embed" in saved.family.heads else set())
+    if head in has:
+        return saved
+    commands = {"lm": "generate and chat", "mlm": "fill", "classify": "classify", "embed": "embed"}
+    others = " and ".join(commands[each] for each in sorted(has) if each in commands)
+    what = saved.family.heads[own].architecture
+    raise UserError(f"{name} is a {what}, but {command} needs {NEEDS[head]}; for this one there is {others or 'none'}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manner:
+    """Options of the commands that write."""
+
+    temperature: float = cli.option(0.7, "0 takes the likeliest token each time, 1 draws from the model as it is")
+    top_k: int = cli.option(0, "draw from so many likeliest tokens only; 0: from all")
+    top_p: float = cli.option(0.95, "draw from the likeliest tokens only that together reach this probability")
+    min_p: float = cli.option(0.0, "draw from tokens only that have this share of the likeliest one's probability")
+    repetition_penalty: float = cli.option(1.0, "above 1: what was said is less likely to be said again")
+    stop: tuple[str, ...] = cli.option((), "end the answer before this text; may be given several times")
+    seed: int = cli.option(0, "the same seed, options and threads: the same answer")
+    precision: str = cli.option("auto", "of weights and activations", choices=PRECISIONS)
+    quantize: str | None = cli.option(None, "of the weights: less memory, a little less exact", choices=("int8",))
+
+    def check(self) -> Sampling:
+        """How to draw. UserError for options that make no sense whatever the model is."""
+        cli.require_seed(self)
+        cli.require_positive(self, "max_new_tokens")
+        if self.quantize and self.precision == "fp32":
+            raise UserError("--quantize int8 computes in bfloat16: leave --precision fp32 out")
+        if not all(self.stop):
+            raise UserError("--stop '' would end every answer before it begins")
+        try:
+            return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
+        except ValueError as error:
+            raise UserError(f"--{str(error).replace('_', '-').replace('=', ' ', 1)}") from None
+
+    def speaker(self, name: str, command: str) -> tuple[Speaker, torch.Generator]:
+        """The model, and what decides whatever is left to chance."""
+        saved = open_model(name, "lm", command)
+        placement = place(self.precision)
+        model = saved.load("lm", dtype=torch.float32 if self.quantize else placement.dtype).to(placement.device)
+        speaker = Speaker(model, load_tokenizer(saved.path), self.quantize)
+        return speaker, torch.Generator(placement.device).manual_seed(self.seed)
+
+
+def load_reader(saved: Checkpoint, head: str, precision: str) -> tuple[nn.Module, Tokenizer]:
+    placement = place(precision)
+    model = saved.load(head, dtype=placement.dtype).to(placement.device)
+    tokenizer = load_tokenizer(saved.path)
+    return model, tokenizer
+
+
+def texts_of(given: Sequence[str], file: Path | None, name: str) -> list[str]:
+    """The texts on the command line, then those of a file, a line each; `-` is the standard input. UserError."""
+    texts = [*given, *(line for line in read_file(file).split("\n") if line.strip())] if file else [*given]
+    if not texts:
+        raise UserError(f"there is no text: give {name}, or --file FILE with a text a line")
+    for text in texts:
+        check_text(text)
+    return texts
+
+
+def read_file(path: Path) -> str:
+    if str(path) != "-":
+        return read_text(path)
+    try:
+        return sys.stdin.read()
+    except ValueError as error:
+        raise UserError(f"cannot read the standard input: {error}") from None
+
+
+def check_text(text: str) -> None:
+    """UserError for an empty text, and for bytes on the command line that are no UTF-8."""
+    if not text:
+        raise UserError("there is an empty text: nothing can be made of it")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{text!r} is no text: its bytes are not UTF-8") from None
+
+
+def note(text: Any) -> None:
+    """For a person; not part of the output."""
+    print(text, file=sys.stderr, flush=True)

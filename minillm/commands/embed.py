@@ -1,0 +1,63 @@
+"""Says how alike texts mean, by the cosine of their embeddings: the mean over a text's tokens, of length 1.
+
+python -m minillm embed sentence-transformers/all-MiniLM-L6-v2 "A cat sleeps." "A kitten naps." "Stocks fell."
+python -m minillm embed MODEL --file texts.txt --out vectors.npy     a text a line → a float32 array (texts, width)
+python -m minillm embed MODEL --file - --json                        a line of JSON for each text
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from minillm import cli
+from minillm.commands.common import MODEL, load_reader, note, open_model, texts_of
+from minillm.device import PRECISIONS
+from minillm.errors import UserError
+from minillm.reader import read
+from minillm.report import shortened
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    model: str = cli.argument(MODEL)
+    text: tuple[str, ...] = cli.argument("a text", default=())
+    file: Path | None = cli.option(None, "file with a text a line; - is the standard input")
+    out: Path | None = cli.option(None, "save the embeddings to this .npy file")
+    json: bool = cli.option(False, "print the embeddings instead, a line of JSON for each text")
+    precision: str = cli.option("fp32", "of weights and activations", choices=PRECISIONS)
+
+
+def main(args: Args) -> None:
+    texts = texts_of(args.text, args.file, "TEXT")
+    if args.out and args.out.suffix != ".npy":
+        raise UserError(f"--out {args.out} must be a .npy file")
+    model, tokenizer = load_reader(open_model(args.model, "embed", "embed"), "embed", args.precision)
+    vectors = read(model, tokenizer, [(text,) for text in texts]).astype(np.float32)
+    if args.json:
+        for text, vector in zip(texts, vectors.tolist(), strict=True):
+            print(json.dumps({"text": text, "vector": vector}, ensure_ascii=False))
+    if args.out:
+        save(args.out, vectors)
+    if not args.json and not args.out:
+        Console(soft_wrap=True).print(likeness_table(texts, vectors))
+
+
+def save(path: Path, vectors: np.ndarray) -> None:
+    try:
+        np.save(path, vectors)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    note(f"{len(vectors)} embeddings of width {vectors.shape[1]} saved to {path}")
+
+
+def likeness_table(texts: list[str], vectors: np.ndarray) -> Table:
+    """The cosine of every text with those before it."""
+    table = Table("", "text", *(str(i + 1) for i in range(len(texts) - 1)), title="cosines", title_justify="left")
+    for i, row in enumerate(vectors @ vectors.T):
+        table.add_row(str(i + 1), Text(shortened(texts[i], 60)), *(f"{cosine:.3f}" for cosine in row[:i]))
+    return table

@@ -1,0 +1,57 @@
+"""Goes on with a text, as a GPT would.
+
+  python -m minillm generate gpt2 --prompt "The meaning of life is"        from the hub
+  python -m minillm generate model.gguf --prompt "Once upon a time" --temperature 0 --max-new-tokens 50
+  python -m minillm generate runs/pronounce-sft --prompt "SHAKESPEARE="
+  python -m minillm generate model.gguf --chat --prompt "Who wrote Hamlet?"      in the model's own chat template
+  cat story.txt | python -m minillm generate MODEL --prompt - --stop "The End"   a prompt of many lines
+  python -m minillm generate MODEL --file prompts.txt --json                     a prompt a line, answered together
+
+One prompt is answered while you watch; several are answered in batches. With --json every answer is a line of JSON
+with its tokens and their log-probabilities under the very distribution that they were drawn from.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from minillm import cli
+from minillm.commands.common import MODEL, Manner, note, read_file, texts_of
+from minillm.conversation import Conversation
+
+BATCH = 32  # prompts answered at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Manner):
+    model: str = cli.argument(MODEL)
+    prompt: tuple[str, ...] = cli.option((), "text to go on with; may be given several times; - is the standard input")
+    file: Path | None = cli.option(None, "file with a prompt a line; - is the standard input")
+    max_new_tokens: int | None = cli.option(None, "most tokens of an answer (default: what fits, at most 256)")
+    chat: bool = cli.option(False, "a prompt is a message: put it into the model's chat template")
+    json: bool = cli.option(False, "print a line of JSON for each answer")
+
+
+def main(args: Args) -> None:
+    sampling = args.check()
+    given = [read_file(Path("-")) if prompt == "-" else prompt for prompt in args.prompt]
+    texts = texts_of(given, args.file, "--prompt TEXT")
+    speaker, generator = args.speaker(args.model, "generate")
+    prompts = [Conversation(speaker).ask(text, room=1)[0] if args.chat else speaker.read(text) for text in texts]
+    room = speaker.room(prompts, args.max_new_tokens)
+    started, count = time.monotonic(), 0
+    if len(prompts) == 1 and not args.json:
+        for _, piece in speaker.stream(prompts, room, args.stop, sampling, generator):
+            print(piece, end="", flush=True)
+            count += 1
+        print()
+    else:
+        for i in range(0, len(prompts), BATCH):
+            answers = speaker.answers(prompts[i : i + BATCH], room, args.stop, sampling, generator)
+            count += sum(len(answer.tokens) for answer in answers)
+            for text, answer in zip(texts[i : i + BATCH], answers, strict=True):
+                said = json.dumps({"prompt": text, **vars(answer)}, ensure_ascii=False)
+                print(said if args.json else f"> {text}\n{answer.text}\n", flush=True)
+    seconds = time.monotonic() - started
+    note(f"{count} tokens in {seconds:.2f} s, {count / seconds:.1f} tokens/s, the reading of prompts included")

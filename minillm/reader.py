@@ -1,0 +1,36 @@
+"""Texts through a model that reads: BERT and its heads, GPT as a classifier.
+
+Letters: n texts, C outputs of the model for each.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from minillm.batching import LabelledCorpus, cut
+from minillm.tokenizer import Tokenizer
+
+BATCH_TOKENS = 4096
+
+Texts = tuple[str, ...]  # what is read as one: a text, or a pair of them
+
+
+@torch.inference_mode()
+def read(model: nn.Module, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarray:
+    """What the model says of each text, (n, C) float64. Leaves the model in the mode it found.
+
+    A text too long for the model is cut to what it has positions for.
+    """
+    corpus = LabelledCorpus([tokenizer.wrap(*each, limit=model.config.max_seq_len) for each in texts], [0] * len(texts))
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    batches = cut(np.arange(len(texts)), corpus.lengths, BATCH_TOKENS)
+    found = []
+    for indices in batches:
+        batch = corpus.batch(indices).to(device)
+        found.append(model(batch.tokens, batch.packing, batch.segments).double().cpu().numpy())
+    model.train(was_training)
+    return np.concatenate(found)[np.argsort(np.concatenate(batches))]
