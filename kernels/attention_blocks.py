@@ -153,14 +153,14 @@ def _shaped(room: Tensor, q: Tensor, k: Tensor) -> Tensor:
     return room[: shape[0] * shape[1] * shape[2]].view(shape)
 
 
-def _dropout(like: Tensor, p: float, generator: torch.Generator | None) -> Tensor | None:
+def draw_dropout(like: Tensor, p: float, generator: torch.Generator | None) -> Tensor | None:
     """0 with probability p, else 1/(1 − p). The generator makes the same numbers again in the backward."""
     if generator is None:
         return None
     return torch.empty_like(like).bernoulli_(1 - p, generator=generator).div_(1 - p)
 
 
-def _generator(options: Options, device: torch.device) -> torch.Generator | None:
+def generator_of(options: Options, device: torch.device) -> torch.Generator | None:
     if options.dropout_p == 0.0:
         return None
     return torch.Generator(device).manual_seed(options.dropout_seed)
@@ -173,7 +173,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, options: Options, gen
     for part in _parts(count, n, m, G, R):
         for queries, keys, mask in _blocks(n, m, R, options, q):
             probs, _ = _probabilities(part.load(q, queries), part.load(k, keys), mask, options, room)
-            kept = _dropout(probs, options.dropout_p, generator)
+            kept = draw_dropout(probs, options.dropout_p, generator)
             probs = probs if kept is None else probs * kept
             part.store(torch.bmm(probs.to(v.dtype), part.load(v, keys)), out, queries)
 
@@ -194,7 +194,7 @@ def _backward(inputs: list[Tensor], grads: list[Tensor], options: Options, gener
             probs, tanh = _probabilities(q_rows, k_rows, mask, options, rooms[0])
             dprobs = _shaped(rooms[1], q_rows, k_rows)
             dprobs = torch.bmm(do, part.load(v, keys).transpose(1, 2), out=dprobs).to(probs.dtype)
-            kept = _dropout(probs, options.dropout_p, generator)
+            kept = draw_dropout(probs, options.dropout_p, generator)
             if kept is not None:
                 dprobs = dprobs * kept
             weights = probs if kept is None else probs * kept
@@ -258,7 +258,7 @@ def attention_blocks(
     Every row of the sorted queries and keys belongs to a group; other rows of q give 0.
     """
     options = Options(causal, window, scale, softcap, dropout_p, dropout_seed)
-    generator = _generator(options, q.device)
+    generator = generator_of(options, q.device)
     G, R = k.shape[1], q.shape[1] // k.shape[1]
     q_sorted, k_sorted, v_sorted = _take(q, q_rows), _take(k, k_rows), _take(v, k_rows)
     out = torch.empty(q_sorted.shape, dtype=q.dtype, device=q.device)
@@ -287,7 +287,7 @@ def attention_blocks_backward(
     dropout_seed: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     options = Options(causal, window, scale, softcap, dropout_p, dropout_seed)
-    generator = _generator(options, q.device)
+    generator = generator_of(options, q.device)
     G, R = k.shape[1], q.shape[1] // k.shape[1]
     of_queries = [_take(x, q_rows) for x in (grad, q)]
     of_keys = [_take(x, k_rows) for x in (k, v)]

@@ -3,7 +3,7 @@
     plain attention          SDPA, for queries and keys of equal length, or one query
     sequences of different   sorted by length, those of equal length together, so that no padding is computed and
     lengths                  no mask is needed (`Groups`)
-    short ones in bfloat16   padded to the longest: what that wastes is less than a call of the library for each length
+    short ones in bfloat16   attention_short.py: padded to the longest
     everything else          attention_blocks.py: window, soft cap, dropout; and bfloat16 and float16 on a CPU,
                              where SDPA is slow
 
@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from kernels import reference
+from kernels import attention_short, reference
 from kernels.attention_blocks import Options, attention_blocks
-from kernels.packing import Groups, Layout, Packing, Spans
+from kernels.packing import Groups, Layout, Spans
 
 FEW = 16  # so many queries are a step of decoding, not a prompt
-SHORT = 128  # up to so many tokens, attention is a small part of a layer, and the number of calls is what it costs
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options) -> Tensor:
@@ -30,8 +29,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options)
     if packing.is_rectangular and k_packing.is_rectangular and packing.num_tokens and k_packing.num_tokens:
         q, k, v = (x.unflatten(0, (packing.num_sequences, -1)) for x in (q, k, v))
         return _dense(q, k, v, Layout(), options).flatten(0, 1)
-    if packing is k_packing and 0 < packing.max_len <= SHORT and _is_half_on_cpu(q) and _has_no_extras(options):
-        return _padded(q, k, v, packing, options)
+    if packing is k_packing and attention_short.suits(q, k, packing, options):
+        return attention_short.attention_short(q, k, v, packing, options)
     return _grouped(q, k, v, packing.groups_with(k_packing), options)
 
 
@@ -51,13 +50,9 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options) ->
 
 def _is_plain(q: Tensor, n: int, m: int, options: Options) -> bool:
     """SDPA can do it, its causal mask being aligned at the first key and ours at the last, and is fast at it."""
-    if not _has_no_extras(options) or m == 0:
+    if options.window is not None or options.softcap is not None or options.dropout_p > 0.0 or m == 0:
         return False
     return not (options.causal and n not in (1, m)) and not _is_half_on_cpu(q)
-
-
-def _has_no_extras(options: Options) -> bool:
-    return options.window is None and options.softcap is None and options.dropout_p == 0.0
 
 
 def _is_half_on_cpu(x: Tensor) -> bool:
@@ -102,16 +97,6 @@ def _plain_products(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor 
         scores = scores.masked_fill(~mask[:, :, :, None], float("-inf"))
     probs = torch.softmax(scores, dim=-1).to(v.dtype).flatten(2, 3)
     return torch.matmul(probs, v.transpose(1, 2)).view(B, G, T, -1, D).transpose(1, 2).reshape(q.shape)
-
-
-def _padded(q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: Options) -> Tensor:
-    """Sequences that attend to themselves, padded. Padded queries see the real keys: not one row is without any."""
-    place = torch.arange(packing.max_len, device=q.device)
-    mask = (place < packing.lengths_tensor.clamp_min(1)[:, None])[:, None, None]  # (B, 1, 1, T)
-    if options.causal:
-        mask = mask & (place <= place[:, None])
-    q, k, v = (packing.pad(x) for x in (q, k, v))
-    return packing.unpad(_plain_products(q, k, v, options.scale, mask))
 
 
 # ---- sequences of different lengths ---------------------------------------------------------------------

@@ -1,0 +1,71 @@
+"""Attention over short packed sequences: as exact as the dtype allows, whatever stands in the padding."""
+
+import pytest
+import torch
+
+from kernels import Packing, attention
+from kernels.attention_blocks import Options
+from kernels.attention_short import attention_short, suits
+
+LENGTHS = [5, 64, 1, 17, 90, 3]
+
+
+def inputs(dtype, lengths=LENGTHS, H=3, D=16, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    packing = Packing.from_lengths(lengths)
+    q, k, v, grad = (torch.randn(packing.num_tokens, H, D, generator=generator).to(dtype) for _ in range(4))
+    return packing, [x.requires_grad_() for x in (q, k, v)], grad
+
+
+def options(causal=False, p=0.0, seed=0):
+    return Options(causal, None, 0.3, None, p, seed)
+
+
+def output_and_gradients(function, tensors, grad):
+    out = function(*tensors)
+    return [out, *torch.autograd.grad(out, tensors, grad)]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("lengths", [LENGTHS, [128], [1, 1], [4, 0, 7]])
+def test_it_is_attention(causal, lengths):
+    """In float64, which the formula allows though nobody is sent here with it."""
+    packing, tensors, grad = inputs(torch.float64, lengths)
+    ours = output_and_gradients(lambda *x: attention_short(*x, packing, options(causal)), tensors, grad)
+    truth = output_and_gradients(
+        lambda *x: attention(*x, packing=packing, causal=causal, scale=0.3, impl="eager"), tensors, grad
+    )
+    for a, b in zip(ours, truth, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_bfloat16_is_as_exact_as_it_can_be():
+    packing, tensors, grad = inputs(torch.bfloat16)
+    assert suits(*tensors[:2], packing, options())
+    ours = output_and_gradients(lambda *x: attention(*x, packing=packing, scale=0.3), tensors, grad)
+    wide = [x.detach().double().requires_grad_() for x in tensors]
+    truth = output_and_gradients(
+        lambda *x: attention(*x, packing=packing, scale=0.3, impl="eager"), wide, grad.double()
+    )
+    for a, b in zip(ours, truth, strict=True):
+        assert (a.double() - b).norm() / b.norm() < 2**-7
+
+
+def test_dropout_is_unbiased_and_its_gradient_that_of_what_was_kept():
+    packing, tensors, _ = inputs(torch.float64, [6, 9])
+    outputs = [attention_short(*tensors, packing, options(p=0.5, seed=seed)).detach() for seed in range(2000)]
+    mean, whole = torch.stack(outputs).mean(0), attention_short(*tensors, packing, options()).detach()
+    assert (mean - whole).norm() / whole.norm() < 0.05
+    assert torch.autograd.gradcheck(lambda *x: attention_short(*x, packing, options(p=0.5, seed=3)), tensors)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"window": 4}, {"softcap": 5.0}],
+)
+def test_extras_go_elsewhere(change):
+    packing, (q, k, _), _ = inputs(torch.bfloat16)
+    assert not suits(q, k, packing, options()._replace(**change))
+    assert not suits(q.float(), k.float(), packing, options())
+    assert not suits(q, k[:, :1], packing, options())  # grouped queries
+    assert not suits(q, k, Packing.from_lengths([129, 51]), options())
