@@ -29,6 +29,11 @@ class Stream:
         self.ids: list[int] = []  # those of the last piece, for the next one may join it in a special way, and newer
         self.known = 0  # how many of them were printed
 
+    def follow(self, ids: Sequence[int]) -> "Stream":
+        """Go on behind these ids, whose text is known already."""
+        self.ids, self.known = list(ids[-1:]), len(ids[-1:])
+        return self
+
     def push(self, token: int) -> str:
         """The text that is certain now and was not before; often one word, sometimes nothing."""
         self.ids.append(token)
@@ -168,11 +173,11 @@ class SymbolTokenizer(BytePairs):
 
 
 def shorten(sizes: Sequence[int], limit: int | None) -> Sequence[int]:
-    """The sizes of one text or two, cut to `limit` in sum: always the longer one, of equals the second."""
+    """The sizes of one text or two, cut to `limit` in sum: the longer one first, then both to half of it."""
     if limit is None or sum(sizes) <= limit:
         return sizes
     limit = max(limit, 0)
     if len(sizes) == 1:
         return [limit]
-    first = min(sizes[0], max(limit - sizes[1], (limit + 1) // 2))
-    return [first, limit - first]
+    shorter = min(*sizes, limit // 2)
+    return [limit - shorter, shorter] if sizes[0] > sizes[1] else [shorter, limit - shorter]

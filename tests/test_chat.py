@@ -30,8 +30,8 @@ TAGGED = """{% for message in messages %}{{ '<|im_start|>' + message.role + '\n'
 {% else %}{{ message.content + '<|im_end|>\n' }}{% endif %}
 {% endfor %}"""
 THINKING = """{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}
-{% if message.role == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}
-{{ message.content + '<|im_end|>\n' }}{% endfor %}
+{%- if message.role == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}
+{{- message.content + '<|im_end|>\n' }}{% endfor %}
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 STYLES = {"ChatML": CHATML, "Llama 3": LLAMA3, "Mistral": MISTRAL, "tagged": TAGGED, "thinking": THINKING}
 ENDS = {"Llama 3": "<|eot_id|>", "Mistral": "</s>"}
