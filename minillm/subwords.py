@@ -92,7 +92,7 @@ class Subwords(Tokenizer):
             self.backend.encode_special_tokens = True
 
     def stream(self) -> Stream:
-        """SentencePiece spells what is in no token as bytes, <0x00> to <0xFF>; control tokens between them do not count."""
+        """SentencePiece spells what is in no token as bytes, <0x00> to <0xFF>; control tokens amid them count not."""
         alone = (self.backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
         return Stream(self.decode, {*(i for i in alone if i is not None), *self.control.values()})
 
