@@ -49,6 +49,17 @@ def test_dry_run_of_what_a_card_is_measured_with(tmp_path):
     assert "- sweep" not in page
 
 
+def test_quick_training_step(tmp_path):
+    pytest.importorskip("transformers")
+    out = tmp_path / "result"
+    done = bench("train.py", "--quick", "--rounds", "1", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.with_suffix(".json").read_text())["rows"]
+    assert [row["provider"] for row in rows] == ["transformers", "ours"] * 2
+    assert all(row["ms"] > 0 and not row["note"] for row in rows)
+    assert all(row["error"] < 0.02 for row in rows)
+
+
 def test_a_foreign_package_named_kernels_is_named(tmp_path):
     """Imported before ours can be put first on the path, as a start-up file of an environment might."""
     (tmp_path / "kernels").mkdir()
