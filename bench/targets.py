@@ -103,6 +103,22 @@ TRAIN = [
         "GPT-2's step: peak memory over that of transformers", memory("GPT-2 124M", STEP, "transformers"), at_most=0.65
     ),
 ]
+SPEEDS = {  # of generation, against transformers
+    "4 × 128 float32": {1: 3.6, 32: 2.3, 128: 2.2},
+    "6 × 384 float32": {1: 2.0, 32: 2.4, 128: 2.5},
+    "GPT-2 124M float32": {1: 2.0, 8: 3.3, 32: 2.8},
+    "GPT-2 124M bfloat16": {1: 3.0, 8: 1.8, 32: 1.5},
+    "SmolLM2-135M float32": {8: 2.5},
+}
+GENERATE = [
+    *(
+        Target("generation: speed against transformers", speed(f"^{model} B={batch}$", "generate", "transformers"), x)
+        for model, batches in SPEEDS.items()
+        for batch, x in batches.items()
+    ),
+    Target("generation: speed of int8 against float32", speed("int8 B=1$", "generate", "ours, float32"), 1.5),
+    Target("loading a GGUF file: speed against transformers", speed("SmolLM2.* float32", "load", "transformers"), 1.0),
+]
 CPU = [
     Target("linear cross-entropy: peak extra memory over eager's", memory(LARGE, BOTH, "eager"), at_most=0.05),
     Target("linear cross-entropy: time over eager's", time(LARGE, BOTH, "eager"), at_most=0.95),
@@ -110,6 +126,7 @@ CPU = [
     Target("attention, bfloat16: speed against SDPA", speed("D=64 T=2048 causal bfloat16", BOTH, "SDPA"), 1.3),
     Target("attention, float32: speed against SDPA", speed("T=(512|2048) causal float32", BOTH, "SDPA"), 1.0),
     *TRAIN,
+    *GENERATE,
     Target("ragged batch: time over padded SDPA's", time("^(29 of 8–64|8 of 64–512) ", BOTH, "SDPA"), at_most=0.6),
 ]
 

