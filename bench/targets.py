@@ -98,7 +98,7 @@ TRAIN = [
         speed("GPT 6 × 384", STEP, "transformers, torch.compile"),
         1.2,
     ),
-    Target("GPT-2's step: speed against the better of both", speed("GPT-2 124M", STEP, None), 1.15),
+    Target("GPT-2's step: speed against the faster of those measured", speed("GPT-2 124M", STEP, None), 1.15),
     Target(
         "GPT-2's step: peak memory over that of transformers", memory("GPT-2 124M", STEP, "transformers"), at_most=0.65
     ),
