@@ -237,7 +237,7 @@ def test_a_body_takes_any_head(case, tmp_path, caplog):
     for head in ("mlm", "embed"):
         state = checkpoint.load(tmp_path, head).encoder.state_dict()
         assert all(torch.equal(found[name], state[name]) for name in found)
-    with pytest.raises(UserError, match=r"has no classes: it is not yet a classifier|lacks 'classifier"):
+    with pytest.raises(UserError, match=r"lacks .*'classifier"):
         checkpoint.load(tmp_path, "classify")
     torch.manual_seed(0)
     fresh = checkpoint.load(tmp_path, "classify", ["no", "yes"])
