@@ -1,0 +1,307 @@
+"""`python -m minillm` as a user has it: what it prints, and how it refuses."""
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scripts import ROOT, environment
+from speakers import write_bert, write_gpt
+
+import minillm.__main__
+from minillm import cli
+from minillm.heads import MaskedLM, SentenceEmbedder, SequenceClassifier, TokenClassifier
+
+tokenizers = pytest.importorskip("tokenizers")
+pytest.importorskip("jinja2")
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    write_gpt(folder / "gpt")
+    write_gpt(folder / "plain", template=None)
+    write_gpt(folder / "long", max_seq_len=100_000)
+    write_bert(folder / "masked", MaskedLM)
+    write_bert(folder / "judge", SequenceClassifier, ["bad", "fair", "good"])
+    write_bert(folder / "embedder", SentenceEmbedder)
+    write_bert(folder / "tagger", TokenClassifier, ["noun", "verb"])
+    for name in ("speechless", "torn", "pickled", "strange"):
+        shutil.copytree(folder / "gpt", folder / name)
+    (folder / "speechless" / "vocab.json").unlink()
+    weights = folder / "torn" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    (folder / "pickled" / "model.safetensors").rename(folder / "pickled" / "pytorch_model.bin")
+    (folder / "strange" / "config.json").write_text('{"model_type": "mamba"}')
+    (folder / "torn.gguf").write_bytes(b"GGUF\x03\0\0\0\1\0")
+    (folder / "wrong.gguf").write_bytes(b"something else altogether")
+    (folder / "texts.txt").write_text("the sky\n\nthe film\n")
+    return folder
+
+
+@pytest.fixture
+def run(here, capsys, monkeypatch):
+    def call(*argv, stdin=""):
+        """→ exit code, output, notes"""
+        monkeypatch.setattr(sys, "argv", ["minillm", *(str(word).replace(HERE, str(here)) for word in argv)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        code = 0
+        try:
+            cli.run(minillm.__main__.main)
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capsys.readouterr()
+        return code, out.replace(str(here), HERE), err.replace(str(here), HERE)
+
+    return call
+
+
+def lines(out):
+    return [json.loads(line) for line in out.splitlines()]
+
+
+# ---- help ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_help_names_all_commands(run, argv):
+    code, out, _ = run(*argv)
+    assert code == 0
+    assert all(f"python -m minillm {name} " in out for name in ("generate", "chat", "embed", "classify", "fill"))
+
+
+@pytest.mark.parametrize("name", ["generate", "chat", "embed", "classify", "fill"])
+def test_help_shows_examples(run, name):
+    code, out, _ = run(name, "--help")
+    assert code == 0
+    assert out.startswith(f"usage: python -m minillm {name} ")
+    assert out.count(f"python -m minillm {name} ") >= 3
+    assert "MODEL  " in out
+
+
+# ---- generate ------------------------------------------------------------------------------------
+
+GREEDY = ("--temperature", 0, "--precision", "fp32", "--max-new-tokens", 12)
+
+
+def test_generate(run):
+    code, out, err = run("generate", "HERE/gpt", "--prompt", "the sky", *GREEDY)
+    assert code == 0
+    assert re.fullmatch(r"[A-Za-z]{12}\n", out)
+    assert re.fullmatch(r"12 tokens in .* s, .* tokens/s.*\n", err)
+
+
+def test_generate_many_as_json(run):
+    _, alone, _ = run("generate", "HERE/gpt", "--prompt", "the film", *GREEDY)
+    code, out, _ = run("generate", "HERE/gpt", "--prompt", "x", "--file", "HERE/texts.txt", "--json", *GREEDY)
+    answers = lines(out)
+    assert code == 0
+    assert [answer["prompt"] for answer in answers] == ["x", "the sky", "the film"]
+    assert answers[2]["text"] == alone.strip()
+    for answer in answers:
+        assert len(answer["tokens"]) == len(answer["logprobs"]) == 12
+        assert all(logprob < 0 for logprob in answer["logprobs"])
+        assert answer["ended_by"] == "length"
+
+
+def test_generate_reads_the_standard_input(run):
+    _, whole, _ = run("generate", "HERE/gpt", "--prompt", "-", *GREEDY, stdin="the sky")
+    _, rows, _ = run("generate", "HERE/gpt", "--file", "-", *GREEDY, stdin="the sky\nx\n")
+    assert rows.startswith(f"> the sky\n{whole}\n> x\n")
+
+
+def test_generate_stops_and_repeats_itself_by_seed(run):
+    _, whole, _ = run("generate", "HERE/gpt", "--prompt", "the sky", *GREEDY)
+    _, short, _ = run("generate", "HERE/gpt", "--prompt", "the sky", "--stop", "none", "--stop", whole[5:7], *GREEDY)
+    assert short.strip() == whole[: whole.index(whole[5:7])]
+    drawn = [
+        run("generate", "HERE/gpt", "--prompt", "x", "--temperature", 1, "--seed", seed, "--json")[1]
+        for seed in (0, 0, 1)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_generate_in_the_chat_template(run):
+    _, chatted, _ = run("generate", "HERE/gpt", "--chat", "--prompt", "hi", *GREEDY)
+    _, spelled, _ = run("generate", "HERE/gpt", "--prompt", "[user]hi\n[assistant]", *GREEDY)
+    assert chatted == spelled
+
+
+# ---- chat ----------------------------------------------------------------------------------------
+
+
+def test_chat_remembers_until_it_is_told_not_to(run):
+    options = ("--temperature", 0, "--precision", "fp32", "--max-new-tokens", 5)
+    code, out, err = run("chat", "HERE/gpt", *options, stdin="hi\nhi\n/help\n/what\n/reset\nhi\n\n/exit\nhi\n")
+    first, second, third = out.splitlines()
+    assert code == 0
+    assert first == third
+    _, again, _ = run(
+        "generate", "HERE/gpt", "--prompt", f"[user]hi\n[assistant]{first}\n[user]hi\n[assistant]", *options
+    )
+    assert second == again.strip()
+    assert "/reset   forget" in err
+    assert "there is no /what" in err
+
+
+def test_chat_forgets_the_oldest_when_it_must(run):
+    options = ("--temperature", 0, "--precision", "fp32", "--max-new-tokens", 10)
+    code, out, err = run("chat", "HERE/gpt", *options, "--system", "s", stdin="hi\nho\nhu\n" + 50 * "x" + "\nha\n")
+    assert code == 0
+    assert len(out.splitlines()) == 4
+    assert "oldest 1 question" in err
+    assert re.search("error: .* takes 7. tokens.* reads 64; make it shorter", err)
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(here):
+    command = [sys.executable, "-m", "minillm", "chat", str(here / "long"), "--max-new-tokens", "90000"]
+    process = subprocess.Popen(
+        [*command, "--temperature", "0", "--precision", "fp32"],
+        cwd=ROOT,
+        env={**environment(), "PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # as a terminal does, whose Ctrl-C goes to all that the program started
+    )
+    try:
+        process.stdin.write(b"hi\n")
+        process.stdin.flush()
+        assert process.stdout.read(20).isalpha()
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(b"/help\n/exit\n", timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    assert b"(stopped)" in err
+    assert b"/reset   forget" in err
+    assert len(out) < 90_000
+
+
+# ---- embed, classify, fill -----------------------------------------------------------------------
+
+
+def test_embed(run, tmp_path):
+    texts = ("the sky", "the film", "the sky")
+    code, out, _ = run("embed", "HERE/embedder", *texts)
+    assert code == 0
+    assert out.count("1.000") == 1
+    _, out, _ = run("embed", "HERE/embedder", *texts, "--json", "--out", tmp_path / "x.npy")
+    vectors = np.load(tmp_path / "x.npy")
+    assert [line["text"] for line in lines(out)] == list(texts)
+    assert np.array_equal(np.float32([line["vector"] for line in lines(out)]), vectors)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["masked", "judge", "tagger"])
+def test_every_bert_embeds(run, name):
+    assert run("embed", f"HERE/{name}", "the sky")[0] == 0
+
+
+def test_classify(run):
+    code, out, _ = run("classify", "HERE/judge", "good film", "--file", "HERE/texts.txt", "--json")
+    assert code == 0
+    assert [line["text"] for line in lines(out)] == ["good film", "the sky", "the film"]
+    for line in lines(out):
+        chances = line["probabilities"]
+        assert list(chances) == ["bad", "fair", "good"]
+        assert sum(chances.values()) == pytest.approx(1)
+        assert line["class"] == max(chances, key=chances.get)
+    _, table, _ = run("classify", "HERE/judge", "good film")
+    (row,) = [line for line in table.splitlines() if "good film" in line]
+    first = lines(out)[0]
+    assert f"│ {first['class']} " in row
+    assert f"{first['probabilities'][first['class']]:.1%}" in row
+
+
+def test_classify_pairs(run):
+    _, pair, _ = run("classify", "HERE/judge", "good\tfilm", "--pairs", "--json")
+    _, text, _ = run("classify", "HERE/judge", "good\tfilm", "--json")
+    assert lines(pair)[0]["probabilities"] != lines(text)[0]["probabilities"]
+
+
+def test_fill(run):
+    code, out, _ = run("fill", "HERE/masked", "the [MASK] is [MASK]", "--json", "--top", 3)
+    (line,) = lines(out)
+    assert code == 0
+    assert [len(mask) for mask in line["masks"]] == [3, 3]
+    for mask in line["masks"]:
+        chances = [each["probability"] for each in mask]
+        assert chances == sorted(chances, reverse=True)
+        assert sum(chances) < 1
+    _, table, _ = run("fill", "HERE/masked", "the [MASK] is [MASK]", "--top", 3)
+    assert f"{line['masks'][1][0]['probability']:.1%}" in table
+
+
+# ---- mistakes ------------------------------------------------------------------------------------
+
+HI = ("--prompt", "hi")
+MISTAKES = {
+    "no command": (("speak",), "there is no command 'speak', only generate, chat"),
+    "no model": (("generate", "HERE/nothing", *HI), "there is no folder or .gguf file HERE/nothing"),
+    "no weights": (("generate", "HERE", *HI), "HERE holds no model: it has no config.json"),
+    "no vocabulary": (("generate", "HERE/speechless", *HI), "HERE/speechless holds no tokenizer"),
+    "cut off": (("generate", "HERE/torn", *HI), "cannot read HERE/torn/model.safetensors"),
+    "a pickle": (("generate", "HERE/pickled", *HI), "only as a pickle .* convert it"),
+    "another architecture": (("generate", "HERE/strange", *HI), "model_type='mamba' is not supported, only gpt2"),
+    "GGUF cut off": (("generate", "HERE/torn.gguf", *HI), "HERE/torn.gguf is damaged or cut off"),
+    "no GGUF": (("chat", "HERE/wrong.gguf"), "HERE/wrong.gguf is no GGUF file"),
+    "generate by a BERT": (
+        ("generate", "HERE/masked", *HI),
+        "BertForMaskedLM, but generate needs .* embed and fill",
+    ),
+    "chat with a BERT": (("chat", "HERE/judge"), "BertForSequenceClassification, but chat .* classify and embed"),
+    "embed by a GPT": (("embed", "HERE/gpt", "hi"), "LlamaForCausalLM, but embed needs a BERT; .* generate and chat"),
+    "fill by a GPT": (("fill", "HERE/gpt", "hi"), "LlamaForCausalLM, but fill needs a BERT .*ForMaskedLM"),
+    "fill by an encoder": (("fill", "HERE/embedder", "[MASK]"), "BertModel, but fill needs a BERT .*ForMaskedLM"),
+    "classify by a GPT": (("classify", "HERE/gpt", "hi"), "but classify needs a classifier"),
+    "no template": (("chat", "HERE/plain"), "no chat template, so it was not trained to converse"),
+    "no mask": (("fill", "HERE/masked", "the sky"), r"there is no \[MASK\] in 'the sky'"),
+    "too long to fill": (("fill", "HERE/masked", 20 * "[MASK]"), "has 22 tokens, but this model reads at most 16"),
+    "too long a prompt": (("generate", "HERE/gpt", "--prompt", 65 * "x"), "has 65 tokens, .* at most 64; shorten"),
+    "too long an answer": (("generate", "HERE/gpt", *HI, "--max-new-tokens", 64), "ask for at most 63"),
+    "no prompt": (("generate", "HERE/gpt"), "there is no text: give --prompt TEXT, or --file"),
+    "empty prompt": (("generate", "HERE/gpt", "--prompt", ""), "there is an empty text"),
+    "empty input": (("generate", "HERE/gpt", "--prompt", "-"), "there is an empty text"),
+    "no UTF-8": (("generate", "HERE/gpt", "--prompt", "a\udcff"), "its bytes are not UTF-8"),
+    "no file": (("embed", "HERE/embedder", "--file", "HERE/no.txt"), "cannot read HERE/no.txt"),
+    "no text": (("embed", "HERE/embedder"), "there is no text: give TEXT"),
+    "empty stop": (("generate", "HERE/gpt", *HI, "--stop", ""), "--stop '' would end every answer"),
+    "temperature": (("generate", "HERE/gpt", *HI, "--temperature", -1), "--temperature -1.0 must be 0 or more"),
+    "top-p": (("generate", "HERE/gpt", *HI, "--top-p", 0), "--top-p 0.0 must be above 0"),
+    "no tokens": (("generate", "HERE/gpt", *HI, "--max-new-tokens", 0), "--max-new-tokens 0 must be positive"),
+    "seed": (("generate", "HERE/gpt", *HI, "--seed", -1), "--seed -1 must not be negative"),
+    "two precisions": (("chat", "HERE/gpt", "--quantize", "int8", "--precision", "fp32"), "computes in bfloat16"),
+    "no array": (("embed", "HERE/embedder", "hi", "--out", "HERE/x.csv"), "--out HERE/x.csv must be a .npy file"),
+    "nowhere to save": (("embed", "HERE/embedder", "hi", "--out", "HERE/no/x.npy"), "cannot write HERE/no/x.npy"),
+    "no pair": (("classify", "HERE/judge", "hi", "--pairs"), "'hi' is no pair"),
+}
+
+
+@pytest.mark.parametrize(("argv", "sentence"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_sentence(run, argv, sentence):
+    code, out, err = run(*argv)
+    assert code == 2
+    assert out == ""
+    assert re.fullmatch(rf"error: .*{sentence}.*\n", err)
+
+
+@pytest.mark.parametrize(("module", "extra"), [("tokenizers", "text"), ("jinja2", "text")])
+def test_a_missing_extra_is_named(run, monkeypatch, module, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    code, _, err = run(*(("chat", "HERE/gpt") if module == "jinja2" else ("embed", "HERE/embedder", "hi")))
+    assert code == 2
+    assert f"needs the library {module}: pip install -e '.[{extra}]'" in err
+
+
+def test_who_has_seen_enough_may_leave(here):
+    command = f"{sys.executable} -m minillm generate {here / 'long'} --prompt x --max-new-tokens 3000 | head -c 10"
+    done = subprocess.run(command, shell=True, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60)
+    assert len(done.stdout) == 10
+    assert done.stderr == ""

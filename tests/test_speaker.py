@@ -1,0 +1,153 @@
+"""Prompts in, answers out: pieces of text, where they end, and what they were drawn from."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from speakers import write_gpt
+
+from kernels import Packing
+from minillm import checkpoint
+from minillm.errors import UserError
+from minillm.sampling import GREEDY, Sampling
+from minillm.speaker import Speaker, Wording
+from minillm.subwords import load_tokenizer
+from minillm.tokenizer import Stream
+
+PROMPTS = ["the sky", "x", "STOP the 😀 world"]
+
+
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory):
+    folder = write_gpt(tmp_path_factory.mktemp("models") / "gpt")
+    return Speaker(checkpoint.load(folder), load_tokenizer(folder))
+
+
+@pytest.fixture(scope="module")
+def prompts(speaker):
+    return [speaker.read(prompt) for prompt in PROMPTS]
+
+
+def until_a_stop(text, stop):
+    """The text before whichever string is complete first, found letter by letter."""
+    for end in range(1, len(text) + 1):
+        if found := [each for each in stop if text[:end].endswith(each)]:
+            return text[: end - max(map(len, found))]
+    return text
+
+
+def said(chunks, stop):
+    """What a Wording lets through of tokens that stand for these bytes, piece by piece."""
+    wording = Wording(Stream(lambda ids: b"".join(chunks[i] for i in ids).decode(errors="replace")), stop)
+    pieces = []
+    for i in range(len(chunks)):
+        pieces.append(wording.push(i))
+        if wording.is_complete:
+            break
+    return [*pieces, wording.close()]
+
+
+LETTERS = st.text("abé😀", max_size=12)
+
+
+@given(LETTERS, st.lists(st.text("abé😀", min_size=1, max_size=3), max_size=3), st.data())
+def test_stop_strings_however_the_text_is_cut(text, stop, data):
+    raw = text.encode()
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(raw) - 1)), max_size=len(raw))))
+    chunks = [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
+    pieces = said(chunks, stop)
+    assert "".join(pieces) == until_a_stop(text, stop)
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "stop", "pieces"),
+    [
+        ([b"one STOP two"], ["STOP"], ["one ", ""]),  # within one token
+        ([b"a S", b"TO", b"P b"], ["STOP"], ["a ", "", "", ""]),  # over three
+        ([b"a S", b"TO", b"NE"], ["STOP"], ["a ", "", "STONE", ""]),  # only begun
+        ([b"a ST"], ["STOP"], ["a ", "ST"]),  # still begun at the end
+        ([b"a\xf0\x9f", b"\x98", b"\x80b"], ["😀"], ["", "", "a", ""]),  # of one character in three tokens
+        ([b"abc"], ["abc", "b"], ["a", ""]),  # the one that is complete first
+    ],
+)
+def test_nothing_of_a_stop_string_is_shown(chunks, stop, pieces):
+    assert said(chunks, stop) == pieces
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0), Sampling(0.8, top_k=20)])
+def test_the_pieces_are_the_text(speaker, prompts, sampling):
+    pieces = ["", "", ""]
+    numbers = {}
+    for answer, piece in speaker.stream(prompts, 30, sampling=sampling, generator=torch.Generator().manual_seed(1)):
+        pieces[numbers.setdefault(id(answer), len(numbers))] += piece
+    answers = speaker.answers(prompts, 30, sampling=sampling, generator=torch.Generator().manual_seed(1))
+    assert pieces == [answer.text for answer in answers]
+    assert pieces == [speaker.tokenizer.decode(answer.tokens) for answer in answers]
+
+
+def test_the_seed_decides(speaker, prompts):
+    def spoken(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return [answer.tokens for answer in speaker.answers(prompts, 20, generator=generator)]
+
+    assert spoken(0) == spoken(0)
+    assert spoken(0) != spoken(1)
+
+
+def test_together_as_alone(speaker, prompts):
+    together = speaker.answers(prompts, 20, sampling=GREEDY)
+    for prompt, answer in zip(prompts, together, strict=True):
+        (alone,) = speaker.answers([prompt], 20, sampling=GREEDY)
+        assert answer.tokens == alone.tokens
+        assert answer.text == alone.text
+        assert answer.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_are_those_of_a_full_pass(speaker, prompts, temperature):
+    answers = speaker.answers(prompts, 12, sampling=Sampling(temperature))
+    for prompt, answer in zip(prompts, answers, strict=True):
+        tokens = torch.tensor([*prompt, *answer.tokens])
+        with torch.inference_mode():
+            logits = speaker.model.logits(speaker.model(tokens, Packing.from_lengths([len(tokens)])))
+        logprobs = (logits / temperature).log_softmax(-1)[len(prompt) - 1 : -1]
+        truth = logprobs[torch.arange(len(answer.tokens)), answer.tokens]
+        torch.testing.assert_close(torch.tensor(answer.logprobs), truth, rtol=0, atol=1e-4)
+
+
+def test_an_answer_ends_before_a_string(speaker, prompts):
+    (whole,) = speaker.answers(prompts[:1], 20, sampling=GREEDY)
+    assert whole.ended_by == "length"
+    stop = whole.text[5:8]
+    (short,) = speaker.answers(prompts[:1], 20, [stop], GREEDY)
+    assert short.ended_by == "string"
+    assert short.text == whole.text[: whole.text.index(stop)]
+    assert short.tokens == whole.tokens[: len(short.tokens)]
+
+
+def test_an_answer_ends_with_any_token_that_ends_texts(speaker, prompts, monkeypatch):
+    (whole,) = speaker.answers(prompts[:1], 20, sampling=GREEDY)
+    monkeypatch.setattr(speaker.tokenizer, "stops", frozenset([speaker.tokenizer.end, whole.tokens[6]]))
+    (short,) = speaker.answers(prompts[:1], 20, sampling=GREEDY)
+    first = whole.tokens.index(whole.tokens[6])
+    assert short.ended_by == "token"
+    assert short.tokens == whole.tokens[: first + 1]
+    assert short.text == speaker.tokenizer.decode(whole.tokens[:first])
+
+
+def test_room(speaker, prompts):
+    longest = max(map(len, prompts))
+    assert speaker.room(prompts) == 64 - longest + 1  # the last token is not read
+    assert speaker.room(prompts, 3) == 3
+    speaker.answers(prompts, speaker.room(prompts), sampling=GREEDY)
+    with pytest.raises(UserError, match=f"ask for at most {64 - longest + 1}"):
+        speaker.room(prompts, 64)
+    with pytest.raises(UserError, match="has 65 tokens, but this model reads at most 64"):
+        speaker.room([[1] * 65])
+
+
+def test_a_vocabulary_larger_than_the_model(speaker, monkeypatch):
+    monkeypatch.setattr(speaker.tokenizer, "wrap", lambda text: ([1000], [0]))
+    with pytest.raises(UserError, match="token 1000, but the model only has 263"):
+        speaker.read("x")
