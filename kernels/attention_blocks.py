@@ -64,7 +64,7 @@ class Block(NamedTuple):
 
     queries: slice  # of n
     keys: slice  # of m
-    mask: Tensor | None  # (queries, last of the keys), 0 or −inf; None if they see all
+    mask: Tensor | None  # (queries, last of the keys), ∞ or −∞; None if they see all
 
 
 def _parts(count: int, n: int, m: int, G: int, R: int) -> Iterator[Part]:
@@ -112,13 +112,13 @@ def _blind(n: int, m: int, options: Options) -> int:
 def _mask(
     rows: int, cols: int, place: int, causal: bool, window: int | None, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """(rows, cols), −inf where row i, which stands beside column place + i, may not look, else 0: adding it takes a
-    third of the time of filling in what a boolean mask hides."""
+    """(rows, cols), the largest score allowed: −∞ where row i, which stands beside column place + i, may not look,
+    else ∞. To add −∞ instead would make NaN of a hidden score that overflowed in float16."""
     ahead = torch.arange(cols, device=device) - (place + torch.arange(rows, device=device))[:, None]
     hidden = ahead > 0 if causal else torch.zeros_like(ahead, dtype=torch.bool)
     if window is not None:
         hidden = hidden | (ahead.abs() >= window)
-    return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))
+    return torch.full(hidden.shape, float("inf"), dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))
 
 
 # ---- what is computed ------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def _probabilities(
         scores = tanh * options.softcap
     if mask is not None:
         of_heads = scores.unflatten(1, (-1, mask.shape[0]))  # (P, R, queries, keys)
-        of_heads[..., -mask.shape[1] :].add_(mask)
+        of_heads[..., -mask.shape[1] :].clamp_(max=mask)
     return torch.softmax(scores, dim=-1, out=scores), tanh
 
 

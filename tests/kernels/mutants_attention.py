@@ -71,5 +71,6 @@ MUTANTS = [
     ("blocks: only the last block counts in dk", BLOCKS, "if queries.stop == n and", "if"),
     ("blocks: slope of the soft cap dropped", BLOCKS, "dprobs * (1 - tanh * tanh)", "dprobs"),
     ("blocks: head map of shared heads", BLOCKS, "unflatten(1, (G, -1))", "unflatten(1, (-1, G)).transpose(1, 2)"),
+    ("blocks: hidden infinity plus −∞", BLOCKS, ".clamp_(max=mask)", ".add_(mask.clamp(max=0))"),
     ("blocks: rows not put back", BLOCKS, "index_copy_(0, rows, x)", "index_copy_(0, rows.sort().values, x)"),
 ]  # fmt: skip

@@ -85,6 +85,16 @@ def test_extreme_scores():
     assert all(torch.isfinite(x).all() for x in gradients(out, inputs))
 
 
+def test_hidden_scores_may_overflow():
+    """In float16 the last query's key, which the others may not see, gives them scores of ∞."""
+    q, k, v = (draw(1, 100, 2, 16, dtype=torch.float16) for _ in range(3))
+    with torch.no_grad():
+        q.abs_(), k[:, -1].fill_(6e4), q[:, -1].zero_()
+    assert q[0, 0, 0].float() @ k[0, -1, 0].float() / 4 > torch.finfo(torch.float16).max
+    out = attention(q, k, v, causal=True, impl="torch")
+    assert all(torch.isfinite(x).all() for x in gradients(out, (q, k, v)))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("T", "S"), [(1, 9), (1, 1), (3, 9), (9, 9)])
 @pytest.mark.parametrize("k_lengths", [None, (9, 4), (0, 1)])
