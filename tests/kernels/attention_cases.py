@@ -83,10 +83,8 @@ def check(case: Case) -> None:
     """
     truth = gradients(case, torch.float64, formula)
     plain = gradients(case, case.dtype, formula)
-    errors = [largest(b - a) for a, b in zip(truth, plain, strict=True)]
-    fused = errors_of_delta(case, truth[0], plain[0])
-    if has_sdpa(case):
-        fused = [largest(b - a) for a, b in zip(truth, gradients(case, case.dtype, sdpa), strict=True)]
+    fused = gradients(case, case.dtype, sdpa) if has_sdpa(case) else with_rounded_delta(case, truth[0], plain)
+    errors, fused = ([largest(b - a) for a, b in zip(truth, theirs, strict=True)] for theirs in (plain, fused))
     # Sums of float32 in another order, of the size of the result, of a typical score or of the queries in dk.
     score = abs(case.options.get("scale", case.D**-0.5)) * case.D**0.5
     for name, a, ours, *pytorch in zip(NAMES, truth, run_triton(case), errors, fused, strict=True):
@@ -100,19 +98,20 @@ def largest(x: Tensor) -> float:
     return float(x.abs().max()) if x.numel() else 0.0
 
 
-def errors_of_delta(case: Case, truth: Tensor, out: Tensor) -> list[float]:
-    """What a fused kernel would do to dq and dk under dropout, where SDPA draws another mask than ours.
+def with_rounded_delta(case: Case, truth: Tensor, plain: list[Tensor]) -> list[Tensor]:
+    """What PyTorch's fused kernel would find under dropout, where SDPA draws another mask than ours.
 
-    With δ from PyTorch's output instead of the true one, δ_i is off by e_i and ds_ij by p_ij e_i: that is the
-    gradient of Σ e_i lse_i. (One query, one key, bfloat16, p = 0.1: v/0.9 is rounded, and ours is off by 1.8e-2 in
-    dq where the formula finds 0.)
+    With δ from the formula's output instead of the true one, δ_i is off by e_i and ds_ij by −p_ij e_i: that is the
+    negative gradient of Σ e_i lse_i, on top of the formula's own rounding. (One query, one key, bfloat16, p = 0.1:
+    v/0.9 is rounded, and ours is off by 1.8e-2 in dq where the formula finds 0.)
     """
+    out, dq, dk, dv = plain
     (q, k, _), layout = case.tensors()
     q, k = (x.requires_grad_() for x in (q, k))
     e = (case.gradient(out) * (out - truth)).sum(-1)  # (..., H)
     lse = log_sum_exp(case, q, k, layout)
-    dq, dk = torch.autograd.grad((e * lse).sum(), (q, k))
-    return [0.0, largest(dq), largest(dk), 0.0]
+    by_delta = torch.autograd.grad((e * lse).sum(), (q, k))
+    return [out, dq - by_delta[0], dk - by_delta[1], dv]
 
 
 def log_sum_exp(case: Case, q: Tensor, k: Tensor, layout: dict) -> Tensor:
