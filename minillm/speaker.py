@@ -135,8 +135,6 @@ class Wording:
         return text
 
     def _release(self, new: str) -> str:
-        if self.is_complete:
-            return ""
         text = self.held + new
         places = [(start + len(stop), start) for stop in self.stop if (start := text.find(stop)) >= 0]
         if places:

@@ -18,7 +18,7 @@ import minillm.__main__
 from minillm import cli
 from minillm.heads import MaskedLM, SentenceEmbedder, SequenceClassifier, TokenClassifier
 
-tokenizers = pytest.importorskip("tokenizers")
+pytest.importorskip("tokenizers")
 pytest.importorskip("jinja2")
 
 
@@ -49,7 +49,7 @@ def here(tmp_path_factory):
 def run(here, capsys, monkeypatch):
     def call(*argv, stdin=""):
         """→ exit code, output, notes"""
-        monkeypatch.setattr(sys, "argv", ["minillm", *(str(word).replace(HERE, str(here)) for word in argv)])
+        monkeypatch.setattr(sys, "argv", ["minillm", *(str(word).replace("HERE", str(here)) for word in argv)])
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         code = 0
         try:
@@ -57,7 +57,7 @@ def run(here, capsys, monkeypatch):
         except SystemExit as stop:
             code = stop.code
         out, err = capsys.readouterr()
-        return code, out.replace(str(here), HERE), err.replace(str(here), HERE)
+        return code, out.replace(str(here), "HERE"), err.replace(str(here), "HERE")
 
     return call
 
@@ -155,12 +155,14 @@ def test_chat_forgets_the_oldest_when_it_must(run):
     code, out, err = run("chat", "HERE/gpt", *options, "--system", "s", stdin="hi\nho\nhu\n" + 50 * "x" + "\nha\n")
     assert code == 0
     assert len(out.splitlines()) == 4
-    assert "oldest 1 question" in err
+    _, alone, _ = run("generate", "HERE/gpt", "--prompt", "[system]s\n[user]ho\n[assistant]", *options)
+    assert out.splitlines()[1] == alone.strip()
+    assert "oldest question is forgotten" in err
     assert re.search("error: .* takes 7. tokens.* reads 64; make it shorter", err)
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(here):
-    command = [sys.executable, "-m", "minillm", "chat", str(here / "long"), "--max-new-tokens", "90000"]
+    command = [sys.executable, "-m", "minillm", "chat", str(here / "long"), "--max-new-tokens", "3000"]
     process = subprocess.Popen(
         [*command, "--temperature", "0", "--precision", "fp32"],
         cwd=ROOT,
@@ -175,13 +177,13 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(here):
         process.stdin.flush()
         assert process.stdout.read(20).isalpha()
         os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(b"/help\n/exit\n", timeout=60)
+        out, err = process.communicate(b"hi\n/exit\n", timeout=60)
     finally:
         process.kill()
     assert process.returncode == 0, err
     assert b"(stopped)" in err
-    assert b"/reset   forget" in err
-    assert len(out) < 90_000
+    stopped, whole = out.decode().splitlines()
+    assert len(stopped) < 3000 == len(whole)
 
 
 # ---- embed, classify, fill -----------------------------------------------------------------------
@@ -301,7 +303,14 @@ def test_a_missing_extra_is_named(run, monkeypatch, module, extra):
 
 
 def test_who_has_seen_enough_may_leave(here):
-    command = f"{sys.executable} -m minillm generate {here / 'long'} --prompt x --max-new-tokens 3000 | head -c 10"
-    done = subprocess.run(command, shell=True, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60)
-    assert len(done.stdout) == 10
-    assert done.stderr == ""
+    command = f"{sys.executable} -m minillm generate {here / 'long'} --prompt x --max-new-tokens 3000"
+    done = subprocess.run(
+        f"{command} --temperature 0 | head -c 10",
+        shell=True,
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        timeout=60,
+    )
+    assert re.fullmatch(b"[A-Za-z]{10}", done.stdout)
+    assert done.stderr == b""

@@ -76,7 +76,8 @@ def answer(
     speaker = conversation.speaker
     prompt, forgotten = conversation.ask(question, room=min(args.max_new_tokens, speaker.limit // 4))
     if forgotten:
-        note(f"(the oldest {forgotten} questions are forgotten: the model reads {speaker.limit:,} tokens)")
+        which = "oldest question is" if forgotten == 1 else f"{forgotten} oldest questions are"
+        note(f"(the {which} forgotten: the model reads {speaker.limit:,} tokens)")
     room = min(args.max_new_tokens, speaker.limit - len(prompt) + 1)
     said = ""
     with cli.postponed_interrupt() as stop:
