@@ -1,6 +1,6 @@
 """Says which class a text belongs to, with the probability of every class.
 
-  python -m minillm classify runs/classify-sft "A quiet, wonderful film." "Two hours of my life."
+  python -m minillm classify runs/classify-sft "A quiet, wonderful film." "Dull from start to end."
   python -m minillm classify runs/classify-sft --file reviews.txt --json       a text a line → a line of JSON each
   python -m minillm classify MODEL --pairs --file pairs.tsv                    two texts a line, a tab between them
 

@@ -2,7 +2,7 @@
 
   python -m minillm generate gpt2 --prompt "The meaning of life is"        from the hub
   python -m minillm generate model.gguf --prompt "Once upon a time" --temperature 0 --max-new-tokens 50
-  python -m minillm generate runs/pronounce-sft --prompt "SHAKESPEARE="
+  python -m minillm generate runs/pronounce-sft --prompt "shakespeare:"
   python -m minillm generate model.gguf --chat --prompt "Who wrote Hamlet?"      in the model's own chat template
   cat story.txt | python -m minillm generate MODEL --prompt - --stop "The End"   a prompt of many lines
   python -m minillm generate MODEL --file prompts.txt --json                     a prompt a line, answered together
