@@ -7,7 +7,8 @@
   python -m minillm fill MODEL "The [MASK] is blue."              the words that a BERT would put there
 
 MODEL is a folder in the layout of Hugging Face, a run of train_sft.py or train_rl.py, the id of a model on the hub
-(pip install -e '.[hub]'), or a .gguf file (pip install -e '.[gguf]'). No code that comes with a model is run; chat templates are, in a sandbox.
+(pip install -e '.[hub]'), or a .gguf file (pip install -e '.[gguf]'). No code that comes with a model is run; chat
+templates are, in a sandbox.
 
 Every command has a --help with examples: python -m minillm chat --help
 """

@@ -63,6 +63,28 @@ def test_help_teaches(capsys):
         assert piece in text
 
 
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    seed: int = cli.option(0, "inherited")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(Base):
+    model: str = cli.argument("by its place")
+    text: tuple[str, ...] = cli.argument("all that come", default=())
+    word: tuple[str, ...] = cli.option((), "several times")
+    quiet: bool = cli.option(False, "a switch")
+
+
+def test_places_switches_and_lists(capsys):
+    assert cli.parse(Command, "", ["gpt"]) == Command(model="gpt")
+    parsed = cli.parse(Command, "", ["gpt", "a", "b", "--word", "x", "--quiet", "--word", "y", "--seed", "1"])
+    assert parsed == Command(model="gpt", text=("a", "b"), word=("x", "y"), quiet=True, seed=1)
+    with pytest.raises(SystemExit):
+        cli.parse(Command, "", [], prog="python -m somewhere")
+    assert re.search("usage: python -m somewhere .*--word.*--seed", capsys.readouterr().err, re.DOTALL)
+
+
 @pytest.mark.parametrize("value", [0, -1, -0.5, float("nan")])
 def test_require_positive(value):
     with pytest.raises(UserError, match=rf"--how-many {value} must be positive"):
