@@ -18,7 +18,8 @@ def decode_attention(q: Tensor, keys: Tensor, values: Tensor, visible: Tensor | 
 
     Each sequence must see a key. Query head h reads key/value head h // (H/G).
     """
-    if q.dtype in (torch.bfloat16, torch.float16):  # SDPA is slow at those on a CPU
+    many = keys.shape[0] * keys.shape[1] > 32
+    if many and q.dtype in (torch.bfloat16, torch.float16):  # SDPA takes those one by one, and twice as long
         return _products(q, keys, values, visible)
     gqa = q.shape[1] != keys.shape[1]
     return scaled_dot_product_attention(q.unsqueeze(2), keys, values, visible, enable_gqa=gqa).squeeze(2)
