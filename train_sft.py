@@ -97,7 +97,16 @@ def check(args: Args) -> None:
         raise UserError("--minutes and --steps exclude each other: give one budget")
     cli.require_seed(args)
     cli.require_positive(args, "minutes", "steps", "until", "examples", "evaluations")
-    cli.require_positive(args, "layers", "width", "heads", "batch_tokens", "lr", "embedding_lr", "warmup")
+    cli.require_positive(args, "layers", "width", "heads", "batch_tokens", "lr", "embedding_lr")
+    if args.warmup is not None and not 0 <= args.warmup < 1:
+        raise UserError(f"--warmup {args.warmup} must be a share of the training, from 0 to below 1")
+    if args.model and args.task != "classify":
+        raise UserError(f"--model {args.model} is for --task classify, not for {args.task}, whose model is a GPT")
+    shape = ["layers", "width", "heads"] + ([] if args.task == "classify" else ["dropout"])
+    if args.init and not args.resume and (given := [name for name in shape if vars(args)[name] is not None]):
+        raise UserError(
+            f"--{given[0]} is for a model from scratch, but --init {args.init} brings its own; leave one out"
+        )
 
 
 def complete(args: Args, recipe: Recipe) -> Args:

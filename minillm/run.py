@@ -2,7 +2,7 @@
 
 model.safetensors        the weights, and
 config.json              the architecture, as checkpoint.py writes them
-tokenizer.json           the symbols
+tokenizer.json           the vocabulary, or whichever files its tokenizer is made of
 args.json                the command that made it
 log.jsonl                one line a step, one an evaluation
 checkpoint.safetensors   weights, optimiser state and progress, for --resume
@@ -24,7 +24,7 @@ from minillm.errors import UserError
 from minillm.files import Tensors, read_json, read_state, write_json, write_tensors
 from minillm.gpt import GPT
 from minillm.tasks import Task, tokens_needed
-from minillm.tokenizer import SymbolTokenizer
+from minillm.tokenizer import SymbolTokenizer, Tokenizer
 
 Args = TypeVar("Args")  # the options of a script, a dataclass
 
@@ -68,7 +68,7 @@ class Run:
         run = cls(folder)
         if not folder.is_dir():
             raise UserError(f"there is no run folder {folder}")
-        for name in ("config.json", "tokenizer.json"):
+        for name in ("config.json", "args.json"):
             if not run.path(name).exists():
                 raise UserError(f"{folder} is not a run: it has no {name}")
         return run
@@ -82,7 +82,7 @@ class Run:
 
     # What the run is
 
-    def describe(self, model: GPT, tokenizer: SymbolTokenizer, args: Any) -> None:
+    def describe(self, model: nn.Module, tokenizer: Tokenizer, args: Any) -> None:
         """What is known before the first step."""
         write_json(self.path("config.json"), checkpoint.describe(model))
         tokenizer.save(self.folder)
@@ -105,6 +105,8 @@ class Run:
 
     def load_model(self, task: Task | None = None) -> GPT:
         """The model, in evaluation mode; with a task, checked to share its symbols and to have room for it."""
+        if self.path("checkpoint.safetensors").exists() and not self.path("model.safetensors").exists():
+            raise UserError(f"{self.folder} is not finished; go on with --resume {self.folder} first")
         saved = checkpoint.open_checkpoint(self.folder)
         limit = f"max_seq_len={saved.config.max_seq_len} of {self.folder}"
         if task and self.tokenizer().symbols != task.tokenizer.symbols:

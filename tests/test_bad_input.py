@@ -136,8 +136,15 @@ SFT = {
     "out is somebody's folder": ({"out": "HERE/notes"}, "--out HERE/notes is not empty and not a run"),
     "init is nothing": ({"init": "HERE/nothing"}, "there is no run folder HERE/nothing"),
     "init is no run": ({"init": "HERE/notes"}, r"HERE/notes is not a run: it has no config\.json"),
-    "init has no model": ({"init": "HERE/cut"}, r"cannot read HERE/cut/model\.safetensors|HERE/cut is not finished"),
+    "init has no model": ({"init": "HERE/cut"}, "HERE/cut is not finished; go on with --resume HERE/cut first"),
     "init of another task": ({"init": "HERE/sums"}, "HERE/sums was trained on other symbols"),
+    "shape with init": (
+        {"init": "HERE/done", "width": 16},
+        "--width is for a model from scratch, but --init HERE/done",
+    ),
+    "dropout with init": ({"init": "HERE/done", "dropout": 0.1}, "--dropout is for a model from scratch"),
+    "kind of another task": ({"model": "gpt"}, "--model gpt is for --task classify, not for pronounce"),
+    "warmup without end": ({"warmup": 1}, r"--warmup 1\.0 must be a share of the training, from 0 to below 1"),
     "resume nothing": ({"resume": "HERE/nothing"}, "there is no run folder HERE/nothing"),
     "resume no run": ({"resume": "HERE/notes"}, "HERE/notes is not a run"),
     "resume what is finished": ({"resume": "HERE/done"}, "HERE/done is finished"),
@@ -158,11 +165,12 @@ CLASSIFY = {
     "one class": ({"train": "HERE/new.jsonl", "dev": "HERE/good.jsonl"}, r"new\.jsonl holds one class only, '1'"),
     "init is nothing": ({"init": "HERE/nothing"}, "there is no folder or .gguf file HERE/nothing"),
     "init holds no model": ({"init": "HERE/notes"}, r"HERE/notes holds no model: it has no config\.json"),
-    "init reads no texts": ({"init": "HERE/sums"}, "HERE/sums|symbol"),
+    "init reads no texts": ({"init": "HERE/sums"}, "--init HERE/sums does not read such texts: the symbol 'g'"),
+    "shape with init": ({"init": "HERE/sums", "heads": 2}, "--heads is for a model from scratch, but --init HERE/sums"),
     "heads that do not divide": ({"heads": 3}, "width=16 .*num_heads=3"),
     "too much dropout": ({"dropout": 1.5}, r"dropout=1\.5"),
     "wrong kind": ({"model": "cnn"}, "--model.*'cnn'"),
-    "negative warmup": ({"warmup": -1}, r"--warmup -1\.0 must be positive"),
+    "negative warmup": ({"warmup": -1}, r"--warmup -1\.0 must be a share"),
     "out is finished": ({"out": "HERE/done"}, "--out HERE/done already holds a finished run"),
 }
 
@@ -170,7 +178,7 @@ RL = {
     "no start": ({"init": None}, "--task pronounce needs a model to start from"),
     "init is nothing": ({"init": "HERE/nothing"}, "there is no run folder HERE/nothing"),
     "init is no run": ({"init": "HERE/notes"}, "HERE/notes is not a run"),
-    "init has no model": ({"init": "HERE/cut"}, r"cannot read HERE/cut/model\.safetensors|HERE/cut is not finished"),
+    "init has no model": ({"init": "HERE/cut"}, "HERE/cut is not finished; go on with --resume HERE/cut first"),
     "init of another task": ({"init": "HERE/sums"}, "HERE/sums was trained on --task arithmetic"),
     "one sample": ({"samples": 1}, "--samples 1: .* at least 2"),
     "no prompts": ({"prompts": 0}, "--prompts 0 must be positive"),
@@ -188,15 +196,20 @@ RL = {
 }
 
 
+def shaped(options):
+    """A model that --init brings has a shape already."""
+    return FEW_STEPS | (dict.fromkeys(("layers", "width", "heads")) if "init" in options else {})
+
+
 @pytest.mark.parametrize(("options", "sentence"), SFT.values(), ids=SFT)
 def test_sft(refused, options, sentence):
-    refused(train_sft, sentence, {**WORDS, **FEW_STEPS, **options})
+    refused(train_sft, sentence, {**WORDS, **shaped(options), **options})
 
 
 @pytest.mark.parametrize(("options", "sentence"), CLASSIFY.values(), ids=CLASSIFY)
 def test_classify(refused, options, sentence):
     pytest.importorskip("tokenizers")
-    refused(train_sft, sentence, {**LABELS, **FEW_STEPS, **options})
+    refused(train_sft, sentence, {**LABELS, **shaped(options), **options})
 
 
 @pytest.mark.parametrize(("options", "sentence"), RL.values(), ids=RL)

@@ -79,6 +79,11 @@ def test_only_runs_are_opened(tmp_path, run):
         Run.open(tmp_path)
     with pytest.raises(UserError, match="there is no run folder"):
         Run.open(run.path("config.json"))
+    run.path("tokenizer.json").unlink()  # other tokenizers are other files
+    assert Run.open(run.folder).folder == run.folder
+    run.path("args.json").unlink()
+    with pytest.raises(UserError, match=r"is not a run: it has no args\.json"):
+        Run.open(run.folder)
 
 
 # ---- weights -------------------------------------------------------------------------------------
