@@ -47,9 +47,9 @@ def resolve(name: str | Path) -> Path:
 def download(hub_id: str) -> Path:
     """A folder with what of a model can be read: never pickles, never code."""
     hub = need("huggingface_hub", "hub", f"there is no folder {hub_id}, and downloading it from the hub")
-    wanted = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
+    wanted, unwanted = ["*.safetensors", "*.json", "*.txt", "*.jinja"], ["[!1]*/*"]  # of all folders but 1_Pooling
     try:
-        return Path(hub.snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=["*/*"]))
+        return Path(hub.snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=unwanted))
     except (hub.errors.HfHubHTTPError, hub.errors.LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"there is no folder {hub_id}, and downloading it from the hub failed: {reason}") from None
@@ -129,6 +129,8 @@ class Checkpoint:
         if kind not in family.heads:
             raise UserError(f"{self.path}: this is no model for {kind!r}, only for {', '.join(family.heads)}")
         spec = family.heads[kind]
+        if kind == "embed":
+            require_mean(self.path)
         names = tuple(classes or self.classes)
         if spec.has_classes and not names:
             raise UserError(f"{self.path} names no classes: it is no classifier yet")
@@ -176,6 +178,22 @@ def load(
 ) -> nn.Module:
     """The model of a checkpoint, see `Checkpoint.load`."""
     return open_checkpoint(path).load(head, classes, dtype)
+
+
+def require_mean(folder: Path) -> None:
+    """UserError if sentence-transformers makes embeddings of this model in another way than `SentenceEmbedder`."""
+    if (path := folder / "modules.json").is_file():
+        modules = [module for module in read_json(path, list) if isinstance(module, dict)]
+        kinds = {str(module.get("type")).rpartition(".")[2] for module in modules}
+        if strange := kinds - {"Transformer", "Pooling", "Normalize"}:
+            raise UserError(f"{path}: embeddings that go through a {min(strange)} module are not supported")
+    if (path := folder / "1_Pooling" / "config.json").is_file():
+        fields = read_json(path)
+        modes = {name.removeprefix("pooling_mode_") for name, on in fields.items() if on is True}
+        modes = {str(fields["pooling_mode"])} if "pooling_mode" in fields else modes - {"include_prompt"}
+        if modes - {"mean", "mean_tokens"}:
+            how = " and ".join(sorted(modes))
+            raise UserError(f"{path}: embeddings by pooling {how} are not supported, only the mean over the tokens")
 
 
 def new_parameters(model: nn.Module, saved: Checkpoint, spec: Head, classes: tuple[str, ...]) -> set[str]:

@@ -13,18 +13,21 @@ from torch import Tensor
 from minillm.errors import UserError
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, kind: type = dict) -> Any:
+    """What the file holds: an object, or a list where that is asked for. UserError."""
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
-    if not isinstance(fields, dict):
-        raise UserError(f"{path} holds no JSON object")
+    if not isinstance(fields, kind):
+        raise UserError(f"{path} holds no JSON {'object' if kind is dict else kind.__name__}")
     return fields
 
 
 def write_json(path: Path, fields: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(fields, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(fields, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Any = None) -> None:
