@@ -100,7 +100,10 @@ def open_gguf(path: Path) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
     UserError, in one sentence, for a file that is damaged, of another architecture or quantised in an unknown way.
     """
     file = GGUF(path)
-    return file.config(), GGUFTensors(file)
+    try:
+        return file.config(), GGUFTensors(file)
+    except (TypeError, ZeroDivisionError, IndexError) as error:
+        raise UserError(f"{path}: its metadata describes no model that is supported ({error})") from None
 
 
 # ---- the file ------------------------------------------------------------------------------------
@@ -125,7 +128,7 @@ class GGUF:
                 self._read(Cursor(file, path))
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from None
-        except (struct.error, UnicodeDecodeError, EOFError) as error:
+        except (struct.error, UnicodeDecodeError, EOFError, RecursionError) as error:
             raise UserError(f"{path} is damaged or cut off ({error}); copy or download it again") from None
 
     def _read(self, cursor: "Cursor") -> None:
@@ -141,13 +144,15 @@ class GGUF:
             shape = cursor.numbers(f"{num_dims}Q")[::-1]
             self.table[name] = Entry(shape, *cursor.numbers("IQ"))
         alignment = self.metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise EOFError(f"general.alignment={alignment!r} is no size")
         self.data = -(-cursor.position // alignment) * alignment
         self.size = cursor.size
 
     @property
     def kind(self) -> Kind:
         name = self.metadata.get("general.architecture")
-        if name not in KINDS:
+        if not isinstance(name, str) or name not in KINDS:
             raise UserError(f"{self.path}: architecture {name!r} is not supported, only {', '.join(KINDS)}")
         return KINDS[name]
 
@@ -215,11 +220,11 @@ class GGUF:
             block, size = library.GGML_QUANT_SIZES[kind]
             *rows, columns = entry.shape
             num_bytes = math.prod(entry.shape) // block * size
+            if self.data + entry.offset + num_bytes > self.size:  # before memory is asked for
+                raise UserError(f"{self.path} is cut off within {name!r}; copy or download it again")
             with self.path.open("rb") as file:
                 file.seek(self.data + entry.offset)
                 data = np.frombuffer(file.read(num_bytes), np.uint8)
-            if len(data) < num_bytes:
-                raise UserError(f"{self.path} is cut off within {name!r}; copy or download it again")
             values = library.quants.dequantize(data.reshape(*rows, columns // block * size), kind)
         except (ValueError, KeyError, NotImplementedError):
             what = f"{name!r} has shape {entry.shape} and type {entry.type}"
@@ -279,7 +284,8 @@ class GGUFTensors(Mapping[str, Tensor]):
         place = self.places[name]
         tensor = self.file.read(place)
         if self.file.metadata["general.architecture"] == "llama" and re.search(r"attn_[qk]\.", place):
-            return unpermuted(tensor, self.file.get("attention.head_count" + "_kv" * ("attn_k" in place)))
+            heads = self.file.get("attention.head_count")
+            return unpermuted(tensor, self.file.get("attention.head_count_kv", heads) if "attn_k" in place else heads)
         if ".c_" in name and name.endswith("weight"):  # GPT-2 keeps these the other way round
             return tensor.T
         return tensor

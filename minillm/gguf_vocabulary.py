@@ -46,7 +46,7 @@ def read_vocabulary(path: Path) -> Subwords:
     build = byte_level if model == "gpt2" else sentencepiece
     try:
         backend = build(library, tokens, about)
-    except (KeyError, ValueError, TypeError) as error:
+    except Exception as error:  # the library raises nothing narrower for merges that lead to no token
         raise UserError(f"{path}: its vocabulary is incomplete or wrong ({error})") from None
     kinds = about.get("token_type", [])
     for kind, add in ((CONTROL, backend.add_special_tokens), (USER_DEFINED, backend.add_tokens)):

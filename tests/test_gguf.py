@@ -1,5 +1,6 @@
 """GGUF files: every kind of quantisation, damage in one sentence, and a real model against transformers."""
 
+import struct
 from pathlib import Path
 
 import gguf
@@ -100,6 +101,11 @@ def put(offset: int, content: bytes):
     return write
 
 
+def behind(name: bytes, distance: int, content: bytes):
+    """Put so many bytes behind the first time that this is written."""
+    return lambda path: put(path.read_bytes().index(name) + len(name) + distance, content)(path)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -112,6 +118,8 @@ def put(offset: int, content: bytes):
         (put(4, b"\x09"), "is GGUF of version 9"),
         (put(16, b"\xff" * 8), "damaged or cut off"),  # entries of metadata without end
         (put(24, b"\xff" * 8), "damaged or cut off"),  # a key longer than the file
+        (behind(b"blk.0.ffn_up.weight", 4, b"\xff" * 7), "is cut off within 'blk.0.ffn_up.weight'"),  # 2^63 columns
+        (behind(b"llama.attention.head_count", 4, bytes(4)), "describes no model that is supported"),  # no heads
     ],
 )
 def test_damage_ends_in_a_sentence(tmp_path, change, sentence):
@@ -119,6 +127,34 @@ def test_damage_ends_in_a_sentence(tmp_path, change, sentence):
     change(path)
     with pytest.raises(UserError, match=sentence):
         checkpoint.load(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("general.alignment", struct.pack("<II", 4, 0), "general.alignment=0 is no size"),
+        ("x", struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5000, "damaged or cut off"),  # lists within lists
+        ("general.architecture", struct.pack("<IIQ", 9, 4, 0), r"architecture \[\] is not supported"),
+    ],
+)
+def test_strange_metadata(tmp_path, key, value, sentence):
+    path = tmp_path / "a.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, len(key)) + key.encode() + value)
+    with pytest.raises(UserError, match=sentence):
+        checkpoint.load(path)
+
+
+def test_merges_of_what_is_no_token(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(["a", "b"])
+    writer.add_token_merges(["a c"])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(UserError, match=r"its vocabulary is incomplete or wrong .*`c` out of vocabulary"):
+        load_tokenizer(tmp_path / "a.gguf")
 
 
 def test_unknown_type(tmp_path):
