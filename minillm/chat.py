@@ -125,6 +125,7 @@ class ChatTemplate:
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool, marks: Sequence[str]) -> str:
         said = [{key: value for key, value in message.items() if value is not None} for message in messages]
         variables = {**self.variables, "messages": said, "add_generation_prompt": add_generation_prompt}
+        variables |= {"tools": None, "documents": None}  # templates ask `is none` of these
         answer = self._ask({"variables": variables, "marks": marks[:2]})
         if "error" in answer:
             raise UserError(f"the chat template cannot write this conversation: {answer['error']}")

@@ -173,10 +173,14 @@ def read_gpt2(vocabulary: Path, merges: Path) -> BytePairs:
     if (name := config.get("tokenizer_class")) not in GPT2_CLASSES:
         raise UserError(f"{vocabulary} alone does not say how {name} cuts a text; a tokenizer.json beside it would")
     ids, text = read_json(vocabulary), read_text(merges)
+    if strange := [token for token, i in ids.items() if not isinstance(i, int)]:
+        raise UserError(f"{vocabulary} gives {strange[0]!r} no number")
     merged = [line.replace(" ", "", 1) for line in text.split("\n") if line and not line.startswith("#version")]
     letters = letters_of_bytes()
     if missing := [token for token in [*letters, *merged] if token not in ids]:
         raise UserError(f"{vocabulary} lacks {missing[0]!r}, which {merges} needs")
+    if strange := [token for token in merged if not letters.keys() >= set(token)]:
+        raise UserError(f"{merges} makes {strange[0]!r} of what are no bytes, so it is not of GPT-2's kind")
     order = [ids[token] for token in merged]
     if order != sorted(set(order)):
         raise UserError(f"{vocabulary} numbers tokens in another order than {merges}, so it is not of GPT-2's kind")

@@ -28,6 +28,7 @@ class Stream:
         self.decode, self.bytes_alone = decode, bytes_alone
         self.ids: list[int] = []  # those of the last piece, for the next one may join it in a special way, and newer
         self.known = 0  # how many of them were printed
+        self.held = ""  # what the newer ones say so far
 
     def follow(self, ids: Sequence[int]) -> "Stream":
         """Go on behind these ids, whose text is known already."""
@@ -37,19 +38,18 @@ class Stream:
     def push(self, token: int) -> str:
         """The text that is certain now and was not before; often one word, sometimes nothing."""
         self.ids.append(token)
-        text = self._new()
-        if token in self.bytes_alone or text.endswith(
-            "\ufffd"
-        ):  # the sign for bytes that are no character, or none yet
+        text, held = self._new(), self.held
+        # A token without text ends nothing; \ufffd is the sign for bytes that are no character, or none yet.
+        if token in self.bytes_alone or text == held or text.endswith("\ufffd"):
+            self.held = text
             return ""
-        if text:
-            self.ids, self.known = self.ids[self.known :], len(self.ids) - self.known
+        self.ids, self.known, self.held = self.ids[self.known :], len(self.ids) - self.known, ""
         return text
 
     def close(self) -> str:
         """What was held back: no more tokens come, so bytes that are no character stay the sign for it."""
         text = self._new()
-        self.ids, self.known = [], 0
+        self.ids, self.known, self.held = [], 0, ""
         return text
 
     def _new(self) -> str:

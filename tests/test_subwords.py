@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from weights import minilm, smollm
 
@@ -89,6 +89,7 @@ def test_pieces_are_whole_characters(byte_level, fallback, text):
 
 
 @given(st.lists(st.integers(0, 300)))
+@example([3, 264, 131])  # two bytes, between them an id beyond the vocabulary
 def test_pieces_of_any_ids_make_what_decode_does(byte_level, fallback, ids):
     for tokenizer in (*byte_level, fallback):
         stream = tokenizer.stream()
@@ -178,6 +179,7 @@ def spoil(name: str, text: str):
         (spoil("vocab.json", "{}"), "lacks '!', which .*merges.txt needs"),
         (spoil("merges.txt", "l l\nh e\n"), "another order"),
         (spoil("merges.txt", "x y\n"), "lacks 'xy'"),
+        (spoil("vocab.json", '{"a": "0"}'), "gives 'a' no number"),
         (
             spoil("tokenizer_config.json", '{"tokenizer_class": "Qwen2Tokenizer"}'),
             "does not say how Qwen2Tokenizer cuts",
