@@ -31,60 +31,64 @@ class Launches(NamedTuple):
     backward_kv: Launch
 
 
-# By architecture and largest head dim, for two-byte types. Chosen by compiling: the largest tiles that keep
-# everything in registers in every variant (causal, window, grouped, packed, dropout), as the machine code
-# shows; "regs" is the range over these variants. No choice was timed on a GPU yet.
+# By architecture and largest head dim, for two-byte types. Chosen by compiling (`python -m kernels.inspect`), under
+# Triton 3.6 and 3.9: the largest tiles that keep everything in registers when causal, packed and grouped, and
+# under dropout, except where inspect.EXCUSES says otherwise. No choice was timed on a GPU yet.
 LAUNCHES = {
-    # Every tile fits the 99 KB of shared memory of sm_86, sm_89 and sm_120, which use this table too.
+    # Every tile fits the 99 KB of shared memory of sm_86 and sm_89, which use these rows too.
     ("sm_80", 64): Launches(
-        Launch(128, 64, 8, 3),  # 179–250 regs; 5 spills with a soft cap, where the compiler aims at 128 regs
-        Launch(128, 64, 8, 2),  # 185–255 regs; 64 × 64 with 4 warps spills
-        Launch(32, 128, 8, 2),  # 174–246 regs; 64 × 64 spills when packed or grouped
+        Launch(128, 64, 8, 3),
+        Launch(128, 64, 8, 2),  # 64 × 64 with 4 warps spills
+        Launch(32, 128, 8, 2),
     ),
     ("sm_80", 128): Launches(
-        Launch(128, 64, 8, 2),  # 230–255 regs
-        Launch(64, 64, 8, 2),  # 176–251 regs
-        Launch(32, 64, 8, 2),  # 172–255 regs; 64 × 128 spills 68 times
+        Launch(128, 64, 8, 2),
+        Launch(64, 64, 8, 2),
+        Launch(32, 64, 8, 2),
     ),
     ("sm_80", 256): Launches(Launch(64, 32, 8, 2), Launch(64, 32, 8, 1), Launch(32, 32, 8, 1)),
     # Every product is an asynchronous wgmma (HGMMA), which wants 64 rows a tile and 4 warps for each 64.
     ("sm_90", 64): Launches(
-        Launch(128, 128, 8, 3),  # 175–255 regs
-        Launch(128, 64, 8, 3),  # 127–185 regs
-        Launch(64, 64, 8, 3),  # 158–254 regs; 64 × 128 spills 33 times when grouped and packed
+        Launch(128, 128, 8, 3),
+        Launch(128, 64, 8, 3),
+        Launch(64, 128, 8, 2),  # 64 keys for each 4 warps: with 64 × 64 both halves compute the same scores
     ),
     ("sm_90", 128): Launches(
-        Launch(128, 64, 8, 3),  # 169–255 regs; with 4 warps it spills
-        Launch(128, 64, 8, 2),  # 233–254 regs
-        Launch(32, 64, 8, 3),  # 176–255 regs; 64 × 64 spills 89 times when grouped and packed
+        Launch(128, 64, 8, 3),  # with 4 warps it spills
+        Launch(128, 64, 8, 2),
+        Launch(32, 128, 8, 2),  # the same; 64 × 128 spills 7 times under Triton 3.6, 58 times under 3.9
     ),
     ("sm_90", 256): Launches(Launch(64, 32, 8, 2), Launch(64, 32, 8, 2), Launch(32, 32, 8, 1)),
     # Products accumulate in tensor memory (tcgen05), of which there are 512 columns.
     ("sm_100", 64): Launches(
-        Launch(128, 64, 8, 3),  # 120–254 regs, 256 columns; 128 × 128 spills
-        Launch(128, 64, 8, 3),  # 127–230 regs, 256 columns
-        Launch(64, 128, 8, 2),  # 120–249 regs, 512 columns; 39 spills when grouped and packed
+        Launch(128, 64, 8, 3),  # 256 columns; 128 × 128 spills
+        Launch(128, 64, 8, 3),  # 256 columns
+        Launch(64, 128, 8, 2),  # 512 columns
     ),
     ("sm_100", 128): Launches(
-        Launch(128, 64, 8, 3),  # 175–252 regs, 256 columns; 128 × 128 spills 82 times
-        Launch(128, 64, 8, 2),  # 152–236 regs, 512 columns
-        Launch(64, 64, 8, 2),  # 94–182 regs, 256 columns; 94 spills when grouped and packed
+        Launch(128, 64, 8, 3),  # 256 columns; 128 × 128 spills 82 times
+        Launch(128, 64, 8, 2),  # 512 columns
+        Launch(64, 64, 8, 2),  # 256 columns
     ),
     ("sm_100", 256): Launches(Launch(64, 32, 8, 2), Launch(64, 32, 8, 1), Launch(32, 32, 8, 1)),
+    # sm_80's instructions in 99 KB; its tiles for 128 spill here.
+    ("sm_120", 64): Launches(Launch(128, 64, 8, 3), Launch(128, 64, 8, 2), Launch(32, 128, 8, 2)),
+    ("sm_120", 128): Launches(Launch(128, 32, 8, 2), Launch(64, 64, 8, 2), Launch(32, 64, 8, 2)),
+    ("sm_120", 256): Launches(Launch(64, 32, 8, 2), Launch(64, 32, 8, 1), Launch(32, 32, 8, 1)),
     # 512 vector registers a thread with 4 warps, 64 KB of shared memory.
     ("gfx942", 64): Launches(
-        Launch(128, 64, 4, 2),  # 180–374 regs
-        Launch(128, 64, 4, 1),  # 238–367 regs
-        Launch(64, 64, 4, 1),  # 228–453 regs
+        Launch(128, 64, 4, 2),
+        Launch(128, 64, 4, 1),
+        Launch(64, 64, 4, 1),
     ),
     ("gfx942", 128): Launches(
-        Launch(128, 32, 4, 2),  # 194–290 regs; 128 × 64 with 8 warps spills
-        Launch(64, 64, 4, 1),  # 306–440 regs; 128 × 64 with 8 warps spills 80 times
-        Launch(32, 64, 4, 1),  # 260–372 regs
+        Launch(128, 32, 4, 2),  # 128 × 64 with 8 warps spills
+        Launch(64, 64, 4, 1),  # 128 × 64 with 8 warps spills 80 times
+        Launch(32, 64, 4, 1),
     ),
     ("gfx942", 256): Launches(Launch(64, 32, 4, 1), Launch(32, 32, 4, 1), Launch(16, 32, 4, 1)),
 }
-# float32 products run on the ordinary units, because TF32 is too coarse; the backward spills at any tile size.
+# float32 products run on the ordinary units, because TF32 is too coarse. Dims to 64 fit; larger ones spill.
 FLOAT32 = Launches(Launch(32, 32, 8, 1), Launch(32, 16, 8, 1), Launch(16, 32, 8, 1))
 INTERPRETER = Launches(*[Launch(32, 16, 4, 1)] * 3)  # sides that differ, so that the tests notice a mix-up
 
@@ -94,16 +98,20 @@ def architecture(device: torch.device) -> str:
     if torch.version.hip:
         return "gfx942"
     major, _ = torch.cuda.get_device_capability(device)
-    return {9: "sm_90", 10: "sm_100", 11: "sm_100"}.get(major, "sm_80")
+    return {9: "sm_90", 10: "sm_100", 11: "sm_100", 12: "sm_120"}.get(major, "sm_80")
 
 
 @cache
 def launches(device: torch.device, dtype: torch.dtype, D: int) -> Launches:
     if device.type == "cpu":
         return INTERPRETER
+    return choose(architecture(device), dtype, D)
+
+
+def choose(architecture: str, dtype: torch.dtype, D: int) -> Launches:
     if dtype == torch.float32:
         return FLOAT32
-    return LAUNCHES[architecture(device), next(limit for limit in (64, 128, 256) if limit >= D)]
+    return LAUNCHES[architecture, next(limit for limit in (64, 128, 256) if limit >= D)]
 
 
 # ---- operators ----------------------------------------------------------------------------------------

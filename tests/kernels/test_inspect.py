@@ -9,12 +9,12 @@ import pytest
 
 pytest.importorskip("triton")
 
-import triton
+import torch
 
-from kernels import inspect
+from kernels import attention_triton, inspect
 
 ROOT = Path(__file__).resolve().parents[2]
-VERSION = ".".join(triton.__version__.split(".")[:2])
+VERSION = inspect.triton_version()
 needs_table = pytest.mark.skipif(
     not inspect.table_path().exists(), reason=f"no table of machine code for Triton {VERSION} in the repository"
 )
@@ -40,13 +40,52 @@ def test_every_kernel_in_every_configuration():
     check("", jobs=os.cpu_count())
 
 
-@needs_table
-def test_table_is_complete():
+TABLES = sorted(inspect.TABLES.glob("triton-*.txt"))
+
+
+def test_tables_of_the_oldest_and_the_newest_triton():
+    assert [path.stem for path in TABLES] == ["triton-3.6", "triton-3.9"]
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_table_is_complete(path):
     """One row for each shipped configuration, in order, so that nothing is left in it from earlier times."""
-    rows = inspect.table_path().read_text().splitlines()[1:]
+    rows = path.read_text().splitlines()[1:]
     names = [str(c) for c in inspect.configurations()]
     assert len(rows) == len(names)
     assert all(row.startswith(name) for row, name in zip(rows, names, strict=True))
+
+
+def faults_of(path: Path) -> list[tuple[str, str]]:
+    """(name of the configuration, fault) of each fault in a committed table."""
+    lines = path.read_text().splitlines()[1:]
+    names = [str(c) for c in inspect.configurations()]
+    found = [(name, line.split("%", 1)[1].strip()) for name, line in zip(names, lines, strict=True)]
+    return [(name, fault) for name, faults in found if faults for fault in faults.split("; ")]
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_every_fault_is_excused_and_every_excuse_needed(path):
+    version = path.stem.removeprefix("triton-")
+    faults = faults_of(path)
+    assert [f for f in faults if not inspect.excused(*f, version)] == []
+    excuses = [e for e in inspect.EXCUSES if e.triton in ("", version)]
+    assert [e for e in excuses if not any(e.covers(*f, version) for f in faults)] == []
+
+
+@pytest.mark.parametrize("card", inspect.CARDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_every_launch_is_inspected(card, dtype):
+    """Whatever attention may be launched with has a row."""
+    kind = "fp32" if dtype == torch.float32 else "bf16"
+    seen = {
+        (c.kernel, c.constants["BLOCK_M"], c.constants["BLOCK_N"], c.warps, c.stages)
+        for c in inspect.configurations()
+        if c.card == card and "attention" in c.kernel and kind in c.name.split()
+    }
+    for D in range(16, 257, 16):
+        for kernel, launch in attention_triton.choose(card, dtype, D)._asdict().items():
+            assert (f"attention_kernels.{kernel}_kernel", *launch) in seen
 
 
 CARD = inspect.CARDS["sm_90"]
@@ -67,14 +106,16 @@ def test_faults(change, fault):
     row = inspect.Row(CONFIGURATION, **({"registers": 100, "products": "HGMMA 4"} | change))
     row.faults = inspect._faults(row, CARD)
     assert row.faults == [fault]
-    assert inspect.complaints([row], [str(row)], "table") == [f"fault: {row}"]
+    assert inspect.complaints([row], [str(row)], "3.9") == [f"fault: {row}"]
 
 
 def test_difference_from_the_table():
     row = inspect.Row(CONFIGURATION, registers=100, products="HGMMA 4")
     assert inspect._faults(row, CARD) == []
-    assert inspect.complaints([row], [str(row)], "table") == []
-    assert inspect.complaints([row], [str(row).replace(" 100 ", " 101 ")], "table") == [f"not in table: {row}"]
+    assert inspect.complaints([row], [str(row)], "3.9") == []
+    assert inspect.complaints([row], [str(row).replace(" 100 ", " 101 ")], "3.9") == [
+        f"not in the table of Triton 3.9: {row}"
+    ]
 
 
 def test_occupancy():
