@@ -206,6 +206,14 @@ def test_every_bert_embeds(run, name):
     assert run("embed", f"HERE/{name}", "the sky")[0] == 0
 
 
+@pytest.mark.parametrize(("command", "name"), [("embed", "embedder"), ("classify", "judge")])
+def test_a_text_that_is_cut_is_said(run, command, name):
+    code, _, note = run(command, f"HERE/{name}", "the sky", "the sky " * 5000)
+    assert code == 0
+    assert re.search(r"of 2 texts 1 have more than the \d+ tokens this model reads; their ends are cut", note)
+    assert "are cut" not in run(command, f"HERE/{name}", "the sky")[2]
+
+
 def test_classify(run):
     code, out, _ = run("classify", "HERE/judge", "good film", "--file", "HERE/texts.txt", "--json")
     assert code == 0

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from minillm import cli
 from minillm.classifier import Classifier
-from minillm.commands.common import MODEL, load_reader, open_model, texts_of
+from minillm.commands.common import MODEL, load_reader, note_what_is_cut, open_model, texts_of
 from minillm.device import PRECISIONS
 from minillm.errors import UserError
 from minillm.reader import Texts
@@ -42,6 +42,7 @@ def main(args: Args) -> None:
     lines = texts_of(args.text, args.file, "TEXT")
     texts = [pair(line) if args.pairs else (line,) for line in lines]
     classifier = Classifier(*load_reader(open_model(args.model, "classify", "classify"), "classify", args.precision))
+    note_what_is_cut(classifier.model, classifier.tokenizer, texts)
     probabilities = classifier.probabilities(texts)
     if not args.json:
         Console(soft_wrap=True).print(classes_table(texts, classifier.classes, probabilities))

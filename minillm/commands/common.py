@@ -13,6 +13,7 @@ from minillm import cli
 from minillm.checkpoint import Checkpoint, open_checkpoint, resolve
 from minillm.device import PRECISIONS, place
 from minillm.errors import UserError
+from minillm.reader import Texts
 from minillm.sampling import Sampling
 from minillm.speaker import Speaker
 from minillm.subwords import load_tokenizer, read_text
@@ -81,6 +82,15 @@ def load_reader(saved: Checkpoint, head: str, precision: str) -> tuple[nn.Module
     model = saved.load(head, dtype=placement.dtype).to(placement.device)
     tokenizer = load_tokenizer(saved.path)
     return model, tokenizer
+
+
+def note_what_is_cut(model: nn.Module, tokenizer: Tokenizer, texts: Sequence[Texts]) -> None:
+    """`read` keeps of a text what the model has positions for; whoever asks should know."""
+    limit = model.config.max_seq_len
+    if number := sum(len(tokenizer.wrap(*each)[0]) > limit for each in texts):
+        note(
+            f"of {len(texts):,} texts {number:,} have more than the {limit} tokens this model reads; their ends are cut"
+        )
 
 
 def texts_of(given: Sequence[str], file: Path | None, name: str) -> list[str]:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from minillm import cli
-from minillm.commands.common import MODEL, load_reader, note, open_model, texts_of
+from minillm.commands.common import MODEL, load_reader, note, note_what_is_cut, open_model, texts_of
 from minillm.device import PRECISIONS
 from minillm.errors import UserError
 from minillm.reader import read
@@ -37,7 +37,9 @@ def main(args: Args) -> None:
     if args.out and args.out.suffix != ".npy":
         raise UserError(f"--out {args.out} must be a .npy file")
     model, tokenizer = load_reader(open_model(args.model, "embed", "embed"), "embed", args.precision)
-    vectors = read(model, tokenizer, [(text,) for text in texts]).astype(np.float32)
+    alone = [(text,) for text in texts]
+    note_what_is_cut(model, tokenizer, alone)
+    vectors = read(model, tokenizer, alone).astype(np.float32)
     if args.json:
         for text, vector in zip(texts, vectors.tolist(), strict=True):
             print(json.dumps({"text": text, "vector": vector}, ensure_ascii=False))
