@@ -118,9 +118,13 @@ LAUNCHES = {
         Launch(16, 32, 4, 1),  # 236–288 regs
     ),
 }
-# float32 products run on the ordinary units, because TF32 is too coarse. A thread needs whole
-# rows of both factors: to D = 64 they fit, from 128 on the backward spills at any tile size.
-FLOAT32 = Launches(Launch(32, 32, 8, 1), Launch(32, 16, 8, 1), Launch(16, 32, 8, 1))
+# float32 products run on the ordinary units, because TF32 is too coarse, and alike everywhere: a thread needs whole
+# rows of both factors, so the tiles shrink as the head dim grows.
+FLOAT32 = {
+    64: Launches(Launch(32, 32, 8, 1), Launch(32, 16, 8, 1), Launch(16, 32, 8, 1)),
+    128: Launches(Launch(32, 32, 8, 1), Launch(16, 16, 8, 1), Launch(16, 16, 8, 1)),
+    256: Launches(Launch(16, 16, 8, 1), Launch(16, 16, 8, 1), Launch(16, 16, 8, 1)),
+}
 INTERPRETER = Launches(*[Launch(32, 16, 4, 1)] * 3)  # sides that differ, so that the tests notice a mix-up
 
 
@@ -140,9 +144,8 @@ def launches(device: torch.device, dtype: torch.dtype, D: int) -> Launches:
 
 
 def choose(architecture: str, dtype: torch.dtype, D: int) -> Launches:
-    if dtype == torch.float32:
-        return FLOAT32
-    return LAUNCHES[architecture, next(limit for limit in (64, 128, 256) if limit >= D)]
+    limit = next(limit for limit in (64, 128, 256) if limit >= D)
+    return FLOAT32[limit] if dtype == torch.float32 else LAUNCHES[architecture, limit]
 
 
 # ---- operators ----------------------------------------------------------------------------------------

@@ -183,9 +183,9 @@ class Excuse(NamedTuple):
 
 EXCUSES: list[Excuse] = [
     Excuse("everything", "spills", "all options at once: right, but not what the tiles are chosen for"),
-    Excuse("D256 fp32", "spills", "a thread holds whole rows of both factors; for checks, not for speed"),
-    Excuse("D128 fp32", "spills", "320 registers at most, in the backward, for the same reason"),
+    Excuse("D256 fp32", "spills", "the rows alone take 512 registers; the smallest tile; for checks, not for speed"),
     Excuse("attention.backward_q D64 fp32", "spills", "12 registers at most"),
+    Excuse("attention.backward_q D128 fp32", "spills", "4 registers at most", "3.6"),
     Excuse("sm_90 attention.backward_q D128 dropout", "spills", "8 at most; none with 32 keys, half as wide a wgmma"),
     Excuse("sm_90 attention.backward_kv D256", "no HGMMA", "wgmma wants 64 rows a tile, which spill here"),
     Excuse("sm_100 attention.backward_q D128 dropout", "spills", "15 registers, only under dropout", "3.9"),
