@@ -1,6 +1,6 @@
 """The machine code of every kernel in every shipped configuration, without a GPU.
 
-    python -m kernels.inspect                        # compile everything and print the table (two minutes on two cores)
+    python -m kernels.inspect                        # compile everything and print the table (some minutes)
     python -m kernels.inspect --only "sm_90 D128"    # rows whose name contains these words
     python -m kernels.inspect --write                # renew the committed table of this Triton version
     python -m kernels.inspect --check                # exit code 1 on a fault, or where the table differs
