@@ -15,7 +15,6 @@ Letters: B prompts.
 
 import argparse
 import importlib.util
-import statistics
 import sys
 import tempfile
 import time
@@ -28,7 +27,7 @@ import torch
 from generate_worker import serve
 from harness import ROOT, Row
 from safetensors.torch import load_file, save_file
-from train import BENCH, Worker
+from train import BENCH, Worker, fill, started
 
 from kernels import Packing
 from minillm import checkpoint
@@ -127,15 +126,12 @@ def measure(case: Case, path: Path, args: argparse.Namespace) -> list[Row]:
         threads = torch.get_num_threads()
         ours = Path(__file__).resolve(), "--worker", path, prompts, "--threads", threads, "--dtype", case.dtype
         if case.int8:
-            workers = {"ours, float32": Worker(*ours), "ours": Worker(*ours, "--quantize", "int8")}
+            commands = {"ours, float32": ours, "ours": (*ours, "--quantize", "int8")}
         else:
             peer = BENCH / "generate_peer.py", path, prompts, case.dtype, NEW, threads
-            workers = {BASELINE: Worker(*peer), "ours": Worker(*ours)}
-        try:
+            commands = {BASELINE: peer, "ours": ours}
+        with started(commands) as workers:
             return compare(case, workers, args.rounds)
-        finally:
-            for worker in workers.values():
-                worker.close()
 
 
 def compare(case: Case, workers: dict[str, Worker], rounds: int) -> list[Row]:
@@ -155,9 +151,7 @@ def compare(case: Case, workers: dict[str, Worker], rounds: int) -> list[Row]:
         for name in taken if number % 2 else reversed(taken):
             taken[name].append(workers[name].step())
     for name, steps in taken.items():
-        times = [step["ms"] for step in steps]
-        rows[name].ms, rows[name].ms_low, rows[name].ms_high = statistics.median(times), min(times), max(times)
-        rows[name].rate, rows[name].unit = 1e-6 * case.batch * NEW / rows[name].ms, "tokens/s"
+        fill(rows[name], [step["ms"] for step in steps], case.batch * NEW)
         rows[name].peak_mb = steps[-1]["mb"]
     harness.add_ratios(list(rows.values()), baseline)
     loads = [Row(case.name, name, "load", *[worker.greeting["load_ms"]] * 3) for name, worker in workers.items()]

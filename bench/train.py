@@ -18,7 +18,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -127,20 +128,30 @@ class Worker:
         self.process.wait()
 
 
+@contextmanager
+def started(commands: Mapping[str, tuple]) -> Iterator[dict[str, Worker]]:
+    """A worker for each provider; all end with the block, also where one of them cannot begin."""
+    workers: dict[str, Worker] = {}
+    try:
+        for name, command in commands.items():
+            workers[name] = Worker(*command)
+        yield workers
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
 def measure(case: Case, args: argparse.Namespace) -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         prepare(case, folder := Path(name))
         threads = torch.get_num_threads()
         peer = BENCH / "train_peer.py", folder, threads
-        workers = {BASELINE: Worker(*peer)}
+        commands = {BASELINE: peer}
         if case.compiles and not args.fast:
-            workers["transformers, torch.compile"] = Worker(*peer, "--compile")
-        workers["ours"] = Worker(Path(__file__).resolve(), "--worker", folder, "--threads", threads)
-        try:
+            commands["transformers, torch.compile"] = (*peer, "--compile")
+        commands["ours"] = (Path(__file__).resolve(), "--worker", folder, "--threads", threads)
+        with started(commands) as workers:
             return compare(case, workers, args.rounds)
-        finally:
-            for worker in workers.values():
-                worker.close()
 
 
 def compare(case: Case, workers: dict[str, Worker], rounds: int) -> list[Row]:
@@ -159,12 +170,16 @@ def compare(case: Case, workers: dict[str, Worker], rounds: int) -> list[Row]:
         for name in able if number % 2 else reversed(able):
             steps[name].append(able[name].step())
     for name, taken in steps.items():
-        times = [step["ms"] for step in taken]
-        rows[name].ms, rows[name].ms_low, rows[name].ms_high = statistics.median(times), min(times), max(times)
-        rows[name].rate, rows[name].unit = 1e-6 * sum(case.lengths) / rows[name].ms, "tokens/s"
+        fill(rows[name], [step["ms"] for step in taken], sum(case.lengths))
         rows[name].peak_mb = taken[-1]["peak_mb"]
     harness.add_ratios(list(rows.values()), BASELINE)
     return list(rows.values())
+
+
+def fill(row: Row, times: Sequence[float], num_tokens: int) -> None:
+    """The figures of rounds that took so many milliseconds for so many tokens."""
+    row.ms, row.ms_low, row.ms_high = statistics.median(times), min(times), max(times)
+    row.rate, row.unit = 1e-6 * num_tokens / row.ms, "tokens/s"
 
 
 def difference(steps: list[dict], others: list[dict]) -> float:

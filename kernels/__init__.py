@@ -7,6 +7,8 @@ backend.py                 which implementation runs, and the reason in words
 attention.py               one attention for training, prefill and decoding
     attention_torch.py         SDPA where that is fast
     attention_blocks.py        blocks of queries where it is not, or cannot do it
+    attention_short.py         short sequences of half precision, padded
+    decoding.py                one query a sequence over a cache, without overhead
     attention_triton.py        on a GPU: launch tables and operators
     attention_kernels.py       on a GPU: formula, forward, backward
     philox.py                  the random numbers of dropout

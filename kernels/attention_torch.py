@@ -80,14 +80,14 @@ def _few_queries(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Optio
         q_lengths = q.new_full((B,), T, dtype=torch.int64) if q_lengths is None else q_lengths
         k_lengths = q.new_full((B,), S, dtype=torch.int64) if k_lengths is None else k_lengths
         mask = reference.attention_mask(T, S, q_lengths, k_lengths, causal=causal, window=window)[:, None]
-    attend = _plain_products if _is_half_on_cpu(q) else _sdpa
+    attend = plain_products if _is_half_on_cpu(q) else _sdpa
     out = attend(q, k, v, scale, mask)
     if mask is not None:  # softmax over nothing is not a number
         out = out.masked_fill(~mask.any(-1).transpose(1, 2)[..., None], 0.0)
     return out
 
 
-def _plain_products(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+def plain_products(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> Tensor:
     """The heads of a group are rows of one product with their keys: nothing is repeated."""
     B, T, H, D = q.shape
     G = k.shape[2]

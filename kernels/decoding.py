@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from kernels.attention_torch import plain_products
+
 
 def decode_attention(q: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None = None) -> Tensor:
     """q (B,H,D), keys and values (B,G,S,D), visible (B,1,1,S) bool or None for all → (B,H,D), without gradients.
@@ -20,17 +22,7 @@ def decode_attention(q: Tensor, keys: Tensor, values: Tensor, visible: Tensor | 
     """
     many = keys.shape[0] * keys.shape[1] > 32
     if many and q.dtype in (torch.bfloat16, torch.float16):  # SDPA takes those one by one, and twice as long
-        return _products(q, keys, values, visible)
+        rows = (x.transpose(1, 2) for x in (keys, values))
+        return plain_products(q[:, None], *rows, q.shape[-1] ** -0.5, visible)[:, 0]
     gqa = q.shape[1] != keys.shape[1]
     return scaled_dot_product_attention(q.unsqueeze(2), keys, values, visible, enable_gqa=gqa).squeeze(2)
-
-
-def _products(q: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
-    """The heads of a group are rows of one product with their keys: nothing is repeated."""
-    B, H, D = q.shape
-    rows = (q * D**-0.5).view(B, keys.shape[1], -1, D)  # (B, G, H/G, D)
-    scores = torch.matmul(rows, keys.transpose(2, 3))
-    if visible is not None:
-        scores = scores.masked_fill_(~visible, float("-inf"))
-    probs = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype)
-    return torch.matmul(probs, values).view(B, H, D)

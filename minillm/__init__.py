@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-# Threads that spin long while they wait for each other make a small model several times slower on a machine that does
-# something else too; spinning briefly costs nothing where it does not. GNU OpenMP reads this when PyTorch is loaded, so
-# scripts import minillm first.
+# Threads that spin long while they wait for each other make a small model up to ten times slower on a machine that does
+# something else too. Spinning briefly costs little in training on an idle one, but a third when answering one prompt:
+# who has the machine alone may set more. GNU OpenMP reads this when PyTorch is loaded, so scripts import minillm first.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import kernels

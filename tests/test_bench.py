@@ -60,6 +60,19 @@ def test_quick_training_step(tmp_path):
     assert all(row["error"] < 0.02 for row in rows)
 
 
+def test_quick_generation(tmp_path):
+    pytest.importorskip("transformers")
+    out = tmp_path / "result"
+    done = bench("generate.py", "--quick", "--rounds", "1", "--only", "float32", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.with_suffix(".json").read_text())["rows"]
+    assert [(row["provider"], row["mode"]) for row in rows] == [
+        (provider, mode) for mode in ("generate", "load") for provider in ("transformers", "ours")
+    ]
+    assert all(row["ms"] > 0 and not row["note"] for row in rows)
+    assert rows[1]["error"] == 0  # the same answers
+
+
 def test_a_foreign_package_named_kernels_is_named(tmp_path):
     """Imported before ours can be put first on the path, as a start-up file of an environment might."""
     (tmp_path / "kernels").mkdir()
