@@ -21,11 +21,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+import minillm  # noqa: E402, F401, I001, before PyTorch: its threads wait as users' do
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 import kernels  # noqa: E402
 

@@ -11,7 +11,8 @@ attention.py               one attention for training, prefill and decoding
     decoding.py                one query a sequence over a cache, without overhead
     attention_triton.py        on a GPU: launch tables and operators
     attention_kernels.py       on a GPU: formula, forward, backward
-    philox.py                  the random numbers of dropout
+    dropout.py                 what dropout multiplies by
+    philox.py                  the same as a function of the place, on a CPU and on a GPU
 
 cross_entropy.py           loss, log-probability, log-sum-exp and entropy of every token
     cross_entropy_torch.py     in PyTorch, in place

@@ -21,6 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels.dropout import dropout_factors
+
 BLOCK = 128  # rows of scores; twice as many from LONG keys on, where adding up dk and dv outweighs the wasted corner
 LONG = 1024
 PIECE = 2**22  # scores at a time, 8 MB in bfloat16; with an eighth of it T = 512 takes 1.3 times as long on two cores
@@ -157,7 +159,7 @@ def draw_dropout(like: Tensor, p: float, generator: torch.Generator | None) -> T
     """0 with probability p, else 1/(1 − p). The generator makes the same numbers again in the backward."""
     if generator is None:
         return None
-    return torch.empty_like(like).bernoulli_(1 - p, generator=generator).div_(1 - p)
+    return dropout_factors(like, p, generator)
 
 
 def generator_of(options: Options, device: torch.device) -> torch.Generator | None:

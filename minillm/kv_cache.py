@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels import Packing, attention, choose
-from kernels.decoding import decode_attention
+from kernels.decoding import decode_attention, laid_out
 from minillm.layers import Attend
 
 
@@ -21,7 +21,7 @@ class KVCache:
         # Zeros and not garbage: what lies behind a sequence is weighted 0, and 0 · NaN would be NaN.
         # The keys of a head lie together, because a step of decoding reads them in one go.
         shape = (batch, kv_heads, capacity, head_dim)
-        self.layers = [(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(num_layers)]
+        self.layers = [(laid_out(like.new_zeros(shape)), like.new_zeros(shape)) for _ in range(num_layers)]
         self.lengths = (0,) * batch  # tokens held of each sequence
         self.capacity = capacity
 
@@ -43,7 +43,7 @@ class KVCache:
     def select(self, rows: list[int]) -> None:
         """Keep these sequences, in this order; a row may be named more than once."""
         index = torch.tensor(rows, device=self.layers[0][0].device)
-        self.layers = [(keys[index], values[index]) for keys, values in self.layers]
+        self.layers = [(laid_out(keys[index]), values[index]) for keys, values in self.layers]
         self.lengths = tuple(self.lengths[row] for row in rows)
 
 

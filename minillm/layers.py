@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.dropout import dropout_factors
+
 # (q (N,H,D), k (N,G,D), v (N,G,D)) → (N,H,D): who attends to whom is the caller's business.
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (N, 1, D/2)
@@ -164,12 +166,15 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Turns the pairs (x[i], x[i + D/2]) of x (N, heads, D), the pairing of Llama and its relatives."""
     cos, sin = rotation
     first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    turned = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
+    return torch.cat(turned, dim=-1)
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Inverted dropout; costs nothing where it is off."""
-    return F.dropout(x, p) if p > 0 and training else x
+    if p == 0 or not training:
+        return x
+    return x * dropout_factors(x, p) if x.device.type == "cpu" else F.dropout(x, p)
 
 
 @torch.no_grad()

@@ -285,7 +285,7 @@ def test_repetition_is_penalised_over_prompt_and_answer():
 @every_choice
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 0), (torch.float32, 1e-5), (torch.bfloat16, 5e-2)])
 def test_a_ready_model_is_the_model(choices, dtype, tolerance, monkeypatch):
-    monkeypatch.setattr(inference, "WORTH_PACKING", 1)
+    monkeypatch.setattr(inference, "WORTH_PACKING", {torch.float32: 1, torch.bfloat16: 1})
     model = small(**choices).to(dtype)
     text = packed([torch.tensor(prompt) for prompt in PROMPTS])
     with torch.inference_mode():
@@ -322,7 +322,7 @@ def test_int8_weights_are_rounded_by_half_a_step_at_most(rows, inputs):
 
 @every_choice
 def test_a_quantised_model_is_nearly_the_model(choices, monkeypatch):
-    monkeypatch.setattr(inference, "WORTH_PACKING", 1)
+    monkeypatch.setattr(inference, "WORTH_QUANTISING", 1)
     model = small(**choices).float()
     text = packed([torch.tensor(prompt) for prompt in PROMPTS])
     with torch.inference_mode():

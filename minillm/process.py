@@ -1,0 +1,30 @@
+"""What this process asks of the C libraries; OpenMP asks when PyTorch is loaded, so scripts import this first."""
+
+import ctypes
+import os
+
+# How often a thread looks whether the others are ready before it goes to sleep. Steps of the default training of
+# train_sft.py in 18 s on two cores, alone and beside another busy process: 126 and 66 at 1,000, 135 and 53 at 3,000,
+# 141 and 32 at 10,000. PyTorch's own 300,000 answer a single prompt up to a third faster, on an idle machine.
+SPINS = "3000"
+
+TRIM_THRESHOLD, MMAP_MAX = -1, -4  # of mallopt(3)
+
+
+def settle() -> None:
+    """Take the settings over, unless the environment has its own."""
+    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    if not any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to reuse large blocks instead of returning them to the system, which clears every page anew.
+
+    A training step of MiniLM becomes a sixth faster, one of GPT-2 124M an eighth; the peak grows by 2 %. Other C
+    libraries have other ways and are left alone.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt:
+        mallopt(MMAP_MAX, 0)
+        mallopt(TRIM_THRESHOLD, 2**31 - 1)
