@@ -255,7 +255,7 @@ def train(args: Args, console: Console) -> Run:
     args = dataclasses.replace(args, precision=placement.precision)
     start_run = find_start(args, console)
     args = with_data_of(start_run, args)
-    task = load_task(args.task, args.train, args.dev, args.test, args.symbols or "arpabet")
+    task = load_task(args.task, args.train, args.dev, args.test, args.symbols)
     start = start_run.load_model(task).to(placement.device).eval()
     start.compute_dtype = placement.dtype
     model = copy.deepcopy(start)

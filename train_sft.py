@@ -62,8 +62,12 @@ class Args:
         None, "classify: names of the fields, e.g. text=review,label=stars, with text2=NAME for pairs"
     )
     model: str | None = cli.option(None, "classify: what a model from scratch is (default: bert)", choices=tuple(KINDS))
-    symbols: str = cli.option("arpabet", "pronounce: letters and phonemes allowed", choices=("arpabet", "data"))
-    examples: int = cli.option(Arithmetic.num_examples, "arithmetic: number of solved problems to learn from")
+    symbols: str | None = cli.option(
+        None, "pronounce: letters and phonemes allowed (default: arpabet)", choices=("arpabet", "data")
+    )
+    examples: int | None = cli.option(
+        None, f"arithmetic: number of solved problems to learn from (default: {Arithmetic.num_examples})"
+    )
     minutes: float | None = cli.option(None, "wall-clock budget of the training; the learning rate follows it")
     steps: int | None = cli.option(None, "train for a number of steps instead, whatever time they take")
     until: float | None = cli.option(None, "stop once the mean reward of greedy dev answers reaches this")

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minillm import sentences
 from minillm.errors import UserError, need
 from minillm.families import FAMILIES
 from minillm.families.base import Family, Fields, Head, Rule
 from minillm.families.gpt import OWN
 from minillm.files import Tensors, read_json, write_json, write_tensors
+from minillm.heads import SentenceEmbedder
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # names the file of each tensor where there are several
@@ -129,17 +131,17 @@ class Checkpoint:
         if kind not in family.heads:
             raise UserError(f"{self.path}: this is no model for {kind!r}, only for {', '.join(family.heads)}")
         spec = family.heads[kind]
-        if kind == "embed":
-            require_mean(self.path)
         names = tuple(classes or self.classes)
         if spec.has_classes and not names:
             raise UserError(f"{self.path} names no classes: it is no classifier yet")
-        made_of = (config, names) if spec.has_classes else (config,)
+        more = {"classes": names} if spec.has_classes else {}
+        if kind == "embed":
+            more = sentences.read_recipe(self.path)
         with torch.device("meta"):  # shapes without memory: there is no initialisation to wait for
-            model = spec.model(*made_of)
+            model = spec.model(config, **more)
         new = new_parameters(model, self, spec, names) if classes else set()
         if new:
-            model = spec.model(*made_of)
+            model = spec.model(config, **more)
             log.warning("%s: new, from random numbers: %s", self.path, ", ".join(sorted(new)))
         allocate(model, dtype)
         copy_weights(model, self.tensors, self.path, family, spec, new)
@@ -178,22 +180,6 @@ def load(
 ) -> nn.Module:
     """The model of a checkpoint, see `Checkpoint.load`."""
     return open_checkpoint(path).load(head, classes, dtype)
-
-
-def require_mean(folder: Path) -> None:
-    """UserError if sentence-transformers makes embeddings of this model in another way than `SentenceEmbedder`."""
-    if (path := folder / "modules.json").is_file():
-        modules = [module for module in read_json(path, list) if isinstance(module, dict)]
-        kinds = {str(module.get("type")).rpartition(".")[2] for module in modules}
-        if strange := kinds - {"Transformer", "Pooling", "Normalize"}:
-            raise UserError(f"{path}: embeddings that go through a {min(strange)} module are not supported")
-    if (path := folder / "1_Pooling" / "config.json").is_file():
-        fields = read_json(path)
-        modes = {name.removeprefix("pooling_mode_") for name, on in fields.items() if on is True}
-        modes = {str(fields["pooling_mode"])} if "pooling_mode" in fields else modes - {"include_prompt"}
-        if modes - {"mean", "mean_tokens"}:
-            how = " and ".join(sorted(modes))
-            raise UserError(f"{path}: embeddings by pooling {how} are not supported, only the mean over the tokens")
 
 
 def new_parameters(model: nn.Module, saved: Checkpoint, spec: Head, classes: tuple[str, ...]) -> set[str]:
@@ -336,3 +322,5 @@ def save(model: nn.Module, folder: Path, **more: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", describe(model, **more))
     write_tensors(folder / WEIGHTS, theirs_of(model))
+    if isinstance(model, SentenceEmbedder):
+        sentences.write_recipe(model, folder)

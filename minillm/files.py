@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,29 @@ def read_json(path: Path, kind: type = dict) -> Any:
     return fields
 
 
-def write_json(path: Path, fields: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(fields, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+def write_json(path: Path, fields: Any) -> None:
+    """UserError if it cannot be written, here and below."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(fields, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Any = None) -> None:
     """A safetensors file with JSON beside the tensors."""
-    temporary = path.with_suffix(".partial")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, temporary, {"format": "pt", "state": json.dumps(state)})
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(contiguous, temporary, {"format": "pt", "state": json.dumps(state)})
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to write what is to take the place of `path`, which stays as it was if that fails: UserError."""
+    temporary = path.with_suffix(".partial")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error}") from None
 
 
 def read_state(path: Path) -> Any:

@@ -213,4 +213,5 @@ class GPT(nn.Module):
         """An empty cache for `batch` sequences of up to `capacity` tokens."""
         config, weight = self.config, self.tokens.weight
         like = weight.new_empty(0, dtype=self.compute_dtype or weight.dtype)
-        return KVCache(config.num_layers, batch, capacity, config.num_kv_heads, config.head_dim, like)
+        heads = config.num_heads, config.num_kv_heads, config.head_dim
+        return KVCache(config.num_layers, batch, capacity, *heads, like)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kernels import Packing, linear_cross_entropy
 from minillm.bert import BERTConfig
 from minillm.gpt import GPTConfig
-from minillm.layers import Linear, dropout, initialise
+from minillm.layers import Linear, dropout, initialise, require
 from minillm.modernbert import ModernBERTConfig
 
 EncoderConfig = BERTConfig | ModernBERTConfig
@@ -31,6 +31,11 @@ class Head(nn.Module):
     @property
     def config(self) -> AnyConfig:
         return self.encoder.config
+
+    @property
+    def max_seq_len(self) -> int:
+        """Most tokens of a text that are read."""
+        return self.config.max_seq_len
 
     @property
     def compute_dtype(self) -> torch.dtype | None:
@@ -101,12 +106,26 @@ class TokenClassifier(Head):
 
 
 class SentenceEmbedder(Head):
-    """One direction a sequence; the cosine of two says how alike they mean (Sentence-BERT, arXiv:1908.10084)."""
+    """One direction a sequence; the cosine of two says how alike they mean (Sentence-BERT, arXiv:1908.10084).
+
+    pooling       what of a sequence counts: the "mean" over its tokens, the "first" or the "last" of them
+    max_seq_len   most tokens of a text to read, where that is fewer than the encoder could
+    """
+
+    def __init__(self, config: EncoderConfig, pooling: str = "mean", max_seq_len: int | None = None):
+        super().__init__(config)
+        require(pooling in POOLING, f"pooling={pooling!r} is not one of {', '.join(POOLING)}")
+        self.pooling, self.limit = pooling, max_seq_len
+
+    @property
+    def max_seq_len(self) -> int:
+        return min(self.limit or self.config.max_seq_len, self.config.max_seq_len)
 
     def forward(self, tokens: Tensor, packing: Packing, segments: Tensor | None = None) -> Tensor:
-        """(B, C) of length 1, in float32 or better: the mean over the tokens of a sequence, normalised."""
+        """(B, C) of length 1, in float32 or better."""
         hidden = self.encode(tokens, packing, segments)
-        return F.normalize(mean(hidden.to(torch.promote_types(hidden.dtype, torch.float32)), packing), dim=-1)
+        pooled = POOLING[self.pooling](hidden.to(torch.promote_types(hidden.dtype, torch.float32)), packing)
+        return F.normalize(pooled, dim=-1)
 
 
 def first(hidden: Tensor, packing: Packing) -> Tensor:

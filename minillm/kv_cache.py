@@ -16,12 +16,22 @@ from minillm.layers import Attend
 class KVCache:
     """Buffers (B, G, S, D) for keys and for values of each layer, filled from the left."""
 
-    def __init__(self, num_layers: int, batch: int, capacity: int, kv_heads: int, head_dim: int, like: Tensor):
-        """Empty, in the dtype and on the device of `like`."""
+    def __init__(
+        self,
+        num_layers: int,
+        batch: int,
+        capacity: int,
+        num_heads: int,
+        kv_heads: int,
+        head_dim: int,
+        like: Tensor,
+    ):
+        """Empty, in the dtype and on the device of `like`, for that many heads that ask and that hold keys."""
+        self.num_heads = num_heads
         # Zeros and not garbage: what lies behind a sequence is weighted 0, and 0 · NaN would be NaN.
         # The keys of a head lie together, because a step of decoding reads them in one go.
         shape = (batch, kv_heads, capacity, head_dim)
-        self.layers = [(laid_out(like.new_zeros(shape)), like.new_zeros(shape)) for _ in range(num_layers)]
+        self.layers = [(laid_out(like.new_zeros(shape), num_heads), like.new_zeros(shape)) for _ in range(num_layers)]
         self.lengths = (0,) * batch  # tokens held of each sequence
         self.capacity = capacity
 
@@ -43,7 +53,7 @@ class KVCache:
     def select(self, rows: list[int]) -> None:
         """Keep these sequences, in this order; a row may be named more than once."""
         index = torch.tensor(rows, device=self.layers[0][0].device)
-        self.layers = [(laid_out(keys[index]), values[index]) for keys, values in self.layers]
+        self.layers = [(laid_out(keys[index], self.num_heads), values[index]) for keys, values in self.layers]
         self.lengths = tuple(self.lengths[row] for row in rows)
 
 
@@ -79,7 +89,7 @@ class Extension:
         else:
             self._file(keys, k)
             self._file(values, v)
-        return decode_attention(q, keys[:, :, :n], values[:, :, :n], self.visible)
+        return decode_attention(q, keys, values, n, self.visible)
 
     def _attend(self, keys: Tensor, values: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self._file(keys, k)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
 
 from minillm.batching import LabelledCorpus, cut
+from minillm.heads import Head
 from minillm.tokenizer import Tokenizer
 
 BATCH_TOKENS = 4096
@@ -18,12 +18,12 @@ Texts = tuple[str, ...]  # what is read as one: a text, or a pair of them
 
 
 @torch.inference_mode()
-def read(model: nn.Module, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarray:
+def read(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarray:
     """What the model says of each text, (n, C) float64. Leaves the model in the mode it found.
 
-    A text too long for the model is cut to what it has positions for.
+    A text too long for the model is cut to what it reads.
     """
-    corpus = LabelledCorpus([tokenizer.wrap(*each, limit=model.config.max_seq_len) for each in texts], [0] * len(texts))
+    corpus = LabelledCorpus([tokenizer.wrap(*each, limit=model.max_seq_len) for each in texts], [0] * len(texts))
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device

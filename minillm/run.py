@@ -140,8 +140,11 @@ class Run:
     # What happened
 
     def log(self, **record: Any) -> None:
-        with self.path("log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        try:
+            with self.path("log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self.path('log.jsonl')}: {error.strerror}") from None
 
     def read_log(self) -> list[dict[str, Any]]:
         if not self.path("log.jsonl").exists():

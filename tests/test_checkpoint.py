@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import bert_config, gpt, gpt_config, packed, sequences
+from tiny import gpt, gpt_config, packed, sequences
 
 from minillm import checkpoint
-from minillm.bert import BERT
 from minillm.checkpoint import Checkpoint
 from minillm.errors import UserError
 from minillm.gpt import GPT
@@ -386,37 +385,6 @@ def test_code_that_comes_with_a_model_is_never_run(llama):
     assert same(checkpoint.load(llama), model)
     change_config(llama, model_type="evil")
     refused(llama, "model_type='evil' is not supported")
-
-
-@pytest.mark.parametrize(
-    ("pooling", "sentence"),
-    [
-        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "include_prompt": True}, None),
-        ({"pooling_mode": "mean"}, None),
-        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "by pooling cls_token are not supported"),
-        ({"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": True}, "by pooling max_tokens and mean_tokens"),
-        ({"pooling_mode": "lasttoken"}, "by pooling lasttoken"),
-    ],
-)
-def test_embeddings_by_other_means_are_refused(tmp_path, pooling, sentence):
-    checkpoint.save(BERT(bert_config()), tmp_path)
-    (tmp_path / "1_Pooling").mkdir()
-    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-    if sentence:
-        refused(tmp_path, f"1_Pooling/config.json: .* {sentence}", head="embed")
-    else:
-        checkpoint.load(tmp_path, head="embed")
-    checkpoint.load(tmp_path, head="encoder")
-
-
-def test_embeddings_through_more_modules_are_refused(tmp_path):
-    checkpoint.save(BERT(bert_config()), tmp_path)
-    kinds = ["models.Transformer", "models.Pooling", "models.Normalize"]
-    modules = [{"path": str(i), "type": f"sentence_transformers.{kind}"} for i, kind in enumerate(kinds)]
-    (tmp_path / "modules.json").write_text(json.dumps(modules))
-    checkpoint.load(tmp_path, head="embed")
-    (tmp_path / "modules.json").write_text(json.dumps([*modules, {"type": "sentence_transformers.models.Dense"}]))
-    refused(tmp_path, "modules.json: embeddings that go through a Dense module", head="embed")
 
 
 # ---- names of models -----------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from speakers import write_bert, write_gpt
 
 import minillm.__main__
 from minillm import cli
+from minillm.commands.common import say
 from minillm.heads import MaskedLM, SentenceEmbedder, SequenceClassifier, TokenClassifier
 
 pytest.importorskip("tokenizers")
@@ -184,6 +185,19 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(here):
     assert b"(stopped)" in err
     stopped, whole = out.decode().splitlines()
     assert len(stopped) < 3000 == len(whole)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_model_does_not_command_the_terminal(monkeypatch):
+    said = "red\tand\x1b[31m\n\x9b€ ü\x7fß\r"
+    for place, shown in ((Terminal(), "red\tand[31m\n€ üß"), (io.StringIO(), said)):
+        monkeypatch.setattr(sys, "stdout", place)
+        say(said)
+        assert place.getvalue() == shown
 
 
 # ---- embed, classify, fill -----------------------------------------------------------------------

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from minillm import cli
-from minillm.commands.common import MODEL, Manner, check_text, note
+from minillm.commands.common import MODEL, Manner, check_text, note, say
 from minillm.conversation import Conversation
 from minillm.errors import UserError
 from minillm.sampling import Sampling
@@ -82,7 +82,7 @@ def answer(
     said = ""
     with cli.postponed_interrupt() as stop:
         for _, piece in speaker.stream([prompt], room, args.stop, sampling, generator):
-            print(piece, end="", flush=True)
+            say(piece)
             said += piece
             if stop.is_set():
                 note(" (stopped)")

@@ -1,5 +1,6 @@
 """What the commands share: which model, which texts, how to speak."""
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from minillm import cli
 from minillm.checkpoint import Checkpoint, open_checkpoint, resolve
 from minillm.device import PRECISIONS, place
 from minillm.errors import UserError
+from minillm.heads import Head
 from minillm.reader import Texts
 from minillm.sampling import Sampling
 from minillm.speaker import Speaker
@@ -20,6 +21,7 @@ from minillm.subwords import load_tokenizer, read_text
 from minillm.tokenizer import Tokenizer
 
 MODEL = "folder in Hugging Face's layout, run of train_sft.py or train_rl.py, id on the hub, or .gguf file"
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but for tabs and line ends
 NEEDS = {  # what a command looks for, by the name of the head
     "lm": "a GPT with the head that predicts the next token (…ForCausalLM)",
     "mlm": "a BERT with the head that predicts masked words (…ForMaskedLM)",
@@ -77,16 +79,16 @@ class Manner:
         return speaker, torch.Generator(placement.device).manual_seed(self.seed)
 
 
-def load_reader(saved: Checkpoint, head: str, precision: str) -> tuple[nn.Module, Tokenizer]:
+def load_reader(saved: Checkpoint, head: str, precision: str) -> tuple[Head, Tokenizer]:
     placement = place(precision)
     model = saved.load(head, dtype=placement.dtype).to(placement.device)
     tokenizer = load_tokenizer(saved.path)
     return model, tokenizer
 
 
-def note_what_is_cut(model: nn.Module, tokenizer: Tokenizer, texts: Sequence[Texts]) -> None:
-    """`read` keeps of a text what the model has positions for; whoever asks should know."""
-    limit = model.config.max_seq_len
+def note_what_is_cut(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) -> None:
+    """`read` keeps of a text what the model reads; whoever asks should know."""
+    limit = model.max_seq_len
     if number := sum(len(tokenizer.wrap(*each)[0]) > limit for each in texts):
         note(
             f"of {len(texts):,} texts {number:,} have more than the {limit} tokens this model reads; their ends are cut"
@@ -120,6 +122,11 @@ def check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise UserError(f"{text!r} is no text: its bytes are not UTF-8") from None
+
+
+def say(text: str) -> None:
+    """Prints what a model wrote; on a terminal without control characters, which could rewrite what stands there."""
+    print(CONTROL.sub("", text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
 def note(text: Any) -> None:

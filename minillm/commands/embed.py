@@ -1,4 +1,7 @@
-"""Says how alike texts mean, by the cosine of their embeddings: the mean over a text's tokens, of length 1.
+"""Says how alike texts mean, by the cosine of their embeddings: vectors of length 1.
+
+What of a text an embedding is made of, its tokens' mean or the first or last one, and how much of a text is read are
+taken from the model's own files. Some models want words such as "query: " before a text: give them with it.
 
 python -m minillm embed sentence-transformers/all-MiniLM-L6-v2 "A cat sleeps." "A kitten naps." "Stocks fell."
 python -m minillm embed MODEL --file texts.txt --out vectors.npy     a text a line → a float32 array (texts, width)

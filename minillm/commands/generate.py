@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minillm import cli
-from minillm.commands.common import MODEL, Manner, note, read_file, texts_of
+from minillm.commands.common import MODEL, Manner, note, read_file, say, texts_of
 from minillm.conversation import Conversation
 
 BATCH = 32  # prompts answered at once
@@ -43,7 +43,7 @@ def main(args: Args) -> None:
     started, count = time.monotonic(), 0
     if len(prompts) == 1 and not args.json:
         for _, piece in speaker.stream(prompts, room, args.stop, sampling, generator):
-            print(piece, end="", flush=True)
+            say(piece)
             count += 1
         print()
     else:
@@ -52,6 +52,6 @@ def main(args: Args) -> None:
             count += sum(len(answer.tokens) for answer in answers)
             for text, answer in zip(texts[i : i + BATCH], answers, strict=True):
                 said = json.dumps({"prompt": text, **vars(answer)}, ensure_ascii=False)
-                print(said if args.json else f"> {text}\n{answer.text}\n", flush=True)
+                say(f"{said}\n" if args.json else f"> {text}\n{answer.text}\n\n")
     seconds = time.monotonic() - started
     note(f"{count} tokens in {seconds:.2f} s, {count / seconds:.1f} tokens/s, the reading of prompts included")

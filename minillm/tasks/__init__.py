@@ -36,20 +36,25 @@ def load_task(
     train: Path | None = None,
     dev: Path | None = None,
     test: Path | None = None,
-    symbols: str = "arpabet",
-    examples: int = Arithmetic.num_examples,
+    symbols: str | None = None,
+    examples: int | None = None,
     seed: int = 0,
     fields: str | None = None,
 ) -> Task:
     """The task of that name with its data. Raises UserError where the options or the files are wrong."""
+    if name not in TASKS:
+        raise UserError(f"--task {name} is not one of {', '.join(TASKS)}")
+    for option, value, owner in (
+        ("fields", fields, "classify"),
+        ("symbols", symbols, "pronounce"),
+        ("examples", examples, "arithmetic"),
+    ):
+        if value is not None and name != owner:
+            raise UserError(f"--{option} {value} is for --task {owner}, not for {name}")
     if name == "classify":
         return classify.load(train, dev, test, fields)
-    if fields:
-        raise UserError(f"--fields {fields} is for --task classify, not for {name}")
     if name == "pronounce":
-        return pronounce.load(train, dev, test, symbols)
-    if name != "arithmetic":
-        raise UserError(f"--task {name} is not one of {', '.join(TASKS)}")
+        return pronounce.load(train, dev, test, symbols or "arpabet")
     if train or dev or test:
         raise UserError("--task arithmetic makes its own problems; it takes no --train, --dev and --test")
-    return Arithmetic(examples, seed)
+    return Arithmetic(Arithmetic.num_examples if examples is None else examples, seed)

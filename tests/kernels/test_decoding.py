@@ -3,33 +3,58 @@
 import pytest
 import torch
 
-from kernels import reference
+from kernels import decoding, reference
 from kernels.decoding import decode_attention, laid_out
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2}
+S, N, G, D = 11, 9, 4, 16  # capacity, keys held, key/value heads, head dim
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("ragged", [False, True])
-@pytest.mark.parametrize("batch", [3, 20])  # with 4 heads on either side of what half precision is divided by
-@pytest.mark.parametrize("group", [1, 3])
-def test_equals_the_definition(dtype, ragged, batch, group):
+@pytest.mark.parametrize("batch", [3, 60])
+@pytest.mark.parametrize("sharing", [1, 3])
+def test_equals_the_definition(dtype, ragged, batch, sharing):
     generator = torch.Generator().manual_seed(0)
-    q = torch.randn(batch, 4 * group, 16, generator=generator).to(dtype)
-    keys, values = (torch.randn(batch, 4, 11, 16, generator=generator).to(dtype) for _ in range(2))
-    keys, values = laid_out(keys)[:, :, :9], values[:, :, :9]
-    lengths = torch.randint(1, 10, (batch,), generator=generator) if ragged else torch.full((batch,), 9)
-    visible = (torch.arange(9) < lengths[:, None])[:, None, None] if ragged else None
-    out = decode_attention(q, keys, values, visible)
-    k, v = (x.transpose(1, 2).double() for x in (keys, values))
+    q = torch.randn(batch, G * sharing, D, generator=generator).to(dtype)
+    keys, values = (torch.randn(batch, G, S, D, generator=generator).to(dtype) for _ in range(2))
+    lengths = torch.randint(1, N + 1, (batch,), generator=generator) if ragged else torch.full((batch,), N)
+    visible = (torch.arange(N) < lengths[:, None])[:, None, None] if ragged else None
+    out = decode_attention(q, laid_out(keys, G * sharing), values, N, visible)
+    k, v = (x[:, :, :N].transpose(1, 2).double() for x in (keys, values))
     ones = torch.ones(batch, dtype=torch.int64)
     truth = reference.attention(q[:, None].double(), k, v, causal=True, q_lengths=ones, k_lengths=lengths)[:, 0]
     assert out.dtype == dtype
     torch.testing.assert_close(out.double(), truth, rtol=0, atol=TOLERANCES[dtype])
 
 
-def test_keys_lie_along_tokens_where_products_read_them():
-    few, many = torch.randn(8, 4, 6, 16).bfloat16(), torch.randn(9, 4, 6, 16).bfloat16()
-    for keys, stride in ((few, 1), (many, 6), (many.float(), 1), (many.mT.contiguous().mT.float(), 1)):
-        assert laid_out(keys).stride(-1) == stride
-        assert torch.equal(laid_out(keys), keys)
+def test_lengths_and_shapes_may_change_from_call_to_call():
+    """What is remembered from one call to the next fits that call only."""
+    for batch, n in ((60, 9), (60, 10), (60, 9), (61, 9)):
+        q, keys, values = torch.randn(batch, G, D), torch.randn(batch, G, S, D), torch.randn(batch, G, S, D)
+        many = decode_attention(q, keys.mT.contiguous().mT, values, n)
+        torch.testing.assert_close(many, decode_attention(q, keys, values, n))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "batch", "heads", "stride"),
+    [
+        (torch.float32, 46, 4, 1),
+        (torch.float32, 47, 4, S),
+        (torch.float32, 24, 8, S),  # it is the heads that ask which count
+        (torch.bfloat16, 5, 4, 1),
+        (torch.bfloat16, 6, 4, S),
+        (torch.float64, 100, 4, 1),
+    ],
+)
+def test_keys_lie_along_tokens_where_rows_are_summed(monkeypatch, dtype, batch, heads, stride):
+    monkeypatch.setattr(decoding, "HAS_FAST_SUMS", True)
+    keys = torch.randn(batch, G, S, D).to(dtype)
+    for given in (keys, keys.mT.contiguous().mT):
+        assert laid_out(given, heads).stride(-1) == stride
+        assert torch.equal(laid_out(given, heads), keys)
+
+
+def test_keys_lie_as_ever_where_sums_of_rows_are_slow(monkeypatch):
+    monkeypatch.setattr(decoding, "HAS_FAST_SUMS", False)
+    assert laid_out(torch.randn(100, G, S, D), G).stride(-1) == 1
