@@ -4,6 +4,7 @@ Letters: B sequences in the batch, V vocabulary.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ from kernels import Packing
 from minillm.gpt import GPT
 from minillm.inference import ready
 from minillm.sampling import Sampling, draw
+
+SHARED = 2e6  # products of two numbers in a step from which on it pays to wake other threads for it
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,8 @@ class Speaking:
             self.packing = Packing.from_lengths([1] * len(rows), self.device)
         if self.seen is not None:
             self.seen.scatter_(1, tokens[:, None], True)
-        self.logits = self.model.logits(self.model(tokens, self.packing, self.cache))
+        with one_thread(len(tokens) * self.model.num_parameters < SHARED):
+            self.logits = self.model.logits(self.model(tokens, self.packing, self.cache))
         return True
 
     def _select(self, rows: list[int]) -> None:
@@ -131,6 +135,18 @@ class Speaking:
         index = torch.tensor(rows, device=self.device)
         self.logits = self.logits[index]
         self.seen = None if self.seen is None else self.seen[index]
+
+
+@contextmanager
+def one_thread(wanted: bool) -> Iterator[None]:
+    """Within it PyTorch computes on a CPU with one thread, if that is wanted."""
+    before = torch.get_num_threads()
+    if wanted:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def check(prompts: Sequence[Sequence[int]], max_new_tokens: int, max_seq_len: int) -> None:

@@ -45,6 +45,7 @@ def ready(model: nn.Module, quantize: str | None = None) -> nn.Module:
     dtype = torch.bfloat16 if quantize else dtype
     twin = _Converter(dtype, quantize is not None).module(model)
     twin.is_ready, twin.compute_dtype = True, dtype
+    twin.num_parameters = sum(parameter.numel() for parameter in model.parameters())
     return twin
 
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from tiny import GPT_FAMILIES, gpt, packed, sequences
 
-from kernels import backend
+from kernels import backend, decoding
 from minillm import inference
 from minillm.generate import generate, stream
+from minillm.gpt import GPT
 from minillm.inference import ready
 from minillm.sampling import GREEDY, Sampling, draw
 
@@ -66,9 +67,15 @@ def test_greedy_is_greedy_without_cache(choices, impl, monkeypatch):
 
 
 @every_choice
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "many"),
+    [(torch.float64, 1e-10, 0), (torch.float32, 2e-5, 0), (torch.float32, 2e-5, math.inf)],
+    ids=["float64", "float32, sums of rows", "float32, SDPA"],
+)
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
-def test_logprobs_are_those_of_a_full_pass(choices, dtype, tolerance, temperature):
+def test_logprobs_are_those_of_a_full_pass(choices, dtype, tolerance, many, temperature, monkeypatch):
+    monkeypatch.setattr(decoding, "HAS_FAST_SUMS", True)
+    monkeypatch.setitem(decoding.MANY, torch.float32, many)
     torch.manual_seed(0)
     model = small(**choices).to(dtype)
     samples = generate(model, PROMPTS, 8, STOP, Sampling(temperature), samples_per_prompt=6)
@@ -251,6 +258,29 @@ def test_a_stream_says_the_same_as_it_goes():
         assert [token.logprob for token in said if token.answer == i] == sample.logprobs
     first_steps = [token.answer for token in said[: len(PROMPTS)]]
     assert first_steps == list(range(len(PROMPTS)))
+
+
+def test_small_steps_take_one_thread_and_nobody_else_notices(monkeypatch):
+    before, model = torch.get_num_threads(), small()
+    torch.set_num_threads(3)
+    inside = []
+    forward = GPT.forward
+    monkeypatch.setattr(GPT, "forward", lambda *args: inside.append(torch.get_num_threads()) or forward(*args))
+    try:
+        for shared, expected in ((1e9, [3, 1, 1, 1]), (0, [3, 3, 3, 3])):  # the prompt is read by all
+            monkeypatch.setattr("minillm.generate.SHARED", shared)
+            inside.clear()
+            outside = [torch.get_num_threads() for _ in stream(model, [[1]], 4)]
+            assert (inside, outside) == (expected, [3] * 4)
+        monkeypatch.setattr("minillm.generate.SHARED", 1e9)
+        begun = stream(model, [[1]], 4)
+        next(begun)
+        monkeypatch.setattr(GPT, "logits", None)
+        with pytest.raises(TypeError):
+            next(begun)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_stream_may_be_left():
