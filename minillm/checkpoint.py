@@ -93,24 +93,25 @@ class Checkpoint:
     @cached_property
     def head_name(self) -> str:
         """What config.json says it is, as one of the family's heads."""
-        said = self.fields.get("architecture") or next(iter(self.fields.get("architectures") or []), None)
+        said = self.fields.get("architecture") or self.fields.get("architectures") or None
+        said = said[0] if isinstance(said, list) else said
         known: dict[str, str] = {}
         for key, head in self.family.heads.items():
             for name in (head.architecture, *head.also):
                 known.setdefault(name, key)  # where two share a name, the first counts
         if said is None:
             return next(iter(self.family.heads))
-        if said not in known:
+        if not isinstance(said, str) or said not in known:
             raise UserError(f"{self.where}: architecture {said} is not supported, only {', '.join(known)}")
         return known[said]
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """What a classifier tells apart, in the order of its outputs; empty where nothing is said of any."""
-        try:
-            return tuple(name for _, name in sorted((int(i), str(n)) for i, n in self.fields["id2label"].items()))
-        except KeyError:
+        if (names := self.fields.get("id2label")) is None:
             return ()
+        try:
+            return tuple(name for _, name in sorted((int(i), str(name)) for i, name in names.items()))
         except (ValueError, AttributeError) as error:
             raise UserError(f"{self.where}: id2label is no table of classes: {error}") from None
 

@@ -263,8 +263,12 @@ def test_heads_are_those_of_the_family(llama):
     change_config(llama, architectures=["LlamaForQuestionAnswering"])
     refused(llama, "architecture LlamaForQuestionAnswering is not supported, only LlamaForCausalLM, LlamaModel, Llama")
     assert isinstance(checkpoint.load(llama, head="lm"), GPT)
-    change_config(llama, architectures=None)
-    assert isinstance(checkpoint.load(llama), GPT)
+    for nothing in (None, []):
+        change_config(llama, architectures=nothing)
+        assert isinstance(checkpoint.load(llama), GPT)
+    for nonsense in (3, [["LlamaForCausalLM"]], {"a": 1}):
+        change_config(llama, architectures=nonsense)
+        refused(llama, "config.json: architecture .* is not supported")
 
 
 def test_classes_are_in_the_order_of_the_outputs(tmp_path):
@@ -273,6 +277,8 @@ def test_classes_are_in_the_order_of_the_outputs(tmp_path):
     assert checkpoint.load(tmp_path).classes == model.classes
     change_config(tmp_path, id2label=["no", "yes"])
     refused(tmp_path, "id2label is no table of classes")
+    change_config(tmp_path, id2label=None)
+    refused(tmp_path, "names no classes: it is no classifier yet")
 
 
 # ---- memory --------------------------------------------------------------------------------------
