@@ -34,6 +34,7 @@ from minillm import checkpoint
 from minillm.generate import generate
 from minillm.gpt import GPT, GPTConfig
 from minillm.inference import ready
+from minillm.process import return_freed_memory
 from minillm.sampling import GREEDY
 
 BASELINE = "transformers"
@@ -95,7 +96,9 @@ def work(path: Path, prompts: Path, dtype: str, quantize: str | None) -> None:
     def load() -> GPT:
         model = checkpoint.load(path)
         model.compute_dtype = getattr(torch, dtype)
-        return ready(model, quantize)  # nothing else refers to the weights as they were loaded
+        model = ready(model, quantize)  # nothing else refers to the weights as they were loaded
+        return_freed_memory()
+        return model
 
     serve(load, lambda model: [sample.tokens for sample in generate(model, tokens, NEW, sampling=GREEDY)])
 

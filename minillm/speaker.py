@@ -28,9 +28,9 @@ class Answer:
 
 
 class Speaker:
-    def __init__(self, model: GPT, tokenizer: Tokenizer, quantize: str | None = None):
-        """Makes the model ready, see `ready`; what of it is not needed for that can then be freed."""
-        self.model, self.tokenizer = ready(model, quantize), tokenizer
+    def __init__(self, model: GPT, tokenizer: Tokenizer):
+        """Makes the model ready unless it is, see `ready`; what of it is not needed for that can then be freed."""
+        self.model, self.tokenizer = ready(model), tokenizer
         self.limit, self.device = model.config.max_seq_len, model.tokens.weight.device
         self.template = ChatTemplate.of(tokenizer) if tokenizer.config.get("chat_template") else None
 

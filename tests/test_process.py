@@ -44,3 +44,31 @@ def test_the_environment_has_the_last_word():
     spins, part = run(GOMP_SPINCOUNT="7", MALLOC_MMAP_THRESHOLD_="1000000")
     assert spins == "7"
     assert part > 0.5
+
+
+RETURNED = """
+import re, pathlib
+import minillm, torch
+from minillm.process import return_freed_memory
+def held():
+    return int(re.search(r"VmRSS:\\s+(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1]) / 1024
+torch.ones(1 << 20)
+before = held()
+blocks = [torch.ones(16 << 20) for _ in range(5)]
+blocks = blocks[-1:]  # behind the others, which are no end to cut off
+after = held()
+return_freed_memory()
+print(after - before, held() - before, blocks[0].sum().item())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_freed_memory_can_be_returned():
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC", "GLIBC"))}
+    done = subprocess.run(
+        [sys.executable, "-c", RETURNED], env=clean, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    kept, held, total = map(float, done.stdout.split())
+    assert kept > 300  # MB, of 5 blocks of 64
+    assert held < 80
+    assert total == 16 << 20

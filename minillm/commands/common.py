@@ -14,6 +14,8 @@ from minillm.checkpoint import Checkpoint, open_checkpoint, resolve
 from minillm.device import PRECISIONS, place
 from minillm.errors import UserError
 from minillm.heads import Head
+from minillm.inference import ready
+from minillm.process import return_freed_memory
 from minillm.reader import Texts
 from minillm.sampling import Sampling
 from minillm.speaker import Speaker
@@ -74,9 +76,10 @@ class Manner:
         """The model, and what decides whatever is left to chance."""
         saved = open_model(name, "lm", command)
         placement = place(self.precision)
-        model = saved.load("lm", dtype=torch.float32 if self.quantize else placement.dtype).to(placement.device)
-        speaker = Speaker(model, load_tokenizer(saved.path), self.quantize)
-        return speaker, torch.Generator(placement.device).manual_seed(self.seed)
+        dtype = torch.float32 if self.quantize else placement.dtype
+        model = ready(saved.load("lm", dtype=dtype).to(placement.device), self.quantize)
+        return_freed_memory()  # of the weights as they were loaded
+        return Speaker(model, load_tokenizer(saved.path)), torch.Generator(placement.device).manual_seed(self.seed)
 
 
 def load_reader(saved: Checkpoint, head: str, precision: str) -> tuple[Head, Tokenizer]:
