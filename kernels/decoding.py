@@ -5,10 +5,8 @@
 `attention` computes the same; here nothing is checked or derived again for every layer, because a small model spends
 more time on that than on arithmetic.
 
-Letters: B sequences, S capacity, n keys, H query heads, G key/value heads, D head dim; R = H/G.
+Letters: B sequences, S room for keys, n keys, H query heads, G key/value heads, D head dim; R = H/G.
 """
-
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -20,53 +18,61 @@ HAS_FAST_SUMS = "fbgemm" in torch.backends.quantized.supported_engines  # what c
 
 
 def laid_out(keys: Tensor, num_heads: int) -> Tensor:
-    """Keys (B,G,S,D) as they are to lie in memory for `decode_attention`: along S where it sums rows, else along D."""
+    """Keys (B,G,S,D) as they are to lie in memory: along S where `Step` is to sum rows, else along D."""
     can_sum = HAS_FAST_SUMS and keys.device.type == "cpu" and keys.dtype in MANY
     if can_sum and keys.shape[0] * num_heads * keys.shape[3] >= MANY[keys.dtype]:
         return keys.mT.contiguous().mT
     return keys.contiguous()
 
 
-def decode_attention(q: Tensor, keys: Tensor, values: Tensor, n: int, visible: Tensor | None = None) -> Tensor:
-    """q (B,H,D), keys and values (B,G,S,D) of which the first n count, visible (B,1,1,n) bool or None for all
-    → (B,H,D), without gradients.
+class Step:
+    """One new token a sequence: what all layers share. Without gradients."""
 
-    Each sequence must see a key. Query head h reads key/value head h // R.
-    """
-    if keys.stride(-1) != 1:
-        return _sums_of_rows(q, keys, values, n, visible)
-    gqa = q.shape[1] != keys.shape[1]
-    keys, values = keys[:, :, :n], values[:, :, :n]
-    return scaled_dot_product_attention(q.unsqueeze(2), keys, values, visible, enable_gqa=gqa).squeeze(2)
+    def __init__(self, n: int, visible: Tensor | None = None):
+        """The first n keys count; of them those that are `visible` (B,1,1,n) bool, at least one a sequence; None: all."""
+        self.n, self.visible = n, visible
+        self.rows: tuple[Rows, Rows] | None = None
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """q (B,H,D), keys and values (B,G,S,D) → (B,H,D). Query head h reads key/value head h // R.
+
+        Keys that lie along S, see `laid_out`, are read by sums of rows, others by SDPA.
+        """
+        if keys.stride(-1) != 1:
+            return self._sum_rows(q, keys, values)
+        gqa = q.shape[1] != keys.shape[1]
+        keys, values = keys[:, :, : self.n], values[:, :, : self.n]
+        return scaled_dot_product_attention(q.unsqueeze(2), keys, values, self.visible, enable_gqa=gqa).squeeze(2)
+
+    def _sum_rows(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Both products with one query are weighted sums of rows, of kᵀ and of v, and are read at the memory's own rate.
+
+        With 12 heads of 64 and 16 sequences of 96 tokens SDPA takes 0.68 ms in float32 and 1.43 in bfloat16, this 0.47
+        and 0.27; in float32 the two meet at some hundred tokens. All S columns of kᵀ are read, so S must be near n.
+        """
+        B, H, D = q.shape
+        G, S = keys.shape[1:3]
+        if self.rows is None:
+            of_keys = Rows(B * H, H // G, D, D, q.device)
+            self.rows = of_keys, Rows(B * H, H // G, S, self.n, q.device)
+        of_keys, of_values = self.rows
+        scores = of_keys.weighted_sums(keys.mT, q * D**-0.5)[:, : self.n].float()
+        if self.visible is not None:
+            scores.unflatten(0, (B, H)).masked_fill_(~self.visible[:, 0], float("-inf"))
+        probs = torch.softmax(scores, dim=-1).to(values.dtype)
+        return of_values.weighted_sums(values, probs).view(B, H, D)
 
 
-def _sums_of_rows(q: Tensor, keys: Tensor, values: Tensor, n: int, visible: Tensor | None) -> Tensor:
-    """Both products with one query are weighted sums of rows, of kᵀ and of v, and are read at the memory's own rate.
+class Rows:
+    """Which rows of a table each head reads: the first n of `size`, which it shares with as many heads as `sharing`."""
 
-    SDPA takes up to twice as long in float32 and five to twelve times in bfloat16 (12 heads of 64, 16 sequences of 96
-    tokens: 0.68 against 0.47 ms, and 1.43 against 0.27); batched products are no better than SDPA in float32, and
-    twice as slow as sums in bfloat16.
-    """
-    B, G, S, D = keys.shape
-    H = q.shape[1]
-    scores = _weighted_sums(q * D**-0.5, keys.mT, *rows(B * H, H // G, D, D))[:, :n].float()
-    if visible is not None:
-        scores.unflatten(0, (B, H)).masked_fill_(~visible[:, 0], float("-inf"))
-    probs = torch.softmax(scores, dim=-1).to(values.dtype)
-    return _weighted_sums(probs, values, *rows(B * H, H // G, S, n)).view(q.shape)
+    def __init__(self, num_heads: int, sharing: int, size: int, n: int, device: torch.device):
+        heads = torch.arange(num_heads, dtype=torch.int32, device=device)
+        places = torch.arange(n, dtype=torch.int32, device=device)
+        self.numbers = ((heads // sharing * size)[:, None] + places).flatten()  # (num_heads·n,)
+        self.starts = heads * n  # where each head's begin, (num_heads,)
 
-
-def _weighted_sums(weights: Tensor, table: Tensor, rows: Tensor, starts: Tensor) -> Tensor:
-    """(B·H, W): for each head the sum of its rows of the table (…,W), each times one of the weights (…)."""
-    return embedding_bag(rows, table.flatten(0, -2), starts, mode="sum", per_sample_weights=weights.flatten())
-
-
-@lru_cache(maxsize=2)  # every layer of a step asks for the same two
-def rows(num_heads: int, sharing: int, size: int, n: int) -> tuple[Tensor, Tensor]:
-    """The first n of the `size` rows that each head reads, (num_heads·n,), and where each head's begin, (num_heads,).
-
-    As many heads as `sharing` says read the same rows.
-    """
-    heads = torch.arange(num_heads, dtype=torch.int32)
-    numbers = (heads // sharing * size)[:, None] + torch.arange(n, dtype=torch.int32)
-    return numbers.flatten(), heads * n
+    def weighted_sums(self, table: Tensor, weights: Tensor) -> Tensor:
+        """Of each head's rows of the table (…,W), by its weights (…): (num_heads, W)."""
+        rows = table.flatten(0, -2)
+        return embedding_bag(self.numbers, rows, self.starts, mode="sum", per_sample_weights=weights.flatten())

@@ -18,7 +18,9 @@ def dropout_factors(like: Tensor, p: float, generator: torch.Generator | None = 
     if like.device.type != "cpu":
         return torch.empty_like(like).bernoulli_(1 - p, generator=generator).div_(1 - p)
     kept = max(1, round((1 - p) * LEVELS))
-    words = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    words = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device).random_(
+        -(2**63), None, generator=generator
+    )
     bits = words.view(torch.int16)[: like.numel()].view(like.shape)
     # `kept` of the values −2¹⁵ … 2¹⁵ − 1; all of them would be a bound beyond the type's.
     return (bits <= kept - LEVELS // 2 - 1).to(like.dtype).mul_(LEVELS / kept)

@@ -4,7 +4,7 @@ Letters: B sequences in the batch, V vocabulary.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -125,7 +125,8 @@ class Speaking:
             self.packing = Packing.from_lengths([1] * len(rows), self.device)
         if self.seen is not None:
             self.seen.scatter_(1, tokens[:, None], True)
-        with one_thread(len(tokens) * self.model.num_parameters < SHARED):
+        is_small = self.device.type == "cpu" and len(tokens) * self.model.num_parameters < SHARED
+        with one_thread() if is_small else nullcontext():
             self.logits = self.model.logits(self.model(tokens, self.packing, self.cache))
         return True
 
@@ -138,11 +139,10 @@ class Speaking:
 
 
 @contextmanager
-def one_thread(wanted: bool) -> Iterator[None]:
-    """Within it PyTorch computes on a CPU with one thread, if that is wanted."""
+def one_thread() -> Iterator[None]:
+    """Within it PyTorch computes with one thread. A Python thread that first computes meanwhile keeps that, too."""
     before = torch.get_num_threads()
-    if wanted:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     try:
         yield
     finally:

@@ -115,11 +115,12 @@ class SentenceEmbedder(Head):
     def __init__(self, config: EncoderConfig, pooling: str = "mean", max_seq_len: int | None = None):
         super().__init__(config)
         require(pooling in POOLING, f"pooling={pooling!r} is not one of {', '.join(POOLING)}")
-        self.pooling, self.limit = pooling, max_seq_len
+        require(max_seq_len is None or max_seq_len > 0, f"max_seq_len={max_seq_len} must be positive")
+        self.pooling, self.limit = pooling, max_seq_len or config.max_seq_len
 
     @property
     def max_seq_len(self) -> int:
-        return min(self.limit or self.config.max_seq_len, self.config.max_seq_len)
+        return min(self.limit, self.config.max_seq_len)
 
     def forward(self, tokens: Tensor, packing: Packing, segments: Tensor | None = None) -> Tensor:
         """(B, C) of length 1, in float32 or better."""

@@ -1,20 +1,24 @@
 """Keys and values of what has been read, so that a new token costs one token.
 
-Letters: B sequences, N new tokens (packed), S capacity, H query heads, G key/value heads, D head dim.
+Letters: B sequences, N new tokens (packed), S room for tokens, H query heads, G key/value heads, D head dim.
 """
 
 from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from kernels import Packing, attention, choose
-from kernels.decoding import decode_attention, laid_out
+from kernels.decoding import Step, laid_out
 from minillm.layers import Attend
 
 
+AHEAD = 32  # tokens, at least, that a cache grows by; a quarter of its tokens where that is more
+
+
 class KVCache:
-    """Buffers (B, G, S, D) for keys and for values of each layer, filled from the left."""
+    """Buffers (B, G, S, D) for keys and for values of each layer, filled from the left. They grow up to a capacity."""
 
     def __init__(
         self,
@@ -27,13 +31,10 @@ class KVCache:
         like: Tensor,
     ):
         """Empty, in the dtype and on the device of `like`, for that many heads that ask and that hold keys."""
-        self.num_heads = num_heads
-        # Zeros and not garbage: what lies behind a sequence is weighted 0, and 0 · NaN would be NaN.
-        # The keys of a head lie together, because a step of decoding reads them in one go.
-        shape = (batch, kv_heads, capacity, head_dim)
-        self.layers = [(laid_out(like.new_zeros(shape), num_heads), like.new_zeros(shape)) for _ in range(num_layers)]
+        self.num_heads, self.capacity = num_heads, capacity
         self.lengths = (0,) * batch  # tokens held of each sequence
-        self.capacity = capacity
+        empty = like.new_empty(batch, kv_heads, 0, head_dim)
+        self.layers = [(empty, empty)] * num_layers
 
     @property
     def max_len(self) -> int:
@@ -47,8 +48,17 @@ class KVCache:
         extension = Extension(self, packing)
         if extension.max_len > self.capacity:
             raise ValueError(f"a sequence has {extension.max_len} tokens but the cache holds {self.capacity}")
+        if extension.max_len > self.layers[0][0].shape[2]:
+            self._grow(min(self.capacity, extension.max_len + max(AHEAD, extension.max_len // 4)))
         self.lengths = extension.lengths
         return extension
+
+    def _grow(self, room: int) -> None:
+        """Room for more tokens. One layer after the other, so that only one of them is held twice."""
+        for layer, (keys, values) in enumerate(self.layers):
+            # Zeros and not garbage: what lies behind a sequence is weighted 0, and 0 · NaN would be NaN.
+            more = (0, 0, 0, room - keys.shape[2])
+            self.layers[layer] = laid_out(pad(keys, more), self.num_heads), pad(values, more)
 
     def select(self, rows: list[int]) -> None:
         """Keep these sequences, in this order; a row may be named more than once."""
@@ -75,11 +85,12 @@ class Extension:
             self.positions = packing.positions + (self.k_lengths - packing.lengths_tensor)[packing.sequence]
             self.visible = (torch.arange(self.max_len, device=device) < self.k_lengths[:, None])[:, None, None]
         one_each = set(packing.lengths) == {1}
-        self.is_step = one_each and choose(device).impl == "torch" and not torch.is_grad_enabled()
+        is_step = one_each and choose(device).impl == "torch" and not torch.is_grad_enabled()
+        self.step = Step(self.max_len, self.visible) if is_step else None
 
     def attend(self, layer: int) -> Attend:
         """The attention of one layer: files the new keys and values, then looks at all of them."""
-        return partial(self._step if self.is_step else self._attend, *self.cache.layers[layer])
+        return partial(self._step if self.step else self._attend, *self.cache.layers[layer])
 
     def _step(self, keys: Tensor, values: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """One new token a sequence, without gradients: the inner loop of generation on a CPU."""
@@ -89,7 +100,7 @@ class Extension:
         else:
             self._file(keys, k)
             self._file(values, v)
-        return decode_attention(q, keys, values, n, self.visible)
+        return self.step.attend(q, keys, values)
 
     def _attend(self, keys: Tensor, values: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self._file(keys, k)

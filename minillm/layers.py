@@ -174,7 +174,9 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Inverted dropout; costs nothing where it is off."""
     if p == 0 or not training:
         return x
-    return x * dropout_factors(x, p) if x.device.type == "cpu" else F.dropout(x, p)
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.dropout(x, p)
+    return x * dropout_factors(x, p)
 
 
 @torch.no_grad()

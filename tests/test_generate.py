@@ -260,7 +260,7 @@ def test_a_stream_says_the_same_as_it_goes():
     assert first_steps == list(range(len(PROMPTS)))
 
 
-def test_small_steps_take_one_thread_and_nobody_else_notices(monkeypatch):
+def test_small_steps_take_one_thread_and_the_caller_does_not_notice(monkeypatch):
     before, model = torch.get_num_threads(), small()
     torch.set_num_threads(3)
     inside = []

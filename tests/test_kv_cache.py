@@ -5,6 +5,7 @@ import torch
 from tiny import GPT_FAMILIES, gpt, packed, sequences
 
 from kernels import backend
+from minillm import kv_cache
 
 LENGTHS = (9, 4, 6)
 CHOICES = {"default": {}, **GPT_FAMILIES}
@@ -37,6 +38,7 @@ def read(model, cache, parts, seen, until):
 )
 def test_pieces_are_the_whole(choices, impl, stops, monkeypatch):
     monkeypatch.setattr(backend, "_default", impl)
+    monkeypatch.setattr(kv_cache, "AHEAD", 1)  # so that it grows often
     model, parts = gpt(**choices), sequences(LENGTHS)
     truth = whole(model, parts)
     cache, seen = model.new_cache(len(parts), max(LENGTHS)), (0,) * len(parts)
@@ -67,8 +69,19 @@ def test_the_cache_has_the_dtype_that_the_model_computes_in():
     assert model.new_cache(1, 4).layers[0][0].dtype == torch.float32
     model.compute_dtype = torch.bfloat16
     assert model.new_cache(1, 4).layers[0][0].dtype == torch.bfloat16
-    keys, values = gpt(num_kv_heads=2).new_cache(3, 5).layers[1]
-    assert keys.shape == values.shape == (3, 2, 5, 4)
+
+
+@torch.no_grad()
+def test_a_cache_has_little_more_room_than_it_needs():
+    model, (part,) = gpt(num_kv_heads=2, max_seq_len=500), sequences([400])
+    cache, rooms = model.new_cache(1, 400), set()
+    for n in range(400):
+        read(model, cache, [part], (n,), (n + 1,))
+        room = cache.layers[1][0].shape[2]
+        assert {each.shape for each in cache.layers[1]} == {(1, 2, room, 4)}
+        assert n < room <= min(400, n + 1 + max(32, (n + 1) // 4))
+        rooms.add(room)
+    assert len(rooms) < 12
 
 
 @torch.no_grad()

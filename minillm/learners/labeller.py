@@ -135,7 +135,7 @@ class Labeller:
 def with_dropout(model: SequenceClassifier, p: float) -> SequenceClassifier:
     """The same classifier with dropout p wherever its family has any, but for attention's, which is slow on a CPU."""
     known = {field.name for field in dataclasses.fields(model.config)}
-    wanted = {"dropout": p, "classifier_dropout": p, "attention_dropout": 0.0}
+    wanted = {"dropout": p, "classifier_dropout": p, "attention_dropout": p}
     try:
         config = dataclasses.replace(model.config, **{name: x for name, x in wanted.items() if name in known})
     except ValueError as error:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels import decoding, reference
-from kernels.decoding import decode_attention, laid_out
+from kernels.decoding import Step, laid_out
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2}
 S, N, G, D = 11, 9, 4, 16  # capacity, keys held, key/value heads, head dim
@@ -20,7 +20,7 @@ def test_equals_the_definition(dtype, ragged, batch, sharing):
     keys, values = (torch.randn(batch, G, S, D, generator=generator).to(dtype) for _ in range(2))
     lengths = torch.randint(1, N + 1, (batch,), generator=generator) if ragged else torch.full((batch,), N)
     visible = (torch.arange(N) < lengths[:, None])[:, None, None] if ragged else None
-    out = decode_attention(q, laid_out(keys, G * sharing), values, N, visible)
+    out = Step(N, visible).attend(q, laid_out(keys, G * sharing), values)
     k, v = (x[:, :, :N].transpose(1, 2).double() for x in (keys, values))
     ones = torch.ones(batch, dtype=torch.int64)
     truth = reference.attention(q[:, None].double(), k, v, causal=True, q_lengths=ones, k_lengths=lengths)[:, 0]
@@ -28,12 +28,14 @@ def test_equals_the_definition(dtype, ragged, batch, sharing):
     torch.testing.assert_close(out.double(), truth, rtol=0, atol=TOLERANCES[dtype])
 
 
-def test_lengths_and_shapes_may_change_from_call_to_call():
-    """What is remembered from one call to the next fits that call only."""
-    for batch, n in ((60, 9), (60, 10), (60, 9), (61, 9)):
-        q, keys, values = torch.randn(batch, G, D), torch.randn(batch, G, S, D), torch.randn(batch, G, S, D)
-        many = decode_attention(q, keys.mT.contiguous().mT, values, n)
-        torch.testing.assert_close(many, decode_attention(q, keys, values, n))
+def test_layers_share_a_step():
+    """What was derived for the first layer fits all that follow."""
+    step = Step(N)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        q, keys, values = torch.randn(60, 2 * G, D), torch.randn(60, G, S, D), torch.randn(60, G, S, D)
+        out = step.attend(q, keys.mT.contiguous().mT, values)
+        torch.testing.assert_close(out, Step(N).attend(q, keys, values))
 
 
 @pytest.mark.parametrize(
