@@ -48,7 +48,7 @@ from minillm.policy import has_variance, kl_estimate, leave_one_out
 from minillm.report import SAMPLES, ProgressBar, figures, flat, introduce, samples_table, thinned
 from minillm.run import Run, resumed
 from minillm.sampling import Sampling
-from minillm.tasks import ANSWER_TASKS, AnswerTask, Example, load_task
+from minillm.tasks import ANSWER_TASKS, AnswerTask, Example, check_owners, load_task
 
 DEFAULT_MINUTES = 3.0
 WARMUP = 0.1  # share of the training; AdamW's first steps are all noise
@@ -250,6 +250,7 @@ def train(args: Args, console: Console) -> Run:
     """From the arguments to the finished run folder."""
     started = time.monotonic()
     if not args.resume:
+        check_owners(args)
         Run.vacant(args.out, f"{args.task}-rl")  # noticed before, and not after, a start is trained
     placement = place(args.precision, args.kernels)
     args = dataclasses.replace(args, precision=placement.precision)

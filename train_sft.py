@@ -38,7 +38,7 @@ from minillm.learners import KINDS, Labeller, Learner, Writer
 from minillm.optim import Budget, schedule, set_lr
 from minillm.report import ProgressBar, figures, flat, introduce, thinned
 from minillm.run import Run, resumed
-from minillm.tasks import TASKS, Arithmetic, Classify, Recipe, load_task
+from minillm.tasks import TASKS, Arithmetic, Classify, Recipe, check_owners, load_task
 
 SAVE_SECONDS = 60  # between checkpoints
 UNTIL_EVERY = 10  # steps between looks at whether a training is good enough already
@@ -104,8 +104,8 @@ def check(args: Args) -> None:
     cli.require_positive(args, "layers", "width", "heads", "batch_tokens", "lr", "embedding_lr")
     if args.warmup is not None and not 0 <= args.warmup < 1:
         raise UserError(f"--warmup {args.warmup} must be a share of the training, from 0 to below 1")
-    if args.model and args.task != "classify":
-        raise UserError(f"--model {args.model} is for --task classify, not for {args.task}, whose model is a GPT")
+    if not args.resume:
+        check_owners(args)
     shape = ["layers", "width", "heads"] + ([] if args.task == "classify" else ["dropout"])
     if args.init and not args.resume and (given := [name for name in shape if vars(args)[name] is not None]):
         raise UserError(

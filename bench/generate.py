@@ -33,8 +33,7 @@ from kernels import Packing
 from minillm import checkpoint
 from minillm.generate import generate
 from minillm.gpt import GPT, GPTConfig
-from minillm.inference import ready
-from minillm.process import return_freed_memory
+from minillm.inference import load_ready, ready
 from minillm.sampling import GREEDY
 
 BASELINE = "transformers"
@@ -94,11 +93,7 @@ def work(path: Path, prompts: Path, dtype: str, quantize: str | None) -> None:
     tokens = load_file(prompts)["prompts"].tolist()
 
     def load() -> GPT:
-        model = checkpoint.load(path)
-        model.compute_dtype = getattr(torch, dtype)
-        model = ready(model, quantize)  # nothing else refers to the weights as they were loaded
-        return_freed_memory()
-        return model
+        return load_ready(checkpoint.open_checkpoint(path), getattr(torch, dtype), quantize)
 
     serve(load, lambda model: [sample.tokens for sample in generate(model, tokens, NEW, sampling=GREEDY)])
 

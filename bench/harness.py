@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+ENVIRONMENT = dict(os.environ)  # without what minillm sets for itself: peers run in processes as their users do
 
 import minillm  # noqa: E402, F401, I001, before PyTorch: its threads wait as users' do
 import torch  # noqa: E402

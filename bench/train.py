@@ -109,7 +109,8 @@ class Worker:
 
     def __init__(self, *command: object):
         line = [sys.executable, *map(str, command)]
-        self.process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=BENCH)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = subprocess.Popen(line, **pipes, text=True, cwd=BENCH, env=harness.ENVIRONMENT)
         self.greeting = self.read()
 
     def read(self) -> dict:

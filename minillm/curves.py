@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from minillm.files import replacing
+
 
 def draw(records: Sequence[dict[str, Any]], names: Sequence[str], path: Path, title: str) -> None:
     """One panel for each name, over the seconds of training; records without the name are left out."""
@@ -29,7 +31,8 @@ def draw(records: Sequence[dict[str, Any]], names: Sequence[str], path: Path, ti
         panel.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
     pyplot.close(figure)
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,14 @@ def read_json(path: Path, kind: type = dict) -> Any:
     return fields
 
 
-def write_json(path: Path, fields: Any) -> None:
+def write_text(path: Path, text: str) -> None:
     """UserError if it cannot be written, here and below."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(fields, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, fields: Any) -> None:
+    write_text(path, json.dumps(fields, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Any = None) -> None:
@@ -46,8 +50,9 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error}") from None
+        with suppress(OSError):
+            temporary.unlink()
+        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def read_state(path: Path) -> Any:

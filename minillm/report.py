@@ -1,5 +1,6 @@
 """What a person sees of a training: what it runs on, a bar, figures, samples, and where everything was saved."""
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 
@@ -14,6 +15,7 @@ from minillm.metrics import Interval
 from minillm.run import Run
 from minillm.tasks import Example, Guess, Labelled, Task
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 LINE_SECONDS = 10  # between lines where there is no terminal
 SAMPLES = 10
 
@@ -101,8 +103,7 @@ def samples_table(examples: Sequence[Example], answers: Sequence[str], title: st
     for i in list(rows)[:SAMPLES]:
         right = answers[i] in examples[i].answers
         truth = " or ".join(a.strip() for a in examples[i].answers)
-        cells = examples[i].prompt, answers[i].strip(), "✓" if right else "✗", "" if right else truth
-        table.add_row(*map(Text, cells))  # a word may hold brackets, which are no markup
+        table.add_row(*cells(examples[i].prompt, answers[i].strip(), "✓" if right else "✗", "" if right else truth))
     return table
 
 
@@ -110,9 +111,18 @@ def mistakes_table(mistakes: Sequence[tuple[Labelled, Guess]], title: str) -> Ta
     """Wrong answers with their probability, beside the truth."""
     table = Table("text", "answer", "", "truth", title=title, title_justify="left")
     for example, guess in mistakes:
-        cells = shortened(example.prompt), guess.label, f"{guess.probability:.1%}", example.label
-        table.add_row(*map(Text, cells))
+        table.add_row(*cells(shortened(example.prompt), guess.label, f"{guess.probability:.1%}", example.label))
     return table
+
+
+def harmless(text: str) -> str:
+    """Without control characters but tabs and line ends: a model must not rewrite what stands on a terminal."""
+    return CONTROL.sub("", text)
+
+
+def cells(*texts: str) -> list[Text]:
+    """For a row of a table: brackets are no markup."""
+    return [Text(harmless(text)) for text in texts]
 
 
 def shortened(text: str, length: int = 160) -> str:

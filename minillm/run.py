@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from minillm import checkpoint
 from minillm.errors import UserError
-from minillm.files import Tensors, read_json, read_state, write_json, write_tensors
+from minillm.files import Tensors, read_json, read_state, write_json, write_tensors, write_text
 from minillm.gpt import GPT
 from minillm.tasks import Task, tokens_needed
 from minillm.tokenizer import SymbolTokenizer, Tokenizer
@@ -155,7 +155,7 @@ class Run:
     def cut_log(self, last_step: int) -> None:
         """Forget what came after the checkpoint from which a run goes on."""
         kept = [record for record in self.read_log() if record["step"] <= last_step]
-        self.path("log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        write_text(self.path("log.jsonl"), "".join(json.dumps(record) + "\n" for record in kept))
 
     def finish(self, metrics: Mapping[str, float]) -> None:
         write_json(self.path("metrics.json"), dict(metrics))

@@ -34,11 +34,8 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     recipe: dict[str, Any] = {}
     if (path := folder / POOLING / "config.json").is_file():
         recipe["pooling"] = read_pooling(path)
-    for path in (folder / name for name in LIMITS):
-        if path.is_file() and (limit := read_json(path).get("max_seq_length")) is not None:
-            if not isinstance(limit, int) or limit < 1:
-                raise UserError(f"{path}: max_seq_length={limit!r} is no number of tokens")
-            return {**recipe, "max_seq_len": limit}
+    if path := next((folder / name for name in LIMITS if (folder / name).is_file()), None):
+        recipe["max_seq_len"] = read_limit(path)
     return recipe
 
 
@@ -49,11 +46,23 @@ def check_modules(path: Path) -> None:
     kinds = {str(module.get("type")).rpartition(".")[2] for module in modules}
     if strange := kinds - set(MODULES):
         raise UserError(f"{path}: embeddings that go through a {min(strange)} module are not supported")
+    if any(str(module.get("type")).endswith("Pooling") and module.get("path") != POOLING for module in modules):
+        raise UserError(f"{path}: pooling that is described elsewhere than in {POOLING} is not supported")
 
 
 def check_prompts(path: Path) -> None:
     if path.is_file() and (name := read_json(path).get("default_prompt_name")) is not None:
         raise UserError(f"{path}: a prompt put before every text, here {name!r}, is not supported")
+
+
+def read_limit(path: Path) -> int | None:
+    fields = read_json(path)
+    if fields.get("do_lower_case"):
+        raise UserError(f"{path}: do_lower_case is not supported; that is the tokenizer's business")
+    limit = fields.get("max_seq_length")
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+        raise UserError(f"{path}: max_seq_length={limit!r} is no number of tokens")
+    return limit
 
 
 def read_pooling(path: Path) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import tiktoken
 
 from minillm.errors import UserError, need
-from minillm.files import read_json, write_json
+from minillm.files import read_json, write_json, write_text
 from minillm.tokenizer import BytePairs, Stream, SymbolTokenizer, Tokenizer, shorten
 
 GPT2_FILES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
@@ -97,7 +97,7 @@ class Subwords(Tokenizer):
         return Stream(self.decode, {*(i for i in alone if i is not None), *self.control.values()})
 
     def save(self, folder: Path) -> None:
-        self.backend.save(str(folder / "tokenizer.json"))
+        write_text(folder / "tokenizer.json", self.backend.to_str(pretty=True))
         write_json(folder / "tokenizer_config.json", self.config)
         if self.stops != {self.end}:
             write_json(folder / "generation_config.json", {"eos_token_id": sorted(self.stops)})

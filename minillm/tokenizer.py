@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import tiktoken
 
 from minillm.errors import UserError
-from minillm.files import read_json, write_json
+from minillm.files import read_json, write_json, write_text
 
 END = "<|end|>"  # closes every answer of a task; the only special token of a SymbolTokenizer
 
@@ -128,7 +128,7 @@ class BytePairs(Tokenizer):
     def save(self, folder: Path) -> None:
         for name, content in self.files.items():
             if isinstance(content, str):
-                (folder / name).write_text(content, encoding="utf-8")
+                write_text(folder / name, content)
             else:
                 write_json(folder / name, content)
 

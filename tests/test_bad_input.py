@@ -144,6 +144,7 @@ SFT = {
     ),
     "dropout with init": ({"init": "HERE/done", "dropout": 0.1}, "--dropout is for a model from scratch"),
     "kind of another task": ({"model": "gpt"}, "--model gpt is for --task classify, not for pronounce"),
+    "fields of another task": ({"fields": "text=a"}, "--fields text=a is for --task classify, not for pronounce"),
     "examples of another task": ({"examples": 5}, "--examples 5 is for --task arithmetic, not for pronounce"),
     "warmup without end": ({"warmup": 1}, r"--warmup 1\.0 must be a share of the training, from 0 to below 1"),
     "resume nothing": ({"resume": "HERE/nothing"}, "there is no run folder HERE/nothing"),
@@ -177,6 +178,7 @@ CLASSIFY = {
 }
 
 RL = {
+    "symbols of another task": ({"task": "arithmetic", "symbols": "data"}, "--symbols data is for --task pronounce"),
     "no start": ({"init": None}, "--task pronounce needs a model to start from"),
     "init is nothing": ({"init": "HERE/nothing"}, "there is no run folder HERE/nothing"),
     "init is no run": ({"init": "HERE/notes"}, "HERE/notes is not a run"),

@@ -228,6 +228,27 @@ def test_a_text_that_is_cut_is_said(run, command, name):
     assert "are cut" not in run(command, f"HERE/{name}", "the sky")[2]
 
 
+def test_embed_reads_as_far_as_the_files_say(run, here):
+    limits = here / "embedder" / "sentence_bert_config.json"
+    before = limits.read_bytes()
+    limits.write_text('{"max_seq_length": 7}')
+    try:
+        assert "1 have more than the 7 tokens" in run("embed", "HERE/embedder", "the sky", "the sky " * 10)[2]
+    finally:
+        limits.write_bytes(before)
+
+
+def test_classes_do_not_command_the_terminal(run, here, tmp_path):
+    shutil.copytree(here / "judge", tmp_path / "judge")
+    config = json.loads((tmp_path / "judge" / "config.json").read_text())
+    config["id2label"] = {"0": "a\x1b[31mb", "1": "c\x9b2J", "2": "[red]"}
+    (tmp_path / "judge" / "config.json").write_text(json.dumps(config))
+    _, table, _ = run("classify", tmp_path / "judge", "good film\x1b]0;title")
+    assert "\x1b" not in table
+    assert "\x9b" not in table
+    assert all(name in table for name in ("a[31mb", "c2J", "[red]", "good film]0;title"))
+
+
 def test_classify(run):
     code, out, _ = run("classify", "HERE/judge", "good film", "--file", "HERE/texts.txt", "--json")
     assert code == 0

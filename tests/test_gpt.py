@@ -10,7 +10,7 @@ from tiny import GPT_FAMILIES, VOCAB, assert_same, gpt, gpt_config, gradients, p
 import minillm.gpt
 from kernels import Packing, backend
 from minillm.gpt import GPT, GPTConfig
-from minillm.layers import rope, rotate
+from minillm.layers import dropout, rope, rotate
 
 LENGTHS = (5, 1, 7, 3, 7)
 CHOICES = {
@@ -283,3 +283,8 @@ def test_initialisation_follows_the_seed():
 
     assert torch.equal(make(3), make(3))
     assert not torch.equal(make(3), make(4))
+
+
+def test_compilers_see_pytorchs_own():
+    compiled = torch.compile(lambda x: dropout(x, 0.5, training=True), backend="aot_eager", fullgraph=True)
+    assert set(compiled(torch.ones(1000)).tolist()) == {0.0, 2.0}

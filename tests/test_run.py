@@ -11,6 +11,7 @@ from tiny import bert_config, gpt, gpt_config, packed, sequences
 
 from minillm import cli, optim
 from minillm.errors import UserError
+from minillm.files import write_json
 from minillm.gpt import GPT
 from minillm.heads import SequenceClassifier
 from minillm.run import Run, resumed, weights_of
@@ -306,6 +307,21 @@ def test_a_save_that_fails_leaves_the_old_file(run, request):
         run.log(step=1, long="x" * 2000)
     assert run.load_checkpoint(model, []) == {"step": 1}
     assert not list(run.folder.glob("*.partial"))
+
+
+def test_a_log_that_cannot_be_cut_stays_whole(run, request):
+    for step in range(100):
+        run.log(step=step, loss=1.0)
+    request.getfixturevalue("full_disk")
+    with pytest.raises(UserError, match=r"cannot write .*log\.jsonl: File too large"):
+        run.cut_log(50)
+    assert len(run.read_log()) == 100
+
+
+def test_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*config\.json: Not a directory"):
+        write_json(tmp_path / "file" / "config.json", {})
 
 
 def test_nothing_but_the_named_files_is_left(run):

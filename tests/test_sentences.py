@@ -67,6 +67,9 @@ def test_pooling(folder, fields, pool):
         ("modules.json", [{"type": "sentence_transformers.models.Dense"}], "that go through a Dense module"),
         ("config_sentence_transformers.json", {"default_prompt_name": "query"}, "a prompt put before every text"),
         ("sentence_bert_config.json", {"max_seq_length": "many"}, "max_seq_length='many' is no number"),
+        ("modules.json", [{"type": "models.Pooling", "path": "pool"}], "elsewhere than in 1_Pooling is not supported"),
+        ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case is not supported"),
+        ("sentence_bert_config.json", {"max_seq_length": True}, "max_seq_length=True is no number"),
         ("sentence_bert_config.json", {"max_seq_length": 0}, "max_seq_length=0 is no number"),
     ],
 )
@@ -105,6 +108,9 @@ def test_an_embedder_comes_back(tmp_path, pooling):
     assert (model.pooling, model.max_seq_len) == (pooling, 5)
 
 
-def test_pooling_is_one_of_ours():
+def test_an_embedder_checks_itself():
     with pytest.raises(ValueError, match="pooling='max'"):
         SentenceEmbedder(bert_config(), "max")
+    for limit in (0, -3):
+        with pytest.raises(ValueError, match=f"max_seq_len={limit} must be positive"):
+            SentenceEmbedder(bert_config(), max_seq_len=limit)

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from minillm import cli
 from minillm.classifier import Classifier
@@ -23,7 +22,7 @@ from minillm.commands.common import MODEL, load_reader, note_what_is_cut, open_m
 from minillm.device import PRECISIONS
 from minillm.errors import UserError
 from minillm.reader import Texts
-from minillm.report import shortened
+from minillm.report import cells, shortened
 
 SHOWN = 5  # classes a text, the likeliest
 
@@ -66,6 +65,6 @@ def classes_table(texts: Sequence[Texts], classes: Sequence[str], probabilities:
     table = Table("text", "class", *[""] * (2 * count - 1))
     for text, row in zip(texts, probabilities, strict=True):
         best = np.argsort(-row, kind="stable")[:count]
-        cells = [cell for k in best for cell in (classes[k], f"{row[k]:.1%}")]
-        table.add_row(Text(shortened(" / ".join(text), 80)), *map(Text, cells))
+        named = [cell for k in best for cell in (classes[k], f"{row[k]:.1%}")]
+        table.add_row(*cells(shortened(" / ".join(text), 80), *named))
     return table

@@ -1,6 +1,5 @@
 """What the commands share: which model, which texts, how to speak."""
 
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,16 +13,15 @@ from minillm.checkpoint import Checkpoint, open_checkpoint, resolve
 from minillm.device import PRECISIONS, place
 from minillm.errors import UserError
 from minillm.heads import Head
-from minillm.inference import ready
-from minillm.process import return_freed_memory
+from minillm.inference import load_ready
 from minillm.reader import Texts
+from minillm.report import harmless
 from minillm.sampling import Sampling
 from minillm.speaker import Speaker
 from minillm.subwords import load_tokenizer, read_text
 from minillm.tokenizer import Tokenizer
 
 MODEL = "folder in Hugging Face's layout, run of train_sft.py or train_rl.py, id on the hub, or .gguf file"
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but for tabs and line ends
 NEEDS = {  # what a command looks for, by the name of the head
     "lm": "a GPT with the head that predicts the next token (…ForCausalLM)",
     "mlm": "a BERT with the head that predicts masked words (…ForMaskedLM)",
@@ -76,9 +74,7 @@ class Manner:
         """The model, and what decides whatever is left to chance."""
         saved = open_model(name, "lm", command)
         placement = place(self.precision)
-        dtype = torch.float32 if self.quantize else placement.dtype
-        model = ready(saved.load("lm", dtype=dtype).to(placement.device), self.quantize)
-        return_freed_memory()  # of the weights as they were loaded
+        model = load_ready(saved, placement.dtype, self.quantize, placement.device)
         return Speaker(model, load_tokenizer(saved.path)), torch.Generator(placement.device).manual_seed(self.seed)
 
 
@@ -129,7 +125,7 @@ def check_text(text: str) -> None:
 
 def say(text: str) -> None:
     """Prints what a model wrote; on a terminal without control characters, which could rewrite what stands there."""
-    print(CONTROL.sub("", text) if sys.stdout.isatty() else text, end="", flush=True)
+    print(harmless(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
 def note(text: Any) -> None:

@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from minillm import cli
 from minillm.commands.common import MODEL, load_reader, note, note_what_is_cut, open_model, texts_of
 from minillm.device import PRECISIONS
 from minillm.errors import UserError
+from minillm.files import replacing
 from minillm.reader import read
-from minillm.report import shortened
+from minillm.report import cells, shortened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +53,8 @@ def main(args: Args) -> None:
 
 
 def save(path: Path, vectors: np.ndarray) -> None:
-    try:
-        np.save(path, vectors)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, vectors)
     note(f"{len(vectors)} embeddings of width {vectors.shape[1]} saved to {path}")
 
 
@@ -64,5 +62,5 @@ def likeness_table(texts: list[str], vectors: np.ndarray) -> Table:
     """The cosine of every text with those before it."""
     table = Table("", "text", *(str(i + 1) for i in range(len(texts) - 1)), title="cosines", title_justify="left")
     for i, row in enumerate(vectors @ vectors.T):
-        table.add_row(str(i + 1), Text(shortened(texts[i], 60)), *(f"{cosine:.3f}" for cosine in row[:i]))
+        table.add_row(*cells(str(i + 1), shortened(texts[i], 60), *(f"{cosine:.3f}" for cosine in row[:i])))
     return table

@@ -24,7 +24,7 @@ from minillm.commands.common import MODEL, load_reader, open_model, texts_of
 from minillm.device import PRECISIONS
 from minillm.errors import UserError
 from minillm.heads import MaskedLM
-from minillm.report import shortened
+from minillm.report import cells, shortened
 from minillm.tokenizer import Tokenizer
 
 MASK = "[MASK]"
@@ -78,5 +78,5 @@ def candidates_table(text: str, masks: Sequence[Sequence[dict[str, Any]]]) -> Ta
     """A candidate a row, two columns a mask."""
     table = Table(*[""] * (2 * len(masks)), title=Text(shortened(text)), title_justify="left", show_header=False)
     for row in zip(*masks, strict=True):
-        table.add_row(*(Text(cell) for each in row for cell in (each["text"].strip(), f"{each['probability']:.1%}")))
+        table.add_row(*cells(*(cell for each in row for cell in (each["text"].strip(), f"{each['probability']:.1%}"))))
     return table

@@ -1,6 +1,7 @@
 """What is learned: one file a task, with its examples, its metrics and its reward."""
 
 from pathlib import Path
+from typing import Any
 
 from minillm.errors import UserError
 from minillm.tasks import classify, pronounce
@@ -11,6 +12,7 @@ from minillm.tasks.pronounce import Pronounce
 
 ANSWER_TASKS = {"pronounce": Pronounce, "arithmetic": Arithmetic}  # whose answers a GPT writes
 TASKS = {**ANSWER_TASKS, "classify": Classify}
+OWNERS = {"fields": "classify", "model": "classify", "symbols": "pronounce", "examples": "arithmetic"}  # of options
 
 __all__ = [
     "ANSWER_TASKS",
@@ -25,10 +27,18 @@ __all__ = [
     "Recipe",
     "Splits",
     "Task",
+    "check_owners",
     "load_task",
     "to_documents",
     "tokens_needed",
 ]
+
+
+def check_owners(args: Any) -> None:
+    """UserError for an option that was given and is about another task than args.task."""
+    for option, owner in OWNERS.items():
+        if (value := vars(args).get(option)) is not None and args.task != owner:
+            raise UserError(f"--{option} {value} is for --task {owner}, not for {args.task}")
 
 
 def load_task(
@@ -41,16 +51,12 @@ def load_task(
     seed: int = 0,
     fields: str | None = None,
 ) -> Task:
-    """The task of that name with its data. Raises UserError where the options or the files are wrong."""
+    """The task of that name with its data; options of other tasks are left alone.
+
+    Raises UserError where the options or the files are wrong.
+    """
     if name not in TASKS:
         raise UserError(f"--task {name} is not one of {', '.join(TASKS)}")
-    for option, value, owner in (
-        ("fields", fields, "classify"),
-        ("symbols", symbols, "pronounce"),
-        ("examples", examples, "arithmetic"),
-    ):
-        if value is not None and name != owner:
-            raise UserError(f"--{option} {value} is for --task {owner}, not for {name}")
     if name == "classify":
         return classify.load(train, dev, test, fields)
     if name == "pronounce":

@@ -186,8 +186,8 @@ def test_dropout_is_what_was_asked_for(run, files):
     learner = Labeller(load_task("classify", files["train"], files["dev"]), run, None)
     shape = train_sft.Args(dropout=0.25)
     model = learner.make_model(shape)
-    assert model.config.dropout == model.config.classifier_dropout == 0.25
-    assert model.config.attention_dropout == 0
+    config = model.config
+    assert config.dropout == config.classifier_dropout == config.attention_dropout == 0.25
     assert all(block.dropout == 0.25 for block in model.encoder.blocks)
     saved, now = learner.pretrained.state_dict(), model.state_dict()
     assert all(torch.equal(saved[name], now[name]) for name in saved)

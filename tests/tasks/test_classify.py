@@ -96,11 +96,6 @@ def test_wrong_data(write):
             load_task("classify", train, dev)
 
 
-def test_fields_are_for_this_task_only():
-    with pytest.raises(UserError, match="--fields text=a is for --task classify"):
-        load_task("pronounce", fields="text=a")
-
-
 def test_classes_are_in_order():
     assert in_order({"10", "9", "-1", "2.5"}) == ["-1", "2.5", "9", "10"]
     assert in_order({"10", "9", "b"}) == ["10", "9", "b"]
