@@ -6,6 +6,7 @@ heads.py.
 Letters: N tokens (packed), C width, H heads, D head dim.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -47,6 +48,7 @@ class BERTConfig:
             self.width % self.num_heads == 0,
             f"width={self.width} is no multiple of num_heads={self.num_heads}",
         )
+        require(0 < self.norm_eps < math.inf, f"norm_eps={self.norm_eps} must be positive")
         require(self.pooler in POOLERS, f"pooler={self.pooler!r} is not 'tanh' or 'relu'")
         for name in ("dropout", "attention_dropout", "classifier_dropout"):
             require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} is not in [0, 1)")

@@ -37,6 +37,8 @@ def resolve(name: str | Path) -> Path:
     UserError if there is none of that name.
     """
     path = Path(name)
+    if not str(name).strip() or len(str(name)) > 4000:
+        raise UserError(f"{str(name)[:20]!r} is no name of a model; give a folder, a .gguf file or an id of the hub")
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path
     if path.is_file():
@@ -87,7 +89,7 @@ class Checkpoint:
             raise UserError(f"{self.path}: quantization_config {kind!r} is not supported; use the model before it")
         try:
             return self.family.config_from(Fields(self.fields))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, ArithmeticError) as error:
             raise UserError(f"{self.where}: {error}") from None
 
     @cached_property
@@ -111,9 +113,13 @@ class Checkpoint:
         if (names := self.fields.get("id2label")) is None:
             return ()
         try:
-            return tuple(name for _, name in sorted((int(i), str(name)) for i, name in names.items()))
+            by_id = {int(i): name for i, name in names.items()}
         except (ValueError, AttributeError) as error:
             raise UserError(f"{self.where}: id2label is no table of classes: {error}") from None
+        classes = [by_id.get(i) for i in range(len(names))]
+        if not all(isinstance(name, str) for name in classes) or len(set(classes)) < len(classes):
+            raise UserError(f"{self.where}: id2label does not give the numbers from 0 on a name of their own each")
+        return tuple(classes)
 
     def load(
         self, head: str | None = None, classes: Sequence[str] | None = None, dtype: torch.dtype = torch.float32
@@ -133,8 +139,10 @@ class Checkpoint:
             raise UserError(f"{self.path}: this is no model for {kind!r}, only for {', '.join(family.heads)}")
         spec = family.heads[kind]
         names = tuple(classes or self.classes)
-        if spec.has_classes and not names:
-            raise UserError(f"{self.path} names no classes: it is no classifier yet")
+        if spec.has_classes:
+            self.check_classifier(names)
+        if config.num_layers > len(self.tensors):
+            raise UserError(f"{self.where}: {config.num_layers} layers, but there are only {len(self.tensors)} tensors")
         more = {"classes": names} if spec.has_classes else {}
         if kind == "embed":
             more = sentences.read_recipe(self.path)
@@ -144,9 +152,19 @@ class Checkpoint:
         if new:
             model = spec.model(config, **more)
             log.warning("%s: new, from random numbers: %s", self.path, ", ".join(sorted(new)))
-        allocate(model, dtype)
+        try:
+            allocate(model, dtype)
+        except RuntimeError as error:
+            raise UserError(f"{self.where}: there is no memory for a model of these sizes: {error}") from None
         copy_weights(model, self.tensors, self.path, family, spec, new)
         return model.eval()
+
+    def check_classifier(self, classes: Sequence[str]) -> None:
+        """UserError unless it tells these classes apart, one of them for each text or token."""
+        if not classes:
+            raise UserError(f"{self.path} names no classes: it is no classifier yet")
+        if (kind := self.fields.get("problem_type")) not in (None, "single_label_classification"):
+            raise UserError(f"{self.where}: problem_type={kind!r} is not supported, only single_label_classification")
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

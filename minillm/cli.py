@@ -40,7 +40,7 @@ def parse(kind: type[Args], description: str, argv: Sequence[str] | None = None,
     own = vars(kind).get("__annotations__", {})
     for field in sorted(dataclasses.fields(kind), key=lambda field: field.name not in own):
         add(parser, field, hints[field.name])
-    parsed = vars(parser.parse_args(argv))
+    parsed = vars(parser.parse_intermixed_args(argv))  # options may stand between a model and its texts
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in parsed.items()})
 
 
@@ -109,8 +109,12 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 
 def run(main: Callable[[], None]) -> None:
     """Call a script's main; a mistake of the user ends in one sentence and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # letters that a terminal's encoding lacks
     try:
         main()
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -118,5 +122,14 @@ def run(main: Callable[[], None]) -> None:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         sys.exit(141)
+    except OSError as error:
+        print(f"error: cannot go on: {error}", file=sys.stderr)
+        drop_output()
+        sys.exit(2)
+
+
+def drop_output() -> None:
+    """What was not written yet is not tried again when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

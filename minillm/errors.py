@@ -3,6 +3,8 @@
 import importlib
 from types import ModuleType
 
+NO_NUMBERS = "the model computes what are no numbers; its files are damaged, or were not made for it"
+
 
 class UserError(Exception):
     """One sentence that names the thing that is wrong and what to do; the scripts print it and exit with code 2."""

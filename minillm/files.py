@@ -17,8 +17,8 @@ from minillm.errors import UserError
 def read_json(path: Path, kind: type = dict) -> Any:
     """What the file holds: an object, or a list where that is asked for. UserError."""
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        fields = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
     if not isinstance(fields, kind):
         raise UserError(f"{path} holds no JSON {'object' if kind is dict else kind.__name__}")

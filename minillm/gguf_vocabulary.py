@@ -61,7 +61,8 @@ def read_vocabulary(path: Path) -> Subwords:
         begin_with(library, backend, config.get("bos_token"))
     if template := about.get("tokenizer.chat_template"):
         config["chat_template"] = template
-    stops = [about[f"{name}_token_id"] for name in STOPS if f"{name}_token_id" in about]
+    ends = [about.get(f"{name}_token_id", len(tokens)) for name in STOPS]
+    stops = [i for i in ends if i < len(tokens)]
     return Subwords(backend, {"tokenizer_class": "PreTrainedTokenizerFast", **config}, stops)
 
 

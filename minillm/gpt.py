@@ -3,6 +3,7 @@
 Letters: B sequences, N tokens (packed), C width, H query heads, G key/value heads, D head dim, V vocabulary.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -72,6 +73,8 @@ class GPTConfig:
             self.head_dim > 0 or self.width % self.num_heads == 0,
             f"width={self.width} is no multiple of num_heads={self.num_heads}",
         )
+        for name in ("rope_theta", "norm_eps"):
+            require(0 < getattr(self, name) < math.inf, f"{name}={getattr(self, name)} must be positive")
         self._fill("num_kv_heads", self.num_heads)
         self._fill("head_dim", self.width // self.num_heads)
         self._fill("mlp_width", 4 * self.width)

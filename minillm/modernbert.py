@@ -6,6 +6,7 @@ looks at the whole sequence, the others at a window around each token. There are
 Letters: N tokens (packed), C width, H heads, D head dim.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -54,6 +55,8 @@ class ModernBERTConfig:
             self.width % self.num_heads == 0,
             f"width={self.width} is no multiple of num_heads={self.num_heads}",
         )
+        for name in ("global_theta", "local_theta", "norm_eps"):
+            require(0 < getattr(self, name) < math.inf, f"{name}={getattr(self, name)} must be positive")
         require(self.head_dim % 2 == 0, f"RoPE needs an even head_dim, not {self.head_dim}")
         require(self.pooling in ("first", "mean"), f"pooling={self.pooling!r} is not 'first' or 'mean'")
         require(0 <= self.classifier_dropout < 1, f"classifier_dropout={self.classifier_dropout} is not in [0, 1)")

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from minillm.batching import LabelledCorpus, cut
+from minillm.errors import NO_NUMBERS, UserError
 from minillm.heads import Head
-from minillm.tokenizer import Tokenizer
+from minillm.tokenizer import Tokenizer, read_texts
 
 BATCH_TOKENS = 4096
 
@@ -21,9 +22,11 @@ Texts = tuple[str, ...]  # what is read as one: a text, or a pair of them
 def read(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarray:
     """What the model says of each text, (n, C) float64. Leaves the model in the mode it found.
 
-    A text too long for the model is cut to what it reads.
+    A text too long for the model is cut to what it reads. UserError if the vocabulary is not the model's, or if what it
+    says are no numbers.
     """
-    corpus = LabelledCorpus([tokenizer.wrap(*each, limit=model.max_seq_len) for each in texts], [0] * len(texts))
+    ids = read_texts(tokenizer, texts, model.config.vocab_size, model.max_seq_len)
+    corpus = LabelledCorpus(ids, [0] * len(texts))
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -33,4 +36,6 @@ def read(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarra
         batch = corpus.batch(indices).to(device)
         found.append(model(batch.tokens, batch.packing, batch.segments).double().cpu().numpy())
     model.train(was_training)
+    if not all(np.isfinite(each).all() for each in found):
+        raise UserError(NO_NUMBERS)
     return np.concatenate(found)[np.argsort(np.concatenate(batches))]

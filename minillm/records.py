@@ -71,7 +71,7 @@ def read_jsonl(path: Path, lines: Iterator[str]) -> Iterator[Record]:
         place = f"{path}:{number}"
         try:
             fields = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{place} is not JSON: {error}") from None
         if not isinstance(fields, dict):
             raise UserError(f"{place} is no JSON object, which would start with {{")
@@ -80,6 +80,7 @@ def read_jsonl(path: Path, lines: Iterator[str]) -> Iterator[Record]:
 
 def read_csv(path: Path, lines: Iterator[str]) -> Iterator[Record]:
     """As RFC 4180 has it: commas, texts with a comma or a line break in double quotes, a quote itself doubled."""
+    csv.field_size_limit(2**31 - 1)
     rows = csv.reader(lines, strict=True)
     header: list[str] | None = None
     while True:

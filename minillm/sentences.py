@@ -32,7 +32,8 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     check_modules(folder / "modules.json")
     check_prompts(folder / "config_sentence_transformers.json")
     recipe: dict[str, Any] = {}
-    if (path := folder / POOLING / "config.json").is_file():
+    path = folder / POOLING / "config.json"
+    if path.is_file() or (folder / "modules.json").is_file():
         recipe["pooling"] = read_pooling(path)
     if path := next((folder / name for name in LIMITS if (folder / name).is_file()), None):
         recipe["max_seq_len"] = read_limit(path)
@@ -42,12 +43,13 @@ def read_recipe(folder: Path) -> dict[str, Any]:
 def check_modules(path: Path) -> None:
     if not path.is_file():
         return
-    modules = [module for module in read_json(path, list) if isinstance(module, dict)]
-    kinds = {str(module.get("type")).rpartition(".")[2] for module in modules}
-    if strange := kinds - set(MODULES):
-        raise UserError(f"{path}: embeddings that go through a {min(strange)} module are not supported")
-    if any(str(module.get("type")).endswith("Pooling") and module.get("path") != POOLING for module in modules):
-        raise UserError(f"{path}: pooling that is described elsewhere than in {POOLING} is not supported")
+    modules = [module if isinstance(module, dict) else {} for module in read_json(path, list)]
+    kinds = [str(module.get("type")).rpartition(".")[2] for module in modules]
+    if kinds not in (list(MODULES), list(MODULES[:2])):  # without the last one cosines are the same
+        steps = ", ".join(kinds) or "nothing"
+        raise UserError(f"{path}: embeddings that go through {steps} are not supported, only {', '.join(MODULES)}")
+    if (where := modules[1].get("path")) != POOLING:
+        raise UserError(f"{path}: a description of the pooling in {where!r} is not supported, only in {POOLING!r}")
 
 
 def check_prompts(path: Path) -> None:
@@ -60,8 +62,8 @@ def read_limit(path: Path) -> int | None:
     if fields.get("do_lower_case"):
         raise UserError(f"{path}: do_lower_case is not supported; that is the tokenizer's business")
     limit = fields.get("max_seq_length")
-    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-        raise UserError(f"{path}: max_seq_length={limit!r} is no number of tokens")
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 3):
+        raise UserError(f"{path}: max_seq_length={limit!r} is no number of tokens that a text fits into")
     return limit
 
 

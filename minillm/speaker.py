@@ -1,5 +1,6 @@
 """A model that is spoken to in text: prompts in, answers out piece by piece, until a token or a string ends them."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -7,12 +8,12 @@ import torch
 
 from minillm import generate
 from minillm.chat import ChatTemplate
-from minillm.errors import UserError
+from minillm.errors import NO_NUMBERS, UserError
 from minillm.generate import Token
 from minillm.gpt import GPT
 from minillm.inference import ready
 from minillm.sampling import Sampling
-from minillm.tokenizer import Stream, Tokenizer
+from minillm.tokenizer import Stream, Tokenizer, read_texts
 
 DEFAULT_NEW_TOKENS = 256
 
@@ -38,15 +39,7 @@ class Speaker:
         """The tokens of a text to go on with. UserError for one that is empty or has what the vocabulary lacks."""
         if not prompt:
             raise UserError("the prompt is empty: give the model something to go on with")
-        try:
-            ids = self.tokenizer.wrap(prompt)[0]
-        except ValueError as error:  # a vocabulary of symbols
-            raise UserError(f"this model does not read such a text: {error}") from None
-        if max(ids) >= self.model.config.vocab_size:
-            raise UserError(
-                f"the vocabulary gives the prompt a token {max(ids)}, but the model only has "
-                f"{self.model.config.vocab_size}: they do not belong together"
-            )
+        ((ids, _),) = read_texts(self.tokenizer, [(prompt,)], self.model.config.vocab_size)
         return ids
 
     def room(self, prompts: Sequence[Sequence[int]], asked: int | None = None) -> int:
@@ -80,6 +73,8 @@ class Speaker:
 
         def hear(token: Token) -> bool:
             answer, wording = answers[token.answer], wordings[token.answer]
+            if math.isnan(token.logprob):
+                raise UserError(f"{NO_NUMBERS}: token {len(answer.tokens) + 1} of an answer has no probability")
             answer.tokens.append(token.id)
             answer.logprobs.append(token.logprob)
             if token.id in self.tokenizer.stops:

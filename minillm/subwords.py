@@ -22,6 +22,7 @@ GPT2_FILES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
 # Contractions, words, numbers and signs, each with the space before it; of spaces in a row all but the last together.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 GPT2_CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast", "GPT2TokenizerTorch", None)
+LONGEST_WORD = 100  # letters; longer ones are unknown to WordPiece, as BERT's authors had it
 BERT_ROLES = ("pad", "unk", "cls", "sep", "mask")
 BERT_CONFIG = {"tokenizer_class": "BertTokenizer", **{f"{role}_token": f"[{role.upper()}]" for role in BERT_ROLES}}
 
@@ -141,7 +142,9 @@ def learn_wordpiece(texts: Sequence[str], vocab_size: int) -> Subwords:
         initial_alphabet=letters,
         show_progress=False,
     )
-    learner.train_from_iterator(texts, trainer)
+    # The time grows with the square of a word's length; words so long become [UNK] anyway.
+    short = (" ".join(word for word in text.split() if len(word) <= LONGEST_WORD) for text in texts)
+    learner.train_from_iterator(short, trainer)
     return Subwords(wordpiece(learner.get_vocab(with_added_tokens=False), BERT_CONFIG), BERT_CONFIG)
 
 
@@ -149,12 +152,18 @@ def wordpiece(ids: Mapping[str, int], config: Mapping[str, Any]) -> Any:
     """The longest token that fits first, a word at a time; text read as [CLS] a [SEP] or [CLS] a [SEP] b [SEP]."""
     library = need("tokenizers", "text", "reading WordPiece")
     names = {role: name_of(config, role) for role in BERT_ROLES}
+    choices = {name: config.get(name) for name in ("do_lower_case", "strip_accents", "tokenize_chinese_chars")}
+    for name, value in choices.items():
+        if value not in (None, True, False):
+            raise UserError(f"tokenizer_config.json: {name}={value!r} is not true or false")
     cls, sep = names["cls"], names["sep"]
-    backend = library.Tokenizer(library.models.WordPiece(ids, unk_token=names["unk"], max_input_chars_per_word=100))
+    backend = library.Tokenizer(
+        library.models.WordPiece(ids, unk_token=names["unk"], max_input_chars_per_word=LONGEST_WORD)
+    )
     backend.normalizer = library.normalizers.BertNormalizer(
-        lowercase=config.get("do_lower_case", True),
-        strip_accents=config.get("strip_accents"),
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        lowercase=choices["do_lower_case"] is not False,
+        strip_accents=choices["strip_accents"],
+        handle_chinese_chars=choices["tokenize_chinese_chars"] is not False,
     )
     backend.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
     backend.decoder = library.decoders.WordPiece()
@@ -218,18 +227,24 @@ def read_stops(folder: Path) -> list[int]:
     for name in ("generation_config.json", "config.json"):
         ids = read_json(folder / name).get("eos_token_id") if (folder / name).exists() else None
         if ids is not None:
-            return ids if isinstance(ids, list) else [ids]
+            ids = ids if isinstance(ids, list) else [ids]
+            if any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in ids):
+                raise UserError(f"{folder / name}: eos_token_id={ids} are no numbers of tokens")
+            return ids
     return []
 
 
 def name_of(config: Mapping[str, Any], role: str) -> str | None:
     """How the control token of a role is written: a text, or an object with the text in it."""
     name = config.get(f"{role}_token")
-    return name["content"] if isinstance(name, dict) else name
+    name = name.get("content") if isinstance(name, dict) else name
+    if name is not None and not isinstance(name, str):
+        raise UserError(f"tokenizer_config.json or special_tokens_map.json: {role}_token={name!r} is no text")
+    return name
 
 
 def read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from None

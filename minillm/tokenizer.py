@@ -5,7 +5,7 @@ checkpoints, and `load_tokenizer`, which reads whichever a folder or a file hold
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -166,10 +166,32 @@ class SymbolTokenizer(BytePairs):
 
     @classmethod
     def load(cls, path: Path) -> "SymbolTokenizer":
+        fields = read_json(path)
+        symbols = fields.get("symbols")
+        if fields.keys() != {"name", "pattern", "symbols"} or not isinstance(symbols, list):
+            raise UserError(f"{path} describes no tokenizer: it must hold a name, a pattern and a list of symbols")
+        if not symbols or not all(isinstance(each, str) and each for each in symbols):
+            raise UserError(f"{path} describes no tokenizer: its symbols are no texts")
         try:
-            return cls(**read_json(path))
-        except (TypeError, re.error) as error:
+            return cls(**fields)
+        except (TypeError, ValueError, re.error) as error:
             raise UserError(f"{path} describes no tokenizer: {error}") from None
+
+
+def read_texts(
+    tokenizer: Tokenizer, texts: Iterable[Sequence[str]], vocab_size: int, limit: int | None = None
+) -> list[tuple[list[int], list[int]]]:
+    """Ids and segments of each text or pair, see `Tokenizer.wrap`, for a model that knows so many tokens. UserError."""
+    try:
+        wrapped = [tokenizer.wrap(*each, limit=limit) for each in texts]
+    except ValueError as error:  # a vocabulary of symbols
+        raise UserError(f"this model does not read such a text: {error}") from None
+    if (largest := max((i for ids, _ in wrapped for i in ids), default=0)) >= vocab_size:
+        raise UserError(
+            f"the vocabulary gives a text the token {largest}, but the model only has {vocab_size}: "
+            "they do not belong together"
+        )
+    return wrapped
 
 
 def shorten(sizes: Sequence[int], limit: int | None) -> Sequence[int]:

@@ -167,7 +167,10 @@ CLASSIFY = {
     "one class": ({"train": "HERE/new.jsonl", "dev": "HERE/good.jsonl"}, r"new\.jsonl holds one class only, '1'"),
     "init is nothing": ({"init": "HERE/nothing"}, "there is no folder or .gguf file HERE/nothing"),
     "init holds no model": ({"init": "HERE/notes"}, r"HERE/notes holds no model: it has no config\.json"),
-    "init reads no texts": ({"init": "HERE/sums"}, "--init HERE/sums does not read such texts: the symbol 'g'"),
+    "init reads no texts": (
+        {"init": "HERE/sums"},
+        "--init HERE/sums: this model .* not read such a text: the symbol 'g'",
+    ),
     "shape with init": ({"init": "HERE/sums", "heads": 2}, "--heads is for a model from scratch, but --init HERE/sums"),
     "heads that do not divide": ({"heads": 3}, "width=16 .*num_heads=3"),
     "too much dropout": ({"dropout": 1.5}, r"dropout=1\.5"),

@@ -277,6 +277,11 @@ def test_classes_are_in_the_order_of_the_outputs(tmp_path):
     assert checkpoint.load(tmp_path).classes == model.classes
     change_config(tmp_path, id2label=["no", "yes"])
     refused(tmp_path, "id2label is no table of classes")
+    for names in ({"0": "a", "1": "a"}, {"0": "a", "7": "b"}, {"0": "a", "00": "b"}, {"0": None, "1": "a"}):
+        change_config(tmp_path, id2label=names)
+        refused(tmp_path, "id2label does not give the numbers from 0 on a name of their own each")
+    change_config(tmp_path, id2label={"0": "a", "1": "b"}, problem_type="regression")
+    refused(tmp_path, "problem_type='regression' is not supported")
     change_config(tmp_path, id2label=None)
     refused(tmp_path, "names no classes: it is no classifier yet")
 
@@ -377,11 +382,31 @@ def test_damaged_weights(llama):
         (b'{"architecture": "RNN"}', "config.json: architecture"),
         (b'{"architecture": "GPT"}', "config.json: .*'vocab_size'"),
         (b'{"architecture": "GPT", "colour": 1}', "config.json: 'colour' is unknown"),
+        (b'{"architecture": "GPT", "vocab_size": 10.5}', "config.json: vocab_size=10.5 is no whole number"),
+        (b'{"architecture": "GPT", "vocab_size": 5, "max_seq_len": 5, "bias": "x"}', "bias='x' is not true or false"),
+        (b"[" * 100_000, "cannot read .*config.json"),
     ],
 )
 def test_spoiled_configs(llama, content, sentence):
     (llama / "config.json").unlink() if content is None else (llama / "config.json").write_bytes(content)
     refused(llama, sentence)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"rms_norm_eps": -1}, "norm_eps=-1.0 must be positive"),
+        ({"rms_norm_eps": float("nan")}, "norm_eps=nan must be positive"),
+        ({"rms_norm_eps": 10**400}, "too large"),
+        ({"rope_theta": 0}, "rope_theta=0.0 must be positive"),
+        ({"vocab_size": 10**30}, "vocab_size=1.* is too large"),
+        ({"vocab_size": 2**31 - 1, "hidden_size": 2**20}, "there is no memory for a model of these sizes"),
+        ({"num_hidden_layers": 10**6}, "1000000 layers, but there are only"),
+    ],
+)
+def test_sizes_that_cannot_be(llama, fields, sentence):
+    change_config(llama, **fields)
+    refused(llama, f"config.json: .*{sentence}")
 
 
 def test_code_that_comes_with_a_model_is_never_run(llama):

@@ -1,10 +1,14 @@
 """Command lines: options from a dataclass, and how a script ends."""
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from scripts import ROOT
 
 from minillm import cli
 from minillm.errors import UserError
@@ -115,6 +119,22 @@ def test_an_interrupt_is_no_error(capsys):
     code, err = ends(main, capsys)
     assert code == 130
     assert "interrupted" in err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_output_that_cannot_be_written():
+    script = "from minillm import cli; cli.run(lambda: print('x' * 100))"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", script], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr == "error: cannot go on: [Errno 28] No space left on device\n"
+
+
+def test_letters_that_the_terminal_lacks():
+    script = "from minillm import cli; cli.run(lambda: print('café'))"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert (done.returncode, done.stdout) == (0, "caf\\xe9\n")
 
 
 def test_a_mistake_of_the_program_is_not_hidden():

@@ -11,6 +11,8 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from scripts import ROOT, environment
 from speakers import write_bert, write_gpt
 
@@ -33,8 +35,19 @@ def here(tmp_path_factory):
     write_bert(folder / "judge", SequenceClassifier, ["bad", "fair", "good"])
     write_bert(folder / "embedder", SentenceEmbedder)
     write_bert(folder / "tagger", TokenClassifier, ["noun", "verb"])
-    for name in ("speechless", "torn", "pickled", "strange"):
+    for name in ("speechless", "torn", "pickled", "strange", "nan"):
         shutil.copytree(folder / "gpt", folder / name)
+    for name, source in (("foreign", "embedder"), ("foreign-mask", "masked"), ("broken", "embedder")):
+        shutil.copytree(folder / source, folder / name)
+    for name in ("foreign", "foreign-mask"):
+        words = (folder / name / "vocab.txt").read_text()
+        (folder / name / "vocab.txt").write_text(words.replace("the\n", "a\n") + "the\n")
+    for name in ("broken", "nan"):
+        weights = load_file(folder / name / "model.safetensors")
+        save_file(
+            {key: torch.full_like(value, torch.nan) for key, value in weights.items()},
+            folder / name / "model.safetensors",
+        )
     (folder / "speechless" / "vocab.json").unlink()
     weights = folder / "torn" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -228,6 +241,19 @@ def test_a_text_that_is_cut_is_said(run, command, name):
     assert "are cut" not in run(command, f"HERE/{name}", "the sky")[2]
 
 
+def test_many_texts_have_a_line_each(run):
+    texts = ["the sky", "film", "good", "bad", "the sky is", "blue", "is", "sky", "the sky"]
+    code, out, _ = run("embed", "HERE/embedder", *texts)
+    assert code == 0
+    assert out.count("1.000") == 2  # the two that are the same
+    assert "most like it" in out
+
+
+def test_options_may_stand_between_a_model_and_its_texts(run):
+    _, out, _ = run("embed", "HERE/embedder", "--json", "the sky", "--precision", "fp32", "film")
+    assert [line["text"] for line in lines(out)] == ["the sky", "film"]
+
+
 def test_embed_reads_as_far_as_the_files_say(run, here):
     limits = here / "embedder" / "sentence_bert_config.json"
     before = limits.read_bytes()
@@ -325,6 +351,15 @@ MISTAKES = {
     "two precisions": (("chat", "HERE/gpt", "--quantize", "int8", "--precision", "fp32"), "computes in bfloat16"),
     "no array": (("embed", "HERE/embedder", "hi", "--out", "HERE/x.csv"), "--out HERE/x.csv must be a .npy file"),
     "nowhere to save": (("embed", "HERE/embedder", "hi", "--out", "HERE/no/x.npy"), "cannot write HERE/no/x.npy"),
+    "another vocabulary": (
+        ("embed", "HERE/foreign", "the sky"),
+        "the token 12, but the model only has 12: they do not",
+    ),
+    "another vocabulary to fill": (("fill", "HERE/foreign-mask", "the [MASK]"), "they do not belong together"),
+    "no numbers": (("embed", "HERE/broken", "the sky"), "the model computes what are no numbers"),
+    "no numbers to speak": (("generate", "HERE/nan", *HI), "what are no numbers.*: token 1 of an answer has no"),
+    "no name": (("embed", "", "x"), "'' is no name of a model"),
+    "a long name": (("embed", "x" * 5000, "x"), "is no name of a model"),
     "no pair": (("classify", "HERE/judge", "hi", "--pairs"), "'hi' is no pair"),
 }
 

@@ -11,7 +11,7 @@ from weights import smollm
 
 from minillm import checkpoint
 from minillm.errors import UserError
-from minillm.gguf import GGUF, open_gguf
+from minillm.gguf import GGUF, open_gguf, unpermuted
 from minillm.subwords import load_tokenizer
 
 TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
@@ -142,6 +142,13 @@ def test_strange_metadata(tmp_path, key, value, sentence):
     path.write_bytes(b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, len(key)) + key.encode() + value)
     with pytest.raises(UserError, match=sentence):
         checkpoint.load(path)
+
+
+def test_heads_that_do_not_fit_are_left_to_the_check_of_shapes():
+    tensor = torch.arange(12.0)[:, None]
+    for heads in (0, 4, 5):
+        assert torch.equal(unpermuted(tensor, heads), tensor)
+    assert unpermuted(tensor, 2)[:, 0].tolist() == [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
 
 
 def test_merges_of_what_is_no_token(tmp_path):

@@ -23,6 +23,10 @@ def folder(tmp_path):
     return tmp_path
 
 
+def modules(*kinds, path="1_Pooling"):
+    return [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind in kinds]
+
+
 def write(folder, name, fields):
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text(json.dumps(fields))
@@ -64,18 +68,22 @@ def test_pooling(folder, fields, pool):
         ),
         (POOLING, {"pooling_mode": "weightedmean"}, "by pooling weightedmean are not supported"),
         (POOLING, {"pooling_mode_cls_token": False}, "by pooling nothing"),
-        ("modules.json", [{"type": "sentence_transformers.models.Dense"}], "that go through a Dense module"),
+        ("modules.json", modules("Transformer", "Pooling", "Dense"), "through Transformer, Pooling, Dense are not"),
+        ("modules.json", modules("Transformer"), "through Transformer are not supported"),
+        ("modules.json", modules("Transformer", "Pooling"), "cannot read .*1_Pooling/config.json: .*No such file"),
+        ("modules.json", [5, None], "through None, None are not"),
+        ("modules.json", [], "through nothing are not"),
         ("config_sentence_transformers.json", {"default_prompt_name": "query"}, "a prompt put before every text"),
         ("sentence_bert_config.json", {"max_seq_length": "many"}, "max_seq_length='many' is no number"),
-        ("modules.json", [{"type": "models.Pooling", "path": "pool"}], "elsewhere than in 1_Pooling is not supported"),
+        ("modules.json", modules("Transformer", "Pooling", path="pool"), "pooling in 'pool' is not supported"),
         ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case is not supported"),
         ("sentence_bert_config.json", {"max_seq_length": True}, "max_seq_length=True is no number"),
-        ("sentence_bert_config.json", {"max_seq_length": 0}, "max_seq_length=0 is no number"),
+        ("sentence_bert_config.json", {"max_seq_length": 2}, "max_seq_length=2 is no number"),
     ],
 )
 def test_what_we_lack_is_named(folder, name, fields, sentence):
     write(folder, name, fields)
-    with pytest.raises(UserError, match=f"{name}: .*{sentence}"):
+    with pytest.raises(UserError, match=f"{name}: .*{sentence}|{sentence}"):
         checkpoint.load(folder, head="embed")
     checkpoint.load(folder, head="encoder")  # which needs none of it
 

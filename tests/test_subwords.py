@@ -186,7 +186,16 @@ def spoil(name: str, text: str):
         ),
         (spoil("tokenizer_config.json", '{"eos_token": "<end>"}'), "lacks <end>"),
         (spoil("tokenizer.json", '{"model": {}}'), "cannot read .*tokenizer.json"),
-        (spoil("tokenizer.json", '{"symbols": 3}'), "describes no tokenizer"),
+        (spoil("tokenizer.json", '{"symbols": 3}'), "must hold a name, a pattern and a list of symbols"),
+        (spoil("tokenizer.json", '{"name": "a", "pattern": "(", "symbols": ["a"]}'), "describes no tokenizer"),
+        (spoil("tokenizer.json", '{"name": "a", "pattern": "a", "symbols": []}'), "its symbols are no texts"),
+        (spoil("tokenizer.json", '{"name": "a", "pattern": "a", "symbols": ["a", 1]}'), "its symbols are no texts"),
+        (spoil("tokenizer_config.json", '{"eos_token": 5}'), "eos_token=5 is no text"),
+        (spoil("tokenizer_config.json", '{"eos_token": {"content": 5}}'), "eos_token=5 is no text"),
+        (spoil("generation_config.json", '{"eos_token_id": [[1]]}'), "eos_token_id=.* are no numbers of tokens"),
+        (spoil("generation_config.json", '{"eos_token_id": {}}'), "eos_token_id=.* are no numbers of tokens"),
+        (spoil("generation_config.json", '{"eos_token_id": -1}'), "eos_token_id=.* are no numbers of tokens"),
+        (spoil("tokenizer_config.json", "[" * 100_000), "cannot read .*tokenizer_config.json"),
     ],
 )
 def test_spoiled_files_end_in_a_sentence(tmp_path, change, sentence):
@@ -199,6 +208,23 @@ def test_a_list_of_words_that_is_no_berts(tmp_path):
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\nword\n")
     with pytest.raises(UserError, match=r"lacks \[SEP\]"):
         load_tokenizer(tmp_path)
+
+
+def test_choices_of_wordpiece(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\ufeff[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nhi\nHi\n", encoding="utf-8")
+    for said, token in (("null", 5), ("true", 5), ("false", 6)):
+        (tmp_path / "tokenizer_config.json").write_text(f'{{"do_lower_case": {said}}}')
+        assert load_tokenizer(tmp_path).encode("Hi") == [token]
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": "no"}')
+    with pytest.raises(UserError, match="do_lower_case='no' is not true or false"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_text_without_a_blank_takes_no_longer():
+    """The library's learner takes time with the square of a word's length: here hours."""
+    tokenizer = learn_wordpiece(["ab ab ba ba", "x" * 1_000_000], 100)
+    assert tokenizer.encode("ab") != tokenizer.encode("ba")
+    assert tokenizer.encode("x" * 101) == [tokenizer.id_of("unk")]
 
 
 # ---- the real ones -------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from minillm.report import harmless
 from minillm.sampling import Sampling
 from minillm.speaker import Speaker
 from minillm.subwords import load_tokenizer, read_text
-from minillm.tokenizer import Tokenizer
+from minillm.tokenizer import Tokenizer, read_texts
 
 MODEL = "folder in Hugging Face's layout, run of train_sft.py or train_rl.py, id on the hub, or .gguf file"
 NEEDS = {  # what a command looks for, by the name of the head
@@ -88,7 +88,7 @@ def load_reader(saved: Checkpoint, head: str, precision: str) -> tuple[Head, Tok
 def note_what_is_cut(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) -> None:
     """`read` keeps of a text what the model reads; whoever asks should know."""
     limit = model.max_seq_len
-    if number := sum(len(tokenizer.wrap(*each)[0]) > limit for each in texts):
+    if number := sum(len(ids) > limit for ids, _ in read_texts(tokenizer, texts, model.config.vocab_size)):
         note(
             f"of {len(texts):,} texts {number:,} have more than the {limit} tokens this model reads; their ends are cut"
         )
@@ -107,8 +107,10 @@ def texts_of(given: Sequence[str], file: Path | None, name: str) -> list[str]:
 def read_file(path: Path) -> str:
     if str(path) != "-":
         return read_text(path)
+    if sys.stdin is None:
+        raise UserError("there is no standard input to read")
     try:
-        return sys.stdin.read()
+        return sys.stdin.read().removeprefix("\ufeff")
     except ValueError as error:
         raise UserError(f"cannot read the standard input: {error}") from None
 

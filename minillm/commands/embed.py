@@ -24,6 +24,8 @@ from minillm.files import replacing
 from minillm.reader import read
 from minillm.report import cells, shortened
 
+FEW = 8  # texts of which a table of all cosines fits on a terminal
+
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
@@ -49,7 +51,8 @@ def main(args: Args) -> None:
     if args.out:
         save(args.out, vectors)
     if not args.json and not args.out:
-        Console(soft_wrap=True).print(likeness_table(texts, vectors))
+        table = likeness_table if len(texts) <= FEW else nearest_table
+        Console(soft_wrap=True).print(table(texts, vectors))
 
 
 def save(path: Path, vectors: np.ndarray) -> None:
@@ -63,4 +66,14 @@ def likeness_table(texts: list[str], vectors: np.ndarray) -> Table:
     table = Table("", "text", *(str(i + 1) for i in range(len(texts) - 1)), title="cosines", title_justify="left")
     for i, row in enumerate(vectors @ vectors.T):
         table.add_row(*cells(str(i + 1), shortened(texts[i], 60), *(f"{cosine:.3f}" for cosine in row[:i])))
+    return table
+
+
+def nearest_table(texts: list[str], vectors: np.ndarray) -> Table:
+    """Of every text the one that is most like it."""
+    table = Table("text", "most like it", "cosine")
+    cosines = vectors @ vectors.T
+    np.fill_diagonal(cosines, -np.inf)
+    for text, row in zip(texts, cosines, strict=True):
+        table.add_row(*cells(shortened(text, 60), shortened(texts[int(row.argmax())], 60), f"{row.max():.3f}"))
     return table

@@ -22,7 +22,7 @@ from kernels import Packing
 from minillm import cli
 from minillm.commands.common import MODEL, load_reader, open_model, texts_of
 from minillm.device import PRECISIONS
-from minillm.errors import UserError
+from minillm.errors import NO_NUMBERS, UserError
 from minillm.heads import MaskedLM
 from minillm.report import cells, shortened
 from minillm.tokenizer import Tokenizer
@@ -59,6 +59,8 @@ def candidates(model: MaskedLM, tokenizer: Tokenizer, text: str, top: int) -> li
     if tokenizer.mask is None:
         raise UserError("the vocabulary of this model names no mask")
     ids, segments = tokenizer.wrap(text.replace(MASK, names[tokenizer.mask]), control=True)
+    if max(ids, default=0) >= model.config.vocab_size:
+        raise UserError("the vocabulary has tokens that the model does not know: they do not belong together")
     places = [place for place, i in enumerate(ids) if i == tokenizer.mask]
     if not places:
         raise UserError(f"there is no {MASK} in {shortened(text, 60)!r}: write it where a word is to be filled in")
@@ -67,6 +69,8 @@ def candidates(model: MaskedLM, tokenizer: Tokenizer, text: str, top: int) -> li
     device = model.output.weight.device
     tokens, kinds = torch.tensor(ids, device=device), torch.tensor(segments, device=device)
     hidden = model(tokens, Packing.from_lengths([len(ids)], device), kinds)[places]
+    if not hidden.isfinite().all():
+        raise UserError(NO_NUMBERS)
     likeliest = model.logits(hidden).double().softmax(dim=-1).topk(min(top, model.config.vocab_size), dim=-1)
     return [
         [{"id": i, "text": names.get(i) or tokenizer.decode([i]), "probability": p} for i, p in zip(*rows, strict=True)]

@@ -114,12 +114,15 @@ class Fields:
         return value
 
     def count(self, key: str, default: int | None = None) -> int:
-        return self._number(key, default, int, "whole number")
+        value = self._number(key, default, int, "whole number")
+        if abs(value) >= 2**31:
+            raise ValueError(f"{key}={value} is too large")
+        return value
 
     def number(self, key: str, default: float | None = None) -> float:
         return float(self._number(key, default, int | float, "number"))
 
-    def flag(self, key: str, default: bool) -> bool:
+    def flag(self, key: str, default: bool | None = None) -> bool:
         value = self.get(key, default)
         if not isinstance(value, bool):
             raise ValueError(f"{key}={value!r} is not true or false")

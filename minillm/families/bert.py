@@ -273,6 +273,8 @@ def layer_types(num_layers: int, global_every: int) -> list[str]:
 def global_every_from(fields: Fields) -> int:
     """Files have said it by a number, and since 2025 by naming what each layer sees."""
     named = fields.get("layer_types")
+    if named is not None and not isinstance(named, list):
+        raise ValueError(f"layer_types={named!r} is no list")
     if named is None or fields.get("global_attn_every_n_layers"):
         every = fields.count("global_attn_every_n_layers", 3)
     else:

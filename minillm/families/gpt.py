@@ -224,13 +224,18 @@ QWEN3 = relative("qwen3", "Qwen3", qwen3_from)
 
 def own_from(fields: Fields) -> GPTConfig:
     fields.expect("architecture", *(head.architecture for head in OWN.heads.values()))
-    names = {field.name for field in dataclasses.fields(GPTConfig)}
+    kinds = {field.name: field.type for field in dataclasses.fields(GPTConfig)}
     about_heads = {"architecture", "id2label", "label2id", "dtype"}
-    if unknown := fields.values.keys() - names - about_heads:
+    if unknown := fields.values.keys() - kinds.keys() - about_heads:
         raise ValueError(f"{min(unknown)!r} is unknown")
-    said = {name: value for name, value in fields.values.items() if name in names}
-    if said.get("rope_scaling"):
-        said["rope_scaling"] = RopeScaling(**said["rope_scaling"])
+    readers = {int: fields.count, float: fields.number, bool: fields.flag, str: fields.get}
+    said = {
+        name: readers[kind](name)
+        for name, kind in kinds.items()
+        if kind in readers and (name in fields.values or name in ("vocab_size", "max_seq_len"))
+    }
+    if scaling := fields.table("rope_scaling"):
+        said["rope_scaling"] = RopeScaling(**scaling)
     return GPTConfig(**said)
 
 

@@ -1,7 +1,7 @@
 """A classifier that learns the labels that examples show: BERT of any family or GPT, pretrained or from scratch."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from minillm.run import Run
 from minillm.subwords import learn_wordpiece, load_tokenizer
 from minillm.tasks.base import Recipe
 from minillm.tasks.classify import Classify, Guess, Labelled, worst_mistakes
+from minillm.tokenizer import read_texts
 
 KINDS = {
     "bert": BERTConfig,
@@ -55,24 +56,24 @@ class Labeller:
             if self.kind == "gpt":  # or transformers would hand its GPT-2 segments, and that would add them
                 names = {"model_input_names": ["input_ids", "attention_mask"]}
                 self.tokenizer.config = {**self.tokenizer.config, **names}
+        vocab_size = self.pretrained.config.vocab_size if self.pretrained else self.tokenizer.vocab_size
+        read = partial(read_texts, self.tokenizer, vocab_size=vocab_size)
         try:
-            ids = [self.tokenizer.wrap(*example.texts, limit=self.max_seq_len) for example in task.splits.train]
-        except ValueError as error:  # a vocabulary of symbols
-            raise UserError(f"--init {init} does not read such texts: {error}") from None
+            ids = read([example.texts for example in task.splits.train], limit=self.max_seq_len)
+            whole = read([example.texts for split in vars(task.splits).values() for example in split])
+        except UserError as error:
+            raise UserError(f"--init {init}: {error}") from None
+        self.num_cut = sum(len(tokens) > self.max_seq_len for tokens, _ in whole)
         self.corpus = LabelledCorpus(ids, [self.classes.index(example.label) for example in task.splits.train])
 
     @property
     def notes(self) -> list[str]:
-        cut = (len(tokens) > self.max_seq_len for tokens in self.whole_texts())
-        if number := sum(cut):
-            return [*self.task.notes, f"{number:,} texts are longer than {self.max_seq_len} tokens; their ends are cut"]
-        return self.task.notes
-
-    def whole_texts(self) -> Iterator[list[int]]:
-        """All texts of all splits as ids, however long."""
-        return (
-            self.tokenizer.wrap(*example.texts)[0] for split in vars(self.task.splits).values() for example in split
-        )
+        if not self.num_cut:
+            return self.task.notes
+        return [
+            *self.task.notes,
+            f"{self.num_cut:,} texts are longer than {self.max_seq_len} tokens; their ends are cut",
+        ]
 
     def recipe(self, minutes: float | None) -> Recipe:
         """A published model needs few epochs; one from scratch must be small and drop much not to learn by heart."""

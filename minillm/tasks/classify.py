@@ -91,7 +91,10 @@ class Fields(NamedTuple):
             if role not in cls._fields or not equals or not name or role in names:
                 raise UserError(f"--fields {option}: expected text=NAME,label=NAME, and text2=NAME for pairs of texts")
             names[role] = name
-        return cls(**names)
+        fields = cls(**names)
+        if len(set(fields)) < len(fields):
+            raise UserError(f"--fields {option}: text, label and text2 must be different fields of the file")
+        return fields
 
 
 def load(train: Path | None, dev: Path | None, test: Path | None, fields: str | None) -> Classify:
