@@ -117,9 +117,17 @@ class Checkpoint:
         except (ValueError, AttributeError) as error:
             raise UserError(f"{self.where}: id2label is no table of classes: {error}") from None
         classes = [by_id.get(i) for i in range(len(names))]
+        classes = [str(name) if isinstance(name, int) else name for name in classes]
         if not all(isinstance(name, str) for name in classes) or len(set(classes)) < len(classes):
             raise UserError(f"{self.where}: id2label does not give the numbers from 0 on a name of their own each")
         return tuple(classes)
+
+    def tells_apart(self, classes: Sequence[str]) -> tuple[str, ...] | None:
+        """These classes in the order of its outputs; None if it tells others apart, or none."""
+        try:
+            return self.classes if sorted(self.classes) == sorted(classes) else None
+        except UserError:
+            return None
 
     def load(
         self, head: str | None = None, classes: Sequence[str] | None = None, dtype: torch.dtype = torch.float32
@@ -138,9 +146,11 @@ class Checkpoint:
         if kind not in family.heads:
             raise UserError(f"{self.path}: this is no model for {kind!r}, only for {', '.join(family.heads)}")
         spec = family.heads[kind]
-        names = tuple(classes or self.classes)
-        if spec.has_classes:
-            self.check_classifier(names)
+        names = tuple(classes or (self.classes if spec.has_classes else ()))
+        if spec.has_classes and not names:
+            raise UserError(f"{self.path} names no classes: it is no classifier yet")
+        if kind == "classify" and not classes:
+            self.check_problem()
         if config.num_layers > len(self.tensors):
             raise UserError(f"{self.where}: {config.num_layers} layers, but there are only {len(self.tensors)} tensors")
         more = {"classes": names} if spec.has_classes else {}
@@ -159,10 +169,8 @@ class Checkpoint:
         copy_weights(model, self.tensors, self.path, family, spec, new)
         return model.eval()
 
-    def check_classifier(self, classes: Sequence[str]) -> None:
-        """UserError unless it tells these classes apart, one of them for each text or token."""
-        if not classes:
-            raise UserError(f"{self.path} names no classes: it is no classifier yet")
+    def check_problem(self) -> None:
+        """UserError unless each text is of one class."""
         if (kind := self.fields.get("problem_type")) not in (None, "single_label_classification"):
             raise UserError(f"{self.where}: problem_type={kind!r} is not supported, only single_label_classification")
 
@@ -208,7 +216,7 @@ def new_parameters(model: nn.Module, saved: Checkpoint, spec: Head, classes: tup
     absent = {
         name for name in own if not found.issuperset(map(saved.family.plain, sources(name, saved.family, spec)[1]))
     }
-    outdated = {name for name in own if name.startswith("classifier.") and classes != saved.classes}
+    outdated = {name for name in own if name.startswith("classifier.") and classes != saved.tells_apart(classes)}
     return absent | outdated
 
 

@@ -24,6 +24,8 @@ AnyConfig = EncoderConfig | GPTConfig
 class Head(nn.Module):
     """An encoder and what is put on top of it."""
 
+    lower_case = False  # whether texts are to be read in lower case
+
     def __init__(self, config: AnyConfig):
         super().__init__()
         self.encoder = config.make_encoder()
@@ -110,13 +112,16 @@ class SentenceEmbedder(Head):
 
     pooling       what of a sequence counts: the "mean" over its tokens, the "first" or the "last" of them
     max_seq_len   most tokens of a text to read, where that is fewer than the encoder could
+    lower_case    whether texts are to be read in lower case, whatever the tokenizer does
     """
 
-    def __init__(self, config: EncoderConfig, pooling: str = "mean", max_seq_len: int | None = None):
+    def __init__(
+        self, config: EncoderConfig, pooling: str = "mean", max_seq_len: int | None = None, lower_case: bool = False
+    ):
         super().__init__(config)
         require(pooling in POOLING, f"pooling={pooling!r} is not one of {', '.join(POOLING)}")
         require(max_seq_len is None or max_seq_len > 0, f"max_seq_len={max_seq_len} must be positive")
-        self.pooling, self.limit = pooling, max_seq_len or config.max_seq_len
+        self.pooling, self.limit, self.lower_case = pooling, max_seq_len or config.max_seq_len, lower_case
 
     @property
     def max_seq_len(self) -> int:

@@ -12,7 +12,7 @@ SPINS = "3000"  # GNU OpenMP's own are 300,000
 WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # of mallopt(3)
-KEEPING = re.compile(r"MALLOC_(MMAP|TRIM|TOP_PAD)|GLIBC_TUNABLES=.*glibc\.malloc\.")
+KEEPING = re.compile(r"MALLOC_(MMAP|TRIM|TOP_PAD)|GLIBC_TUNABLES=.*glibc\.malloc\.(mmap|trim|top_pad)")
 
 
 def settle() -> None:

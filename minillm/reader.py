@@ -25,6 +25,8 @@ def read(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarra
     A text too long for the model is cut to what it reads. UserError if the vocabulary is not the model's, or if what it
     says are no numbers.
     """
+    if model.lower_case:
+        texts = [tuple(text.lower() for text in each) for each in texts]
     ids = read_texts(tokenizer, texts, model.config.vocab_size, model.max_seq_len)
     corpus = LabelledCorpus(ids, [0] * len(texts))
     was_training = model.training

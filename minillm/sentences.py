@@ -36,7 +36,7 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     if path.is_file() or (folder / "modules.json").is_file():
         recipe["pooling"] = read_pooling(path)
     if path := next((folder / name for name in LIMITS if (folder / name).is_file()), None):
-        recipe["max_seq_len"] = read_limit(path)
+        recipe |= read_limit(path)
     return recipe
 
 
@@ -57,14 +57,12 @@ def check_prompts(path: Path) -> None:
         raise UserError(f"{path}: a prompt put before every text, here {name!r}, is not supported")
 
 
-def read_limit(path: Path) -> int | None:
+def read_limit(path: Path) -> dict[str, Any]:
     fields = read_json(path)
-    if fields.get("do_lower_case"):
-        raise UserError(f"{path}: do_lower_case is not supported; that is the tokenizer's business")
     limit = fields.get("max_seq_length")
-    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 3):
-        raise UserError(f"{path}: max_seq_length={limit!r} is no number of tokens that a text fits into")
-    return limit
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+        raise UserError(f"{path}: max_seq_length={limit!r} is no number of tokens")
+    return {"max_seq_len": limit, "lower_case": fields.get("do_lower_case") is True}
 
 
 def read_pooling(path: Path) -> str:
@@ -93,4 +91,4 @@ def write_recipe(model: SentenceEmbedder, folder: Path) -> None:
         (folder / path).mkdir(exist_ok=True)
     write_json(folder / "modules.json", modules)
     write_json(folder / POOLING / "config.json", {"word_embedding_dimension": model.config.width, **modes})
-    write_json(folder / LIMITS[0], {"max_seq_length": model.max_seq_len, "do_lower_case": False})
+    write_json(folder / LIMITS[0], {"max_seq_length": model.max_seq_len, "do_lower_case": model.lower_case})

@@ -142,10 +142,21 @@ def learn_wordpiece(texts: Sequence[str], vocab_size: int) -> Subwords:
         initial_alphabet=letters,
         show_progress=False,
     )
-    # The time grows with the square of a word's length; words so long become [UNK] anyway.
-    short = (" ".join(word for word in text.split() if len(word) <= LONGEST_WORD) for text in texts)
+    short = [without_long_words(learner, text) for text in texts]  # before the learner is locked
     learner.train_from_iterator(short, trainer)
     return Subwords(wordpiece(learner.get_vocab(with_added_tokens=False), BERT_CONFIG), BERT_CONFIG)
+
+
+def without_long_words(tokenizer: Any, text: str) -> str:
+    """A vocabulary is learned in a time that grows with the square of a word's length, and such words stay unknown."""
+    words = []
+    for piece in text.split():
+        if len(piece) <= LONGEST_WORD:
+            words.append(piece)
+        else:  # it may be many words, as between signs and in languages that leave no blanks
+            parts = tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(piece))
+            words += [part for part, _ in parts if len(part) <= LONGEST_WORD]
+    return " ".join(words)
 
 
 def wordpiece(ids: Mapping[str, int], config: Mapping[str, Any]) -> Any:
@@ -154,7 +165,7 @@ def wordpiece(ids: Mapping[str, int], config: Mapping[str, Any]) -> Any:
     names = {role: name_of(config, role) for role in BERT_ROLES}
     choices = {name: config.get(name) for name in ("do_lower_case", "strip_accents", "tokenize_chinese_chars")}
     for name, value in choices.items():
-        if value not in (None, True, False):
+        if not isinstance(value, bool | None):
             raise UserError(f"tokenizer_config.json: {name}={value!r} is not true or false")
     cls, sep = names["cls"], names["sep"]
     backend = library.Tokenizer(

@@ -280,8 +280,13 @@ def test_classes_are_in_the_order_of_the_outputs(tmp_path):
     for names in ({"0": "a", "1": "a"}, {"0": "a", "7": "b"}, {"0": "a", "00": "b"}, {"0": None, "1": "a"}):
         change_config(tmp_path, id2label=names)
         refused(tmp_path, "id2label does not give the numbers from 0 on a name of their own each")
+        assert checkpoint.load(tmp_path, head="lm")  # which has no classes
+        assert checkpoint.load(tmp_path, head="classify", classes=["x", "y"]).classes == ("x", "y")
+    change_config(tmp_path, id2label={str(i): i for i in range(12)})  # numbers for names
+    assert checkpoint.load(tmp_path).classes == model.classes
     change_config(tmp_path, id2label={"0": "a", "1": "b"}, problem_type="regression")
     refused(tmp_path, "problem_type='regression' is not supported")
+    assert checkpoint.load(tmp_path, head="classify", classes=["x", "y"])
     change_config(tmp_path, id2label=None)
     refused(tmp_path, "names no classes: it is no classifier yet")
 

@@ -130,6 +130,11 @@ def test_output_that_cannot_be_written():
     assert done.stderr == "error: cannot go on: [Errno 28] No space left on device\n"
 
 
+def test_output_may_be_closed():
+    script = "import sys; sys.stdout = None\nfrom minillm import cli; cli.run(lambda: print('x'))"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
+
+
 def test_letters_that_the_terminal_lacks():
     script = "from minillm import cli; cli.run(lambda: print('café'))"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}

@@ -18,7 +18,7 @@ from speakers import write_bert, write_gpt
 
 import minillm.__main__
 from minillm import cli
-from minillm.commands.common import say
+from minillm.commands.common import as_json, say
 from minillm.heads import MaskedLM, SentenceEmbedder, SequenceClassifier, TokenClassifier
 
 pytest.importorskip("tokenizers")
@@ -247,6 +247,12 @@ def test_many_texts_have_a_line_each(run):
     assert code == 0
     assert out.count("1.000") == 2  # the two that are the same
     assert "most like it" in out
+
+
+@pytest.mark.parametrize(("encoding", "text"), [("utf-8", '{"a": "é😀"}'), ("latin-1", r'{"a": "\u00e9\ud83d\ude00"}')])
+def test_json_is_json_in_every_encoding(monkeypatch, encoding, text):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    assert as_json(a="é😀") == text
 
 
 def test_options_may_stand_between_a_model_and_its_texts(run):

@@ -1,6 +1,7 @@
 """Run folders: what is saved comes back, bit for bit, and nothing is lost or mistaken."""
 
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -285,35 +286,35 @@ def test_a_checkpoint_of_other_optimisers_is_refused(run):
         run.load_checkpoint(model, muon(model))
 
 
-@pytest.fixture
+@contextmanager
 def full_disk():
-    """No file may have more than 1,000 bytes: where a disk is full, writing fails in the same place."""
+    """No file may grow beyond 1,000 bytes: writing fails as on a full disk. Not for long: pytest writes, too."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_save_that_fails_leaves_the_old_file(run, request):
+def test_a_save_that_fails_leaves_the_old_file(run):
     model = gpt().float()
     run.save_checkpoint(model, [], {"step": 1})
-    request.getfixturevalue("full_disk")
-    with pytest.raises(UserError, match=r"cannot write .*checkpoint\.safetensors: .*File too large"):
+    with full_disk(), pytest.raises(UserError, match=r"cannot write .*checkpoint\.safetensors: .*File too large"):
         run.save_checkpoint(model, [], {"step": 2})
-    with pytest.raises(UserError, match=r"cannot write .*metrics\.json: .*File too large"):
+    with full_disk(), pytest.raises(UserError, match=r"cannot write .*metrics\.json: File too large"):
         run.finish({"long": "x" * 2000})
-    with pytest.raises(UserError, match=r"cannot write .*log\.jsonl: File too large"):
+    with full_disk(), pytest.raises(UserError, match=r"cannot write .*log\.jsonl: File too large"):
         run.log(step=1, long="x" * 2000)
     assert run.load_checkpoint(model, []) == {"step": 1}
     assert not list(run.folder.glob("*.partial"))
 
 
-def test_a_log_that_cannot_be_cut_stays_whole(run, request):
+def test_a_log_that_cannot_be_cut_stays_whole(run):
     for step in range(100):
         run.log(step=step, loss=1.0)
-    request.getfixturevalue("full_disk")
-    with pytest.raises(UserError, match=r"cannot write .*log\.jsonl: File too large"):
+    with full_disk(), pytest.raises(UserError, match=r"cannot write .*log\.jsonl: File too large"):
         run.cut_log(50)
     assert len(run.read_log()) == 100
 

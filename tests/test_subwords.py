@@ -215,9 +215,10 @@ def test_choices_of_wordpiece(tmp_path):
     for said, token in (("null", 5), ("true", 5), ("false", 6)):
         (tmp_path / "tokenizer_config.json").write_text(f'{{"do_lower_case": {said}}}')
         assert load_tokenizer(tmp_path).encode("Hi") == [token]
-    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": "no"}')
-    with pytest.raises(UserError, match="do_lower_case='no' is not true or false"):
-        load_tokenizer(tmp_path)
+    for said in ('"no"', "0"):
+        (tmp_path / "tokenizer_config.json").write_text(f'{{"do_lower_case": {said}}}')
+        with pytest.raises(UserError, match=r"do_lower_case=.* is not true or false"):
+            load_tokenizer(tmp_path)
 
 
 def test_a_text_without_a_blank_takes_no_longer():
@@ -225,6 +226,14 @@ def test_a_text_without_a_blank_takes_no_longer():
     tokenizer = learn_wordpiece(["ab ab ba ba", "x" * 1_000_000], 100)
     assert tokenizer.encode("ab") != tokenizer.encode("ba")
     assert tokenizer.encode("x" * 101) == [tokenizer.id_of("unk")]
+
+
+def test_many_words_without_a_blank_are_learned():
+    words = "the/film,the/actors," * 20
+    assert len(words) > 100
+    spaced = " ".join(words.replace("/", " / ").replace(",", " , ").split())
+    first, second = (learn_wordpiece([text] * 3, 100) for text in (words, spaced))
+    assert first.backend.get_vocab() == second.backend.get_vocab()
 
 
 # ---- the real ones -------------------------------------------------------------------------------

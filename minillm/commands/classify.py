@@ -7,7 +7,6 @@
 Train one with: python train_sft.py --task classify --init MODEL --train a.jsonl --dev b.jsonl
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from rich.table import Table
 
 from minillm import cli
 from minillm.classifier import Classifier
-from minillm.commands.common import MODEL, load_reader, note_what_is_cut, open_model, texts_of
+from minillm.commands.common import MODEL, as_json, load_reader, note_what_is_cut, open_model, texts_of
 from minillm.device import PRECISIONS
 from minillm.errors import UserError
 from minillm.reader import Texts
@@ -49,7 +48,7 @@ def main(args: Args) -> None:
     for text, row in zip(lines, probabilities.tolist(), strict=True):
         by_class = dict(zip(classifier.classes, row, strict=True))
         best = max(by_class, key=by_class.get)
-        print(json.dumps({"text": text, "class": best, "probabilities": by_class}, ensure_ascii=False))
+        print(as_json(text=text, **{"class": best, "probabilities": by_class}))
 
 
 def pair(line: str) -> Texts:

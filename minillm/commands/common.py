@@ -1,5 +1,6 @@
 """What the commands share: which model, which texts, how to speak."""
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -123,6 +124,12 @@ def check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise UserError(f"{text!r} is no text: its bytes are not UTF-8") from None
+
+
+def as_json(**fields: Any) -> str:
+    """A line of JSON, in letters that the output can take."""
+    is_unicode = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
+    return json.dumps(fields, ensure_ascii=not is_unicode)
 
 
 def say(text: str) -> None:

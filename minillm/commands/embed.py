@@ -8,7 +8,6 @@ python -m minillm embed MODEL --file texts.txt --out vectors.npy     a text a li
 python -m minillm embed MODEL --file - --json                        a line of JSON for each text
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from minillm import cli
-from minillm.commands.common import MODEL, load_reader, note, note_what_is_cut, open_model, texts_of
+from minillm.commands.common import MODEL, as_json, load_reader, note, note_what_is_cut, open_model, texts_of
 from minillm.device import PRECISIONS
 from minillm.errors import UserError
 from minillm.files import replacing
@@ -47,7 +46,7 @@ def main(args: Args) -> None:
     vectors = read(model, tokenizer, alone).astype(np.float32)
     if args.json:
         for text, vector in zip(texts, vectors.tolist(), strict=True):
-            print(json.dumps({"text": text, "vector": vector}, ensure_ascii=False))
+            print(as_json(text=text, vector=vector))
     if args.out:
         save(args.out, vectors)
     if not args.json and not args.out:

@@ -7,7 +7,6 @@
 [MASK] stands for whatever the model calls its mask. Every mask is filled by itself, as if the others stayed masked.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,10 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from kernels import Packing
 from minillm import cli
-from minillm.commands.common import MODEL, load_reader, open_model, texts_of
+from minillm.commands.common import MODEL, as_json, load_reader, open_model, texts_of
 from minillm.device import PRECISIONS
 from minillm.errors import NO_NUMBERS, UserError
 from minillm.heads import MaskedLM
@@ -47,7 +45,7 @@ def main(args: Args) -> None:
     for text in texts:
         masks = candidates(model, tokenizer, text, args.top)
         if args.json:
-            print(json.dumps({"text": text, "masks": masks}, ensure_ascii=False))
+            print(as_json(text=text, masks=masks))
         else:
             Console(soft_wrap=True).print(candidates_table(text, masks))
 
@@ -80,7 +78,7 @@ def candidates(model: MaskedLM, tokenizer: Tokenizer, text: str, top: int) -> li
 
 def candidates_table(text: str, masks: Sequence[Sequence[dict[str, Any]]]) -> Table:
     """A candidate a row, two columns a mask."""
-    table = Table(*[""] * (2 * len(masks)), title=Text(shortened(text)), title_justify="left", show_header=False)
+    table = Table(*[""] * (2 * len(masks)), title=cells(shortened(text))[0], title_justify="left", show_header=False)
     for row in zip(*masks, strict=True):
         table.add_row(*cells(*(cell for each in row for cell in (each["text"].strip(), f"{each['probability']:.1%}"))))
     return table

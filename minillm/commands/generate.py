@@ -11,13 +11,12 @@ One prompt is answered while you watch; several are answered in batches. With --
 with its tokens and their log-probabilities under the very distribution that they were drawn from.
 """
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from minillm import cli
-from minillm.commands.common import MODEL, Manner, note, read_file, say, texts_of
+from minillm.commands.common import MODEL, Manner, as_json, note, read_file, say, texts_of
 from minillm.conversation import Conversation
 
 BATCH = 32  # prompts answered at once
@@ -51,7 +50,7 @@ def main(args: Args) -> None:
             answers = speaker.answers(prompts[i : i + BATCH], room, args.stop, sampling, generator)
             count += sum(len(answer.tokens) for answer in answers)
             for text, answer in zip(texts[i : i + BATCH], answers, strict=True):
-                said = json.dumps({"prompt": text, **vars(answer)}, ensure_ascii=False)
-                say(f"{said}\n" if args.json else f"> {text}\n{answer.text}\n\n")
+                said = as_json(prompt=text, **vars(answer)) if args.json else f"> {text}\n{answer.text}\n"
+                say(f"{said}\n")
     seconds = time.monotonic() - started
     note(f"{count} tokens in {seconds:.2f} s, {count / seconds:.1f} tokens/s, the reading of prompts included")

@@ -44,8 +44,7 @@ class Labeller:
             raise UserError(f"--model {kind} is for a model from scratch, but --init {init} names one")
         if init:
             path = checkpoint.resolve(init)
-            own = checkpoint.open_checkpoint(path).classes
-            classes = own if sorted(own) == sorted(task.classes) else task.classes  # its order, if they are the same
+            classes = checkpoint.open_checkpoint(path).tells_apart(task.classes) or task.classes
             self.tokenizer, self.classes = load_tokenizer(path), list(classes)
             self.pretrained = checkpoint.load(path, head="classify", classes=classes)
             self.max_seq_len = self.pretrained.config.max_seq_len
