@@ -103,7 +103,7 @@ def write_json(path: Path, record: dict) -> None:
 
 
 def draw(rows: list[Row], title: str, path: Path) -> None:
-    """A panel for each mode, a group of bars for each case, one for each provider; logarithmic."""
+    """A panel for each mode, a group of bars for each case, one for each provider; logarithmic if times differ much."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -116,6 +116,8 @@ def draw(rows: list[Row], title: str, path: Path) -> None:
     modes = [mode for mode in (FORWARD, BACKWARD, BOTH) if mode in modes] or modes
     palette = iter(plt.get_cmap("tab20").colors)
     colors = {provider: "black" if provider == "ours" else next(palette) for provider in providers}
+    times = [row.ms for row in rows]
+    far_apart = bool(times) and max(times) > 20 * min(times)
     most = max((len({r.provider for r in rows if r.case == case}) for case in cases), default=1)
     size = (2.5 + 4 * max(1, len(modes)), 1.6 + 0.2 * len(cases) * (most + 1))
     figure, axes = plt.subplots(1, max(1, len(modes)), figsize=size, sharex=True, sharey=True, squeeze=False)
@@ -126,8 +128,10 @@ def draw(rows: list[Row], title: str, path: Path) -> None:
                 place = i + (j - (len(here) - 1) / 2) * 0.85 / most
                 axis.barh(place, r.ms, 0.8 / most, color=colors[r.provider], label=r.provider)
                 axis.plot([r.ms_low, r.ms_high], [place, place], color="gray", linewidth=1)
-        axis.set(xscale="log", xlabel="milliseconds, less is better", title=mode)
-        axis.xaxis.set_minor_formatter("")
+        axis.set(xlabel="milliseconds, less is better", title=mode)
+        if far_apart:
+            axis.set(xscale="log")
+            axis.xaxis.set_minor_formatter("")
         axis.set_yticks(range(len(cases)), cases)
         axis.grid(axis="x", alpha=0.3)
     axes[0][0].invert_yaxis()
