@@ -1,4 +1,4 @@
-"""JSON and safetensors files: written whole or not at all, read a tensor at a time, named where they are spoiled."""
+"""Texts, JSON and safetensors: written whole or not at all, read a tensor at a time, named where they are spoiled."""
 
 import json
 import os
@@ -14,11 +14,19 @@ from torch import Tensor
 from minillm.errors import UserError
 
 
+def read_text(path: Path) -> str:
+    """UTF-8, without a mark of the byte order. UserError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+
+
 def read_json(path: Path, kind: type = dict) -> Any:
     """What the file holds: an object, or a list where that is asked for. UserError."""
     try:
-        fields = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        fields = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
     if not isinstance(fields, kind):
         raise UserError(f"{path} holds no JSON {'object' if kind is dict else kind.__name__}")

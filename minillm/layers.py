@@ -174,7 +174,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Inverted dropout; costs nothing where it is off."""
     if p == 0 or not training:
         return x
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if x.device.type != "cpu" or torch.compiler.is_compiling():  # compilers know this one only
         return F.dropout(x, p)
     return x * dropout_factors(x, p)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 # How often a thread looks whether the others are ready before it goes to sleep. Steps of the default training of
 # train_sft.py in 18 s on two cores, alone and beside another busy process: 126 and 66 at 1,000, 135 and 53 at 3,000,
-# 141 and 32 at 10,000. SmolLM2 takes a step for 8 prompts in 42 ms at 3,000 and in 36 at 10,000.
+# 141 and 32 at 10,000. SmolLM2 takes a step for 8 prompts in 43 ms at 3,000 and in 36 at 10,000.
 SPINS = "3000"  # GNU OpenMP's own are 300,000
 WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 

@@ -15,7 +15,7 @@ from typing import Any
 import tiktoken
 
 from minillm.errors import UserError, need
-from minillm.files import read_json, write_json, write_text
+from minillm.files import read_json, read_text, write_json, write_text
 from minillm.tokenizer import BytePairs, Stream, SymbolTokenizer, Tokenizer, shorten
 
 GPT2_FILES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
@@ -252,10 +252,3 @@ def name_of(config: Mapping[str, Any], role: str) -> str | None:
     if name is not None and not isinstance(name, str):
         raise UserError(f"tokenizer_config.json or special_tokens_map.json: {role}_token={name!r} is no text")
     return name
-
-
-def read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None

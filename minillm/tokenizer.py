@@ -179,11 +179,15 @@ class SymbolTokenizer(BytePairs):
 
 
 def read_texts(
-    tokenizer: Tokenizer, texts: Iterable[Sequence[str]], vocab_size: int, limit: int | None = None
+    tokenizer: Tokenizer,
+    texts: Iterable[Sequence[str]],
+    vocab_size: int,
+    limit: int | None = None,
+    control: bool = False,
 ) -> list[tuple[list[int], list[int]]]:
     """Ids and segments of each text or pair, see `Tokenizer.wrap`, for a model that knows so many tokens. UserError."""
     try:
-        wrapped = [tokenizer.wrap(*each, limit=limit) for each in texts]
+        wrapped = [tokenizer.wrap(*each, limit=limit, control=control) for each in texts]
     except ValueError as error:  # a vocabulary of symbols
         raise UserError(f"this model does not read such a text: {error}") from None
     if (largest := max((i for ids, _ in wrapped for i in ids), default=0)) >= vocab_size:

@@ -95,7 +95,7 @@ def test_pooling_that_is_said_to_be_there_must_be(folder):
 class Letters:
     """A token a letter, so that what is cut can be counted."""
 
-    def wrap(self, text, limit=None):
+    def wrap(self, text, limit=None, control=False):
         ids = [ord(letter) - ord("a") for letter in text][:limit]
         return ids, [0] * len(ids)
 

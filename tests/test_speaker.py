@@ -148,6 +148,6 @@ def test_room(speaker, prompts):
 
 
 def test_a_vocabulary_larger_than_the_model(speaker, monkeypatch):
-    monkeypatch.setattr(speaker.tokenizer, "wrap", lambda text, limit: ([1000], [0]))
+    monkeypatch.setattr(speaker.tokenizer, "wrap", lambda text, limit, control: ([1000], [0]))
     with pytest.raises(UserError, match="token 1000, but the model only has 263"):
         speaker.read("x")

@@ -13,13 +13,14 @@ from minillm import cli
 from minillm.checkpoint import Checkpoint, open_checkpoint, resolve
 from minillm.device import PRECISIONS, place
 from minillm.errors import UserError
+from minillm.files import read_text
 from minillm.heads import Head
 from minillm.inference import load_ready
 from minillm.reader import Texts
 from minillm.report import harmless
 from minillm.sampling import Sampling
 from minillm.speaker import Speaker
-from minillm.subwords import load_tokenizer, read_text
+from minillm.subwords import load_tokenizer
 from minillm.tokenizer import Tokenizer, read_texts
 
 MODEL = "folder in Hugging Face's layout, run of train_sft.py or train_rl.py, id on the hub, or .gguf file"
@@ -134,7 +135,8 @@ def as_json(**fields: Any) -> str:
 
 def say(text: str) -> None:
     """Prints what a model wrote; on a terminal without control characters, which could rewrite what stands there."""
-    print(harmless(text) if sys.stdout.isatty() else text, end="", flush=True)
+    on_terminal = sys.stdout is not None and sys.stdout.isatty()
+    print(harmless(text) if on_terminal else text, end="", flush=True)
 
 
 def note(text: Any) -> None:

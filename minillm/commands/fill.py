@@ -23,7 +23,7 @@ from minillm.device import PRECISIONS
 from minillm.errors import NO_NUMBERS, UserError
 from minillm.heads import MaskedLM
 from minillm.report import cells, shortened
-from minillm.tokenizer import Tokenizer
+from minillm.tokenizer import Tokenizer, read_texts
 
 MASK = "[MASK]"
 
@@ -56,9 +56,8 @@ def candidates(model: MaskedLM, tokenizer: Tokenizer, text: str, top: int) -> li
     names = {i: name for name, i in tokenizer.control.items()}
     if tokenizer.mask is None:
         raise UserError("the vocabulary of this model names no mask")
-    ids, segments = tokenizer.wrap(text.replace(MASK, names[tokenizer.mask]), control=True)
-    if max(ids, default=0) >= model.config.vocab_size:
-        raise UserError("the vocabulary has tokens that the model does not know: they do not belong together")
+    masked = text.replace(MASK, names[tokenizer.mask])
+    ((ids, segments),) = read_texts(tokenizer, [(masked,)], model.config.vocab_size, control=True)
     places = [place for place, i in enumerate(ids) if i == tokenizer.mask]
     if not places:
         raise UserError(f"there is no {MASK} in {shortened(text, 60)!r}: write it where a word is to be filled in")

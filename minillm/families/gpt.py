@@ -224,15 +224,15 @@ QWEN3 = relative("qwen3", "Qwen3", qwen3_from)
 
 def own_from(fields: Fields) -> GPTConfig:
     fields.expect("architecture", *(head.architecture for head in OWN.heads.values()))
-    kinds = {field.name: field.type for field in dataclasses.fields(GPTConfig)}
+    ours = {field.name: field for field in dataclasses.fields(GPTConfig)}
     about_heads = {"architecture", "id2label", "label2id", "dtype"}
-    if unknown := fields.values.keys() - kinds.keys() - about_heads:
+    if unknown := fields.values.keys() - ours.keys() - about_heads:
         raise ValueError(f"{min(unknown)!r} is unknown")
     readers = {int: fields.count, float: fields.number, bool: fields.flag, str: fields.get}
     said = {
-        name: readers[kind](name)
-        for name, kind in kinds.items()
-        if kind in readers and (name in fields.values or name in ("vocab_size", "max_seq_len"))
+        name: readers[field.type](name)
+        for name, field in ours.items()
+        if field.type in readers and (name in fields.values or field.default is dataclasses.MISSING)
     }
     if scaling := fields.table("rope_scaling"):
         said["rope_scaling"] = RopeScaling(**scaling)
