@@ -70,10 +70,12 @@ def fallback():
 
 
 @given(st.text())
+@example("▁")
 def test_any_text_comes_back(byte_level, fallback, text):
     for tokenizer in (*byte_level, fallback):
         ids = tokenizer.encode(text)
-        assert tokenizer.decode(ids) == text
+        # SentencePiece writes blanks as ▁ and cannot tell them from one that was there.
+        assert tokenizer.decode(ids) == (text.replace("▁", " ") if tokenizer is fallback else text)
         assert all(0 <= i < tokenizer.vocab_size for i in ids)
         assert set(tokenizer.control.values()).isdisjoint(ids)
     assert byte_level[0].encode(text) == byte_level[1].encode(text)
