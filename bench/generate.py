@@ -30,10 +30,10 @@ from safetensors.torch import load_file, save_file
 from train import BENCH, Worker, fill, started
 
 from kernels import Packing
-from minillm import checkpoint
 from minillm.generate import generate
 from minillm.gpt import GPT, GPTConfig
 from minillm.inference import load_ready, ready
+from minillm.published import checkpoint
 from minillm.sampling import GREEDY
 
 BASELINE = "transformers"
@@ -101,7 +101,7 @@ def work(path: Path, prompts: Path, dtype: str, quantize: str | None) -> None:
 @torch.inference_mode()
 def perplexity(path: Path, quantize: str | None, num_tokens: int = 4096, window: int = 512) -> float:
     """exp of the mean −log p of a text's tokens, each seen with up to 511 before it."""
-    from minillm.subwords import load_tokenizer
+    from minillm.published.subwords import load_tokenizer
 
     model = ready(checkpoint.load(path), quantize)
     ids = torch.tensor(load_tokenizer(path).encode(TEXT.read_text(encoding="utf-8")[: 8 * num_tokens])[:num_tokens])

@@ -32,10 +32,10 @@ from torch import Tensor
 from train_worker import serve
 
 from kernels import Packing, cross_entropy
-from minillm import checkpoint
 from minillm.bert import BERTConfig
 from minillm.gpt import GPT, GPTConfig
 from minillm.heads import SequenceClassifier
+from minillm.published import checkpoint
 
 BENCH = Path(__file__).resolve().parent
 BASELINE = "transformers"

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minillm import checkpoint
 from minillm.heads import SequenceClassifier
+from minillm.published import checkpoint
+from minillm.published.subwords import load_tokenizer
 from minillm.reader import Texts, read
-from minillm.subwords import load_tokenizer
 from minillm.tokenizer import Tokenizer
 
 

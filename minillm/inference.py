@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minillm.checkpoint import Checkpoint
 from minillm.layers import MLP, LayerNorm, Linear, RMSNorm
 from minillm.process import return_freed_memory
+from minillm.published.checkpoint import Checkpoint
 
 Layer = Callable[[Tensor], Tensor]
 

@@ -19,10 +19,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from minillm import checkpoint
 from minillm.errors import UserError
 from minillm.files import Tensors, read_json, read_state, write_json, write_tensors, write_text
 from minillm.gpt import GPT
+from minillm.published import checkpoint
 from minillm.tasks import Task, tokens_needed
 from minillm.tokenizer import SymbolTokenizer, Tokenizer
 

@@ -13,7 +13,7 @@ from tiny import gradients, sequences
 from torch import Tensor, nn
 
 from kernels import Packing
-from minillm import checkpoint
+from minillm.published import checkpoint
 
 LENGTHS = (5, 1, 7, 3)
 

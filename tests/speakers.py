@@ -7,9 +7,9 @@ import tiny
 import torch
 from torch import nn
 
-from minillm import checkpoint
 from minillm.gpt import GPT
-from minillm.subwords import letters_of_bytes
+from minillm.published import checkpoint
+from minillm.published.subwords import letters_of_bytes
 
 END = "<|endoftext|>"
 MERGED = ["th", "the", "Ġthe", "ST", "OP", "STOP"]  # tokens of more than a byte

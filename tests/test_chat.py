@@ -5,9 +5,9 @@ import json
 import pytest
 from test_subwords import library_bpe, small_gpt2
 
-from minillm.chat import ChatTemplate
 from minillm.errors import UserError
-from minillm.subwords import load_tokenizer
+from minillm.published.chat import ChatTemplate
+from minillm.published.subwords import load_tokenizer
 
 CONTROL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 CHATML = (

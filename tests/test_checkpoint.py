@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import gpt, gpt_config, packed, sequences
 
-from minillm import checkpoint
-from minillm.checkpoint import Checkpoint
 from minillm.errors import UserError
 from minillm.gpt import GPT
 from minillm.heads import SequenceClassifier
 from minillm.layers import RopeScaling
+from minillm.published import checkpoint
+from minillm.published.checkpoint import Checkpoint
 
 LLAMA = {"norm": "rmsnorm", "mlp": "swiglu", "num_kv_heads": 2, "mlp_width": 20}
 GPT2 = {"positions": "learned", "bias": True}
@@ -327,7 +327,7 @@ def test_one_tensor_at_a_time_each_once(choices, tmp_path):
 MEASURE = """
 import re, sys
 from pathlib import Path
-from minillm import checkpoint
+from minillm.published import checkpoint
 
 def peak():
     return int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])

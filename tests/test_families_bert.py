@@ -12,12 +12,12 @@ from tiny import VOCAB, gradients, packed, sequences
 from torch import nn
 from weights import minilm
 
-from minillm import checkpoint
 from minillm.bert import BERT, BERTConfig
 from minillm.errors import UserError
 from minillm.heads import MaskedLM, SentenceEmbedder, SequenceClassifier, TokenClassifier
 from minillm.modernbert import ModernBERT
-from minillm.subwords import load_tokenizer
+from minillm.published import checkpoint
+from minillm.published.subwords import load_tokenizer
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed; pip install transformers")
 

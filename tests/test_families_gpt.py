@@ -9,11 +9,11 @@ import torch
 from published import LENGTHS, assert_parity, assert_round_trip, close, exact, loaded, padded, randomise
 from tiny import VOCAB, packed, sequences
 
-from minillm import checkpoint
 from minillm.errors import UserError
 from minillm.gpt import GPT
 from minillm.heads import SequenceClassifier
 from minillm.layers import RopeScaling, rope
+from minillm.published import checkpoint
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed; pip install transformers")
 

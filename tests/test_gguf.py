@@ -9,10 +9,10 @@ import pytest
 import torch
 from weights import smollm
 
-from minillm import checkpoint
 from minillm.errors import UserError
-from minillm.gguf import GGUF, open_gguf, unpermuted
-from minillm.subwords import load_tokenizer
+from minillm.published import checkpoint
+from minillm.published.gguf import GGUF, open_gguf, unpermuted
+from minillm.published.subwords import load_tokenizer
 
 TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 WIDTH, MLP, VOCAB = 64, 96, 270

@@ -7,10 +7,10 @@ import torch
 from tiny import bert_config, packed, sequences
 from torch.nn.functional import normalize
 
-from minillm import checkpoint
 from minillm.bert import BERT
 from minillm.errors import UserError
 from minillm.heads import SentenceEmbedder
+from minillm.published import checkpoint
 from minillm.reader import read
 
 POOLING = "1_Pooling/config.json"

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from speakers import write_gpt
 
 from kernels import Packing
-from minillm import checkpoint
+from minillm.commands.speaker import Speaker, Wording
 from minillm.errors import UserError
+from minillm.published import checkpoint
+from minillm.published.subwords import load_tokenizer
 from minillm.sampling import GREEDY, Sampling
-from minillm.speaker import Speaker, Wording
-from minillm.subwords import load_tokenizer
 from minillm.tokenizer import Stream
 
 PROMPTS = ["the sky", "x", "STOP the 😀 world"]

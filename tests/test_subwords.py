@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from weights import minilm, smollm
 
 from minillm.errors import UserError
-from minillm.subwords import Subwords, learn_wordpiece, letters_of_bytes, load_tokenizer
+from minillm.published.subwords import Subwords, learn_wordpiece, letters_of_bytes, load_tokenizer
 from minillm.tokenizer import SymbolTokenizer, shorten
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -15,7 +15,7 @@ import torch
 
 from minillm import cli
 from minillm.commands.common import MODEL, Manner, check_text, note, say
-from minillm.conversation import Conversation
+from minillm.commands.conversation import Conversation
 from minillm.errors import UserError
 from minillm.sampling import Sampling
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from minillm import cli
 from minillm.commands.common import MODEL, Manner, as_json, note, read_file, say, texts_of
-from minillm.conversation import Conversation
+from minillm.commands.conversation import Conversation
 
 BATCH = 32  # prompts answered at once
 

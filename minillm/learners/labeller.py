@@ -12,7 +12,6 @@ from rich.table import Table
 from torch import Tensor
 
 from kernels import cross_entropy
-from minillm import checkpoint
 from minillm.batching import LabelledBatch, LabelledCorpus, cut
 from minillm.bert import BERTConfig
 from minillm.classifier import Classifier
@@ -21,9 +20,10 @@ from minillm.gpt import GPTConfig
 from minillm.heads import SequenceClassifier
 from minillm.learners.base import Shape
 from minillm.optim import adamw_under_head
+from minillm.published import checkpoint
+from minillm.published.subwords import learn_wordpiece, load_tokenizer
 from minillm.report import mistakes_table
 from minillm.run import Run
-from minillm.subwords import learn_wordpiece, load_tokenizer
 from minillm.tasks.base import Recipe
 from minillm.tasks.classify import Classify, Guess, Labelled, worst_mistakes
 from minillm.tokenizer import read_texts

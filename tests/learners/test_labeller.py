@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 import minillm.curves
 import train_sft
 from kernels import backend
-from minillm import checkpoint, cli
+from minillm import cli
 from minillm.classifier import Classifier
 from minillm.errors import UserError
 from minillm.learners import Labeller
+from minillm.published import checkpoint
 from minillm.tasks import load_task
 
 pytest.importorskip("tokenizers")

@@ -3,10 +3,10 @@
 import dataclasses
 from typing import Any
 
-from minillm.families.base import Family, Fields, Head, rule
 from minillm.gpt import GPT, GPTConfig
 from minillm.heads import SequenceClassifier
 from minillm.layers import RopeScaling
+from minillm.published.families.base import Family, Fields, Head, rule
 
 
 def heads(lm: str, bare: str, classifier: str) -> dict[str, Head]:

@@ -5,9 +5,9 @@ from typing import Any
 from torch import nn
 
 from minillm.bert import BERT, BERTConfig
-from minillm.families.base import Family, Fields, Head, Rule, rule
 from minillm.heads import MaskedLM, SentenceEmbedder, SequenceClassifier, TokenClassifier
 from minillm.modernbert import ModernBERT, ModernBERTConfig
+from minillm.published.families.base import Family, Fields, Head, Rule, rule
 
 
 def heads(

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import torch
 
 from minillm import generate
-from minillm.chat import ChatTemplate
 from minillm.errors import NO_NUMBERS, UserError
 from minillm.generate import Token
 from minillm.gpt import GPT
 from minillm.inference import ready
+from minillm.published.chat import ChatTemplate
 from minillm.sampling import Sampling
 from minillm.tokenizer import Stream, Tokenizer, read_texts
 

@@ -1,7 +1,7 @@
 """A conversation with a model: its turns, and which of them are forgotten when there are too many to read."""
 
+from minillm.commands.speaker import Speaker
 from minillm.errors import UserError
-from minillm.speaker import Speaker
 
 
 class Conversation:

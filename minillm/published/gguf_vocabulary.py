@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from minillm.errors import UserError, need
-from minillm.gguf import GGUF
-from minillm.subwords import Subwords
+from minillm.published.gguf import GGUF
+from minillm.published.subwords import Subwords
 
 CONTROL, USER_DEFINED = 3, 4  # kinds of tokens besides parts of plain text
 ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": "seperator"}  # sic

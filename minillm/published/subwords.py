@@ -30,7 +30,7 @@ BERT_CONFIG = {"tokenizer_class": "BertTokenizer", **{f"{role}_token": f"[{role.
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a checkpoint, a run or a GGUF file. Raises UserError where there is none or a wrong one."""
     if path.is_file():
-        from minillm.gguf_vocabulary import read_vocabulary  # which builds upon this module
+        from minillm.published.gguf_vocabulary import read_vocabulary  # which builds upon this module
 
         return read_vocabulary(path)
     if (file := path / "tokenizer.json").exists():

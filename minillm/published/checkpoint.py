@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minillm import sentences
 from minillm.errors import UserError, need
-from minillm.families import FAMILIES
-from minillm.families.base import Family, Fields, Head, Rule
-from minillm.families.gpt import OWN
 from minillm.files import Tensors, read_json, write_json, write_tensors
 from minillm.heads import SentenceEmbedder
+from minillm.published import sentences
+from minillm.published.families import FAMILIES
+from minillm.published.families.base import Family, Fields, Head, Rule
+from minillm.published.families.gpt import OWN
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # names the file of each tensor where there are several
@@ -178,7 +178,7 @@ class Checkpoint:
 def open_checkpoint(path: Path) -> Checkpoint:
     """A folder in Hugging Face's layout, a run, or a GGUF file. UserError, in one sentence, for what it isn't."""
     if path.suffix == ".gguf":
-        from minillm.gguf import open_gguf  # needs the extra of that name
+        from minillm.published.gguf import open_gguf  # needs the extra of that name
 
         return Checkpoint(path, *open_gguf(path))
     if not (path / "config.json").is_file():

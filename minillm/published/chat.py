@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm.errors import UserError, need
-from minillm.subwords import name_of
+from minillm.published.subwords import name_of
 from minillm.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
