@@ -2,6 +2,7 @@
 
   python train_rl.py                                             arithmetic, under 4 minutes on two cores
   python train_rl.py --task pronounce --init runs/pronounce-sft  start from a run of train_sft.py
+  python train_rl.py --task arithmetic --init MODEL              or from any GPT: a published folder, a .gguf file
 
 Objective: maximise E[reward] over answers drawn from the model itself. The estimator is REINFORCE (Williams 1992)
 with a leave-one-out baseline: for each of P prompts draw K answers from the policy and step along
@@ -21,13 +22,12 @@ import minillm  # noqa: F401, first: it sets how threads wait
 
 import copy
 import dataclasses
-import math
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import compress, islice
+from itertools import islice
 from pathlib import Path
-from threading import Event
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -35,118 +35,149 @@ from torch import Tensor
 
 import kernels
 import train_sft
-from minillm import cli, curves
-from minillm.batching import Batch, Document, pack
+from minillm import cli
+from minillm.batching import Batch, answering, pack
 from minillm.device import PRECISIONS, place
 from minillm.errors import UserError
-from minillm.evaluate import answer, evaluate
-from minillm.generate import Sample, generate
+from minillm.generate import Sampling, generate
 from minillm.gpt import GPT
-from minillm.objective import weighted_nll
-from minillm.optim import Budget, adamw, schedule, set_lr
-from minillm.policy import has_variance, kl_estimate, leave_one_out
-from minillm.report import SAMPLES, ProgressBar, figures, flat, introduce, samples_table, thinned
-from minillm.run import Run, resumed
-from minillm.sampling import Sampling
-from minillm.tasks import ANSWER_TASKS, AnswerTask, Example, check_owners, load_task
+from minillm.inference import ready
+from minillm.objective import backward
+from minillm.optim import adamw
+from minillm.policy import BASELINES, WEIGHTS, Episode, entropy, has_variance, kl_estimate, rewards_of
+from minillm.report import SAMPLES, evenly_spaced, figures, flat, introduce, samples_table
+from minillm.run import Run, options_of
+from minillm.session import Session
+from minillm.start import as_option, open_start, refuse_beside_resume, resumed
+from minillm.tasks import TASKS
+from minillm.tasks.base import Task, WritingTask
+from minillm.tokenizer import Tokenizer
 
+WRITING = {name: task for name, task in TASKS.items() if issubclass(task, WritingTask)}
 DEFAULT_MINUTES = 3.0
-WARMUP = 0.1  # share of the training; AdamW's first steps are all noise
 LOOK_EVERY = 10  # steps between looks at the KL to the start, which costs a pass of the starting model
 GLANCE = 500  # dev examples looked at during training; all of them before and after
-SAVE_SECONDS = 60  # between checkpoints
 
 
 @dataclass(frozen=True)
 class Args:
-    task: str = cli.option("arithmetic", "what to learn", choices=tuple(ANSWER_TASKS))
-    init: Path | None = cli.option(None, "run to start from (default: runs/arithmetic-sft, made if missing)")
+    task: str = cli.option("arithmetic", "what to learn", choices=tuple(WRITING))
+    init: Path | None = cli.option(
+        None,
+        "GPT to start from: a run, a published folder, a .gguf file, an id of the hub "
+        "(default: runs/arithmetic-sft, made if missing)",
+    )
     out: Path | None = cli.option(None, "folder to save to (default: runs/TASK-rl, numbered when taken)")
     resume: Path | None = cli.option(None, "go on with an interrupted run, under the options it was started with")
-    train: Path | None = cli.option(None, "pronounce: file of lines `WORD  P H O N E S` (default: what --init used)")
-    dev: Path | None = cli.option(None, "pronounce: such a file to watch progress on (default: likewise)")
-    test: Path | None = cli.option(None, "pronounce: such a file to score before and after (default: likewise)")
-    symbols: str | None = cli.option(None, "pronounce: letters and phonemes allowed", choices=("arpabet", "data"))
     minutes: float | None = cli.option(None, "wall-clock budget; the learning rate follows it (default: 3)")
     steps: int | None = cli.option(None, "train for a number of steps instead, whatever time they take")
     prompts: int = cli.option(128, "prompts in a step")
     samples: int = cli.option(8, "answers drawn for each prompt")
     temperature: float = cli.option(0.5, "of the policy: answers are drawn, and gradients taken, at this temperature")
+    baseline: str = cli.option("leave-one-out", "what is subtracted from a reward", choices=tuple(BASELINES))
     lr: float = cli.option(0.001, "peak learning rate (AdamW)")
+    warmup: float = cli.option(0.1, "share of the training in which it rises; AdamW's first steps are all noise")
     seed: int = cli.option(0, "fixes everything random")
     evaluations: int = cli.option(4, "looks at the dev set after the first, the last one included")
     precision: str = cli.option("auto", "of the activations; weights stay float32", choices=PRECISIONS)
     kernels: str = cli.option("auto", "implementation of attention and loss", choices=kernels.IMPLS)
+    options: Any = None  # those of the task, an instance of its Options; None: its defaults, or the starting run's
 
 
-@dataclass
-class State:
-    """How far a training is; saved with every checkpoint."""
-
-    step: int = 0
-    evaluations: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Rollout:
-    examples: list[Example]  # P
-    samples: list[Sample]  # P·K, those of one prompt in a row
-    answers: list[str]  # their texts, for the reward and for people; the model learns from the ids
-    rewards: Tensor  # (P, K)
-
-    def informative(self) -> "Rollout":
-        """Only the prompts whose answers were not all rewarded alike: the others have no advantage to learn from."""
-        K = self.rewards.shape[1]
-        keep = has_variance(self.rewards)
-        rows = keep.repeat_interleave(K)
-        return Rollout(
-            list(compress(self.examples, keep)),
-            list(compress(self.samples, rows)),
-            list(compress(self.answers, rows)),
-            self.rewards[keep],
-        )
-
-    def entropy(self) -> float:
-        """Nats a token, estimated by the mean of − log p over the tokens drawn."""
-        logprobs = [logprob for sample in self.samples for logprob in sample.logprobs]
-        return -sum(logprobs) / len(logprobs)
+def check(args: Args) -> Args:
+    """The options with a budget. UserError for those that make no sense whatever the data is."""
+    if args.task not in WRITING:
+        raise UserError(f"--task {args.task} is not one of {', '.join(WRITING)}")
+    cli.require_seed(args)
+    cli.require_positive(args, "minutes", "steps", "prompts", "samples", "temperature", "lr", "evaluations")
+    if args.baseline == "leave-one-out" and args.samples < 2:
+        raise UserError(f"--samples {args.samples}: the leave-one-out baseline needs at least 2")
+    if not 0 <= args.warmup < 1:
+        raise UserError(f"--warmup {args.warmup} must be a share of the training, from 0 to below 1")
+    if args.minutes and args.steps:
+        raise UserError("--minutes and --steps exclude each other: give one budget")
+    return args if args.minutes or args.steps else dataclasses.replace(args, minutes=DEFAULT_MINUTES)
 
 
-def roll_out(model: GPT, task: AnswerTask, examples: list[Example], num_samples: int, temperature: float) -> Rollout:
-    """Draw answers to prompts and have them judged."""
-    prompts = [task.tokenizer.encode(example.prompt) for example in examples]
-    samples = generate(model, prompts, task.max_answer_tokens, task.tokenizer.end, Sampling(temperature), num_samples)
-    answers = [task.tokenizer.decode(sample.tokens) for sample in samples]
-    judged = [task.reward(examples[i // num_samples], answer) for i, answer in enumerate(answers)]
-    return Rollout(examples, samples, answers, torch.tensor(judged).view(len(examples), num_samples))
+# ---- the algorithm: roll out, judge, weigh, update --------------------------------------------------
 
 
-def to_batch(task: AnswerTask, rollout: Rollout) -> Batch:
+def rollout(model: GPT, tokenizer: Tokenizer, task: Task, examples: Sequence[Any], args: Args) -> list[Episode]:
+    """Answers to the examples, `args.samples` of each in a row, not judged yet."""
+    prompts = [tokenizer.encode(example.prompt) for example in examples]
+    room, sampling = task.max_answer_tokens(tokenizer), Sampling(args.temperature)
+    drawn = generate(ready(model), prompts, room, tokenizer.stops, sampling, args.samples)
+    sources = [i for i in range(len(examples)) for _ in range(args.samples)]
+    return [
+        Episode(examples[i], prompts[i], sample.tokens, sample.logprobs, tokenizer.decode(sample.tokens))
+        for i, sample in zip(sources, drawn, strict=True)
+    ]
+
+
+def judge(task: Task, episodes: list[Episode]) -> list[Episode]:
+    """The same with the task's reward of each, all of them judged at once."""
+    parts = task.reward([episode.example for episode in episodes], [episode.text for episode in episodes])
+    for i, episode in enumerate(episodes):
+        episode.parts = {name: float(values[i]) for name, values in parts.items()}
+        episode.reward = sum(episode.parts.values())
+    return episodes
+
+
+def to_batch(episodes: Sequence[Episode], device: torch.device) -> Batch:
     """The drawn answers behind their prompts, token for token as they were drawn."""
-    prompts = [task.tokenizer.encode(example.prompt) for example in rollout.examples]
-    num_samples = rollout.rewards.shape[1]
-    return pack([Document(prompts[i // num_samples], sample.tokens) for i, sample in enumerate(rollout.samples)])
+    return pack([answering(episode.prompt, episode.answer) for episode in episodes]).to(device)
 
 
-def update(model: GPT, task: AnswerTask, rollout: Rollout, optimizers: list, temperature: float = 1.0) -> float:
+def update(model: GPT, episodes: list[Episode], advantages: Tensor, session: Session, temperature: float) -> float:
     """One step along the policy gradient; returns the norm of the gradient, 0 where there is none to follow."""
-    informative = rollout.informative()  # the rest would add nothing but zeros
-    if not informative.examples:
+    learning = [i for i, advantage in enumerate(advantages.flatten().tolist()) if advantage != 0]
+    if not learning:  # the rest would add nothing but zeros
         return 0.0
-    batch = to_batch(task, informative).to(model.tokens.weight.device)
-    advantages = leave_one_out(informative.rewards).flatten().to(batch.tokens.device)  # (P·K,)
-    weights = advantages[batch.packing.sequence] / rollout.rewards.numel()  # (N,): each token has its answer's
-    loss = weighted_nll(model, batch, weights, temperature)
-    loss.backward()
-    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad()
-    return float(norm)
+    batch = to_batch([episodes[i] for i in learning], model.tokens.weight.device)
+    answer = torch.tensor(learning)[batch.packing.sequence.cpu()]  # (N,) the episode of each token
+    weights = WEIGHTS["reinforce"](advantages, answer)
+    backward(model, batch, weights.to(batch.tokens.device), temperature)
+    return session.update()
 
 
-def describe(seen: Mapping[str, float]) -> str:
+@torch.no_grad()
+def kl_to(start: GPT, model: GPT, episodes: Sequence[Episode], temperature: float) -> float:
+    """KL(model ‖ start) of an answer in nats, estimated on answers that the model has drawn."""
+    batch = to_batch(episodes, model.tokens.weight.device)
+    logprobs, start_logprobs = (-m.loss(batch, temperature=temperature) for m in (model, start))
+    return float(kl_estimate(logprobs, start_logprobs).sum() / len(episodes))
+
+
+def fit(args: Args, session: Session, task: Task, start: GPT, model: GPT, tokenizer: Tokenizer) -> None:
+    """Roll out, judge, update, until the budget is spent."""
+    practice = islice(task.practice(args.seed), session.progress.step * args.prompts, None)
+    model.eval()  # no dropout: the model that learns is the model that drew
+    for step in session:
+        episodes = judge(task, rollout(model, tokenizer, task, list(islice(practice, args.prompts)), args))
+        rewards = rewards_of(episodes, args.samples)
+        seen = {
+            "reward": float(rewards.mean()),
+            "entropy": entropy(episodes),
+            "groups_without_variance": 1 - float(has_variance(rewards).float().mean()),
+        }
+        is_due = session.evaluation_is_due()
+        if is_due or step % LOOK_EVERY == 0:
+            seen["kl"] = kl_to(start, model, episodes, args.temperature)
+        advantages = BASELINES[args.baseline](rewards)
+        seen["gradient_norm"] = update(model, episodes, advantages, session, args.temperature)
+        session.log(**seen)
+
+        if is_due:
+            some = evenly_spaced(task.splits.dev, GLANCE)
+            shown = episodes[: 3 * args.samples : args.samples]  # the first answer to each of three prompts
+            samples = [{"prompt": episode.example.prompt, "answer": episode.text} for episode in shown]
+            session.report(task.measure(some, task.answer(model, tokenizer, some)), len(some), samples=samples)
+            session.console.print(describe(seen), highlight=False)
+            texts = [episode.text for episode in shown]
+            session.console.print(samples_table([e.example for e in shown], texts, "answers drawn in practice"))
+
+
+def describe(seen: dict[str, float]) -> str:
     """One line of what is watched beside the reward."""
     kl = f"KL to the start {seen['kl']:.2f} nats an answer · " if "kl" in seen else ""
     return (
@@ -155,177 +186,105 @@ def describe(seen: Mapping[str, float]) -> str:
     )
 
 
-@torch.no_grad()
-def kl_to(start: GPT, model: GPT, task: AnswerTask, rollout: Rollout, temperature: float = 1.0) -> float:
-    """KL(model ‖ start) of an answer in nats, estimated on answers that the model has drawn."""
-    batch = to_batch(task, rollout).to(model.tokens.weight.device)
-    nll, start_nll = (
-        m.loss(m(batch.tokens, batch.packing), batch.targets, temperature=temperature) for m in (model, start)
-    )
-    return float(kl_estimate(-nll, -start_nll).sum() / len(batch.packing.lengths))
+# ---- where it starts, and how it ends ---------------------------------------------------------------
 
 
-def fit(
-    args: Args,
-    console: Console,
-    run: Run,
-    task: AnswerTask,
-    start: GPT,
-    model: GPT,
-    optimizers: list[torch.optim.Optimizer],
-    state: State,
-    stop: Event,
-) -> None:
-    """Roll out, judge, update, until the budget is spent."""
-    budget = Budget(args.minutes, args.steps, spent_seconds=state.seconds)
-    practice = islice(task.practice(args.seed), state.step * args.prompts, None)
-    saved = state.seconds
-    model.eval()  # no dropout: the model that learns is the model that drew
-    with ProgressBar(console) as bar:
-        while (progress := budget.progress(state.step)) < 1 and not stop.is_set():
-            rollout = roll_out(model, task, list(islice(practice, args.prompts)), args.samples, args.temperature)
-            seen = {
-                "reward": float(rollout.rewards.mean()),
-                "entropy": rollout.entropy(),
-                "groups_without_variance": 1 - float(has_variance(rollout.rewards).float().mean()),
-            }
-            due = progress >= (state.evaluations + 1) / args.evaluations
-            if due or state.step % LOOK_EVERY == 0:
-                seen["kl"] = kl_to(start, model, task, rollout, args.temperature)
-            set_lr(optimizers, schedule(progress, WARMUP))
-            seen["gradient_norm"] = update(model, task, rollout, optimizers, args.temperature)
-
-            if not math.isfinite(seen["gradient_norm"]) or not math.isfinite(seen["entropy"]):
-                raise UserError(f"the policy is no longer a number at step {state.step + 1}; try a lower --lr")
-            state.step += 1
-            state.seconds = budget.seconds
-            run.log(step=state.step, seconds=round(state.seconds, 3), lr=optimizers[0].param_groups[0]["lr"], **seen)
-            rate = state.step / state.seconds
-            bar.update(progress, state.seconds, f"step {state.step} · reward {seen['reward']:.3f} · {rate:.1f} steps/s")
-            if due:
-                state.evaluations += 1
-                some = thinned(task.splits.dev, GLANCE)
-                glance = evaluate(model, task, some)
-                # The first answer to each of three prompts.
-                samples = list(zip(rollout.examples[:3], rollout.answers[:: args.samples], strict=False))
-                shown = [{"prompt": example.prompt, "answer": text} for example, text in samples]
-                run.log(step=state.step, seconds=round(state.seconds, 3), samples=shown, **flat(glance, "dev"))
-                console.print(f"step {state.step}: {figures(glance)} on {len(some)} dev examples")
-                console.print(describe(seen), highlight=False)
-                console.print(samples_table(*zip(*samples, strict=True), "answers drawn in practice"))
-            if state.seconds - saved > SAVE_SECONDS:
-                saved = state.seconds
-                run.save_checkpoint(model, optimizers, vars(state))
-
-
-def find_start(args: Args, console: Console) -> Run:
-    """The run to start from; for arithmetic one is made where there is none."""
+def find_start(args: Args, console: Console) -> Path:
+    """What to start from; for arithmetic a run is made where there is none."""
     if args.init:
-        return Run.open(args.init)
+        return args.init
     if args.task != "arithmetic":
         raise UserError(f"--task {args.task} needs a model to start from: give a run of train_sft.py with --init RUN")
     default = Run(Path("runs/arithmetic-sft"))
     if default.is_finished:
-        return default
-    if default.path("checkpoint.safetensors").exists():  # its making was interrupted
-        return train_sft.train(resumed(train_sft.Args(resume=default.folder)), console)
+        return default.folder
+    if default.path("args.json").exists():  # its making was interrupted
+        return train_sft.train(train_sft.Args(resume=default.folder), console).folder
     console.print(f"there is no {default.folder} to start from, so supervised training comes first\n")
-    sft_args = train_sft.Args(task="arithmetic", out=default.folder, seed=args.seed, precision=args.precision)
-    run = train_sft.train(sft_args, console)
+    run = train_sft.train(
+        train_sft.Args(task="arithmetic", out=default.folder, seed=args.seed, precision=args.precision), console
+    )
     console.print("\nand now reinforcement learning from there\n")
-    return run
+    return run.folder
 
 
-def with_data_of(start: Run, args: Args) -> Args:
-    """The options with the data that the starting run was trained on where no other is given."""
-    used = start.read_json("args.json")
-    if used.get("task") != args.task:
-        raise UserError(f"{start.folder} was trained on --task {used.get('task')}, not on {args.task}")
-    files = {name: Path(used[name]) for name in ("train", "dev", "test") if used.get(name)}
-    given = {name: vars(args)[name] for name in ("train", "dev", "test", "symbols") if vars(args)[name]}
-    return dataclasses.replace(args, init=start.folder, **{"symbols": used.get("symbols"), **files, **given})
+def with_data_of(start: Path, args: Args) -> Args:
+    """The options with the data that a starting run was trained on where no other is given."""
+    options = args.options or WRITING[args.task].Options()
+    if (start / "args.json").exists():
+        used = Run(start).options()
+        if used.get("task") != args.task:
+            raise UserError(f"{start} was trained on --task {used.get('task')}, not on {args.task}")
+        open_fields = [field for field in dataclasses.fields(options) if vars(options)[field.name] == field.default]
+        inherited = {f.name: as_option(used[f.name], f) for f in open_fields if used.get(f.name) is not None}
+        options = dataclasses.replace(options, **inherited)
+    return dataclasses.replace(args, init=start, options=options)
 
 
-def train(args: Args, console: Console) -> Run:
-    """From the arguments to the finished run folder."""
-    started = time.monotonic()
-    if not args.resume:
-        check_owners(args)
-        Run.vacant(args.out, f"{args.task}-rl")  # noticed before, and not after, a start is trained
-    placement = place(args.precision, args.kernels)
-    args = dataclasses.replace(args, precision=placement.precision)
-    start_run = find_start(args, console)
-    args = with_data_of(start_run, args)
-    task = load_task(args.task, args.train, args.dev, args.test, args.symbols)
-    start = start_run.load_model(task).to(placement.device).eval()
-    start.compute_dtype = placement.dtype
-    model = copy.deepcopy(start)
-    optimizers = adamw(model, args.lr)
-    torch.manual_seed(args.seed)
-    if args.resume:
-        run = Run.open(args.resume)
-        state = State(**run.load_checkpoint(model, optimizers))
-        run.cut_log(state.step)
-        started -= state.seconds  # what the interrupted process took
-    else:
-        run = Run.create(args.out, f"{args.task}-rl")
-        run.describe(model, task.tokenizer, args)
-        state = State()
-    introduce(console, placement, task, model, run)
-    before = score(console, task, start, "before")
-    if not args.resume:
-        run.log(step=0, seconds=0.0, **{name: value for name, value in before.items() if name.startswith("dev")})
-
-    with cli.postponed_interrupt() as stop:
-        fit(args, console, run, task, start, model, optimizers, state, stop)
-    run.save_checkpoint(model, optimizers, vars(state))
-    if stop.is_set():
-        console.print(
-            f"stopped at step {state.step}; go on with: python train_rl.py --resume {run.folder}", markup=False
-        )
-        raise KeyboardInterrupt
-    finish(console, run, task, model, state, before, started)
-    return run
-
-
-def score(console: Console, task: AnswerTask, model: GPT, when: str) -> dict[str, float]:
-    """Greedy answers to all held-out examples; the same before and after."""
+def score(console: Console, task: Task, model: GPT, tokenizer: Tokenizer, when: str) -> dict[str, float]:
+    """The task's metrics of greedy answers to all that is held out."""
     metrics: dict[str, float] = {}
     for split in ("dev", "test"):
         if examples := vars(task.splits)[split]:
-            measured = evaluate(model, task, examples)
+            measured = task.measure(examples, task.answer(model, tokenizer, examples))
             metrics |= flat(measured, split)
             console.print(f"{when}: {split} {figures(measured)} on {len(examples):,} held-out examples")
     return metrics
 
 
+def train(args: Args, console: Console | None = None) -> Run:
+    """From the arguments to the finished run folder. UserError for all that the user can mend."""
+    started = time.monotonic()
+    console = console or Console(soft_wrap=True)
+    if args.resume:
+        refuse_beside_resume(args)
+        args = resumed(args, "rl", WRITING)
+    else:
+        args = check(args)
+        Run.vacant(args.out, f"{args.task}-rl")  # noticed before, and not after, a start is trained
+        args = with_data_of(find_start(args, console), args)
+    placement = place(args.precision, args.kernels)
+    args = dataclasses.replace(args, precision=placement.precision)
+    task = WRITING[args.task](args.options, args.seed)
+    start, tokenizer = open_start(args.init, task)
+    task.adapt(start, tokenizer)
+    start.to(placement.device).eval().compute_dtype = placement.dtype
+    model = copy.deepcopy(start)
+    torch.manual_seed(args.seed)
+    run = Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-rl")
+    session = Session(args, run, model, adamw(model, args.lr, args.lr), console)
+    introduce(console, placement, task, model, run)
+    if args.resume:
+        session.restore()
+        started -= session.progress.seconds  # what the interrupted process took
+    else:
+        run.describe(model, tokenizer, {"script": "rl", **options_of(args)})
+        session.save()
+    before = score(console, task, start, tokenizer, "before")
+    if not args.resume:
+        session.write(**{name: value for name, value in before.items() if name.startswith("dev")})
+    fit(args, session, task, start, model, tokenizer)
+    finish(session, task, model, tokenizer, before, started)
+    return run
+
+
 def finish(
-    console: Console, run: Run, task: AnswerTask, model: GPT, state: State, before: Mapping[str, float], started: float
+    session: Session, task: Task, model: GPT, tokenizer: Tokenizer, before: dict[str, float], started: float
 ) -> None:
     """Score the model on the examples it was scored on before, and save what remains to be saved."""
-    run.save_model(model)
-    after = score(console, task, model, "after")
-    shown = thinned(task.splits.dev, SAMPLES)
-    console.print(samples_table(shown, answer(model, task, shown), "held-out examples, greedy"))
-    run.log(step=state.step, seconds=round(state.seconds, 3), **{k: v for k, v in after.items() if k.startswith("dev")})
-    names = ["reward", f"dev_{task.headline}", "kl", "entropy", "gradient_norm", "groups_without_variance"]
-    curves.draw(run.read_log(), names, run.path("curves.png"), f"{run.folder}: {task.name}, by reward")
-    counts = {"steps": state.step, "seconds": round(time.monotonic() - started, 1)}
-    run.finish({**{f"start_{name}": value for name, value in before.items()}, **after, **counts})
-    console.print(f"saved to {run.folder}: model, log, checkpoint, metrics.json, curves.png", markup=False)
+    after = score(session.console, task, model, tokenizer, "after")
+    shown = evenly_spaced(task.splits.dev, SAMPLES)
+    answers = task.answer(model, tokenizer, shown)
+    session.console.print(samples_table(shown, answers, "held-out examples, greedy"))
+    metrics = {**{f"start_{name}": value for name, value in before.items()}, **after}
+    metrics["seconds"] = round(time.monotonic() - started, 1)
+    panels = ["reward", f"dev_{task.headline}", "kl", "entropy", "gradient_norm", "groups_without_variance"]
+    dev = {name: value for name, value in after.items() if name.startswith("dev")}
+    session.finish(metrics, dev, panels, f"{task.name}, by reward")
 
 
 def main() -> None:
-    args = cli.parse(Args, __doc__)
-    cli.require_seed(args)
-    cli.require_positive(args, "minutes", "steps", "prompts", "temperature", "lr", "evaluations")
-    if args.samples < 2:
-        raise UserError(f"--samples {args.samples}: the leave-one-out baseline needs at least 2")
-    if args.minutes and args.steps:
-        raise UserError("--minutes and --steps exclude each other: give one budget")
-    if not args.minutes and not args.steps:
-        args = dataclasses.replace(args, minutes=DEFAULT_MINUTES)
-    train(resumed(args) if args.resume else args, Console(soft_wrap=True))
+    train(cli.parse_with_task(Args, WRITING, __doc__))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ import report
 import torch
 from generate_worker import serve
 from harness import ROOT, Row
+from minillm.generate import GREEDY
 from safetensors.torch import load_file, save_file
 from train import BENCH, Worker, fill, started
 
@@ -34,7 +35,6 @@ from minillm.generate import generate
 from minillm.gpt import GPT, GPTConfig
 from minillm.inference import load_ready, ready
 from minillm.published import checkpoint
-from minillm.sampling import GREEDY
 
 BASELINE = "transformers"
 PROMPT, NEW = 64, 64

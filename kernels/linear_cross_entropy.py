@@ -160,6 +160,7 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     temperature: float = 1.0,
     reduction: str = "none",
+    token_weights=None,
     chunk_rows: int | None = None,
     return_stats: bool = False,
     impl: str | None = None,
@@ -190,6 +191,8 @@ def linear_cross_entropy(
         total = reduction != "none"
         loss, stats, *_ = _forward(*tensors, targets, *options, rows, wanted, chosen == "triton", return_stats, total)
         stats = stats.unbind(-1)
+    if token_weights is not None:
+        return (token_weights * loss).sum()
     if reduction == "mean":
         loss = loss / (targets != ignore_index).sum().clamp_min(1)
     return (loss, TokenStats(*stats)) if return_stats else loss

@@ -1,9 +1,9 @@
 """Documents to packed batches: the tokens of a batch lie in one row, without padding.
 
-Letters: B sequences, N tokens.
+Letters: E examples, B documents (sequences), N tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,140 +12,173 @@ from torch import Tensor
 
 from kernels import Packing
 
-IGNORE = -100  # the target of a token that is not trained on
+IGNORE = -100  # the target of a token that is only read
 
 
 @dataclass(frozen=True)
 class Document:
-    """What the model reads, and what it should say next; only the answer is trained on. Both are token ids."""
+    """What a model reads, and what it is to say of every token, of the whole, or of both."""
 
-    prompt: Sequence[int]
-    answer: Sequence[int]  # its last token is END, so that the model learns to stop
+    tokens: Sequence[int]
+    targets: Sequence[int] = ()  # one a token: the token that follows, or its class; IGNORE where it is only read
+    label: int | float | None = None  # one for the whole: a class, or a number
+    segments: Sequence[int] = ()  # one a token: 1 in the second text of a pair; nothing: all 0
+
+    def __post_init__(self):
+        if not self.tokens:
+            raise ValueError("a document needs a token")
+        for name in ("targets", "segments"):
+            if (count := len(getattr(self, name))) not in (0, len(self.tokens)):
+                raise ValueError(f"a document of {len(self.tokens)} tokens has {count} {name}")
+        if not self.targets and self.label is None:
+            raise ValueError("a document needs targets or a label: without either nothing is learned from it")
+
+
+def answering(prompt: Sequence[int], answer: Sequence[int]) -> Document:
+    """The document of a prompt and what should follow it: only the answer has targets, its last token no successor."""
+    if not prompt or not answer:
+        raise ValueError("a document needs a prompt and an answer")
+    return Document([*prompt, *answer[:-1]], [*[IGNORE] * (len(prompt) - 1), *answer])
 
 
 @dataclass(frozen=True)
 class Batch:
-    tokens: Tensor  # (N,) int64: prompt and answer without the last token
-    targets: Tensor  # (N,) int64: the token that follows, or IGNORE where that is part of the prompt
+    tokens: Tensor  # (N,) int64
+    targets: Tensor  # (N,) int64; see Document, as all below
+    labels: Tensor  # (B,) int64 classes or float32 numbers; (0,) where documents have none
+    segments: Tensor  # (N,) int64
     packing: Packing
-
-    @property
-    def num_targets(self) -> int:
-        return int((self.targets != IGNORE).sum())
+    count: int  # how many targets and labels there are to learn from
 
     def to(self, device: torch.device) -> "Batch":
         if self.tokens.device == device:
             return self
         packing = Packing(self.packing.cu_seqlens.to(device), self.packing.lengths)
-        return Batch(self.tokens.to(device), self.targets.to(device), packing)
+        tensors = (x.to(device) for x in (self.tokens, self.targets, self.labels, self.segments))
+        return Batch(*tensors, packing, self.count)
 
 
-class Corpus:
-    """Many documents as flat arrays, from which any batch is cut without a loop over its documents."""
+class DocumentTable:
+    """The documents of many examples as flat arrays, from which any batch is cut without a loop over them.
 
-    def __init__(self, documents: Sequence[Document]):
+    Documents of one example stay together, such as the two answers that a preference compares.
+    """
+
+    def __init__(self, examples: Sequence[Sequence[Document]]):
+        documents = [document for example in examples for document in example]
         if not documents:
             raise ValueError("a corpus needs at least one document")
-        self.tokens = np.concatenate([np.array([*d.prompt, *d.answer], dtype=np.int64) for d in documents])
-        self.prompt_lengths = np.array([len(d.prompt) for d in documents])
-        total = self.prompt_lengths + np.array([len(d.answer) for d in documents])
-        self.starts = np.cumsum(total) - total
-        self.lengths = total - 1  # inputs of a document: the last token is only ever a target
-        if self.prompt_lengths.min() < 1 or self.lengths.min() < 1:
-            raise ValueError("a document needs a prompt and an answer")
+        sizes = np.array([len(d.tokens) for d in documents])
+        self.documents = Ranges.of_sizes(np.array([len(example) for example in examples]))
+        self.tokens_of = Ranges.of_sizes(sizes)
+        self.tokens = flat(d.tokens for d in documents)
+        self.targets = flat(d.targets or [IGNORE] * len(d.tokens) for d in documents)
+        self.segments = flat(d.segments or [0] * len(d.tokens) for d in documents)
+        labels = [d.label for d in documents if d.label is not None]
+        if labels and len(labels) < len(documents):
+            raise ValueError("either all documents have a label, or none")
+        self.labels = np.array(labels, dtype=np.float32 if any(isinstance(x, float) for x in labels) else np.int64)
+        before = np.concatenate([[0], np.cumsum(sizes)])
+        first = self.documents.starts
+        self.lengths = before[first + self.documents.sizes] - before[first]  # (E,) tokens of each example
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def batch(self, indices: np.ndarray) -> Batch:
-        lengths = self.lengths[indices]
-        positions = places(lengths)
-        rows = positions + np.repeat(self.starts[indices], lengths)
-        answered = positions + 1 >= np.repeat(self.prompt_lengths[indices], lengths)
-        targets = np.where(answered, self.tokens[rows + 1], IGNORE)
-        packing = Packing.from_lengths(lengths.tolist())
-        return Batch(torch.from_numpy(self.tokens[rows]), torch.from_numpy(targets), packing)
-
-
-def places(lengths: np.ndarray) -> np.ndarray:
-    """0, 1, … length − 1 for each length, one after the other."""
-    ends = np.cumsum(lengths)
-    return np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+    def batch(self, examples: np.ndarray) -> Batch:
+        """The documents of these examples, in this order."""
+        documents = self.documents.select(examples)
+        rows = self.tokens_of.select(documents)
+        targets = self.targets[rows]
+        labels = self.labels[documents] if len(self.labels) else self.labels
+        arrays = self.tokens[rows], targets, labels, self.segments[rows]
+        packing = Packing.from_lengths(self.tokens_of.sizes[documents].tolist())
+        return Batch(*map(torch.from_numpy, arrays), packing, int((targets != IGNORE).sum()) + len(labels))
 
 
 @dataclass(frozen=True)
-class LabelledBatch:
-    tokens: Tensor  # (N,) int64
-    segments: Tensor  # (N,) int64: 1 in the second text of a pair
-    labels: Tensor  # (B,) int64: the class of each sequence
-    packing: Packing
+class Ranges:
+    """Which consecutive rows of a table belong to each of some things."""
 
-    def to(self, device: torch.device) -> "LabelledBatch":
-        if self.tokens.device == device:
-            return self
-        packing = Packing(self.packing.cu_seqlens.to(device), self.packing.lengths)
-        return LabelledBatch(self.tokens.to(device), self.segments.to(device), self.labels.to(device), packing)
+    starts: np.ndarray
+    sizes: np.ndarray
+
+    @classmethod
+    def of_sizes(cls, sizes: np.ndarray) -> "Ranges":
+        return cls(np.cumsum(sizes) - sizes, sizes)
+
+    def select(self, which: np.ndarray) -> np.ndarray:
+        """The rows of these things, one after the other."""
+        sizes = self.sizes[which]
+        ends = np.cumsum(sizes)
+        return np.arange(sizes.sum()) - np.repeat(ends - sizes - self.starts[which], sizes)
 
 
-class LabelledCorpus:
-    """Many sequences with one label each; as `Corpus`, which holds documents with an answer."""
-
-    def __init__(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], labels: Sequence[int]):
-        """`sequences` are token ids and segments of each."""
-        if not sequences:
-            raise ValueError("a corpus needs at least one sequence")
-        tokens, segments = zip(*sequences, strict=True)
-        self.tokens, self.segments = (
-            np.concatenate([np.array(ids, dtype=np.int64) for ids in x]) for x in (tokens, segments)
-        )
-        self.labels = np.array(labels, dtype=np.int64)
-        self.lengths = np.array([len(ids) for ids in tokens])
-        self.starts = np.cumsum(self.lengths) - self.lengths
-        if self.lengths.min() < 1:
-            raise ValueError("a sequence needs a token")
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def batch(self, indices: np.ndarray) -> LabelledBatch:
-        lengths = self.lengths[indices]
-        rows = places(lengths) + np.repeat(self.starts[indices], lengths)
-        arrays = self.tokens[rows], self.segments[rows], self.labels[indices]
-        return LabelledBatch(*map(torch.from_numpy, arrays), Packing.from_lengths(lengths.tolist()))
+def flat(sequences: Iterator[Sequence[int]]) -> np.ndarray:
+    return np.concatenate([np.array(ids, dtype=np.int64) for ids in sequences])
 
 
 def pack(documents: Sequence[Document]) -> Batch:
     """One batch of these documents, in this order."""
-    return Corpus(documents).batch(np.arange(len(documents)))
+    return DocumentTable([documents]).batch(np.array([0]))
 
 
-def epochs(lengths: np.ndarray, batch_tokens: int, seed: int, start: int = 0) -> Iterator[np.ndarray]:
-    """Indices of one batch after the other, for ever; every document once an epoch, in batches of like length.
+class Corpus:
+    """The documents of all training examples, and which of them each step of a training learns from.
 
-    Like lengths make batches nearly rectangular, which every attention likes. The order depends on `seed` and
-    the epoch alone, so that `start` (batches already seen) continues exactly where a run was interrupted.
+    Every example is seen once an epoch. The order depends on the seed and the epoch alone, so that a training goes on
+    exactly where it was interrupted.
     """
-    epoch = 0
-    while True:
-        batches = one_epoch(lengths, batch_tokens, np.random.default_rng((seed, epoch)))
-        yield from batches[start:]
-        start = max(0, start - len(batches))
-        epoch += 1
+
+    def __init__(self, draw: Callable[[int], Sequence[Sequence[Document]]], seed: int, is_redrawn: bool = False):
+        """`draw(epoch)` gives the documents of each example; it is asked for every epoch, or only once if that
+        makes no difference. What is random in them comes from `example_rng`."""
+        self.draw, self.seed, self.is_redrawn = draw, seed, is_redrawn
+        self.table = DocumentTable(draw(0))
+        self.epoch, self.first_step, self.steps = -1, 0, []
+
+    def step(self, step: int, batch_tokens: int, micro_tokens: int | None = None) -> list[Batch]:
+        """About `batch_tokens` tokens, in batches of about `micro_tokens`, whose gradients belong together."""
+        if step < self.first_step:
+            self.epoch, self.first_step, self.steps = -1, 0, []
+        while step >= self.first_step + len(self.steps):
+            self._begin_epoch(batch_tokens)
+        examples = self.steps[step - self.first_step]
+        parts = cut(examples, self.table.lengths, micro_tokens or batch_tokens)
+        return [self.table.batch(part) for part in (parts if micro_tokens else [examples])]
+
+    def _begin_epoch(self, batch_tokens: int) -> None:
+        self.epoch, self.first_step = self.epoch + 1, self.first_step + len(self.steps)
+        if self.is_redrawn and self.epoch > 0:
+            self.table = DocumentTable(self.draw(self.epoch))
+        self.steps = one_epoch(self.table.lengths, batch_tokens, np.random.default_rng((self.seed, self.epoch)))
+
+    def steps_per_epoch(self, batch_tokens: int) -> int:
+        return len(cut(np.arange(len(self.table)), self.table.lengths, batch_tokens))
+
+
+def example_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """For what is random in the documents of an example, such as which words are masked."""
+    return np.random.default_rng((seed, epoch, index))
 
 
 def one_epoch(lengths: np.ndarray, batch_tokens: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Batches of at most `batch_tokens` tokens (or of one longer document), shuffled."""
-    batches = cut(rng.permutation(len(lengths)), lengths, batch_tokens)
+    """Examples of like length in batches of like size, shuffled.
+
+    Like lengths make batches nearly rectangular, which every attention likes.
+    """
+    order = rng.permutation(len(lengths))
+    batches = cut(order[np.argsort(lengths[order], kind="stable")], lengths, batch_tokens)
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
 def cut(order: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
-    """The indices in `order`, by length, those of equal length in the order given, cut into batches."""
-    order = order[np.argsort(lengths[order], kind="stable")]
-    cuts, room = [], batch_tokens
-    for i, length in enumerate(lengths[order].tolist()):
-        if length > room and i > 0:
-            cuts.append(i)
-            room = batch_tokens
-        room -= length
-    return np.split(order, cuts)
+    """The examples in this order, cut into the fewest batches of about `batch_tokens` tokens, all of like size.
+
+    A batch is larger by at most one example; none is a small remainder, whose step would count as much as any other.
+    """
+    sizes = lengths[order]
+    total = sizes.sum()
+    count = -(-total // batch_tokens)
+    number = ((np.cumsum(sizes) - sizes / 2) * count // max(total, 1)).astype(np.int64)  # by the middle of each
+    return np.split(order, np.flatnonzero(np.diff(number)) + 1)

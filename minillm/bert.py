@@ -6,7 +6,6 @@ heads.py.
 Letters: N tokens (packed), C width, H heads, D head dim.
 """
 
-import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import Packing, attention
-from minillm.layers import MLP, Attend, Attention, LayerNorm, Transform, dropout, initialise, require
+from minillm import layers
+from minillm.layers import MLP, Attend, Attention, LayerNorm, dropout, initialise, require
 
 POOLERS = {"tanh": torch.tanh, "relu": F.relu}
 
@@ -36,40 +36,14 @@ class BERTConfig:
     attention_dropout: float = 0.0  # on the probabilities of attention
     classifier_dropout: float = 0.1  # before the last product of a classifier
 
-    pooling = "first"  # a sequence is classified by its first token, [CLS]
-    classifier_bias = True
-
     def __post_init__(self):
-        for name in ("vocab_size", "max_seq_len", "num_layers", "width", "num_heads"):
-            require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
+        layers.check_positive(self, "vocab_size", "max_seq_len", "num_layers", "width", "num_heads", "norm_eps")
         for name in ("mlp_width", "num_segments", "position_offset"):
             require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
-        require(
-            self.width % self.num_heads == 0,
-            f"width={self.width} is no multiple of num_heads={self.num_heads}",
-        )
-        require(0 < self.norm_eps < math.inf, f"norm_eps={self.norm_eps} must be positive")
-        require(self.pooler in POOLERS, f"pooler={self.pooler!r} is not 'tanh' or 'relu'")
-        for name in ("dropout", "attention_dropout", "classifier_dropout"):
-            require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} is not in [0, 1)")
+        layers.check_multiple(self, "width", "num_heads")
+        layers.check_choice(self, "pooler", tuple(POOLERS))
+        layers.check_share(self, "dropout", "attention_dropout", "classifier_dropout")
         object.__setattr__(self, "mlp_width", self.mlp_width or 4 * self.width)
-
-    def make_norm(self) -> LayerNorm:
-        return LayerNorm(self.width, eps=self.norm_eps)
-
-    # What the heads are made of
-
-    def make_encoder(self) -> "BERT":
-        return BERT(self)
-
-    def make_lm_transform(self) -> nn.Module:
-        return Transform(self.width, F.gelu, self.make_norm(), bias=True)
-
-    def make_sequence_transform(self) -> nn.Module:
-        return Transform(self.width, POOLERS[self.pooler], norm=None, bias=True)
-
-    def make_token_transform(self) -> nn.Module:
-        return nn.Identity()
 
 
 class Block(nn.Module):
@@ -79,9 +53,9 @@ class Block(nn.Module):
         super().__init__()
         head_dim = config.width // config.num_heads
         self.attn = Attention(config.width, config.num_heads, config.num_heads, head_dim, bias=True)
-        self.attn_norm = config.make_norm()
+        self.attn_norm = LayerNorm(config.width, eps=config.norm_eps)
         self.mlp = MLP(config.width, config.mlp_width, bias=True, approximate="none")
-        self.mlp_norm = config.make_norm()
+        self.mlp_norm = LayerNorm(config.width, eps=config.norm_eps)
         self.dropout = config.dropout
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
@@ -100,7 +74,7 @@ class BERT(nn.Module):
         self.positions = nn.Embedding(config.position_offset + config.max_seq_len, config.width)
         if config.num_segments:
             self.segments = nn.Embedding(config.num_segments, config.width)
-        self.embedding_norm = config.make_norm()
+        self.embedding_norm = LayerNorm(config.width, eps=config.norm_eps)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.apply(initialise)
 

@@ -4,12 +4,9 @@ import argparse
 import dataclasses
 import math
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from threading import Event
 from typing import Any, TypeVar, get_type_hints
 
 from minillm.errors import UserError
@@ -36,15 +33,63 @@ def parse(kind: type[Args], description: str, argv: Sequence[str] | None = None,
     Exits with 2 on a wrong one.
     """
     parser = argparse.ArgumentParser(prog, description=description, formatter_class=Formatter)
+    add_all(parser, kind)
+    return filled(kind, parser.parse_intermixed_args(argv))  # options may stand between a model and its texts
+
+
+def parse_with_task(
+    kind: type[Args], tasks: Mapping[str, Any], description: str, argv: Sequence[str] | None = None
+) -> Args:
+    """The same for a script whose --task says which further options there are, those of `tasks[name].Options`.
+
+    They become the field `options` of `kind`. --help shows them once --task is given. UserError for an option that
+    belongs to another task.
+    """
+    default = next(field.default for field in dataclasses.fields(kind) if field.name == "task")
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--task")
+    asked = first.parse_known_args(argv)[0].task
+    task = tasks.get(asked or default, tasks[default])
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=Formatter,
+        epilog="--task NAME --help shows the options of a task, too.",
+    )
+    add_all(parser, kind, skip=("options",))
+    add_all(parser.add_argument_group(f"options of --task {task.name}"), task.Options, hidden=asked is None)
+    parsed, left = parser.parse_known_args(argv)
+    for word in left:
+        owners = [name for name, other in tasks.items() if option_of(word) in names_of(other.Options)]
+        if owners:
+            raise UserError(f"{word} is for --task {' and '.join(owners)}, not for {task.name}")
+    if left:
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    return filled(kind, parsed, options=filled(task.Options, parsed))
+
+
+def option_of(word: str) -> str:
+    """--batch-tokens=9 → batch_tokens"""
+    return word.partition("=")[0].removeprefix("--").replace("-", "_") if word.startswith("--") else ""
+
+
+def names_of(kind: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def add_all(parser: Any, kind: type, skip: Sequence[str] = (), hidden: bool = False) -> None:
     hints = get_type_hints(kind)
     own = vars(kind).get("__annotations__", {})
     for field in sorted(dataclasses.fields(kind), key=lambda field: field.name not in own):
-        add(parser, field, hints[field.name])
-    parsed = vars(parser.parse_intermixed_args(argv))  # options may stand between a model and its texts
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in parsed.items()})
+        if field.name not in skip:
+            add(parser, field, hints[field.name], hidden)
 
 
-def add(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: Any) -> None:
+def filled(kind: type[Args], parsed: argparse.Namespace, **more: Any) -> Args:
+    values = {name: vars(parsed)[name] for name in names_of(kind) if name not in more}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}, **more)
+
+
+def add(parser: Any, field: dataclasses.Field, hint: Any, hidden: bool = False) -> None:
     kinds = getattr(hint, "__args__", (hint,))
     convert = next(t for t in (bool, int, float, Path, str) if t in kinds)
     is_many = getattr(hint, "__origin__", None) is tuple
@@ -59,6 +104,7 @@ def add(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: Any) ->
         return
     if field.default not in (None, ()):
         help_text += f" (default: {field.default})"
+    help_text = argparse.SUPPRESS if hidden else help_text
     parser.add_argument(
         flag,
         type=convert,
@@ -81,23 +127,6 @@ def require_positive(args: Any, *names: str) -> None:
 def require_seed(args: Any) -> None:
     if not 0 <= args.seed < 2**63:
         raise UserError(f"--seed {args.seed} must not be negative, nor 2^63 or more")
-
-
-@contextmanager
-def postponed_interrupt() -> Iterator[Event]:
-    """Within it Ctrl-C sets the event instead of raising, so that a step is never half done; a second one raises."""
-    asked = Event()
-
-    def ask(*_: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    previous = signal.signal(signal.SIGINT, ask)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):

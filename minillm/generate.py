@@ -1,6 +1,9 @@
 """Sampling from a GPT: the rollout engine of reinforcement learning, the voice of a chat, what evaluations run.
 
-Letters: B sequences in the batch, V vocabulary.
+First the loop in which a batch of answers grows, then how a token is drawn from logits. `inference.ready` makes a model
+faster beforehand; the answers are the same up to rounding.
+
+Letters: B sequences in the batch, V vocabulary, K candidates.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -13,10 +16,47 @@ from torch import Tensor
 
 from kernels import Packing
 from minillm.gpt import GPT
-from minillm.inference import ready
-from minillm.sampling import Sampling, draw
+from minillm.inference import KVCache
 
 SHARED = 2e6  # products of two numbers in a step from which on it pays to wake other threads for it
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The settings, in the order in which they act; the defaults draw from the model as it is.
+
+    repetition_penalty   logits of tokens seen before, prompt included, are divided by it where positive and multiplied
+                         where negative (Keskar et al. 2019, arXiv:1909.05858)
+    temperature          divides the logits; 0 takes the likeliest token
+    top_k                only the k likeliest; 0: all
+    top_p                only the likeliest that together reach this probability (Holtzman et al. 2020,
+                         arXiv:1904.09751)
+    min_p                only those at least this share of the likeliest's probability (Nguyen et al. 2024,
+                         arXiv:2407.01082)
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self):
+        for holds, message in (
+            (0 <= self.temperature < float("inf"), f"temperature={self.temperature} must be 0 or more"),
+            (self.top_k >= 0, f"top_k={self.top_k} must be 0 or more"),
+            (0 < self.top_p <= 1, f"top_p={self.top_p} must be above 0 and at most 1"),
+            (0 <= self.min_p <= 1, f"min_p={self.min_p} must be between 0 and 1"),
+            (
+                0 < self.repetition_penalty < float("inf"),
+                f"repetition_penalty={self.repetition_penalty} must be above 0",
+            ),
+        ):
+            if not holds:
+                raise ValueError(message)
+
+
+GREEDY = Sampling(temperature=0)
 
 
 @dataclass(frozen=True)
@@ -36,7 +76,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     stop: int | Collection[int] = (),
-    sampling: Sampling = Sampling(),  # noqa: B008, it is frozen
+    sampling: Sampling = Sampling(),
     samples_per_prompt: int = 1,
     generator: torch.Generator | None = None,
     is_done: Callable[[Token], bool] | None = None,
@@ -55,7 +95,7 @@ def stream(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     stop: int | Collection[int] = (),
-    sampling: Sampling = Sampling(),  # noqa: B008
+    sampling: Sampling = Sampling(),
     samples_per_prompt: int = 1,
     generator: torch.Generator | None = None,
     is_done: Callable[[Token], bool] | None = None,
@@ -68,20 +108,21 @@ def stream(
     """
     check(prompts, max_new_tokens, model.config.max_seq_len)
     stop = {stop} if isinstance(stop, int) else frozenset(stop)
-    model = ready(model)
-    batch = Speaking(model, prompts, max_new_tokens, samples_per_prompt, keep_seen=sampling.repetition_penalty != 1)
+    batch = DecodingBatch(
+        model, prompts, max_new_tokens, samples_per_prompt, keep_seen=sampling.repetition_penalty != 1
+    )
     for step in range(max_new_tokens):
         tokens, logprobs = draw(batch.logits, sampling, generator, batch.seen)
         drawn = list(map(Token, batch.answers, tokens.tolist(), logprobs.tolist()))
-        spoken = [token for token, on in zip(drawn, batch.speaks, strict=True) if on]
-        ended = {token.answer for token in spoken if token.id in stop or (is_done and is_done(token))}
-        yield from spoken
+        open_tokens = [token for token, on in zip(drawn, batch.is_open, strict=True) if on]
+        ended = {token.answer for token in open_tokens if token.id in stop or (is_done and is_done(token))}
+        yield from open_tokens
         if step + 1 == max_new_tokens or not batch.go_on(tokens, ended):
             return
 
 
-class Speaking:
-    """The batch of answers that are not finished yet: what the model has read of them, and what it says next."""
+class DecodingBatch:
+    """The answers that are not finished yet: what the model has read of them, and the logits of what comes next."""
 
     def __init__(
         self,
@@ -94,7 +135,7 @@ class Speaking:
         self.model, self.device = model, model.tokens.weight.device
         lengths = [len(prompt) for prompt in prompts]
         packing = Packing.from_lengths(lengths, self.device)
-        self.cache = model.new_cache(len(prompts), packing.max_len + max_new_tokens - 1)  # the last is not read
+        self.cache = KVCache.of(model, len(prompts), packing.max_len + max_new_tokens - 1)  # the last is not read
         tokens = torch.tensor([token for prompt in prompts for token in prompt], device=self.device)
         hidden = model(tokens, packing, self.cache)
         self.logits = model.logits(hidden[packing.cu_seqlens[1:].long() - 1])
@@ -106,7 +147,7 @@ class Speaking:
         if samples_per_prompt > 1:  # a prompt is read once, however often it is answered
             self._select([row for row in self.answers for _ in range(samples_per_prompt)])
             self.answers = list(range(len(self.answers)))
-        self.speaks = [True] * len(self.answers)
+        self.is_open = [True] * len(self.answers)
         self.packing = Packing.from_lengths([1] * len(self.answers), self.device)
 
     def go_on(self, tokens: Tensor, ended: Collection[int]) -> bool:
@@ -114,14 +155,14 @@ class Speaking:
 
         Leaving the batch means copying the cache of those that stay, so it waits until a quarter has ended.
         """
-        self.speaks = [on and answer not in ended for answer, on in zip(self.answers, self.speaks, strict=True)]
-        if not any(self.speaks):
+        self.is_open = [on and answer not in ended for answer, on in zip(self.answers, self.is_open, strict=True)]
+        if not any(self.is_open):
             return False
-        if sum(self.speaks) <= 0.75 * len(self.speaks):
-            rows = [row for row, on in enumerate(self.speaks) if on]
+        if sum(self.is_open) <= 0.75 * len(self.is_open):
+            rows = [row for row, on in enumerate(self.is_open) if on]
             tokens = tokens[torch.tensor(rows, device=self.device)]
             self._select(rows)
-            self.speaks = [True] * len(rows)
+            self.is_open = [True] * len(rows)
             self.packing = Packing.from_lengths([1] * len(rows), self.device)
         if self.seen is not None:
             self.seen.scatter_(1, tokens[:, None], True)
@@ -159,3 +200,54 @@ def check(prompts: Sequence[Sequence[int]], max_new_tokens: int, max_seq_len: in
         raise ValueError(
             f"a prompt of {longest} tokens and an answer of up to {max_new_tokens} do not fit max_seq_len={max_seq_len}"
         )
+
+
+# ---- how a token is drawn ----------------------------------------------------------------------------
+
+
+def draw(
+    logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None, seen: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """One token (B,) for each row of logits (B,V), and its log-probability (B,) under what it was drawn from.
+
+    That is the distribution after penalty, temperature and cuts, normalised again; at temperature 0, where it would say
+    nothing, the one of temperature 1. In float32, or float64 for such logits. `seen` (B,V) bool are the tokens that
+    `repetition_penalty` acts on.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if seen is not None:
+        penalty = sampling.repetition_penalty
+        logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    if sampling.temperature == 0:
+        best, tokens = logits.max(dim=-1)
+        return tokens, best - logits.logsumexp(dim=-1)
+    logits = logits / sampling.temperature
+    logits, candidates = cut(logits, sampling)
+    logprobs = torch.log_softmax(logits, dim=-1)
+    # The exponential race: argmax p/E with E ~ Exp(1) is a draw from p, and cheaper than multinomial.
+    race = torch.empty_like(logprobs).exponential_(generator=generator)
+    places = (logprobs - race.log()).argmax(dim=-1, keepdim=True)
+    tokens = places if candidates is None else candidates.gather(1, places)
+    return tokens[:, 0], logprobs.gather(1, places)[:, 0]
+
+
+def cut(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
+    """The logits (B,K) of what top_k, top_p and min_p leave, −inf for what they cut, and its token ids (B,K).
+
+    None for ids stands for the whole vocabulary in its order.
+    """
+    V = logits.shape[-1]
+    k = min(sampling.top_k or V, V)
+    if k == V and sampling.top_p == 1:
+        if sampling.min_p > 0:
+            least = logits.amax(dim=-1, keepdim=True) + torch.tensor(sampling.min_p).log().item()
+            logits = logits.masked_fill(logits < least, -torch.inf)
+        return logits, None
+    logits, ids = logits.topk(k, dim=-1) if k < V else logits.sort(dim=-1, descending=True)
+    probs = logits.softmax(dim=-1)
+    cut_off = probs < sampling.min_p * probs[:, :1]
+    if sampling.top_p < 1:
+        likelier = probs.cumsum(dim=-1) - probs
+        cut_off |= likelier >= sampling.top_p
+    cut_off[:, 0] = False  # rounding must not take the likeliest
+    return logits.masked_fill(cut_off, -torch.inf), ids

@@ -3,29 +3,20 @@
 Letters: B sequences, N tokens (packed), C width, H query heads, G key/value heads, D head dim, V vocabulary.
 """
 
-import math
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from kernels import Packing, attention, linear_cross_entropy
-from minillm.kv_cache import KVCache
-from minillm.layers import (
-    MLP,
-    Attend,
-    Attention,
-    LayerNorm,
-    Linear,
-    RMSNorm,
-    RopeScaling,
-    Rotation,
-    SwiGLU,
-    dropout,
-    require,
-    rope,
-)
+from minillm import layers
+from minillm.batching import Batch
+from minillm.layers import Attend, Attention, Linear, Rotation, dropout
+
+if TYPE_CHECKING:
+    from minillm.inference import KVCache
 
 
 @dataclass(frozen=True)
@@ -48,7 +39,7 @@ class GPTConfig:
     mlp_width: int = 0  # 0: four times the width
     positions: str = "rope"  # "rope" turns queries and keys, "learned" adds a vector to the input
     rope_theta: float = 10_000.0  # pair i of D/2 turns by theta^(−2i/D) radians a token
-    rope_scaling: RopeScaling | None = None  # how Llama 3 turns more slowly for longer contexts
+    rope_scaling: layers.RopeScaling | None = None  # how Llama 3 turns more slowly for longer contexts
     norm: str = "layernorm"  # "layernorm" (GPT-2) or "rmsnorm" (Llama)
     norm_eps: float = 1e-5
     mlp: str = "gelu"  # "gelu" (GPT-2) or "swiglu" (Llama)
@@ -59,67 +50,19 @@ class GPTConfig:
     dropout: float = 0.0  # on the embeddings and on what each layer adds
     attention_dropout: float = 0.0  # on the probabilities of attention
 
-    # As a classifier (heads.py): only the last token has seen the whole sequence; no biases, no segments.
-    pooling = "last"
-    classifier_bias = False
-    num_segments = 0
-
     def __post_init__(self):
-        for name in ("vocab_size", "max_seq_len", "num_layers", "width", "num_heads"):
-            require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
-        for name in ("num_kv_heads", "head_dim", "mlp_width"):
-            require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
-        require(
-            self.head_dim > 0 or self.width % self.num_heads == 0,
-            f"width={self.width} is no multiple of num_heads={self.num_heads}",
+        check_gpt(self)
+        # What was left at 0 follows from the other fields: two configs are equal if their models are.
+        for name, default in (
+            ("num_kv_heads", self.num_heads),
+            ("head_dim", self.width // self.num_heads),
+            ("mlp_width", 4 * self.width),
+        ):
+            object.__setattr__(self, name, getattr(self, name) or default)
+        layers.check_multiple(self, "num_heads", "num_kv_heads")
+        layers.require(
+            self.positions != "rope" or self.head_dim % 2 == 0, f"RoPE needs an even head_dim, not {self.head_dim}"
         )
-        for name in ("rope_theta", "norm_eps"):
-            require(0 < getattr(self, name) < math.inf, f"{name}={getattr(self, name)} must be positive")
-        self._fill("num_kv_heads", self.num_heads)
-        self._fill("head_dim", self.width // self.num_heads)
-        self._fill("mlp_width", 4 * self.width)
-        require(
-            self.num_heads % self.num_kv_heads == 0,
-            f"num_heads={self.num_heads} is no multiple of num_kv_heads={self.num_kv_heads}",
-        )
-        require(self.positions in ("rope", "learned"), f"positions={self.positions!r} is not 'rope' or 'learned'")
-        require(
-            self.positions != "rope" or self.head_dim % 2 == 0,
-            f"RoPE needs an even head_dim, not {self.head_dim}",
-        )
-        require(self.norm in ("layernorm", "rmsnorm"), f"norm={self.norm!r} is not 'layernorm' or 'rmsnorm'")
-        require(self.mlp in ("gelu", "swiglu"), f"mlp={self.mlp!r} is not 'gelu' or 'swiglu'")
-        for name in ("dropout", "attention_dropout"):
-            require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} is not in [0, 1)")
-
-    def _fill(self, name: str, default: int) -> None:
-        """What was left at 0 follows from the other fields: two configs are equal if their models are."""
-        object.__setattr__(self, name, getattr(self, name) or default)
-
-    @property
-    def classifier_dropout(self) -> float:
-        return self.dropout
-
-    def make_encoder(self) -> "GPT":
-        return GPT(replace(self, tie_embeddings=True))  # an output matrix of its own would have no use
-
-    def make_sequence_transform(self) -> nn.Module:
-        return nn.Identity()
-
-    def make_norm(self) -> nn.Module:
-        if self.norm == "rmsnorm":
-            return RMSNorm(self.width, eps=self.norm_eps)
-        return LayerNorm(self.width, eps=self.norm_eps, bias=self.bias)
-
-    def make_mlp(self) -> nn.Module:
-        if self.mlp == "swiglu":
-            return SwiGLU(self.width, self.mlp_width, self.bias)
-        return MLP(self.width, self.mlp_width, self.bias, approximate="tanh")
-
-    def make_attention(self) -> Attention:
-        heads = self.num_heads, self.num_kv_heads, self.head_dim
-        qk_norm_eps = self.norm_eps if self.qk_norm else None
-        return Attention(self.width, *heads, self.bias, self.qkv_bias, qk_norm_eps)
 
 
 class Block(nn.Module):
@@ -127,10 +70,12 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.attn_norm = config.make_norm()
-        self.attn = config.make_attention()
-        self.mlp_norm = config.make_norm()
-        self.mlp = config.make_mlp()
+        heads = config.num_heads, config.num_kv_heads, config.head_dim
+        qk_norm_eps = config.norm_eps if config.qk_norm else None
+        self.attn_norm = make_norm(config)
+        self.attn = Attention(config.width, *heads, config.bias, config.qkv_bias, qk_norm_eps)
+        self.mlp_norm = make_norm(config)
+        self.mlp = make_mlp(config)
         self.dropout = config.dropout
 
     def forward(self, x: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
@@ -147,11 +92,15 @@ class GPT(nn.Module):
         if config.positions == "learned":
             self.positions = nn.Embedding(config.max_seq_len, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.final_norm = config.make_norm()
+        self.final_norm = make_norm(config)
         self.output = Linear(config.width, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.output.weight = self.tokens.weight
         self.reset_parameters()
+
+    @cached_property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -175,7 +124,7 @@ class GPT(nn.Module):
             nn.init.zeros_(block.mlp.down.weight)
         nn.init.normal_(self.output.weight, std=0.02)
 
-    def forward(self, tokens: Tensor, packing: Packing, cache: KVCache | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, packing: Packing, cache: "KVCache | None" = None) -> Tensor:
         """Hidden states (N, C) of packed tokens (N,) int64; `logits` or `loss` turn them into predictions.
 
         With a cache, the tokens continue the cached sequences and are added to them.
@@ -193,7 +142,7 @@ class GPT(nn.Module):
         x = dropout(x.to(self.compute_dtype or x.dtype), config.dropout, self.training)
         rotation = None
         if config.positions == "rope":
-            rotation = rope(positions, config.head_dim, config.rope_theta, x.dtype, config.rope_scaling)
+            rotation = layers.rope(positions, config.head_dim, config.rope_theta, x.dtype, config.rope_scaling)
         for layer, block in enumerate(self.blocks):
             x = block(x, rotation, extension.attend(layer) if extension else self.attend(packing))
         return self.final_norm(x)
@@ -208,13 +157,38 @@ class GPT(nn.Module):
         """(N, C) → (N, V)."""
         return self.output(hidden)
 
-    def loss(self, hidden: Tensor, targets: Tensor, **options) -> Tensor:
-        """−log p(target) of every token, (N,) float32, 0 where the target is −100; see `linear_cross_entropy`."""
-        return linear_cross_entropy(hidden, self.output.weight, targets, **options)
+    def loss(self, batch: Batch, weights: Tensor | float | None = None, temperature: float = 1.0) -> Tensor:
+        """−log p(target), see `objective.Model`: (N,) float32, or Σ weight · loss with weights for tokens (N,)."""
+        hidden = self(batch.tokens, batch.packing)
+        return linear_cross_entropy(
+            hidden, self.output.weight, batch.targets, token_weights=weights, temperature=temperature
+        )
 
-    def new_cache(self, batch: int, capacity: int) -> KVCache:
-        """An empty cache for `batch` sequences of up to `capacity` tokens."""
-        config, weight = self.config, self.tokens.weight
-        like = weight.new_empty(0, dtype=self.compute_dtype or weight.dtype)
-        heads = config.num_heads, config.num_kv_heads, config.head_dim
-        return KVCache(config.num_layers, batch, capacity, *heads, like)
+
+def make_norm(config: GPTConfig) -> nn.Module:
+    if config.norm == "rmsnorm":
+        return layers.RMSNorm(config.width, eps=config.norm_eps)
+    return layers.LayerNorm(config.width, eps=config.norm_eps, bias=config.bias)
+
+
+def make_mlp(config: GPTConfig) -> nn.Module:
+    if config.mlp == "swiglu":
+        return layers.SwiGLU(config.width, config.mlp_width, config.bias)
+    return layers.MLP(config.width, config.mlp_width, config.bias, approximate="tanh")
+
+
+def check_gpt(config: GPTConfig) -> None:
+    """ValueError, with the field named, for a model that cannot be."""
+    layers.check_positive(config, "vocab_size", "max_seq_len", "num_layers", "width", "num_heads")
+    layers.check_positive(config, "rope_theta", "norm_eps")
+    for name in ("num_kv_heads", "head_dim", "mlp_width"):
+        layers.require(getattr(config, name) >= 0, f"{name}={getattr(config, name)} must not be negative")
+    if not config.head_dim:
+        layers.check_multiple(config, "width", "num_heads")
+    for name, choices in {
+        "positions": ("rope", "learned"),
+        "norm": ("layernorm", "rmsnorm"),
+        "mlp": ("gelu", "swiglu"),
+    }.items():
+        layers.check_choice(config, name, choices)
+    layers.check_share(config, "dropout", "attention_dropout")

@@ -1,34 +1,71 @@
-"""What is read from the hidden states of a model: masked tokens, classes, embeddings.
+"""What is read from the hidden states of a model: masked tokens, classes, embeddings. (GPT's next token is in gpt.py.)
 
-The config says how its family does it: which token stands for a sequence, and what comes before the last product.
+How a family does it, which token stands for a sequence and what comes before the last product, is told by the first
+section.
 
 Letters: B sequences, N tokens (packed), C width, V vocabulary, K classes.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import Packing, linear_cross_entropy
-from minillm.bert import BERTConfig
-from minillm.gpt import GPTConfig
-from minillm.layers import Linear, dropout, initialise, require
-from minillm.modernbert import ModernBERTConfig
+from kernels import Packing, cross_entropy, linear_cross_entropy
+from minillm import modernbert
+from minillm.batching import Batch
+from minillm.bert import BERT, POOLERS, BERTConfig
+from minillm.gpt import GPT, GPTConfig
+from minillm.layers import LayerNorm, Linear, Transform, dropout, initialise, require
+from minillm.modernbert import ModernBERT, ModernBERTConfig
 
 EncoderConfig = BERTConfig | ModernBERTConfig
 AnyConfig = EncoderConfig | GPTConfig
 
+# ---- how each family does it ---------------------------------------------------------------------
+
+
+def make_encoder(config: AnyConfig) -> nn.Module:
+    if isinstance(config, GPTConfig):
+        return GPT(replace(config, tie_embeddings=True))  # an output matrix of its own would have no use
+    return BERT(config) if isinstance(config, BERTConfig) else ModernBERT(config)
+
+
+def make_transform(config: AnyConfig, purpose: str) -> nn.Module:
+    """What stands between the hidden states and the last product of an "lm", "sequence" or "token" head."""
+    if isinstance(config, ModernBERTConfig):
+        return Transform(config.width, F.gelu, modernbert.make_norm(config), bias=False)
+    if isinstance(config, BERTConfig) and purpose == "lm":
+        return Transform(config.width, F.gelu, LayerNorm(config.width, eps=config.norm_eps), bias=True)
+    if isinstance(config, BERTConfig) and purpose == "sequence":
+        return Transform(config.width, POOLERS[config.pooler], norm=None, bias=True)
+    return nn.Identity()
+
+
+def pooling_of(config: AnyConfig) -> str:
+    """Which token stands for a sequence: BERT's first, [CLS]; GPT's last, which alone has seen the whole."""
+    if isinstance(config, ModernBERTConfig):
+        return config.pooling
+    return "last" if isinstance(config, GPTConfig) else "first"
+
+
+def classifier_dropout(config: AnyConfig) -> float:
+    return config.dropout if isinstance(config, GPTConfig) else config.classifier_dropout
+
+
+# ---- the heads -----------------------------------------------------------------------------------
+
 
 class Head(nn.Module):
-    """An encoder and what is put on top of it."""
+    """An encoder and what is put on top of it. Which of them learn has `loss`, as objective.py wants it."""
 
     lower_case = False  # whether texts are to be read in lower case
 
     def __init__(self, config: AnyConfig):
         super().__init__()
-        self.encoder = config.make_encoder()
+        self.encoder = make_encoder(config)
 
     @property
     def config(self) -> AnyConfig:
@@ -50,7 +87,7 @@ class Head(nn.Module):
 
     def encode(self, tokens: Tensor, packing: Packing, segments: Tensor | None) -> Tensor:
         """Hidden states (N, C). Models that know no segments tell the texts of a pair by what stands between them."""
-        if segments is not None and self.config.num_segments > 1:
+        if segments is not None and isinstance(self.config, BERTConfig) and self.config.num_segments > 1:
             return self.encoder(tokens, packing, segments)
         return self.encoder(tokens, packing)
 
@@ -60,7 +97,7 @@ class MaskedLM(Head):
 
     def __init__(self, config: EncoderConfig):
         super().__init__(config)
-        self.transform = config.make_lm_transform().apply(initialise)
+        self.transform = make_transform(config, "lm").apply(initialise)
         self.output = Linear(config.width, config.vocab_size).apply(initialise)
         self.output.weight = self.encoder.tokens.weight
 
@@ -72,9 +109,13 @@ class MaskedLM(Head):
         """(N, C) → (N, V)."""
         return self.output(hidden)
 
-    def loss(self, hidden: Tensor, targets: Tensor, **options) -> Tensor:
-        """−log p(target) of every token, (N,) float32, 0 where the target is −100; see `linear_cross_entropy`."""
-        return linear_cross_entropy(hidden, self.output.weight, targets, bias=self.output.bias, **options)
+    def loss(self, batch: Batch, weights: Tensor | float | None = None, temperature: float = 1.0) -> Tensor:
+        """−log p(masked token), see `objective.Model`: one value a token (N,), or Σ weight · loss."""
+        hidden = self(batch.tokens, batch.packing, batch.segments)
+        weight, bias = self.output.weight, self.output.bias
+        return linear_cross_entropy(
+            hidden, weight, batch.targets, bias=bias, token_weights=weights, temperature=temperature
+        )
 
 
 class SequenceClassifier(Head):
@@ -83,13 +124,18 @@ class SequenceClassifier(Head):
     def __init__(self, config: AnyConfig, classes: Sequence[str]):
         super().__init__(config)
         self.classes = tuple(classes)
-        self.transform = config.make_sequence_transform().apply(initialise)
-        self.classifier = Linear(config.width, len(classes), config.classifier_bias).apply(initialise)
+        self.transform = make_transform(config, "sequence").apply(initialise)
+        self.classifier = Linear(config.width, len(classes), bias=not isinstance(config, GPTConfig)).apply(initialise)
 
     def forward(self, tokens: Tensor, packing: Packing, segments: Tensor | None = None) -> Tensor:
         """Logits (B, K)."""
-        pooled = POOLING[self.config.pooling](self.encode(tokens, packing, segments), packing)
-        return self.classifier(dropout(self.transform(pooled), self.config.classifier_dropout, self.training))
+        pooled = POOLING[pooling_of(self.config)](self.encode(tokens, packing, segments), packing)
+        return self.classifier(dropout(self.transform(pooled), classifier_dropout(self.config), self.training))
+
+    def loss(self, batch: Batch, weights: Tensor | float | None = None, temperature: float = 1.0) -> Tensor:
+        """−log p(class), see `objective.Model`: one value a sequence (B,), or Σ weight · loss."""
+        logits = self(batch.tokens, batch.packing, batch.segments)
+        return weighted(cross_entropy(logits, batch.labels, temperature=temperature), weights)
 
 
 class TokenClassifier(Head):
@@ -98,13 +144,18 @@ class TokenClassifier(Head):
     def __init__(self, config: EncoderConfig, classes: Sequence[str]):
         super().__init__(config)
         self.classes = tuple(classes)
-        self.transform = config.make_token_transform().apply(initialise)
+        self.transform = make_transform(config, "token").apply(initialise)
         self.classifier = Linear(config.width, len(classes)).apply(initialise)
 
     def forward(self, tokens: Tensor, packing: Packing, segments: Tensor | None = None) -> Tensor:
         """Logits (N, K)."""
         hidden = self.transform(self.encode(tokens, packing, segments))
-        return self.classifier(dropout(hidden, self.config.classifier_dropout, self.training))
+        return self.classifier(dropout(hidden, classifier_dropout(self.config), self.training))
+
+    def loss(self, batch: Batch, weights: Tensor | float | None = None, temperature: float = 1.0) -> Tensor:
+        """−log p(class), see `objective.Model`: one value a token (N,), or Σ weight · loss."""
+        logits = self(batch.tokens, batch.packing, batch.segments)
+        return weighted(cross_entropy(logits, batch.targets, temperature=temperature), weights)
 
 
 class SentenceEmbedder(Head):
@@ -132,6 +183,10 @@ class SentenceEmbedder(Head):
         hidden = self.encode(tokens, packing, segments)
         pooled = POOLING[self.pooling](hidden.to(torch.promote_types(hidden.dtype, torch.float32)), packing)
         return F.normalize(pooled, dim=-1)
+
+
+def weighted(losses: Tensor, weights: Tensor | float | None) -> Tensor:
+    return losses if weights is None else (weights * losses).sum()
 
 
 def first(hidden: Tensor, packing: Packing) -> Tensor:

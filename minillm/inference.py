@@ -1,10 +1,14 @@
-"""A model made ready to generate: the same forward code, with every layer replaced by the bare function it computes.
+"""What makes generation fast: a copy of the model made ready for it, and the cache of what has been read.
 
-A small model spends more time on calling modules than on arithmetic: hooks that nobody set, casts that change nothing,
-gradients that nobody wants. On a CPU there is a second cost: the ordinary product lays its weight out anew in every
-call, which takes longer than the product itself where there are few rows. Both are paid once, here.
+The copy has the same forward code, with every layer replaced by the bare function it computes. A small model spends
+more time on calling modules than on arithmetic: hooks that nobody set, casts that change nothing, gradients that nobody
+wants. On a CPU there is a second cost: the ordinary product lays its weight out anew in every call, which takes longer
+than the product itself where there are few rows. Both are paid once, here.
 
-Letters: N rows, I inputs, O outputs.
+The cache keeps the keys and values of all tokens, so that a new one costs one token.
+
+Letters: N rows or new tokens (packed), I inputs, O outputs; B sequences, S room for tokens, H query heads, G key/value
+heads, D head dim.
 """
 
 import copy
@@ -16,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minillm.layers import MLP, LayerNorm, Linear, RMSNorm
-from minillm.process import return_freed_memory
-from minillm.published.checkpoint import Checkpoint
+from kernels import Packing, attention, choose
+from kernels.decoding import Step, laid_out
+from minillm.gpt import GPT
+from minillm.layers import MLP, Attend, LayerNorm, Linear, RMSNorm
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -28,6 +33,9 @@ WORTH_PACKING = {torch.float32: 100_000, torch.bfloat16: 16_000}
 WORTH_QUANTISING = 100_000  # weights of a product; smaller ones gain nothing
 # PyTorch's product with int8 weights takes time for every row; from here on, decoding the weights once is faster.
 FEW_ROWS = 16
+AHEAD = 32  # tokens, at least, that a cache grows by; a quarter of its tokens where that is more
+
+# ---- a model made ready ------------------------------------------------------------------------------
 
 
 def ready(model: nn.Module, quantize: str | None = None) -> nn.Module:
@@ -49,16 +57,6 @@ def ready(model: nn.Module, quantize: str | None = None) -> nn.Module:
     twin.is_ready, twin.compute_dtype = True, dtype
     twin.num_parameters = sum(parameter.numel() for parameter in model.parameters())
     return twin
-
-
-def load_ready(
-    saved: Checkpoint, dtype: torch.dtype, quantize: str | None = None, device: torch.device | str = "cpu"
-) -> nn.Module:
-    """The GPT of a checkpoint, ready in that dtype; the weights as they were loaded take no memory any more."""
-    model = saved.load("lm", dtype=torch.float32 if quantize else dtype).to(device)
-    model = ready(model, quantize)
-    return_freed_memory()
-    return model
 
 
 class _Converter:
@@ -147,3 +145,119 @@ def _can_pack(weight: Tensor, dtype: torch.dtype) -> bool:
     if weight.numel() < WORTH_PACKING.get(dtype, float("inf")):
         return False
     return dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+# ---- what has been read ------------------------------------------------------------------------------
+
+
+class KVCache:
+    """Buffers (B, G, S, D) for keys and for values of each layer, filled from the left. They grow up to a capacity."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        batch: int,
+        capacity: int,
+        num_heads: int,
+        kv_heads: int,
+        head_dim: int,
+        like: Tensor,
+    ):
+        """Empty, in the dtype and on the device of `like`, for that many heads that ask and that hold keys."""
+        self.num_heads, self.capacity = num_heads, capacity
+        self.lengths = (0,) * batch  # tokens held of each sequence
+        empty = like.new_empty(batch, kv_heads, 0, head_dim)
+        self.layers = [(empty, empty)] * num_layers
+
+    @classmethod
+    def of(cls, model: GPT, batch: int, capacity: int) -> "KVCache":
+        """An empty cache for `batch` sequences of up to `capacity` tokens of this model."""
+        config, weight = model.config, model.tokens.weight
+        like = weight.new_empty(0, dtype=model.compute_dtype or weight.dtype)
+        heads = config.num_heads, config.num_kv_heads, config.head_dim
+        return cls(config.num_layers, batch, capacity, *heads, like)
+
+    @property
+    def max_len(self) -> int:
+        return max(self.lengths, default=0)
+
+    def extend(self, packing: Packing) -> "Extension":
+        """Room for new tokens behind each sequence; every layer then files its keys and values there.
+
+        Raises ValueError, and stays as it was, when a sequence outgrows the capacity.
+        """
+        extension = Extension(self, packing)
+        if extension.max_len > self.capacity:
+            raise ValueError(f"a sequence has {extension.max_len} tokens but the cache holds {self.capacity}")
+        if extension.max_len > self.layers[0][0].shape[2]:
+            self._grow(min(self.capacity, extension.max_len + max(AHEAD, extension.max_len // 4)))
+        self.lengths = extension.lengths
+        return extension
+
+    def _grow(self, room: int) -> None:
+        """Room for more tokens. One layer after the other, so that only one of them is held twice."""
+        for layer, (keys, values) in enumerate(self.layers):
+            # Zeros and not garbage: what lies behind a sequence is weighted 0, and 0 · NaN would be NaN.
+            more = (0, 0, 0, room - keys.shape[2])
+            self.layers[layer] = laid_out(F.pad(keys, more), self.num_heads), F.pad(values, more)
+
+    def select(self, rows: list[int]) -> None:
+        """Keep these sequences, in this order; a row may be named more than once."""
+        index = torch.tensor(rows, device=self.layers[0][0].device)
+        self.layers = [(laid_out(keys[index], self.num_heads), values[index]) for keys, values in self.layers]
+        self.lengths = tuple(self.lengths[row] for row in rows)
+
+
+class Extension:
+    """One pass of new tokens over a cache: what all layers share."""
+
+    def __init__(self, cache: KVCache, packing: Packing):
+        self.cache, self.packing = cache, packing
+        self.before = cache.lengths
+        self.lengths = tuple(old + new for old, new in zip(cache.lengths, packing.lengths, strict=True))
+        self.max_len = max(self.lengths, default=0)
+        self.is_even = packing.is_rectangular and len(set(self.lengths)) <= 1
+        device = packing.cu_seqlens.device
+        if self.is_even:
+            self.k_lengths = self.visible = None
+            self.positions = packing.positions + (self.max_len - packing.max_len)
+        else:
+            self.k_lengths = torch.tensor(self.lengths, device=device)
+            self.positions = packing.positions + (self.k_lengths - packing.lengths_tensor)[packing.sequence]
+            self.visible = (torch.arange(self.max_len, device=device) < self.k_lengths[:, None])[:, None, None]
+        one_each = set(packing.lengths) == {1}
+        is_step = one_each and choose(device).impl == "torch" and not torch.is_grad_enabled()
+        self.step = Step(self.max_len, self.visible) if is_step else None
+
+    def attend(self, layer: int) -> Attend:
+        """The attention of one layer: files the new keys and values, then looks at all of them."""
+        return partial(self._step if self.step else self._attend, *self.cache.layers[layer])
+
+    def _step(self, keys: Tensor, values: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """One new token a sequence, without gradients: the inner loop of generation on a CPU."""
+        n = self.max_len
+        if self.is_even:  # a slice costs less than an index, which counts in small models
+            keys[:, :, n - 1], values[:, :, n - 1] = k, v
+        else:
+            self._file(keys, k)
+            self._file(values, v)
+        return self.step.attend(q, keys, values)
+
+    def _attend(self, keys: Tensor, values: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self._file(keys, k)
+        self._file(values, v)
+        if not any(self.before):  # the new tokens are all there is
+            return attention(q, k, v, causal=True, packing=self.packing)
+        out = attention(
+            self.packing.pad(q),
+            keys[:, :, : self.max_len].transpose(1, 2),
+            values[:, :, : self.max_len].transpose(1, 2),
+            causal=True,
+            q_lengths=None if self.is_even else self.packing.lengths_tensor,
+            k_lengths=self.k_lengths,
+        )
+        return self.packing.unpad(out)
+
+    def _file(self, buffer: Tensor, new: Tensor) -> None:
+        """Copy new keys or values (N,G,D) into a buffer (B,G,S,D)."""
+        buffer.transpose(1, 2)[self.packing.sequence, self.positions] = new

@@ -7,8 +7,9 @@ activations that reach it. So a model trains in bfloat16 over float32 weights, o
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -188,7 +189,31 @@ def initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
+# ---- configs check themselves: ValueError, with the field named ---------------------------------------
+
+
 def require(condition: bool, message: str) -> None:
-    """Raise ValueError(message) unless the condition holds; configs check themselves with it."""
     if not condition:
         raise ValueError(message)
+
+
+def check_positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        require(0 < value < math.inf, f"{name}={value} must be positive")
+
+
+def check_share(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        require(0 <= value < 1, f"{name}={value} is not in [0, 1)")
+
+
+def check_multiple(config: Any, name: str, divisor: str) -> None:
+    value, of = getattr(config, name), getattr(config, divisor)
+    require(value % of == 0, f"{name}={value} is no multiple of {divisor}={of}")
+
+
+def check_choice(config: Any, name: str, choices: Sequence[str]) -> None:
+    value = getattr(config, name)
+    require(value in choices, f"{name}={value!r} is not {' or '.join(map(repr, choices))}")

@@ -6,26 +6,15 @@ looks at the whole sequence, the others at a window around each token. There are
 Letters: N tokens (packed), C width, H heads, D head dim.
 """
 
-import math
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import Packing, attention
-from minillm.layers import (
-    Attend,
-    Attention,
-    GeGLU,
-    LayerNorm,
-    Rotation,
-    Transform,
-    initialise,
-    require,
-    rope,
-)
+from minillm import layers
+from minillm.layers import Attend, Attention, GeGLU, LayerNorm, Rotation, initialise, require, rope
 
 
 @dataclass(frozen=True)
@@ -44,40 +33,19 @@ class ModernBERTConfig:
     pooling: str = "first"  # what stands for a sequence in a classifier: its "first" token, or the "mean" of all
     classifier_dropout: float = 0.0  # before the last product of a classifier
 
-    classifier_bias = True
-    num_segments = 0  # the texts of a pair are told by the separator between them
-
     def __post_init__(self):
-        for name in ("vocab_size", "max_seq_len", "num_layers", "width", "num_heads", "global_every", "window"):
-            require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
+        layers.check_positive(self, "vocab_size", "max_seq_len", "num_layers", "width", "num_heads")
+        layers.check_positive(self, "global_every", "window", "global_theta", "local_theta", "norm_eps")
         require(self.mlp_width >= 0, f"mlp_width={self.mlp_width} must not be negative")
-        require(
-            self.width % self.num_heads == 0,
-            f"width={self.width} is no multiple of num_heads={self.num_heads}",
-        )
-        for name in ("global_theta", "local_theta", "norm_eps"):
-            require(0 < getattr(self, name) < math.inf, f"{name}={getattr(self, name)} must be positive")
+        layers.check_multiple(self, "width", "num_heads")
         require(self.head_dim % 2 == 0, f"RoPE needs an even head_dim, not {self.head_dim}")
-        require(self.pooling in ("first", "mean"), f"pooling={self.pooling!r} is not 'first' or 'mean'")
-        require(0 <= self.classifier_dropout < 1, f"classifier_dropout={self.classifier_dropout} is not in [0, 1)")
+        layers.check_choice(self, "pooling", ("first", "mean"))
+        layers.check_share(self, "classifier_dropout")
         object.__setattr__(self, "mlp_width", self.mlp_width or 3 * self.width // 2)
 
     @property
     def head_dim(self) -> int:
         return self.width // self.num_heads
-
-    def make_norm(self) -> LayerNorm:
-        return LayerNorm(self.width, eps=self.norm_eps, bias=False)
-
-    # What the heads are made of
-
-    def make_encoder(self) -> "ModernBERT":
-        return ModernBERT(self)
-
-    def make_transform(self) -> nn.Module:
-        return Transform(self.width, F.gelu, self.make_norm(), bias=False)
-
-    make_lm_transform = make_sequence_transform = make_token_transform = make_transform
 
 
 class Block(nn.Module):
@@ -87,9 +55,9 @@ class Block(nn.Module):
         super().__init__()
         self.is_global = layer % config.global_every == 0
         # What the first layer reads was normalised already, with the embeddings.
-        self.attn_norm = config.make_norm() if layer > 0 else nn.Identity()
+        self.attn_norm = make_norm(config) if layer > 0 else nn.Identity()
         self.attn = Attention(config.width, config.num_heads, config.num_heads, config.head_dim, bias=False)
-        self.mlp_norm = config.make_norm()
+        self.mlp_norm = make_norm(config)
         self.mlp = GeGLU(config.width, config.mlp_width, bias=False)
 
     def forward(self, x: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
@@ -105,9 +73,9 @@ class ModernBERT(nn.Module):
         self.config = config
         self.compute_dtype: torch.dtype | None = None  # of the activations; None: as the parameters
         self.tokens = nn.Embedding(config.vocab_size, config.width)
-        self.embedding_norm = config.make_norm()
+        self.embedding_norm = make_norm(config)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
-        self.final_norm = config.make_norm()
+        self.final_norm = make_norm(config)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -140,3 +108,7 @@ class ModernBERT(nn.Module):
         for block in self.blocks:
             x = block(x, *(everywhere if block.is_global else nearby))
         return self.final_norm(x)
+
+
+def make_norm(config: ModernBERTConfig) -> LayerNorm:
+    return LayerNorm(config.width, eps=config.norm_eps, bias=False)

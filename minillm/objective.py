@@ -7,14 +7,25 @@ REINFORCE reads answers that the model itself has drawn and weights them by how 
 (minillm/policy.py). Everything else, the model, the batch, the kernel, is the same.
 """
 
+from typing import Protocol
+
 from torch import Tensor
 
 from minillm.batching import Batch
-from minillm.gpt import GPT
 
 
-def weighted_nll(model: GPT, batch: Batch, weights: Tensor | float, temperature: float = 1.0) -> Tensor:
-    """− Σ weight · log p(target) as a scalar; weights are one number or one a token (N,). Prompts have no target
-    and count nothing, whatever their weight. p is the model's distribution at that temperature."""
-    hidden = model(batch.tokens, batch.packing)
-    return (weights * model.loss(hidden, batch.targets, temperature=temperature)).sum()
+class Model(Protocol):
+    def loss(self, batch: Batch, weights: Tensor | float | None = None, temperature: float = 1.0) -> Tensor:
+        """−log p of every target of the batch, at a temperature of the model's distribution: one value a target,
+        float32, 0 where there is none. With weights, one number or one a target, Σ weight · loss; never a mean."""
+
+
+def backward(model: Model, batch: Batch, weights: Tensor | float, temperature: float = 1.0) -> Tensor:
+    """Adds the gradient of Σ weight · −log p(target) to the parameters'; returns the sum, detached.
+
+    The sums of the batches of one step are the sum of the step, however it is cut: a count that they are divided by
+    is taken once, over the whole step.
+    """
+    loss = model.loss(batch, weights, temperature)
+    loss.backward()
+    return loss.detach()

@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
@@ -13,16 +14,13 @@ from torch import nn
 from minillm.device import Placement
 from minillm.metrics import Interval
 from minillm.run import Run
-from minillm.tasks import Example, Guess, Labelled, Task
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 LINE_SECONDS = 10  # between lines where there is no terminal
 SAMPLES = 10
 
 
-def introduce(
-    console: Console, placement: Placement, task: Task, model: nn.Module, run: Run, notes: Sequence[str] = ()
-) -> None:
+def introduce(console: Console, placement: Placement, task: Any, model: nn.Module, run: Run) -> None:
     """Everything that was decided before the first step, with the reasons."""
     config, splits = model.config, task.splits
     size = sum(p.numel() for p in model.parameters())
@@ -31,7 +29,7 @@ def introduce(
     for line in (
         *placement.lines,
         f"task       {task.name}: {', '.join(f'{len(s):,} {name}' for name, s in vars(splits).items())} examples",
-        *(f"           {note}" for note in notes),
+        *(f"           {note}" for note in task.notes),
         f"model      {family}, {size:,} parameters ({shape})",
         f"run        {run.folder}",
     ):
@@ -90,13 +88,13 @@ def flat(metrics: Mapping[str, Interval], split: str) -> dict[str, float]:
     return fields
 
 
-def thinned(examples: Sequence[Example], count: int) -> Sequence[Example]:
+def evenly_spaced(examples: Sequence[Any], count: int) -> Sequence[Any]:
     """`count` of the examples, or all where there are fewer, evenly spread."""
     count = min(count, len(examples))
     return [examples[i * len(examples) // count] for i in range(count)]
 
 
-def samples_table(examples: Sequence[Example], answers: Sequence[str], title: str) -> Table:
+def samples_table(examples: Sequence[Any], answers: Sequence[str], title: str) -> Table:
     """A few answers beside the truth, and whether they are right."""
     table = Table("prompt", "answer", "", "truth", title=title, title_justify="left")
     rows = range(0, len(examples), max(1, len(examples) // SAMPLES))
@@ -107,11 +105,13 @@ def samples_table(examples: Sequence[Example], answers: Sequence[str], title: st
     return table
 
 
-def mistakes_table(mistakes: Sequence[tuple[Labelled, Guess]], title: str) -> Table:
+def mistakes_table(mistakes: Sequence[tuple[Any, Any]], title: str) -> Table:
     """Wrong answers with their probability, beside the truth."""
     table = Table("text", "answer", "", "truth", title=title, title_justify="left")
-    for example, guess in mistakes:
-        table.add_row(*cells(shortened(example.prompt), guess.label, f"{guess.probability:.1%}", example.label))
+    for example, prediction in mistakes:
+        table.add_row(
+            *cells(shortened(example.prompt), prediction.label, f"{prediction.probability:.1%}", example.label)
+        )
     return table
 
 

@@ -6,7 +6,7 @@ from tiny import gpt
 from minillm import evaluate
 from minillm.generate import generate
 from minillm.metrics import rate
-from minillm.sampling import GREEDY
+from minillm.generate import GREEDY
 from minillm.tasks import Arithmetic, Example
 
 

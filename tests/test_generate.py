@@ -12,7 +12,7 @@ from minillm import inference
 from minillm.generate import generate, stream
 from minillm.gpt import GPT
 from minillm.inference import ready
-from minillm.sampling import GREEDY, Sampling, draw
+from minillm.generate import GREEDY, Sampling, draw
 
 STOP = 4
 PROMPTS = [part.tolist() for part in sequences((3, 1, 5, 2, 4), high=STOP)]

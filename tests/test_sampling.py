@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from minillm.sampling import GREEDY, Sampling, cut, draw
+from minillm.generate import GREEDY, Sampling, cut, draw
 
 V = 40
 

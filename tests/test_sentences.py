@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from minillm.reader import read
 from tiny import bert_config, packed, sequences
 from torch.nn.functional import normalize
 
@@ -11,7 +12,6 @@ from minillm.bert import BERT
 from minillm.errors import UserError
 from minillm.heads import SentenceEmbedder
 from minillm.published import checkpoint
-from minillm.reader import read
 
 POOLING = "1_Pooling/config.json"
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from minillm.generate import GREEDY, Sampling
 from speakers import write_gpt
 
 from kernels import Packing
@@ -11,7 +12,6 @@ from minillm.commands.speaker import Speaker, Wording
 from minillm.errors import UserError
 from minillm.published import checkpoint
 from minillm.published.subwords import load_tokenizer
-from minillm.sampling import GREEDY, Sampling
 from minillm.tokenizer import Stream
 
 PROMPTS = ["the sky", "x", "STOP the 😀 world"]

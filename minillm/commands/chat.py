@@ -17,7 +17,7 @@ from minillm import cli
 from minillm.commands.common import MODEL, Manner, check_text, note, say
 from minillm.commands.conversation import Conversation
 from minillm.errors import UserError
-from minillm.sampling import Sampling
+from minillm.generate import Sampling
 
 HELP = """/reset   forget the conversation
 /help    this

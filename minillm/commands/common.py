@@ -20,7 +20,7 @@ from minillm.published.checkpoint import Checkpoint, open_checkpoint, resolve
 from minillm.published.subwords import load_tokenizer
 from minillm.reader import Texts
 from minillm.report import harmless
-from minillm.sampling import Sampling
+from minillm.generate import Sampling
 from minillm.tokenizer import Tokenizer, read_texts
 
 MODEL = "folder in Hugging Face's layout, run of train_sft.py or train_rl.py, id on the hub, or .gguf file"

@@ -12,7 +12,7 @@ from minillm.generate import Token
 from minillm.gpt import GPT
 from minillm.inference import ready
 from minillm.published.chat import ChatTemplate
-from minillm.sampling import Sampling
+from minillm.generate import Sampling
 from minillm.tokenizer import Stream, Tokenizer, read_texts
 
 DEFAULT_NEW_TOKENS = 256

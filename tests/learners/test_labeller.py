@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import scripts
 import torch
+from minillm.classifier import Classifier
+from minillm.learners import Labeller
 from safetensors.torch import load_file
 
 import minillm.curves
 import train_sft
 from kernels import backend
 from minillm import cli
-from minillm.classifier import Classifier
 from minillm.errors import UserError
-from minillm.learners import Labeller
 from minillm.published import checkpoint
 from minillm.tasks import load_task
 

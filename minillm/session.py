@@ -1,0 +1,219 @@
+"""What surrounds the steps of a training: budget, learning rate, Ctrl-C, saving, logging, the end.
+
+    for step in session:            # until the budget is spent
+        …                           # the algorithm: backward passes
+        session.log(loss=…, norm=session.update())
+
+A session is no trainer: it calls nothing of the script, and what a step does stands in the script's loop.
+"""
+
+import dataclasses
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Event
+from typing import Any, Protocol, TextIO
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from minillm import curves, state
+from minillm.errors import UserError
+from minillm.files import Tensors, write_tensors
+from minillm.metrics import Interval
+from minillm.optim import Optimizers
+from minillm.report import ProgressBar, figures, flat
+from minillm.run import Run
+
+SAVE_SECONDS = 60  # between checkpoints
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
+
+
+class Budget(Protocol):
+    """The options of a script that a session follows."""
+
+    minutes: float | None  # wall-clock time of the training, or …
+    steps: int | None  # … a number of steps
+    warmup: float  # share of the training in which the learning rates rise
+    evaluations: int  # looks at the dev set, the last one, after the training, included
+
+
+@dataclass
+class Progress:
+    """How far a training is; saved with every checkpoint."""
+
+    step: int = 0
+    evaluations: int = 0
+    seconds: float = 0.0
+    best: float | None = None  # the headline metric of the best checkpoint
+    is_over: bool = False  # what remains is to score
+    totals: dict[str, float] = dataclasses.field(default_factory=dict)  # of what is counted, such as tokens
+
+
+class Session:
+    def __init__(self, budget: Budget, run: Run, model: nn.Module, optimizers: Optimizers, console: Console):
+        self.budget, self.run, self.model, self.optimizers, self.console = budget, run, model, optimizers, console
+        self.progress = Progress()
+        self.peak_lrs = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+        self.share = 0.0  # of the training that was over when the step began
+        self.log_file: TextIO | None = None
+
+    # ---- around a step ----
+
+    def __iter__(self) -> Iterator[int]:
+        """The number of one step after the other. KeyboardInterrupt, saved, where a signal asked to stop."""
+        saved = self.progress.seconds
+        self.started = time.monotonic() - self.progress.seconds
+        with postponed_signals() as stop, ProgressBar(self.console) as self.bar:
+            while not self.progress.is_over and not stop.is_set():
+                self.share = self.share_done()
+                if self.share >= 1:
+                    break
+                self.set_lr(schedule(self.share, self.budget.warmup))
+                yield self.progress.step
+                if self.progress.seconds - saved > SAVE_SECONDS:
+                    saved = self.progress.seconds
+                    self.save()
+            self.progress.is_over = not stop.is_set()
+            self.save()
+        if stop.is_set():
+            self.console.print(
+                f"stopped at step {self.progress.step}; go on with --resume {self.run.folder}", markup=False
+            )
+            raise KeyboardInterrupt
+
+    def share_done(self) -> float:
+        """Of the budget, from 0 to 1 and beyond."""
+        if self.budget.steps:
+            return self.progress.step / self.budget.steps
+        return (time.monotonic() - self.started) / (60 * self.budget.minutes)
+
+    def set_lr(self, factor: float) -> None:
+        """Every learning rate to `factor` times its peak."""
+        for optimizer, peaks in zip(self.optimizers, self.peak_lrs, strict=True):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = factor * peak
+
+    def update(self) -> float:
+        """One step of the optimisers along the gradients, which are then forgotten; returns their norm before."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if not gradients:
+            return 0.0
+        norm = torch.nn.utils.get_total_norm(gradients)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        return float(norm)
+
+    def log(self, counts: Mapping[str, int] | None = None, **values: float) -> None:
+        """Ends a step: counts it, writes its values to log.jsonl and shows them. `counts` are added up over steps.
+
+        UserError for a value that is NaN or infinite.
+        """
+        progress = self.progress
+        progress.step += 1
+        progress.seconds = time.monotonic() - self.started
+        for name, count in (counts or {}).items():
+            progress.totals[name] = progress.totals.get(name, 0) + count
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise UserError(f"the {name} became {value} at step {progress.step}; try a lower --lr")
+        self.write(lr=self.optimizers[0].param_groups[0]["lr"], **values, **progress.totals)
+        shown = " · ".join(f"{name} {value:.3f}" for name, value in list(values.items())[:1])
+        rates = "".join(f" · {total / progress.seconds:,.0f} {name}/s" for name, total in progress.totals.items())
+        rate = rates or f" · {progress.step / progress.seconds:.1f} steps/s"
+        self.bar.update(self.share, progress.seconds, f"step {progress.step} · {shown}{rate}")
+
+    def write(self, **values: Any) -> None:
+        """A line of log.jsonl. UserError if it cannot be written."""
+        if self.log_file is None:
+            self.log_file = self.run.open_log(self.progress.step)
+        record = {"step": self.progress.step, "seconds": round(self.progress.seconds, 3), **values}
+        try:
+            self.log_file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self.log_file.name}: {error.strerror}") from None
+
+    def end(self, reason: str) -> None:
+        """No further step, though the budget is not spent."""
+        self.progress.is_over = True
+        self.console.print(f"step {self.progress.step}: {reason}")
+
+    # ---- looks at the dev set ----
+
+    def evaluation_is_due(self) -> bool:
+        """True once for each of the evaluations that are spread over the training, the last one excepted."""
+        is_due = self.share >= (self.progress.evaluations + 1) / self.budget.evaluations
+        self.progress.evaluations += is_due
+        return is_due
+
+    def report(self, metrics: Mapping[str, Interval], count: int, **more: Any) -> None:
+        """Shows and logs what was measured on so many dev examples."""
+        self.write(**flat(metrics, "dev"), **more)
+        self.console.print(f"step {self.progress.step}: {figures(metrics)} on {count} dev examples")
+
+    def keep_if_best(self, score: float) -> None:
+        """Remember the weights if no score before, of which higher is better, was as high."""
+        if self.progress.best is None or score > self.progress.best:
+            self.progress.best = score
+            write_tensors(self.run.path(BEST), state.weights_of(self.model))
+
+    def take_best(self) -> None:
+        """The weights that `keep_if_best` remembered."""
+        if self.progress.best is not None:
+            state.load_weights(self.model, Tensors([self.run.path(BEST)]))
+
+    # ---- the run folder ----
+
+    def save(self) -> None:
+        state.save(self.run.path(CHECKPOINT), self.model, self.optimizers, vars(self.progress))
+
+    def restore(self) -> None:
+        """The state in which `save` left the training. UserError."""
+        self.progress = Progress(**state.load(self.run.path(CHECKPOINT), self.model, self.optimizers))
+
+    def finish(self, metrics: Mapping[str, Any], dev: Mapping[str, float], panels: Sequence[str], title: str) -> None:
+        """Writes all that remains: the model, the metrics, of them `dev` into the log, and its curves."""
+        self.run.save_model(self.model)
+        self.write(**dev)
+        self.log_file.close()
+        curves.draw(self.run.read_log(), panels, self.run.path("curves.png"), f"{self.run.folder}: {title}")
+        self.run.finish({**metrics, "steps": self.progress.step, **self.progress.totals})
+        for name in (CHECKPOINT, BEST):  # nothing goes on from a finished run
+            self.run.path(name).unlink(missing_ok=True)
+        self.console.print(f"saved to {self.run.folder}: model, log, metrics.json, curves.png", markup=False)
+
+
+def schedule(share: float, warmup: float) -> float:
+    """Share of the peak learning rate at a point of the training from 0 to 1: linear up, linear down to 0."""
+    if share < warmup:
+        return share / warmup
+    return max(0.0, (1 - share) / (1 - warmup))
+
+
+@contextmanager
+def postponed_signals() -> Iterator[Event]:
+    """Within it Ctrl-C, SIGTERM and SIGHUP set the event, so that a step is never half done; a second one raises."""
+    asked = Event()
+
+    def ask(*_: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+        yield asked
+        return
+    previous = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
+    try:
+        yield asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

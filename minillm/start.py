@@ -1,0 +1,109 @@
+"""What a training starts from: a run, a published checkpoint, or nothing; and the options that nobody gave."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from minillm.errors import UserError
+from minillm.files import read_json
+from minillm.gpt import GPT
+from minillm.published import checkpoint
+from minillm.published.subwords import load_tokenizer
+from minillm.run import Run
+from minillm.tasks.base import Task
+from minillm.tokenizer import Tokenizer
+
+Args = TypeVar("Args")  # the options of a script, a dataclass
+OF_DROPOUT = ("dropout", "attention_dropout", "classifier_dropout")  # fields of configs
+OF_SHAPE = ("layers", "width", "heads")  # options that a checkpoint has decided
+
+
+def open_start(init: Path | str, task: Task) -> tuple[nn.Module, Tokenizer]:
+    """The model that --init names, made to learn the task, and the tokenizer that it comes with. UserError.
+
+    A run, a folder in Hugging Face's layout, a GGUF file, or the id of a model on the hub.
+    """
+    path = checkpoint.resolve(init)
+    if (path / "args.json").exists() and not (path / "model.safetensors").exists():
+        raise UserError(f"{path} is not finished; go on with --resume {path} first")
+    saved = checkpoint.open_checkpoint(path)
+    classes = task.classes and (saved.tells_apart(task.classes) or task.classes)  # in the checkpoint's order
+    return saved.load(task.head, classes), load_tokenizer(path)
+
+
+def resume_start(folder: Path) -> tuple[nn.Module, Tokenizer]:
+    """A model of the shape that an unfinished run has, its weights still to be filled in, and its tokenizer."""
+    return checkpoint.Checkpoint(folder, read_json(folder / "config.json"), {}).new(), load_tokenizer(folder)
+
+
+def new_start(task: Task, tokenizer: Tokenizer, args: Any) -> nn.Module:
+    """A model from scratch of the shape that `args` have. UserError where that cannot be."""
+    try:
+        return task.new_model(tokenizer, args)
+    except ValueError as error:
+        raise UserError(f"there is no such model: {error}") from None
+    except (RuntimeError, MemoryError) as error:
+        sizes = " ".join(f"--{name} {vars(args)[name]}" for name in OF_SHAPE)
+        raise UserError(f"there is no memory for a model of {sizes}: {error}") from None
+
+
+def with_dropout(model: nn.Module, p: float | None) -> nn.Module:
+    """The same model with dropout p wherever its family has any; as it is where p is None."""
+    if p is None:
+        return model
+    known = {field.name for field in dataclasses.fields(model.config)}
+    try:
+        config = dataclasses.replace(model.config, **dict.fromkeys(known.intersection(OF_DROPOUT), p))
+    except ValueError as error:
+        raise UserError(f"there is no such model: {error}") from None
+    other = GPT(config) if isinstance(model, GPT) else type(model)(config, model.classes)
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+def complete(args: Args, recipe: Mapping[str, Any], budgets: tuple[str, ...]) -> Args:
+    """The options with the recipe's where none was given. A budget of one's own, of these options, is used up."""
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    if given.keys() & set(budgets):
+        recipe = {name: value for name, value in recipe.items() if name not in (*budgets, "until")}
+    return dataclasses.replace(args, **{**recipe, **given})
+
+
+def resumed(args: Args, script: str, tasks: Mapping[str, type[Task]]) -> Args:
+    """The options that the run --resume was started with; those that came later have their defaults. UserError."""
+    run = Run.open(args.resume)
+    if run.is_finished:
+        raise UserError(f"{args.resume} is finished; to train its model further use --init {args.resume}")
+    saved = run.options()
+    if saved.pop("script", script) != script:
+        raise UserError(f"{args.resume} is a run of another script; resume it with the script that made it")
+    task = tasks.get(saved.get("task"))
+    if task is None:
+        raise UserError(f"{args.resume}: args.json names no task that there is, but {saved.get('task')!r}")
+    general, own = ({field.name: field for field in dataclasses.fields(kind)} for kind in (type(args), task.Options))
+    if unknown := saved.keys() - general.keys() - own.keys():
+        raise UserError(f"{args.resume}: args.json holds {min(unknown)!r}, which no option is called")
+    options = task.Options(**{name: as_option(saved[name], own[name]) for name in own.keys() & saved.keys()})
+    chosen = {name: as_option(saved[name], general[name]) for name in general.keys() & saved.keys()}
+    return type(args)(**{**chosen, "options": options, "resume": args.resume})
+
+
+def as_option(value: Any, field: dataclasses.Field) -> Any:
+    """What JSON holds of an option: a path became a text."""
+    return Path(value) if isinstance(value, str) and "Path" in str(field.type) else value
+
+
+def refuse_beside_resume(args: Any) -> None:
+    """UserError for an option that --resume would ignore."""
+    for field in dataclasses.fields(args):
+        if field.name not in ("resume", "options", "task") and vars(args)[field.name] != field.default:
+            raise UserError(
+                f"--resume goes on under the options that the run was started with; leave out --{flag(field.name)}"
+            )
+
+
+def flag(name: str) -> str:
+    return name.replace("_", "-")

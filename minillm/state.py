@@ -1,0 +1,115 @@
+"""The exact state of a training in one safetensors file, from which it goes on as if it had never stopped.
+
+It holds the weights, the optimisers, how far the training is, and every generator of random numbers: Python's, numpy's,
+torch's on the CPU and on every GPU. The file is replaced whole, or not at all.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from minillm.errors import UserError
+from minillm.files import Tensors, read_state, write_tensors
+
+FORMAT = 2  # of the file; one of another number is refused
+WEIGHTS = "model."
+
+
+def save(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], progress: Mapping) -> None:
+    """`progress` is what JSON can hold: step, seconds, and whatever else the session needs to go on. UserError."""
+    tensors = {WEIGHTS + name: tensor for name, tensor in weights_of(model).items()}
+    states = [detach_tensors(o.state_dict(), f"optimizer.{i}", tensors) for i, o in enumerate(optimizers)]
+    generators = save_generators(tensors)
+    write_tensors(
+        path, tensors, {"format": FORMAT, "optimizers": states, "generators": generators, "progress": dict(progress)}
+    )
+
+
+def load(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
+    """Puts model, optimisers and generators into the saved state; returns the saved `progress`. UserError."""
+    tensors, state = dict(Tensors([path])), read_state(path)
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(
+            f"{path} was written by another version of this program, which goes on with its own runs only; "
+            "start a new run, with --init if the old one is finished"
+        )
+    try:
+        load_weights(model, {name.removeprefix(WEIGHTS): x for name, x in tensors.items() if name.startswith(WEIGHTS)})
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(attach_tensors(saved, tensors))
+        load_generators(state["generators"], tensors)
+        return dict(state["progress"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} is no checkpoint of this training: {error}") from None
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters by name, a tied one once."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+@torch.no_grad()
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """The reverse; ValueError unless both have the same names and shapes."""
+    parameters = weights_of(model)
+    if parameters.keys() != weights.keys():
+        raise ValueError(f"{min(parameters.keys() ^ weights.keys())!r} is on one side only")
+    for name, parameter in parameters.items():
+        if parameter.shape != weights[name].shape:
+            raise ValueError(f"{name!r} has shape {tuple(weights[name].shape)}, not {tuple(parameter.shape)}")
+        parameter.copy_(weights[name])
+
+
+# ---- generators of random numbers ----------------------------------------------------------------
+
+
+def save_generators(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """torch's go into `tensors`; the others are returned as JSON can hold them."""
+    tensors["rng.cpu"] = torch.get_rng_state()
+    for i in range(torch.cuda.device_count()):
+        tensors[f"rng.cuda.{i}"] = torch.cuda.get_rng_state(i)
+    version, numbers, gauss = random.getstate()
+    kind, keys, *rest = np.random.get_state()
+    return {"python": [version, list(numbers), gauss], "numpy": [kind, keys.tolist(), *rest]}
+
+
+def load_generators(saved: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(tensors["rng.cpu"])
+    for i in range(torch.cuda.device_count()):
+        if (state := tensors.get(f"rng.cuda.{i}")) is not None:
+            torch.cuda.set_rng_state(state, i)
+    version, numbers, gauss = saved["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, *rest = saved["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+
+
+# ---- trees with tensors in them ------------------------------------------------------------------
+
+
+def detach_tensors(tree: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """The tree as JSON can hold it; its tensors go into `tensors`, with their path in the tree as the name."""
+    if isinstance(tree, Tensor):
+        tensors[name] = tree
+        return {"tensor": name}
+    if isinstance(tree, dict):
+        return {"dict": [[key, detach_tensors(value, f"{name}.{key}", tensors)] for key, value in tree.items()]}
+    if isinstance(tree, list | tuple):
+        return [detach_tensors(value, f"{name}.{i}", tensors) for i, value in enumerate(tree)]
+    return tree
+
+
+def attach_tensors(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The reverse of `detach_tensors`, but for tuples, which come back as lists."""
+    if isinstance(tree, list):
+        return [attach_tensors(value, tensors) for value in tree]
+    if isinstance(tree, dict) and "tensor" in tree:
+        return tensors[tree["tensor"]].clone()
+    if isinstance(tree, dict):
+        return {key: attach_tensors(value, tensors) for key, value in tree["dict"]}
+    return tree
