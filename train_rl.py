@@ -48,7 +48,7 @@ from minillm.policy import BASELINES, WEIGHTS, Episode, entropy, has_variance, k
 from minillm.report import SAMPLES, evenly_spaced, figures, flat, introduce, samples_table
 from minillm.run import Run, options_of
 from minillm.session import Session
-from minillm.start import as_option, open_start, refuse_beside_resume, resumed
+from minillm.start import inherited_options, open_start, refuse_beside_resume, resumed
 from minillm.tasks import TASKS
 from minillm.tasks.base import Task, WritingTask
 from minillm.tokenizer import Tokenizer
@@ -208,19 +208,6 @@ def find_start(args: Args, console: Console) -> Path:
     return run.folder
 
 
-def with_data_of(start: Path, args: Args) -> Args:
-    """The options with the data that a starting run was trained on where no other is given."""
-    options = args.options or WRITING[args.task].Options()
-    if (start / "args.json").exists():
-        used = Run(start).options()
-        if used.get("task") != args.task:
-            raise UserError(f"{start} was trained on --task {used.get('task')}, not on {args.task}")
-        open_fields = [field for field in dataclasses.fields(options) if vars(options)[field.name] == field.default]
-        inherited = {f.name: as_option(used[f.name], f) for f in open_fields if used.get(f.name) is not None}
-        options = dataclasses.replace(options, **inherited)
-    return dataclasses.replace(args, init=start, options=options)
-
-
 def score(console: Console, task: Task, model: GPT, tokenizer: Tokenizer, when: str) -> dict[str, float]:
     """The task's metrics of greedy answers to all that is held out."""
     metrics: dict[str, float] = {}
@@ -242,7 +229,9 @@ def train(args: Args, console: Console | None = None) -> Run:
     else:
         args = check(args)
         Run.vacant(args.out, f"{args.task}-rl")  # noticed before, and not after, a start is trained
-        args = with_data_of(find_start(args, console), args)
+        start = find_start(args, console)
+        options = inherited_options(start, WRITING[args.task], args.options)
+        args = dataclasses.replace(args, init=start, options=options)
     placement = place(args.precision, args.kernels)
     args = dataclasses.replace(args, precision=placement.precision)
     task = WRITING[args.task](args.options, args.seed)

@@ -23,13 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from torch import nn
 
 import kernels
 from minillm import cli
-from minillm.batching import Corpus, example_rng
+from minillm.batching import Corpus
 from minillm.device import PRECISIONS, place
 from minillm.errors import UserError
 from minillm.metrics import Interval
@@ -38,23 +37,13 @@ from minillm.optim import OPTIMIZERS
 from minillm.report import evenly_spaced, figures, flat, introduce
 from minillm.run import Run, options_of
 from minillm.session import Session
-from minillm.start import (
-    OF_SHAPE,
-    complete,
-    new_start,
-    open_start,
-    refuse_beside_resume,
-    resume_start,
-    resumed,
-    with_dropout,
-)
+from minillm.start import BUDGETS, OF_SHAPE, prepare, refuse_beside_resume, resumed
 from minillm.tasks import TASKS
 from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer
 
 UNTIL_EVERY = 10  # steps between looks at whether a training is good enough already
 GLANCE = 500  # dev examples looked at during training; all of them at the end
-BUDGETS = ("minutes", "steps", "epochs")
 
 
 @dataclass(frozen=True)
@@ -109,33 +98,6 @@ def check(args: Args) -> None:
         raise UserError(
             f"--{given[0]} is for a model from scratch, but --init {args.init} brings its own; leave one out"
         )
-
-
-def prepare(args: Args, task: Task) -> tuple[Args, nn.Module, Tokenizer, Corpus]:
-    """All that is known before the first step: complete options, the model, its tokenizer, the documents."""
-    if args.resume:
-        model, tokenizer = resume_start(args.resume)
-    else:
-        model, tokenizer = open_start(args.init, task) if args.init else (None, task.tokenizer())
-        args = complete(args, task.recipe(model, args.minutes), BUDGETS)
-        torch.manual_seed(args.seed)
-        model = with_dropout(model, args.dropout) if model else new_start(task, tokenizer, args)
-    try:
-        task.adapt(model, tokenizer)
-    except UserError as error:
-        raise UserError(f"--init {args.init}: {error}") from None
-    corpus = Corpus(lambda epoch: draw(task, tokenizer, args.seed, epoch), args.seed, task.is_redrawn)
-    if args.batch_examples:
-        args = dataclasses.replace(args, batch_tokens=max(1, round(args.batch_examples * corpus.table.lengths.mean())))
-    if args.epochs:
-        args = dataclasses.replace(args, steps=max(1, round(args.epochs * corpus.steps_per_epoch(args.batch_tokens))))
-    return dataclasses.replace(args, batch_examples=None, epochs=None), model, tokenizer, corpus
-
-
-def draw(task: Task, tokenizer: Tokenizer, seed: int, epoch: int) -> list[list]:
-    """The documents of every training example in one epoch."""
-    rngs = (example_rng(seed, epoch, i) if task.is_redrawn else None for i in range(len(task.splits.train)))
-    return [task.documents(example, tokenizer, rng) for example, rng in zip(task.splits.train, rngs, strict=True)]
 
 
 def train(args: Args, console: Console | None = None) -> Run:

@@ -1,12 +1,10 @@
-"""What a person sees of a training: what it runs on, a bar, figures, samples, and where everything was saved."""
+"""What a person sees of a training: what it runs on, figures, samples. (The bar of its steps is in session.py.)"""
 
 import re
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 from torch import nn
@@ -16,7 +14,6 @@ from minillm.metrics import Interval
 from minillm.run import Run
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-LINE_SECONDS = 10  # between lines where there is no terminal
 SAMPLES = 10
 
 
@@ -34,43 +31,6 @@ def introduce(console: Console, placement: Placement, task: Any, model: nn.Modul
         f"run        {run.folder}",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-class ProgressBar:
-    """A bar on a terminal, a line now and then elsewhere. Use it as a context."""
-
-    def __init__(self, console: Console):
-        self.console = console
-        self.bar = Progress(
-            BarColumn(bar_width=24),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self.task = self.bar.add_task("", total=1.0, note="")
-        self.last_line = time.monotonic()
-
-    def __enter__(self) -> "ProgressBar":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
-
-    def update(self, done: float, seconds: float, note: str) -> None:
-        """`done` is between 0 and 1, `seconds` how long that took, `note` what to say beside it."""
-        if done > 0.01:
-            note += f" · {clock(seconds / done * (1 - done))} left"
-        self.bar.update(self.task, completed=done, note=note)
-        if not self.console.is_terminal and time.monotonic() - self.last_line > LINE_SECONDS:
-            self.last_line = time.monotonic()
-            self.console.print(f"{done:4.0%}  {note}", highlight=False)
-
-
-def clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 def figures(metrics: Mapping[str, Interval]) -> str:

@@ -21,6 +21,8 @@ from typing import Any, Protocol, TextIO
 
 import torch
 from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+from rich.progress import Progress as RichProgress
 from torch import nn
 
 from minillm import curves, state
@@ -28,10 +30,11 @@ from minillm.errors import UserError
 from minillm.files import Tensors, write_tensors
 from minillm.metrics import Interval
 from minillm.optim import Optimizers
-from minillm.report import ProgressBar, figures, flat
+from minillm.report import figures, flat
 from minillm.run import Run
 
 SAVE_SECONDS = 60  # between checkpoints
+LINE_SECONDS = 10  # between lines of progress where there is no terminal
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 
@@ -217,3 +220,40 @@ def postponed_signals() -> Iterator[Event]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+class ProgressBar:
+    """A bar on a terminal, a line now and then elsewhere. Use it as a context."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.bar = RichProgress(
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("", total=1.0, note="")
+        self.last_line = time.monotonic()
+
+    def __enter__(self) -> "ProgressBar":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def update(self, done: float, seconds: float, note: str) -> None:
+        """`done` is between 0 and 1, `seconds` how long that took, `note` what to say beside it."""
+        if done > 0.01:
+            note += f" · {clock(seconds / done * (1 - done))} left"
+        self.bar.update(self.task, completed=done, note=note)
+        if not self.console.is_terminal and time.monotonic() - self.last_line > LINE_SECONDS:
+            self.last_line = time.monotonic()
+            self.console.print(f"{done:4.0%}  {note}", highlight=False)
+
+
+def clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
+from minillm.batching import Corpus, example_rng
 from minillm.errors import UserError
 from minillm.files import read_json
 from minillm.gpt import GPT
@@ -17,8 +19,38 @@ from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer
 
 Args = TypeVar("Args")  # the options of a script, a dataclass
+BUDGETS = ("minutes", "steps", "epochs")  # options, of which one is given
+SIZES = ("batch_tokens", "batch_examples")  # of a step, likewise
 OF_DROPOUT = ("dropout", "attention_dropout", "classifier_dropout")  # fields of configs
 OF_SHAPE = ("layers", "width", "heads")  # options that a checkpoint has decided
+
+
+def prepare(args: Args, task: Task) -> tuple[Args, nn.Module, Tokenizer, Corpus]:
+    """All that supervised training needs before its first step: its options, complete, the model, its tokenizer, the
+    documents. UserError."""
+    if args.resume:
+        model, tokenizer = resume_start(args.resume)
+    else:
+        model, tokenizer = open_start(args.init, task) if args.init else (None, task.tokenizer())
+        args = complete(args, task.recipe(model, args.minutes))
+        torch.manual_seed(args.seed)
+        model = with_dropout(model, args.dropout) if model else new_start(task, tokenizer, args)
+    try:
+        task.adapt(model, tokenizer)
+    except UserError as error:
+        raise UserError(f"--init {args.init}: {error}") from None
+    corpus = Corpus(lambda epoch: draw(task, tokenizer, args.seed, epoch), args.seed, task.is_redrawn)
+    if args.batch_examples:
+        args = dataclasses.replace(args, batch_tokens=max(1, round(args.batch_examples * corpus.table.lengths.mean())))
+    if args.epochs:
+        args = dataclasses.replace(args, steps=max(1, round(args.epochs * corpus.steps_per_epoch(args.batch_tokens))))
+    return dataclasses.replace(args, batch_examples=None, epochs=None), model, tokenizer, corpus
+
+
+def draw(task: Task, tokenizer: Tokenizer, seed: int, epoch: int) -> list[list]:
+    """The documents of every training example in one epoch."""
+    rngs = (example_rng(seed, epoch, i) if task.is_redrawn else None for i in range(len(task.splits.train)))
+    return [task.documents(example, tokenizer, rng) for example, rng in zip(task.splits.train, rngs, strict=True)]
 
 
 def open_start(init: Path | str, task: Task) -> tuple[nn.Module, Tokenizer]:
@@ -64,12 +96,30 @@ def with_dropout(model: nn.Module, p: float | None) -> nn.Module:
     return other
 
 
-def complete(args: Args, recipe: Mapping[str, Any], budgets: tuple[str, ...]) -> Args:
-    """The options with the recipe's where none was given. A budget of one's own, of these options, is used up."""
+def complete(args: Args, recipe: Mapping[str, Any]) -> Args:
+    """The options with the recipe's where none was given. A budget of one's own is used up."""
     given = {name: value for name, value in vars(args).items() if value is not None}
-    if given.keys() & set(budgets):
-        recipe = {name: value for name, value in recipe.items() if name not in (*budgets, "until")}
+    if given.keys() & set(BUDGETS):
+        recipe = {name: value for name, value in recipe.items() if name not in (*BUDGETS, "until")}
+    if given.keys() & set(SIZES):
+        recipe = {name: value for name, value in recipe.items() if name not in SIZES}
     return dataclasses.replace(args, **{**recipe, **given})
+
+
+def inherited_options(start: Path, task: type[Task], options: Any = None) -> Any:
+    """The task's options, and where they were left alone those of the run to start from, so that data is the same.
+
+    UserError for a run of another task.
+    """
+    options = options or task.Options()
+    if not (start / "args.json").exists():
+        return options
+    used = Run(start).options()
+    if used.get("task") != task.name:
+        raise UserError(f"{start} was trained on --task {used.get('task')}, not on {task.name}")
+    untouched = [field for field in dataclasses.fields(options) if vars(options)[field.name] == field.default]
+    taken = {f.name: as_option(used[f.name], f) for f in untouched if used.get(f.name) is not None}
+    return dataclasses.replace(options, **taken)
 
 
 def resumed(args: Args, script: str, tasks: Mapping[str, type[Task]]) -> Args:

@@ -14,13 +14,13 @@ from minillm.commands.speaker import Speaker
 from minillm.device import PRECISIONS, place
 from minillm.errors import UserError
 from minillm.files import read_text
+from minillm.generate import Sampling
 from minillm.heads import Head
 from minillm.inference import load_ready
 from minillm.published.checkpoint import Checkpoint, open_checkpoint, resolve
 from minillm.published.subwords import load_tokenizer
 from minillm.reader import Texts
 from minillm.report import harmless
-from minillm.generate import Sampling
 from minillm.tokenizer import Tokenizer, read_texts
 
 MODEL = "folder in Hugging Face's layout, run of train_sft.py or train_rl.py, id on the hub, or .gguf file"

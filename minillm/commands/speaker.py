@@ -8,11 +8,10 @@ import torch
 
 from minillm import generate
 from minillm.errors import NO_NUMBERS, UserError
-from minillm.generate import Token
+from minillm.generate import Sampling, Token
 from minillm.gpt import GPT
 from minillm.inference import ready
 from minillm.published.chat import ChatTemplate
-from minillm.generate import Sampling
 from minillm.tokenizer import Stream, Tokenizer, read_texts
 
 DEFAULT_NEW_TOKENS = 256
