@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import VOCAB, assert_same, bert_config, gradients, packed, padded_attention, sequences, shake
+from tiny import VOCAB, assert_same, batch_of, bert_config, gradients, packed, padded_attention, sequences, shake
 
 import minillm.bert
 from kernels import Packing, backend
+from minillm.batching import IGNORE
 from minillm.bert import BERT, BERTConfig
 from minillm.heads import MaskedLM, SequenceClassifier, TokenClassifier
 
@@ -29,25 +30,36 @@ def segments_of(tokens):
 
 
 def run(model, tokens, packing, keep=None):
-    """Output and gradients of a packed batch; only the rows `keep` count. One row of output a token or a sequence."""
+    """Output, losses and gradients of a packed batch; only the rows `keep` count. One row a token or a sequence."""
+    keep = torch.ones(len(tokens), dtype=torch.bool) if keep is None else keep
     out = model(tokens, packing, segments_of(tokens))
-    if keep is not None and len(out) == len(tokens):
-        out, tokens = out[keep], tokens[keep]
+    is_a_token = len(out) == len(tokens)
+    out = out[keep] if is_a_token else out
     result = {"out": out.detach()}
     value = (out.sin() * torch.linspace(0.5, 1, out.shape[1])).sum()  # no sum of rows that a norm would keep at 0
     if isinstance(model, MaskedLM):
         result["logits"] = model.logits(out).detach()
-        value = value + model.loss(out, (tokens * 7 + 3) % VOCAB).sum()
+    if hasattr(model, "loss"):
+        loss = model.loss(asked(model, tokens, packing, keep))
+        result["loss"] = loss[keep].detach() if is_a_token else loss.detach()
+        value = value + loss.sum()
     value.backward()
     return {**result, **gradients(model)}
 
 
+def asked(model, tokens, packing, keep):
+    """A batch that asks for some class of every token, or of every sequence."""
+    if isinstance(model, SequenceClassifier):
+        labels = tokens[packing.cu_seqlens[:-1].long()] % len(model.classes)
+        return batch_of(tokens, packing, labels=labels, segments=segments_of(tokens))
+    targets = (tokens * 7 + 3) % (VOCAB if isinstance(model, MaskedLM) else len(model.classes))
+    return batch_of(tokens, packing, targets.where(keep, IGNORE), segments=segments_of(tokens))
+
+
 def one_by_one(model, parts):
     results = [run(model, *packed([part])) for part in parts]
-    return {
-        name: torch.cat([r[name] for r in results]) if name in ("out", "logits") else sum(r[name] for r in results)
-        for name in results[0]
-    }
+    rows = ("out", "logits", "loss")
+    return {name: (torch.cat if name in rows else sum)([r[name] for r in results]) for name in results[0]}
 
 
 # ---- packed = padded = one by one ----------------------------------------------------------------
@@ -133,7 +145,30 @@ def test_masked_lm_writes_with_the_embedding_and_a_bias():
     targets = tokens.clone()
     targets[::2] = -100  # not masked, so not asked for
     truth = F.cross_entropy(logits, targets, reduction="none", ignore_index=-100)
-    torch.testing.assert_close(model.loss(hidden, targets), truth, rtol=0, atol=1e-12)
+    check_loss(model, batch_of(tokens, packing, targets), truth)
+
+
+def check_loss(model, batch, truth):
+    """The values one by one, and their weighted sum."""
+    torch.testing.assert_close(model.loss(batch), truth, rtol=0, atol=1e-12)
+    for weights in (0.25, torch.linspace(-1, 2, len(truth), dtype=torch.float64)):
+        total = model.loss(batch, weights)
+        torch.testing.assert_close(total, (weights * truth).sum(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_loss_of_classifiers_is_minus_log_probability(temperature):
+    tokens, packing = packed(sequences(LENGTHS))
+    model, labels = make("sequence"), torch.tensor([2, 0, 1, 1, 2])
+    batch, segments = batch_of(tokens, packing, labels=labels, segments=segments_of(tokens)), segments_of(tokens)
+    truth = F.cross_entropy(model(tokens, packing, segments) / temperature, labels, reduction="none")
+    torch.testing.assert_close(model.loss(batch, temperature=temperature), truth, rtol=0, atol=1e-12)
+    check_loss(model, batch, model.loss(batch))
+    model, targets = make("tokens"), (tokens % 4).where(tokens > 2, IGNORE)
+    batch = batch_of(tokens, packing, targets, segments=segments)
+    truth = F.cross_entropy(model(tokens, packing, segments) / temperature, targets, reduction="none")
+    torch.testing.assert_close(model.loss(batch, temperature=temperature), truth, rtol=0, atol=1e-12)
+    check_loss(model, batch, model.loss(batch))
 
 
 @every_head
@@ -155,7 +190,7 @@ def test_compute_dtype_is_of_activations_only():
     tokens, packing = packed(sequences(LENGTHS))
     hidden = model(tokens, packing)
     assert hidden.dtype == torch.bfloat16
-    model.loss(hidden, tokens).sum().backward()
+    model.loss(batch_of(tokens, packing, tokens)).sum().backward()
     assert {p.dtype for p in model.parameters()} == {p.grad.dtype for p in model.parameters()} == {torch.float32}
 
 

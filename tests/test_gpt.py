@@ -5,10 +5,22 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import GPT_FAMILIES, VOCAB, assert_same, gpt, gpt_config, gradients, packed, padded_attention, sequences
+from tiny import (
+    GPT_FAMILIES,
+    VOCAB,
+    assert_same,
+    batch_of,
+    gpt,
+    gpt_config,
+    gradients,
+    packed,
+    padded_attention,
+    sequences,
+)
 
 import minillm.gpt
 from kernels import Packing, backend
+from minillm.batching import IGNORE
 from minillm.gpt import GPT, GPTConfig
 from minillm.layers import dropout, rope, rotate
 
@@ -27,25 +39,25 @@ CHOICES = {
 every_choice = pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
 
 
-def objective(model, hidden, tokens):
-    """A scalar that every hidden state and every logit has its own part in."""
-    targets = (tokens * 7 + 3) % VOCAB
-    weights = 1 + torch.sin(tokens.double())
-    return (weights * model.loss(hidden, targets)).sum() + (hidden * torch.linspace(-1, 1, hidden.shape[1])).sum()
+def run(model, tokens, packing, keep=None):
+    """Hidden states, losses and gradients of a packed batch; only the rows `keep` count.
 
-
-def run(model, tokens, packing, keep=slice(None)):
-    """Hidden states and gradients of a packed batch; only the rows `keep` count."""
-    hidden = model(tokens, packing)[keep]
-    objective(model, hidden, tokens[keep]).backward()
-    return {"hidden": hidden.detach(), "logits": model.logits(hidden).detach(), **gradients(model)}
+    The gradients are those of a scalar that every hidden state and every logit has its own part in.
+    """
+    keep = torch.ones(len(tokens), dtype=torch.bool) if keep is None else keep
+    batch = batch_of(tokens, packing, ((tokens * 7 + 3) % VOCAB).where(keep, IGNORE))
+    hidden, weights = model(tokens, packing)[keep], 1 + torch.sin(tokens.double())
+    value = model.loss(batch, weights) + (hidden * torch.linspace(-1, 1, hidden.shape[1])).sum()
+    value.backward()
+    with torch.no_grad():
+        found = {"hidden": hidden, "logits": model.logits(hidden), "loss": model.loss(batch)[keep]}
+    return {**{name: x.detach() for name, x in found.items()}, **gradients(model)}
 
 
 def one_by_one(model, parts):
-    hidden = [model(*packed([part])) for part in parts]
-    sum(objective(model, h, part) for h, part in zip(hidden, parts, strict=True)).backward()
-    hidden = torch.cat(hidden).detach()
-    return {"hidden": hidden, "logits": model.logits(hidden).detach(), **gradients(model)}
+    results = [run(model, *packed([part])) for part in parts]
+    rows = ("hidden", "logits", "loss")
+    return {name: (torch.cat if name in rows else sum)([r[name] for r in results]) for name in results[0]}
 
 
 # ---- packed = padded = one by one ----------------------------------------------------------------
@@ -116,7 +128,7 @@ def test_tied_embeddings_are_one_parameter():
     untied.load_state_dict(tied.state_dict())
     tokens, packing = packed(sequences(LENGTHS))
     for model in (tied, untied):
-        model.loss(model(tokens, packing), tokens).sum().backward()
+        model.loss(batch_of(tokens, packing, tokens)).sum().backward()
     both = untied.tokens.weight.grad + untied.output.weight.grad
     torch.testing.assert_close(tied.tokens.weight.grad, both, rtol=0, atol=1e-10)
 
@@ -199,10 +211,17 @@ def test_loss_is_minus_log_probability():
     tokens, packing = packed(sequences(LENGTHS))
     targets = tokens.roll(-1)
     targets[2] = -100
-    hidden = model(tokens, packing)
-    truth = -model.logits(hidden).log_softmax(-1).gather(1, tokens.roll(-1)[:, None])[:, 0]
-    truth[2] = 0
-    torch.testing.assert_close(model.loss(hidden, targets), truth, rtol=0, atol=1e-12)
+    hidden, batch = model(tokens, packing), batch_of(tokens, packing, targets)
+    for temperature in (1.0, 0.5):
+        logprobs = (model.logits(hidden) / temperature).log_softmax(-1)
+        truth = -logprobs.gather(1, tokens.roll(-1)[:, None])[:, 0]
+        truth[2] = 0
+        loss = model.loss(batch, temperature=temperature)
+        torch.testing.assert_close(loss, truth, rtol=0, atol=1e-12)
+        weights = torch.linspace(-1, 2, len(tokens), dtype=torch.float64)
+        for each in (0.25, weights):
+            total = model.loss(batch, each, temperature)
+            torch.testing.assert_close(total, (each * truth).sum(), rtol=0, atol=1e-12)
 
 
 def test_compute_dtype_is_of_activations_only():
@@ -211,7 +230,7 @@ def test_compute_dtype_is_of_activations_only():
     tokens, packing = packed(sequences(LENGTHS))
     hidden = model(tokens, packing)
     assert hidden.dtype == torch.bfloat16
-    loss = model.loss(hidden, tokens)
+    loss = model.loss(batch_of(tokens, packing, tokens))
     assert loss.dtype == torch.float32
     loss.sum().backward()
     assert {p.dtype for p in model.parameters()} == {p.grad.dtype for p in model.parameters()} == {torch.float32}

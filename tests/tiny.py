@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels import Packing, attention
+from minillm.batching import IGNORE, Batch
 from minillm.bert import BERTConfig
 from minillm.gpt import GPT, GPTConfig
 from minillm.layers import RopeScaling
@@ -58,6 +59,20 @@ def sequences(lengths: Sequence[int], seed: int = 0, high: int = VOCAB) -> list[
 
 def packed(parts: Sequence[Tensor]) -> tuple[Tensor, Packing]:
     return torch.cat(list(parts)), Packing.from_lengths([len(part) for part in parts])
+
+
+def batch_of(
+    tokens: Tensor,
+    packing: Packing,
+    targets: Tensor | None = None,
+    labels: Tensor | None = None,
+    segments: Tensor | None = None,
+) -> Batch:
+    """Packed tokens with what is asked of them; what is not given is not asked for."""
+    targets = torch.full_like(tokens, IGNORE) if targets is None else targets
+    labels = tokens.new_zeros(0) if labels is None else labels
+    segments = torch.zeros_like(tokens) if segments is None else segments
+    return Batch(tokens, targets, labels, segments, packing, int((targets != IGNORE).sum()) + len(labels))
 
 
 def padded_attention(lengths: Sequence[int], causal: bool) -> Callable[..., Tensor]:
