@@ -8,16 +8,15 @@ import torch
 from tiny import GPT_FAMILIES, gpt, packed, sequences
 
 from kernels import backend, decoding
-from minillm import inference
-from minillm.generate import generate, stream
+from minillm.generate import GREEDY, Sampling, draw, generate, stream
 from minillm.gpt import GPT
 from minillm.inference import ready
-from minillm.generate import GREEDY, Sampling, draw
 
 STOP = 4
 PROMPTS = [part.tolist() for part in sequences((3, 1, 5, 2, 4), high=STOP)]
 CHOICES = {"default": {}, **GPT_FAMILIES}
 every_choice = pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
+plain_and_ready = pytest.mark.parametrize("prepare", [lambda model: model, ready], ids=["plain", "ready"])
 
 
 def small(seed=0, vocab_size=5, sharpness=1.0, **choices):
@@ -51,13 +50,14 @@ def assert_logprobs(model, prompt, sample, temperature, tolerance):
 
 
 @every_choice
+@plain_and_ready
 @pytest.mark.parametrize("impl", ["torch", "eager"])
-def test_greedy_is_greedy_without_cache(choices, impl, monkeypatch):
+def test_greedy_is_greedy_without_cache(choices, prepare, impl, monkeypatch):
     monkeypatch.setattr(backend, "_default", impl)
     lengths = set()
     for seed in range(4):
         model = small(seed, **choices)
-        samples = generate(model, PROMPTS, 8, STOP, GREEDY)
+        samples = generate(prepare(model), PROMPTS, 8, STOP, GREEDY)
         truth = [greedy_without_cache(model, prompt, 8) for prompt in PROMPTS]
         assert [sample.tokens for sample in samples] == truth
         lengths |= {len(answer) for answer in truth}
@@ -67,18 +67,19 @@ def test_greedy_is_greedy_without_cache(choices, impl, monkeypatch):
 
 
 @every_choice
+@plain_and_ready
 @pytest.mark.parametrize(
     ("dtype", "tolerance", "many"),
     [(torch.float64, 1e-10, 0), (torch.float32, 2e-5, 0), (torch.float32, 2e-5, math.inf)],
     ids=["float64", "float32, sums of rows", "float32, SDPA"],
 )
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
-def test_logprobs_are_those_of_a_full_pass(choices, dtype, tolerance, many, temperature, monkeypatch):
+def test_logprobs_are_those_of_a_full_pass(choices, prepare, dtype, tolerance, many, temperature, monkeypatch):
     monkeypatch.setattr(decoding, "HAS_FAST_SUMS", True)
     monkeypatch.setitem(decoding.MANY, torch.float32, many)
     torch.manual_seed(0)
     model = small(**choices).to(dtype)
-    samples = generate(model, PROMPTS, 8, STOP, Sampling(temperature), samples_per_prompt=6)
+    samples = generate(prepare(model), PROMPTS, 8, STOP, Sampling(temperature), samples_per_prompt=6)
     assert len(samples) == 6 * len(PROMPTS)
     lengths = {len(sample.tokens) for sample in samples}
     assert min(lengths) < 4 < max(lengths)
@@ -117,20 +118,22 @@ def test_all_may_finish_at_once():
     assert all(s.logprobs == [pytest.approx(-math.log(5))] for s in samples)
 
 
-def test_bfloat16_draws_from_the_model_that_computes_in_bfloat16():
+@plain_and_ready
+def test_bfloat16_draws_from_the_model_that_computes_in_bfloat16(prepare):
     torch.manual_seed(0)
     model = small().float()
     model.compute_dtype = torch.bfloat16
-    for prompt, sample in zip(PROMPTS, generate(model, PROMPTS, 8, STOP), strict=True):
+    for prompt, sample in zip(PROMPTS, generate(prepare(model), PROMPTS, 8, STOP), strict=True):
         assert_logprobs(model, prompt, sample, 1.0, 0.1)
     assert model.tokens.weight.dtype == torch.float32
 
 
-def test_generation_leaves_the_model_alone():
+@plain_and_ready
+def test_generation_leaves_the_model_alone(prepare):
     model = small()
     before = {name: p.clone() for name, p in model.named_parameters()}
     torch.manual_seed(0)
-    generate(model, PROMPTS, 4, STOP, samples_per_prompt=2)
+    generate(prepare(model), PROMPTS, 4, STOP, samples_per_prompt=2)
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
     assert all(p.grad is None and p.requires_grad and not p.is_inference() for p in model.parameters())
 
@@ -307,63 +310,3 @@ def test_repetition_is_penalised_over_prompt_and_answer():
             assert token == int(scores.argmax())
             assert logprob == pytest.approx(float(scores.log_softmax(-1)[token]), abs=1e-9)
             text.append(token)
-
-
-# ---- a model made ready --------------------------------------------------------------------------
-
-
-@every_choice
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 0), (torch.float32, 1e-5), (torch.bfloat16, 5e-2)])
-def test_a_ready_model_is_the_model(choices, dtype, tolerance, monkeypatch):
-    monkeypatch.setattr(inference, "WORTH_PACKING", {torch.float32: 1, torch.bfloat16: 1})
-    model = small(**choices).to(dtype)
-    text = packed([torch.tensor(prompt) for prompt in PROMPTS])
-    with torch.inference_mode():
-        truth, twin = model.logits(model(*text)), ready(model)
-        got = twin.logits(twin(*text))
-    torch.testing.assert_close(got, truth, rtol=tolerance, atol=tolerance * float(truth.abs().max()))
-    assert ready(twin) is twin
-
-
-def test_a_ready_model_shares_what_need_not_change():
-    model = small().float()
-    assert ready(model).tokens.weight is model.tokens.weight
-    model.compute_dtype = torch.bfloat16
-    twin = ready(model)
-    assert twin.tokens.weight.dtype == torch.bfloat16
-    assert model.tokens.weight.dtype == torch.float32
-    assert len(list(model.parameters())) == len(list(small().parameters()))
-
-
-@pytest.mark.parametrize("inputs", [64, 42])
-@pytest.mark.parametrize("rows", [1, 5, inference.FEW_ROWS + 1])
-def test_int8_weights_are_rounded_by_half_a_step_at_most(rows, inputs):
-    """The error of each product is within what rounding weights (half a step) and bfloat16 (2⁻⁸) can do."""
-    torch.manual_seed(0)
-    weight, bias, x = torch.randn(50, inputs), torch.randn(50), torch.randn(rows, inputs)
-    weight[3] = 0  # a row without a scale
-    got = inference.int8_linear(weight, bias.bfloat16(), torch.bfloat16)(x.bfloat16()).float()
-    truth = x @ weight.T + bias
-    steps = weight.abs().amax(1) / 127
-    bound = x.abs().sum(1, keepdim=True) * steps / 2 + 2**-7 * (x.abs() @ weight.abs().T + bias.abs())
-    assert torch.all((got - truth).abs() <= bound)
-    assert (got - truth).abs().max() > 0
-
-
-@every_choice
-def test_a_quantised_model_is_nearly_the_model(choices, monkeypatch):
-    monkeypatch.setattr(inference, "WORTH_QUANTISING", 1)
-    model = small(**choices).float()
-    text = packed([torch.tensor(prompt) for prompt in PROMPTS])
-    with torch.inference_mode():
-        truth, twin = model.logits(model(*text)).log_softmax(-1), ready(model, "int8")
-        assert twin.new_cache(1, 1).layers[0][0].dtype == torch.bfloat16
-        got = twin.logits(twin(*text)).float().log_softmax(-1)
-    divergence = (truth.exp() * (truth - got)).sum(-1)
-    assert 0 < divergence.max() < 0.02
-    assert len(generate(twin, PROMPTS, 4)) == len(PROMPTS)
-
-
-def test_only_int8_is_known():
-    with pytest.raises(ValueError, match="int4"):
-        ready(small(), "int4")
