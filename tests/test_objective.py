@@ -2,22 +2,21 @@
 every answer that a model of a tiny vocabulary can give."""
 
 import itertools
-from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny import assert_same, gpt, gradients, packed
 
 import train_rl
-from minillm.batching import IGNORE, Document, pack
+from minillm.batching import IGNORE, Batch, answering, pack
 from minillm.generate import Sample
-from minillm.objective import weighted_nll
-from minillm.policy import leave_one_out
-from minillm.tasks import Example
+from minillm.objective import backward
+from minillm.policy import BASELINES, WEIGHTS, Episode, entropy, leave_one_out, rewards_of
+from minillm.session import Session
+from minillm.tasks.base import Example
 from minillm.tokenizer import SymbolTokenizer
 
 TOKENIZER = SymbolTokenizer("tiny", r"[\s\S]", "ab")
-TASK = SimpleNamespace(tokenizer=TOKENIZER)
 END, LIMIT = TOKENIZER.end, 3  # tokens of an answer at most
 PROMPTS = ("ab", "b")
 ANSWERS = [
@@ -28,9 +27,28 @@ ANSWERS = [
 ]
 
 
+class Task:
+    """Any function of the answer, and one that no constant fits, in two parts. float32 holds its values exactly."""
+
+    def reward(self, examples, answers):
+        texts = [example.prompt + "=" + answer for example, answer in zip(examples, answers, strict=True)]
+        numbers = [sum((ord(letter) - 95) * 5**i for i, letter in enumerate(text)) for text in texts]
+        waves = torch.sin(7.0 * torch.tensor(numbers))
+        return {"wave": (256 * waves).round() / 256, "constant": [0.3125] * len(answers)}
+
+    def max_answer_tokens(self, tokenizer):
+        return LIMIT
+
+
 def reward(prompt, answer):
-    """Any function of the answer, and one that no constant fits."""
-    return 0.3 + torch.sin(torch.tensor(7.0 * len(prompt) + sum((t + 2) * 3**i for i, t in enumerate(answer)))).item()
+    parts = Task().reward([Example(prompt, ())], [TOKENIZER.decode(answer)])
+    return float(parts["wave"][0]) + parts["constant"][0]
+
+
+def test_answers_are_told_apart_and_rewarded_differently():
+    assert len({TOKENIZER.decode(answer) for answer in ANSWERS}) == len(ANSWERS) == 15
+    for prompt in PROMPTS:
+        assert len({reward(prompt, answer) for answer in ANSWERS}) == len(ANSWERS)
 
 
 @pytest.fixture
@@ -61,22 +79,24 @@ def exact_gradient(model, prompt, temperature=1.0):
     return gradients(model)
 
 
-def rollout(prompts, answers):
-    """What train_rl.py draws: `answers` of each prompt."""
-    judged = [[reward(prompt, answer) for answer in of_one] for prompt, of_one in zip(prompts, answers, strict=True)]
-    return train_rl.Rollout(
-        [Example(prompt, ()) for prompt in prompts],
-        [Sample(answer, [0.0] * len(answer)) for of_one in answers for answer in of_one],
-        [],
-        torch.tensor(judged, dtype=torch.float64),
-    )
+def episodes_of(prompts, answers, temperature=1.0):
+    """What train_rl.py rolls out and judges when chance gives these `answers` to each prompt."""
+    drawn = [Sample(answer, [0.0] * len(answer)) for of_one in answers for answer in of_one]
+    args = train_rl.Args(samples=len(answers[0]), temperature=temperature)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_rl, "ready", lambda model: model)
+        patch.setattr(train_rl, "generate", lambda *_: drawn)
+        examples = [Example(prompt, ()) for prompt in prompts]
+        return train_rl.judge(Task(), train_rl.rollout(None, TOKENIZER, Task(), examples, args))
 
 
 class Recorder:
-    """An optimiser that only writes down the direction it was told to go."""
+    """A session whose optimiser only writes down the direction it was told to go."""
+
+    update = Session.update
 
     def __init__(self, model):
-        self.model = model
+        self.model, self.optimizers = model, [self]
         self.step_taken = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
 
     def step(self):
@@ -86,20 +106,22 @@ class Recorder:
         self.model.zero_grad(set_to_none=True)
 
 
-def step_of_the_script(model, prompts, answers, temperature=1.0):
+def step_of_the_script(model, prompts, answers, temperature=1.0, baseline="leave-one-out"):
     """The direction in which train_rl.py moves the weights."""
-    drawn, recorder = rollout(prompts, answers), Recorder(model)
-    train_rl.update(model, TASK, drawn, [recorder], temperature)
+    episodes, recorder = episodes_of(prompts, answers, temperature), Recorder(model)
+    advantages = BASELINES[baseline](rewards_of(episodes, len(answers[0])).double())
+    train_rl.update(model, episodes, advantages, recorder, temperature)
     return recorder.step_taken
 
 
-def expectation(model, prompt, estimate, temperature=1.0):
-    """Of an estimator that sees two answers, over all pairs."""
+def expectation(model, prompt, estimate, temperature=1.0, samples=2):
+    """Of an estimator that sees so many answers, over all that can be drawn."""
     p = probabilities(model, prompt, temperature)
     total = {}
-    for (i, first), (j, second) in itertools.product(enumerate(ANSWERS), repeat=2):
-        for name, value in estimate([first, second]).items():
-            total[name] = total.get(name, 0) + p[i] * p[j] * value
+    for numbers in itertools.product(range(len(ANSWERS)), repeat=samples):
+        weight = torch.tensor([p[i] for i in numbers], dtype=torch.float64).prod()
+        for name, value in estimate([ANSWERS[i] for i in numbers]).items():
+            total[name] = total.get(name, 0) + weight * value
     return total
 
 
@@ -112,14 +134,28 @@ def distance(first, second):
 # ---- REINFORCE -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("prompt", "temperature"), [("ab", 1.0), ("b", 0.7)])
-def test_the_step_of_the_script_is_the_gradient_of_the_expected_reward(model, prompt, temperature):
+@pytest.mark.parametrize(("prompt", "temperature"), [("ab", 1.0), ("b", 0.7), ("ab", 0.5)])
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_the_step_of_the_script_is_the_gradient_of_the_expected_reward(
+    model, prompt, temperature, baseline, weights, monkeypatch
+):
+    """Every baseline with every kind of weight, at temperatures of the policy; 0.5 is the script's own."""
+    monkeypatch.setitem(train_rl.WEIGHTS, "reinforce", WEIGHTS[weights])
     truth = exact_gradient(model, prompt, temperature)
-    expected = expectation(
-        model, prompt, lambda answers: step_of_the_script(model, [prompt], [answers], temperature), temperature
-    )
-    assert distance(truth, expected) < 1e-10
-    assert_same(truth, expected)
+
+    def estimate(answers):
+        return step_of_the_script(model, [prompt], [answers], temperature, baseline)
+
+    for samples in (1, 2) if baseline == "none" else (2,):
+        expected = expectation(model, prompt, estimate, temperature, samples)
+        assert distance(truth, expected) < 1e-10
+        assert_same(truth, expected)
+
+
+def test_the_temperature_of_the_script_is_among_those_that_were_checked():
+    assert train_rl.Args().temperature == 0.5
+    assert train_rl.Args().baseline == "leave-one-out"
 
 
 def test_learning_at_another_temperature_than_drawing_is_biased(model):
@@ -130,17 +166,18 @@ def test_learning_at_another_temperature_than_drawing_is_biased(model):
 
 def test_a_step_is_the_mean_over_prompts(model):
     answers = [[ANSWERS[3], ANSWERS[-1], ANSWERS[0]], [ANSWERS[7], ANSWERS[1], ANSWERS[5]]]
-    together = step_of_the_script(model, PROMPTS, answers)
-    alone = [step_of_the_script(model, [p], [a]) for p, a in zip(PROMPTS, answers, strict=True)]
-    assert_same(together, {name: (alone[0][name] + alone[1][name]) / 2 for name in together})
+    for baseline in BASELINES:
+        together = step_of_the_script(model, PROMPTS, answers, baseline=baseline)
+        alone = [step_of_the_script(model, [p], [a], baseline=baseline) for p, a in zip(PROMPTS, answers, strict=True)]
+        assert_same(together, {name: (alone[0][name] + alone[1][name]) / 2 for name in together})
 
 
 def test_one_sample_without_baseline(model):
     truth, p = exact_gradient(model, "ab"), probabilities(model, "ab")
-    batch = pack([Document(TOKENIZER.encode("ab"), answer) for answer in ANSWERS])
+    batch = pack([answering(TOKENIZER.encode("ab"), answer) for answer in ANSWERS])
     weights = [w * reward("ab", answer) for w, answer in zip(p, ANSWERS, strict=True)]
     weights = torch.tensor(weights, dtype=torch.float64)
-    (-weighted_nll(model, batch, weights[batch.packing.sequence])).backward()
+    backward(model, batch, -weights[batch.packing.sequence])
     assert distance(truth, gradients(model)) < 1e-10
 
 
@@ -148,21 +185,22 @@ def wrong(kind):
     """Plausible estimators that are biased."""
 
     def estimate(model, answers):
-        drawn = rollout(["ab"], [answers])
-        batch = train_rl.to_batch(TASK, drawn)
-        advantages, targets = leave_one_out(drawn.rewards)[0], batch.targets
+        episodes = episodes_of(["ab"], [answers])
+        rewards = rewards_of(episodes, len(answers)).double()
+        batch = train_rl.to_batch(episodes, torch.device("cpu"))
+        advantages, targets = leave_one_out(rewards)[0], batch.targets
         if kind == "baseline with the sample itself":
-            advantages = drawn.rewards[0] - drawn.rewards[0].mean()
+            advantages = rewards[0] - rewards[0].mean()
         if kind == "divided by the deviation":
-            advantages = advantages / (drawn.rewards[0].std() + 1e-6)
+            advantages = advantages / (rewards[0].std() + 1e-6)
         if kind == "divided by the length":
             advantages = advantages / torch.tensor([len(answer) for answer in answers])
         if kind == "without the end token":
             targets = targets.masked_fill(targets == END, IGNORE)
         if kind == "with the prompt":
             targets = torch.where(targets == IGNORE, batch.tokens.roll(-1), targets)
-        batch = type(batch)(batch.tokens, targets, batch.packing)
-        (-weighted_nll(model, batch, advantages[batch.packing.sequence] / 2)).backward()
+        batch = Batch(batch.tokens, targets, batch.labels, batch.segments, batch.packing, batch.count)
+        backward(model, batch, -advantages[batch.packing.sequence] / 2)
         return gradients(model)
 
     return estimate
@@ -198,74 +236,137 @@ def test_one_step_raises_the_expected_reward(model):
     assert expected() > before
 
 
+def updated(model, prompts, answers):
+    """What `update` returns, the step, and the number of documents that it learned from."""
+    episodes, recorder, learned = episodes_of(prompts, answers), Recorder(model), []
+    real = train_rl.backward
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            train_rl, "backward", lambda model, batch, *rest: (learned.append(batch), real(model, batch, *rest))
+        )
+        advantages = leave_one_out(rewards_of(episodes, len(answers[0])).double())
+        norm = train_rl.update(model, episodes, advantages, recorder, 1.0)
+    return norm, recorder.step_taken, learned
+
+
 def test_the_script_reports_the_norm_of_its_gradient(model):
-    drawn = rollout(PROMPTS, [[ANSWERS[3], ANSWERS[9]], [ANSWERS[2], ANSWERS[2]]])
-    norm = train_rl.update(model, TASK, drawn, [recorder := Recorder(model)])
-    assert norm == pytest.approx(float(torch.cat([g.flatten() for g in recorder.step_taken.values()]).norm()))
+    norm, step, _ = updated(model, PROMPTS, [[ANSWERS[3], ANSWERS[9]], [ANSWERS[2], ANSWERS[2]]])
+    assert norm == pytest.approx(float(torch.cat([g.flatten() for g in step.values()]).norm()))
     assert norm > 0
 
 
 def test_prompts_without_variance_are_left_out_and_change_nothing(model):
-    alike = rollout(["b"], [[ANSWERS[2], ANSWERS[2]]])
-    assert alike.informative().examples == []
-    assert train_rl.update(model, TASK, alike, [recorder := Recorder(model)]) == 0.0
-    assert all((g == 0).all() for g in recorder.step_taken.values())
-    both = rollout(PROMPTS, [[ANSWERS[3], ANSWERS[9]], [ANSWERS[2], ANSWERS[2]]])
-    kept = both.informative()
-    assert [e.prompt for e in kept.examples] == [PROMPTS[0]]
-    assert [s.tokens for s in kept.samples] == [ANSWERS[3], ANSWERS[9]]
-    assert torch.equal(kept.rewards, both.rewards[:1])
-    # The step is divided by all answers drawn, those that were left out included.
-    alone, together = (
-        step_of_the_script(model, PROMPTS[:n], [[ANSWERS[3], ANSWERS[9]], [ANSWERS[2]] * 2][:n]) for n in (1, 2)
-    )
-    for name in alone:
-        torch.testing.assert_close(together[name], alone[name] / 2)
+    norm, step, learned = updated(model, ["b"], [[ANSWERS[2], ANSWERS[2]]])
+    assert norm == 0.0
+    assert learned == []
+    assert all((g == 0).all() for g in step.values())
+    for prompts, answers in (
+        (PROMPTS, [[ANSWERS[3], ANSWERS[9]], [ANSWERS[2], ANSWERS[2]]]),
+        (PROMPTS[::-1], [[ANSWERS[2], ANSWERS[2]], [ANSWERS[3], ANSWERS[9]]]),
+    ):
+        _, together, (batch,) = updated(model, prompts, answers)
+        kept = pack([answering(TOKENIZER.encode(PROMPTS[0]), ANSWERS[i]) for i in (3, 9)])
+        assert batch.tokens.tolist() == kept.tokens.tolist()
+        assert batch.targets.tolist() == kept.targets.tolist()
+        # The step is divided by all answers drawn, those that were left out included.
+        _, alone, _ = updated(model, PROMPTS[:1], [[ANSWERS[3], ANSWERS[9]]])
+        for name in alone:
+            torch.testing.assert_close(together[name], alone[name] / 2)
 
 
-def test_entropy_is_estimated_from_the_tokens_drawn(model):
+def test_entropy_is_estimated_from_the_tokens_drawn():
     """Weighted by how likely the answers are, it sums to the entropy of whole answers, token by token."""
-    drawn = train_rl.Rollout([], [Sample([0, END], [-0.5, -1.0]), Sample([END], [-3.0])], [], torch.zeros(1, 2))
-    assert drawn.entropy() == pytest.approx(1.5)
+    drawn = [([0, END], [-0.5, -1.0]), ([END], [-3.0])]
+    assert entropy([Episode(None, [0], answer, logprobs, "") for answer, logprobs in drawn]) == pytest.approx(1.5)
 
 
-def test_kl_of_the_script_is_that_of_whole_answers(model):
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_kl_of_the_script_is_that_of_whole_answers(model, temperature):
     other = gpt(seed=1, vocab_size=3, num_layers=1, width=8, num_heads=2)
     other.final_norm.weight.data *= 0.3
-    p, q = probabilities(model, "ab"), probabilities(other, "ab")
+    p, q = (probabilities(each, "ab", temperature) for each in (model, other))
     truth = sum(a * torch.tensor(a / b).log().item() for a, b in zip(p, q, strict=True))
 
     def kl(prompts, answers):
-        return train_rl.kl_to(other, model, TASK, rollout(prompts, answers))
+        return train_rl.kl_to(other, model, episodes_of(prompts, answers), temperature)
 
     expected = sum(w * kl(["ab"], [[answer]]) for w, answer in zip(p, ANSWERS, strict=True))
     assert expected == pytest.approx(truth, rel=1e-6)
     mean = (kl(["ab"], [[ANSWERS[3]]]) + kl(["b"], [[ANSWERS[9]]])) / 2
     assert kl(["ab", "b"], [[ANSWERS[3]], [ANSWERS[9]]]) == pytest.approx(mean)
+    assert train_rl.kl_to(model, model, episodes_of(["ab"], [[ANSWERS[3]]]), temperature) == 0.0
 
 
 def test_answers_are_learned_token_for_token():
-    drawn = rollout(PROMPTS, [[[0, END], [1, 1, 1]], [[END], [0, 1, END]]])
-    batch = train_rl.to_batch(TASK, drawn)
+    episodes = episodes_of(PROMPTS, [[[0, END], [1, 1, 1]], [[END], [0, 1, END]]])
+    batch = train_rl.to_batch(episodes, torch.device("cpu"))
     tokens, targets = (batch.packing.split(x) for x in (batch.tokens, batch.targets))
     assert [t.tolist() for t in tokens] == [[0, 1, 0], [0, 1, 1, 1], [1], [1, 0, 1]]
     assert [t.tolist() for t in targets] == [[IGNORE, 0, END], [IGNORE, 1, 1, 1], [END], [0, 1, END]]
+
+
+def test_an_episode_says_what_became_of_an_answer():
+    """In the order of the examples, each with the parts of its own reward."""
+    answers = [[[0, END], [1, 1, 1]], [[END], [0, 1, END]]]
+    episodes = episodes_of(PROMPTS, answers)
+    assert [episode.example.prompt for episode in episodes] == ["ab", "ab", "b", "b"]
+    assert [episode.prompt for episode in episodes] == [[0, 1], [0, 1], [1], [1]]
+    assert [episode.answer for episode in episodes] == [*answers[0], *answers[1]]
+    assert [episode.text for episode in episodes] == ["a", "bbb", "", "ab"]
+    for episode in episodes:
+        assert episode.reward == reward(episode.example.prompt, episode.answer) == sum(episode.parts.values())
+        assert episode.parts.keys() == {"wave", "constant"}
+    assert rewards_of(episodes, 2).tolist() == [
+        [episodes[0].reward, episodes[1].reward],
+        [episodes[2].reward, episodes[3].reward],
+    ]
+
+
+def test_what_is_rolled_out_is_drawn_at_the_temperature_of_the_policy(model):
+    """The log-probabilities of the episodes are those that the update differentiates."""
+    torch.manual_seed(0)
+    args = train_rl.Args(samples=50, temperature=0.5)
+    episodes = train_rl.rollout(model, TOKENIZER, Task(), [Example(prompt, ()) for prompt in PROMPTS], args)
+    assert len(episodes) == 100
+    for episode in episodes:
+        truth = log_p(model, episode.example.prompt, episode.answer, 0.5).detach()
+        assert sum(episode.logprobs) == pytest.approx(float(truth), abs=1e-9)
+    batch = train_rl.to_batch(episodes, torch.device("cpu"))
+    loss = model.loss(batch, temperature=0.5)[batch.targets != IGNORE]
+    assert (-loss).tolist() == pytest.approx([x for episode in episodes for x in episode.logprobs], abs=1e-9)
 
 
 # ---- supervised ----------------------------------------------------------------------------------
 
 
 def test_supervised_loss_is_the_mean_over_answer_tokens(model):
-    documents = [Document([0, 1], [1, END]), Document([1], [0, 0, END])]
-    batch = pack(documents)
-    truth = -sum(log_p(model, TOKENIZER.decode(d.prompt), d.answer) for d in documents) / 5
-    assert batch.num_targets == 5
-    torch.testing.assert_close(weighted_nll(model, batch, 1 / batch.num_targets), truth, rtol=0, atol=1e-12)
+    pairs = [([0, 1], [1, END]), ([1], [0, 0, END])]
+    batch = pack([answering(prompt, answer) for prompt, answer in pairs])
+    truth = -sum(log_p(model, TOKENIZER.decode(prompt), answer) for prompt, answer in pairs) / 5
+    assert batch.count == 5
+    truth.backward()
+    expected = gradients(model)
+    loss = backward(model, batch, 1 / batch.count)
+    torch.testing.assert_close(loss, truth.detach(), rtol=0, atol=1e-12)
+    assert not loss.requires_grad
+    assert_same(expected, gradients(model))
 
 
 def test_weights_of_prompts_count_nothing(model):
-    batch = pack([Document([0, 1, 1], [1, END])])
+    batch = pack([answering([0, 1, 1], [1, END])])
     weights = torch.tensor([1.0, 1.0, 2.0, 3.0], dtype=torch.float64)
-    truth = weighted_nll(model, batch, weights)
+    truth = model.loss(batch, weights)
     weights[:2] = 99.0
-    assert torch.equal(weighted_nll(model, batch, weights), truth)
+    assert torch.equal(model.loss(batch, weights), truth)
+
+
+def test_gradients_of_several_batches_add_up(model):
+    """`backward` leaves what is there: the batches of a step are one sum."""
+    batches = [pack([answering([0, 1], [1, END])]), pack([answering([1], [0, 0, END])])]
+    parts = []
+    for batch in batches:
+        backward(model, batch, 0.2)
+        parts.append(gradients(model))
+    for batch in batches:
+        backward(model, batch, 0.2)
+    assert_same({name: parts[0][name] + parts[1][name] for name in parts[0]}, gradients(model))
