@@ -5,7 +5,16 @@ import itertools
 import pytest
 import torch
 
-from minillm.policy import has_variance, kl_estimate, leave_one_out
+from minillm.policy import (
+    BASELINES,
+    WEIGHTS,
+    Episode,
+    has_variance,
+    kl_estimate,
+    leave_one_out,
+    reinforce,
+    rewards_of,
+)
 
 
 def test_leave_one_out_by_hand():
@@ -42,6 +51,34 @@ def test_rewards_are_left_alone():
 def test_one_sample_has_no_other():
     with pytest.raises(ValueError, match="at least 2 samples a prompt, not 1"):
         leave_one_out(torch.ones(3, 1))
+
+
+def test_no_baseline_is_the_reward_itself():
+    rewards = torch.rand(3, 1)
+    assert torch.equal(BASELINES["none"](rewards), rewards)
+
+
+def test_every_token_has_the_weight_of_its_answer():
+    """Two prompts of two answers each; of the third answer two tokens are learned from, of the last one."""
+    advantages = torch.tensor([[0.5, -0.5], [3.0, 1.0]])
+    assert reinforce(advantages, torch.tensor([2, 2, 3])).tolist() == [0.75, 0.75, 0.25]
+
+
+@pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
+@pytest.mark.parametrize("baseline", BASELINES.values(), ids=BASELINES)
+def test_every_row_of_the_tables_leaves_its_arguments_alone(baseline, weights):
+    rewards = torch.tensor([[1.0, 0.0], [0.25, 0.5]])
+    before = rewards.clone()
+    advantages = baseline(rewards)
+    kept = advantages.clone()
+    weights(advantages, torch.tensor([0, 1, 3]))
+    assert torch.equal(rewards, before)
+    assert torch.equal(advantages, kept)
+
+
+def test_rewards_lie_in_rows_of_one_prompt():
+    episodes = [Episode(None, [0], [1], [0.0], "", reward=i / 4) for i in range(6)]
+    assert rewards_of(episodes, 3).tolist() == [[0.0, 0.25, 0.5], [0.75, 1.0, 1.25]]
 
 
 def test_has_variance():
