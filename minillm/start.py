@@ -133,6 +133,8 @@ def resumed(args: Args, script: str, tasks: Mapping[str, type[Task]]) -> Args:
     task = tasks.get(saved.get("task"))
     if task is None:
         raise UserError(f"{args.resume}: args.json names no task that there is, but {saved.get('task')!r}")
+    if args.task not in (type(args).task, task.name):
+        raise UserError(f"{args.resume} is a run of --task {task.name}; leave out --task {args.task}")
     general, own = ({field.name: field for field in dataclasses.fields(kind)} for kind in (type(args), task.Options))
     if unknown := saved.keys() - general.keys() - own.keys():
         raise UserError(f"{args.resume}: args.json holds {min(unknown)!r}, which no option is called")
@@ -147,12 +149,13 @@ def as_option(value: Any, field: dataclasses.Field) -> Any:
 
 
 def refuse_beside_resume(args: Any) -> None:
-    """UserError for an option that --resume would ignore."""
-    for field in dataclasses.fields(args):
-        if field.name not in ("resume", "options", "task") and vars(args)[field.name] != field.default:
-            raise UserError(
-                f"--resume goes on under the options that the run was started with; leave out --{flag(field.name)}"
-            )
+    """UserError for an option, of the script or of its task, that --resume would ignore."""
+    for given in (args, args.options) if args.options else (args,):
+        for field in dataclasses.fields(given):
+            if field.name not in ("resume", "options", "task") and vars(given)[field.name] != field.default:
+                raise UserError(
+                    f"--resume goes on under the options that the run was started with; leave out --{flag(field.name)}"
+                )
 
 
 def flag(name: str) -> str:
