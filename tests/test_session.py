@@ -1,0 +1,362 @@
+"""What surrounds the steps: budget, learning rate, signals, saving, logging, the best model, the end."""
+
+import io
+import json
+import signal
+import threading
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rich.console import Console
+from test_state import full_disk
+from tiny import batch_of, gpt, packed, sequences
+
+import minillm.curves
+from minillm import optim, session
+from minillm.errors import UserError
+from minillm.metrics import Interval
+from minillm.run import Run
+from minillm.session import BEST, CHECKPOINT, STOP_SIGNALS, Progress, ProgressBar, Session, postponed_signals, schedule
+from minillm.state import weights_of
+
+
+def budget(**choices):
+    return SimpleNamespace(**{"minutes": None, "steps": None, "warmup": 0.02, "evaluations": 4} | choices)
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A session over a new run, with a GPT and two optimisers; `name` of an old run goes on with it."""
+
+    def make(name="run", **choices):
+        torch.manual_seed(0)
+        model = gpt().float()
+        run = Run(tmp_path / name)
+        run.folder.mkdir(exist_ok=True)
+        console = Console(file=io.StringIO(), width=200)
+        return Session(budget(**choices), run, model, optim.muon(model, 0.01, 0.005), console)
+
+    return make
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that only goes on when it is told to."""
+    now = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(session.time, "monotonic", lambda: now.now)
+    return now
+
+
+def backward(model, seed=0):
+    tokens, packing = packed(sequences((5, 3), seed=seed))
+    model.loss(batch_of(tokens, packing, tokens), 1 / 8).backward()
+
+
+def go_through(session, work):
+    for step in session:
+        work(step)
+
+
+def said(session):
+    return session.console.file.getvalue()
+
+
+# ---- learning rate and budget --------------------------------------------------------------------
+
+
+def test_schedule_is_up_and_down():
+    assert schedule(0.0, 0.02) == 0.0
+    assert schedule(0.01, 0.02) == pytest.approx(0.5)
+    assert schedule(0.02, 0.02) == pytest.approx(1.0)
+    assert schedule(0.51, 0.02) == pytest.approx(0.5)
+    assert schedule(1.0, 0.02) == schedule(1.5, 0.02) == 0.0
+    assert schedule(0.0, 0.0) == 1.0
+    values = [schedule(i / 1000, 0.02) for i in range(1001)]
+    assert max(abs(a - b) for a, b in pairwise(values)) < 0.06  # no jumps
+
+
+def rates(session):
+    return [group["lr"] for optimizer in session.optimizers for group in optimizer.param_groups]
+
+
+def test_learning_rates_are_shares_of_the_first(make):
+    session = make(steps=1)
+    for factor in (0.5, 0.0, 1.0, 0.25):
+        session.set_lr(factor)
+        assert rates(session) == [pytest.approx(0.01 * factor), 0.005 * factor]
+
+
+def test_learning_rates_follow_the_share_of_the_steps(make):
+    session, seen = make(steps=8, warmup=0.25), []
+    for step in session:
+        assert rates(session) == pytest.approx([0.01 * schedule(step / 8, 0.25), 0.005 * schedule(step / 8, 0.25)])
+        seen.append(step)
+        session.log(loss=1.0)
+    assert seen == list(range(8))
+
+
+def test_a_budget_of_steps_goes_before_one_of_minutes(make, clock):
+    session = make(steps=4, minutes=0.001)
+    for _ in session:
+        clock.now += 1000.0
+        session.log(loss=1.0)
+    assert session.progress.step == 4
+
+
+def test_a_budget_of_minutes(make, clock):
+    session, shares = make(minutes=2.0), []
+    for _ in session:
+        shares.append(session.share)
+        clock.now += 50.0
+        session.log(loss=1.0)
+    assert shares == pytest.approx([0.0, 50 / 120, 100 / 120])
+    assert session.progress.seconds == 150.0
+
+
+def test_a_budget_of_minutes_counts_what_was_spent_before_an_interruption(make, clock):
+    session = make(minutes=2.0)
+    for _ in session:
+        clock.now += 40.0
+        session.log(loss=1.0)
+        break
+    session.save()
+    clock.now += 10_000.0  # while nothing ran
+    other, shares = make(minutes=2.0), []
+    other.restore()
+    for _ in other:
+        shares.append(other.share)
+        clock.now += 40.0
+        other.log(loss=1.0)
+    assert shares == pytest.approx([40 / 120, 80 / 120])
+    assert other.progress.seconds == 120.0
+
+
+# ---- a step --------------------------------------------------------------------------------------
+
+
+def test_update_steps_along_the_gradients_and_forgets_them(make):
+    session = make(steps=1)
+    backward(session.model)
+    gradients = [p.grad.clone() for p in session.model.parameters()]
+    before = {name: p.clone() for name, p in weights_of(session.model).items()}
+    norm = session.update()
+    assert norm == pytest.approx(float(torch.cat([g.flatten() for g in gradients]).norm()))
+    assert all(not torch.equal(before[name], p) for name, p in weights_of(session.model).items())
+    assert all(p.grad is None for p in session.model.parameters())
+    assert session.update() == 0.0  # nothing to follow
+
+
+def test_a_step_is_a_line_of_the_log_and_totals_add_up(make):
+    session = make(steps=3)
+    for step in session:
+        session.log({"tokens": 10 + step}, loss=0.5 - step / 8)
+    records = session.run.read_log()
+    assert [record["step"] for record in records] == [1, 2, 3]
+    assert [record["tokens"] for record in records] == [10, 21, 33]
+    assert [record["loss"] for record in records] == [0.5, 0.375, 0.25]
+    assert all(record.keys() == {"step", "seconds", "lr", "loss", "tokens"} for record in records)
+    assert records[0]["lr"] == 0.0  # at its warm-up's beginning
+    assert session.progress.totals == {"tokens": 33}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_no_number_ends_the_training_unsaved(make, value):
+    session = make(steps=5)
+    session.save()
+    good = session.run.path(CHECKPOINT).read_bytes()
+    with pytest.raises(UserError, match=rf"the loss became {value} at step 2; try a lower --lr"):
+        go_through(session, lambda step: session.log(loss=value if step == 1 else 1.0))
+    assert session.run.path(CHECKPOINT).read_bytes() == good
+
+
+def test_a_log_that_cannot_be_written_is_named(make):
+    session = make(steps=5)
+    session.write(loss=1.0)
+    with full_disk(), pytest.raises(UserError, match=r"cannot write .*log\.jsonl: File too large"):
+        session.write(long="x" * 2000)
+
+
+def test_a_training_may_end_early(make):
+    session = make(steps=100)
+    for step in session:
+        session.log(loss=1.0)
+        if step == 6:
+            session.end("enough")
+    assert session.progress.step == 7
+    assert session.progress.is_over
+    assert "step 7: enough" in said(session)
+
+
+# ---- evaluations ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("evaluations", "due"), [(1, []), (2, [4]), (4, [2, 4, 6]), (8, [1, 2, 3, 4, 5, 6, 7])])
+def test_evaluations_are_spread_and_the_last_one_is_after_the_training(make, evaluations, due):
+    session, seen = make(steps=8, evaluations=evaluations), []
+    for step in session:
+        session.log(loss=1.0)
+        if session.evaluation_is_due():
+            seen.append(step)
+    assert seen == due
+
+
+def test_what_is_measured_is_shown_and_logged(make):
+    session = make(steps=1)
+    for _ in session:
+        session.log(loss=1.0)
+        session.report({"wer": Interval(0.5, 0.25, 0.75)}, 1234, samples=["a"])
+    record = session.run.read_log()[-1]
+    assert (record["step"], record["dev_wer"], record["dev_wer_low"], record["samples"]) == (1, 0.5, 0.25, ["a"])
+    assert "step 1: WER 50.0% [25.0%, 75.0%] on 1234 dev examples" in said(session)
+
+
+def test_the_best_model_is_kept(make):
+    session, seen = make(steps=4), {}
+    scores = iter([-0.5, -0.25, -0.25, -0.75])
+    for step in session:
+        backward(session.model, step)
+        session.log(loss=1.0, norm=session.update())
+        seen[step] = {name: p.clone() for name, p in weights_of(session.model).items()}
+        session.keep_if_best(next(scores))
+    assert session.progress.best == -0.25
+    session.take_best()
+    assert all(torch.equal(seen[1][name], p) for name, p in weights_of(session.model).items())  # the earlier of equals
+
+
+def test_the_best_so_far_outlives_an_interruption(make):
+    session = make(steps=4)
+    session.keep_if_best(0.75)
+    best = {name: p.clone() for name, p in weights_of(session.model).items()}
+    session.save()
+    other = make(steps=4)
+    other.restore()
+    backward(other.model)
+    other.set_lr(1.0)
+    other.update()
+    other.keep_if_best(0.5)
+    other.take_best()
+    assert all(torch.equal(best[name], p) for name, p in weights_of(other.model).items())
+
+
+def test_without_a_best_the_last_is_taken(make):
+    session = make(steps=1)
+    before = {name: p.clone() for name, p in weights_of(session.model).items()}
+    session.take_best()
+    assert all(torch.equal(before[name], p) for name, p in weights_of(session.model).items())
+
+
+# ---- signals and checkpoints ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_lets_the_step_end_and_saves(make, number):
+    session, before = make(steps=9), signal.getsignal(number)
+
+    def work(step):
+        if step == 3:
+            signal.raise_signal(number)
+        session.log(loss=1.0)
+
+    with pytest.raises(KeyboardInterrupt):
+        go_through(session, work)
+    assert session.progress.step == 4
+    assert signal.getsignal(number) is before
+    assert f"stopped at step 4; go on with --resume {session.run.folder}" in said(session)
+    other, seen = make(steps=9), []
+    other.restore()
+    for step in other:
+        seen.append(step)
+        other.log(loss=1.0)
+    assert seen == [4, 5, 6, 7, 8]
+    assert [record["step"] for record in other.run.read_log()] == list(range(1, 10))
+
+
+def test_a_second_signal_does_not_wait():
+    before = signal.getsignal(signal.SIGINT)
+    with postponed_signals() as stop:
+        assert not stop.is_set()
+        signal.raise_signal(signal.SIGINT)
+        assert stop.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_another_thread_leaves_signals_alone(make):
+    """Python lets the main thread handle signals only; a training in another one goes on without."""
+    session, handlers = make(steps=3), []
+
+    def work():
+        for _ in session:
+            handlers.append(signal.getsignal(signal.SIGINT))
+            session.log(loss=1.0)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert session.progress.step == 3
+    assert set(handlers) == {signal.getsignal(signal.SIGINT)}
+
+
+def test_checkpoints_are_a_minute_apart(make, clock, monkeypatch):
+    session, saved = make(steps=10), []
+    monkeypatch.setattr(session, "save", lambda: saved.append(session.progress.step))
+    for _ in session:
+        clock.now += 25.0
+        session.log(loss=1.0)
+    assert saved == [3, 6, 9, 10]
+
+
+def test_a_training_that_is_over_has_no_further_step(make):
+    session = make(steps=2)
+    for _ in session:
+        session.log(loss=1.0)
+    other = make(steps=2)
+    other.restore()
+    assert other.progress.is_over
+    assert list(other) == []
+
+
+def test_progress_survives_a_checkpoint(make):
+    session = make(steps=9)
+    session.progress = Progress(5, 2, 1.5, 0.25, False, {"tokens": 7})
+    session.save()
+    other = make(steps=9)
+    other.restore()
+    assert other.progress == session.progress
+
+
+def test_a_finished_run_keeps_nothing_to_go_on_from(make, monkeypatch):
+    monkeypatch.setattr(minillm.curves, "draw", lambda *_: None)  # slow, and not what this is about
+    session = make(steps=2)
+    for _ in session:
+        session.log({"tokens": 8}, loss=1.0)
+        session.keep_if_best(0.5)
+    assert session.run.path(CHECKPOINT).exists()
+    assert session.run.path(BEST).exists()
+    session.finish({"seconds": 3.0}, {"dev_wer": 0.5}, ["loss"], "a title")
+    metrics = json.loads(session.run.path("metrics.json").read_text())
+    assert metrics == {"seconds": 3.0, "steps": 2, "tokens": 16}
+    assert session.run.read_log()[-1]["dev_wer"] == 0.5
+    assert not session.run.path(CHECKPOINT).exists()
+    assert not session.run.path(BEST).exists()
+    assert session.run.path("model.safetensors").exists()
+
+
+# ---- what a person sees --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (61.9, "1:01"), (3600, "60:00")])
+def test_clock(seconds, text):
+    assert session.clock(seconds) == text
+
+
+def test_a_line_now_and_then_where_there_is_no_terminal(clock):
+    clock.now = 0.0
+    console = Console(file=io.StringIO(), width=100)
+    with ProgressBar(console) as bar:
+        for clock.now in (1.0, 11.0, 12.0, 22.5):
+            bar.update(clock.now / 100, clock.now, f"step {clock.now:.0f}")
+    assert console.file.getvalue().splitlines() == [" 11%  step 11 · 1:29 left", " 22%  step 22 · 1:17 left"]
