@@ -1,4 +1,4 @@
-"""What a person sees: figures, samples, time left."""
+"""What a person sees: figures and samples."""
 
 import io
 from itertools import pairwise
@@ -8,7 +8,7 @@ from rich.console import Console
 
 from minillm import report
 from minillm.metrics import Interval
-from minillm.tasks import Example
+from minillm.tasks.base import Example
 
 
 def printed(thing, width=100):
@@ -31,15 +31,10 @@ def test_figures():
     }
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (61.9, "1:01"), (3600, "60:00")])
-def test_clock(seconds, text):
-    assert report.clock(seconds) == text
-
-
 @pytest.mark.parametrize("size", [1, 9, 10, 27, 499, 999])
-def test_thinned_is_evenly_spread_and_of_the_size(size):
+def test_evenly_spaced_is_that_and_of_the_size(size):
     numbers = list(range(size))
-    chosen = report.thinned(numbers, 10)
+    chosen = report.evenly_spaced(numbers, 10)
     assert len(chosen) == min(size, 10)
     assert chosen[0] == 0
     gaps = {b - a for a, b in pairwise(chosen)}
@@ -60,13 +55,3 @@ def test_words_with_brackets_are_no_markup():
     text = printed(report.samples_table([Example("[b]x:", (" y",))], [" [red]z"], "samples"))
     assert "[b]x:" in text
     assert "[red]z" in text
-
-
-def test_a_line_now_and_then_where_there_is_no_terminal(monkeypatch):
-    now = 0.0
-    monkeypatch.setattr(report.time, "monotonic", lambda: now)
-    console = Console(file=io.StringIO(), width=100)
-    with report.ProgressBar(console) as bar:
-        for now in (1.0, 11.0, 12.0, 22.5):
-            bar.update(now / 100, now, f"step {now:.0f}")
-    assert console.file.getvalue().splitlines() == [" 11%  step 11 · 1:29 left", " 22%  step 22 · 1:17 left"]

@@ -5,13 +5,16 @@ from itertools import islice
 
 import pytest
 
+from minillm.batching import answering
 from minillm.errors import UserError
-from minillm.tasks import Arithmetic, load_task, to_documents, tokens_needed
+from minillm.gpt import GPT, GPTConfig
+from minillm.tasks.arithmetic import Arithmetic, Options
+from minillm.tokenizer import SymbolTokenizer
 
 
 @pytest.fixture(scope="module")
 def task():
-    return load_task("arithmetic")
+    return Arithmetic(Options(), 0)
 
 
 def prompts(examples):
@@ -27,7 +30,7 @@ def test_answers_are_right(task):
 
 def test_splits_are_disjoint_and_of_the_size_asked_for(task):
     train, dev, test = map(prompts, vars(task.splits).values())
-    assert (len(train), len(dev), len(test)) == (task.num_examples, 1000, 1000)
+    assert (len(train), len(dev), len(test)) == (Options().examples, 1000, 1000)
     assert not train & dev
     assert not train & test
     assert not dev & test
@@ -36,7 +39,7 @@ def test_splits_are_disjoint_and_of_the_size_asked_for(task):
 def test_nobody_practises_what_is_held_out():
     held_out = None
     for seed in range(3):
-        task = Arithmetic(50, seed)
+        task = Arithmetic(Options(50), seed)
         held_out = held_out or prompts(task.splits.dev) | prompts(task.splits.test)
         practised = prompts(islice(task.practice(seed), 20_000))
         assert len(practised) > 7_000  # of the 8,000 that are not held out
@@ -45,7 +48,7 @@ def test_nobody_practises_what_is_held_out():
 
 
 def test_held_out_problems_are_the_same_for_every_seed_and_number(task):
-    other = Arithmetic(10, seed=5)
+    other = Arithmetic(Options(10), seed=5)
     assert (other.splits.dev, other.splits.test) == (task.splits.dev, task.splits.test)
     assert len(other.splits.train) == 10
     assert other.splits.train != task.splits.train[:10]
@@ -62,7 +65,13 @@ def test_practice_is_fixed_by_the_seed(task):
 )
 def test_reward(task, answer, reward):
     example = next(e for e in islice(task.practice(0), 10**6) if e.answers == ("067",))
-    assert task.reward(example, answer) == reward
+    assert task.reward([example], [answer]) == {"right": [reward]}
+
+
+def test_rewards_are_in_the_order_of_the_answers(task):
+    examples = task.splits.dev[:3]
+    answers = [examples[0].answers[0], "no", examples[2].answers[0]]
+    assert task.reward(examples, answers) == {"right": [1.0, 0.0, 1.0]}
 
 
 def test_accuracy(task):
@@ -72,16 +81,19 @@ def test_accuracy(task):
 
 
 def test_everything_fits(task):
-    documents = to_documents(task.splits.dev, task.tokenizer)
-    assert {len(d.answer) for d in documents} == {task.max_answer_tokens} == {4}
-    assert tokens_needed(task) == 6 + 4
-    assert task.tokenizer.decode(documents[0].prompt) == task.splits.dev[0].prompt
+    tokenizer = task.tokenizer()
+    for example in task.splits.dev:
+        (document,) = task.documents(example, tokenizer, None)
+        prompt, answer = tokenizer.encode(example.prompt), [*tokenizer.encode(example.answers[0]), tokenizer.end]
+        assert document == answering(prompt, answer)
+        assert len(answer) == task.max_answer_tokens(tokenizer) == 4
+    assert task.tokens_needed(tokenizer) == 6 + 4
 
 
 @pytest.mark.parametrize("examples", [0, -3])
 def test_there_must_be_examples(examples):
     with pytest.raises(UserError, match=f"--examples {examples} must be at least 1"):
-        load_task("arithmetic", examples=examples)
+        Arithmetic(Options(examples), 0)
 
 
 def test_there_are_not_so_many_problems():
@@ -94,18 +106,50 @@ def test_there_are_not_so_many_problems():
     signal.alarm(3)
     try:
         with pytest.raises(UserError, match="--examples 1000000"):
-            load_task("arithmetic", examples=1_000_000)
+            Arithmetic(Options(1_000_000), 0)
     finally:
         signal.alarm(0)
 
 
-def test_files_are_for_pronunciation(tmp_path):
-    for name in ("train", "dev", "test"):
-        with pytest.raises(UserError, match="arithmetic makes its own problems"):
-            load_task("arithmetic", **{name: tmp_path / "words.txt"})
-
-
 def test_more_examples_than_there_are():
-    assert len(Arithmetic(8000, 0).splits.train) == 8000
+    assert len(Arithmetic(Options(8000), 0).splits.train) == 8000
     with pytest.raises(UserError, match=r"--examples 8001 .* 8,?000"):
-        Arithmetic(8001, 0)
+        Arithmetic(Options(8001), 0)
+
+
+# ---- models that it is learned by ----------------------------------------------------------------
+
+
+def model_of(tokenizer, **choices):
+    return GPT(GPTConfig(**{"vocab_size": tokenizer.vocab_size, "max_seq_len": 10, "width": 16} | choices))
+
+
+def test_a_model_must_have_room_for_the_longest_answer(task):
+    tokenizer = task.tokenizer()
+    task.adapt(model_of(tokenizer), tokenizer)
+    with pytest.raises(UserError, match=r"max_seq_len=9 of the model is too short: .* takes up to 10 tokens"):
+        task.adapt(model_of(tokenizer, max_seq_len=9), tokenizer)
+
+
+def test_a_model_must_know_the_vocabulary(task):
+    tokenizer = task.tokenizer()
+    with pytest.raises(UserError, match="the vocabulary has 13 tokens, but the model knows 12"):
+        task.adapt(model_of(tokenizer, vocab_size=12), tokenizer)
+    task.adapt(model_of(tokenizer, vocab_size=50), tokenizer)  # as published ones that were padded
+
+
+def test_a_vocabulary_must_have_the_symbols(task):
+    strange = SymbolTokenizer("strange", r"[\s\S]", "0123456789+")
+    with pytest.raises(UserError, match=r"does not know what --task arithmetic is written in: .*'='"):
+        task.adapt(model_of(strange), strange)
+
+
+def test_recipes_suit_the_model(task):
+    scratch, small, large = (
+        task.recipe(m, None) for m in (None, *(model_of(task.tokenizer(), width=w) for w in (16, 256)))
+    )
+    assert scratch["steps"] == 400
+    assert {"layers", "width", "heads"} <= scratch.keys()
+    assert not {"layers", "width", "heads"} & large.keys()
+    assert small["lr"] == 3e-4
+    assert large["lr"] == 1.5e-4

@@ -5,8 +5,7 @@ import json
 import pytest
 
 from minillm.errors import UserError
-from minillm.tasks import Classify, Guess, Labelled, Splits, load_task
-from minillm.tasks.classify import Fields, in_order, worst_mistakes
+from minillm.tasks.classify import Classify, Fields, Labelled, Options, Prediction, in_order, worst_mistakes
 
 
 @pytest.fixture
@@ -23,23 +22,25 @@ def write(tmp_path):
     return write
 
 
+def load(train, dev, test=None, fields=None):
+    return Classify(Options(train, dev, test, fields), seed=0)
+
+
 ROWS = [("good", 1), ("bad", 0), ("fine", 1)]
 
 
 def test_labels_of_words_and_numbers(write):
-    numbers = load_task(
-        "classify", write("a.jsonl", [("x", 10), ("y", "9.5"), ("z", 2.0)]), write("b.jsonl", [("w", "10")])
-    )
+    numbers = load(write("a.jsonl", [("x", 10), ("y", "9.5"), ("z", 2.0)]), write("b.jsonl", [("w", "10")]))
     assert numbers.classes == ["2", "9.5", "10"]
     assert numbers.splits.dev == [Labelled(("w",), "10")]
-    words = load_task("classify", write("a.jsonl", [("x", "b"), ("y", "a"), ("z", 1)]), write("b.jsonl", [("w", "a")]))
+    words = load(write("a.jsonl", [("x", "b"), ("y", "a"), ("z", 1)]), write("b.jsonl", [("w", "a")]))
     assert words.classes == ["1", "a", "b"]
 
 
 def test_csv_and_jsonl_are_the_same_task(write, tmp_path):
     (tmp_path / "a.csv").write_text("label,text\n1,good\n0,bad\n1,fine\n")
     dev = write("dev.jsonl", [("well", 0)])
-    tasks = [load_task("classify", path, dev) for path in (tmp_path / "a.csv", write("a.jsonl", ROWS))]
+    tasks = [load(path, dev) for path in (tmp_path / "a.csv", write("a.jsonl", ROWS))]
     assert tasks[0].splits == tasks[1].splits
     assert tasks[0].classes == tasks[1].classes == ["0", "1"]
 
@@ -47,7 +48,7 @@ def test_csv_and_jsonl_are_the_same_task(write, tmp_path):
 def test_fields_have_names_of_ones_own(write):
     train, dev = (write(name, ROWS[:2], text="review", label="stars") for name in ("a.jsonl", "b.jsonl"))
     (dev).write_text('{"review": "new", "stars": 1, "rest": null}\n')
-    task = load_task("classify", train, dev, fields="text=review, label=stars")
+    task = load(train, dev, fields="text=review, label=stars")
     assert task.splits.train == [Labelled(("good",), "1"), Labelled(("bad",), "0")]
 
 
@@ -58,7 +59,7 @@ def test_pairs(tmp_path):
             {"premise": f"{name}2", "claim": "y", "label": "no"},
         ]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    task = load_task("classify", tmp_path / "a.jsonl", tmp_path / "b.jsonl", fields="text=premise,text2=claim")
+    task = load(tmp_path / "a.jsonl", tmp_path / "b.jsonl", fields="text=premise,text2=claim")
     assert task.splits.train == [Labelled(("a1", "x"), "yes"), Labelled(("a2", "y"), "no")]
     assert task.splits.train[0].prompt == "a1 / x"
 
@@ -74,7 +75,7 @@ def test_wrong_fields(option):
 
 def test_what_is_held_out_is_never_trained_on(write):
     train = write("a.jsonl", [*ROWS, ("again", 1), ("again", 0)])
-    task = load_task("classify", train, write("b.jsonl", [("fine", 1)]), write("c.jsonl", [("again", 1)]))
+    task = load(train, write("b.jsonl", [("fine", 1)]), write("c.jsonl", [("again", 1)]))
     assert [example.texts[0] for example in task.splits.train] == ["good", "bad"]
 
 
@@ -93,7 +94,7 @@ def test_wrong_data(write):
     ]  # fmt: skip
     for train, dev, sentence in cases:
         with pytest.raises(UserError, match=sentence):
-            load_task("classify", train, dev)
+            load(train, dev)
 
 
 def test_classes_are_in_order():
@@ -105,28 +106,27 @@ def examples(*labels):
     return [Labelled((f"text {i}",), label) for i, label in enumerate(labels)]
 
 
-def test_measures_stand_beside_the_commonest_class():
-    task = Classify(Splits(examples("a", "b", "b"), [], []), ["a", "b"])
-    answers = [Guess("b", 0.9), Guess("a", 0.8), Guess("a", 0.7), Guess("a", 0.6)]
+def test_measures_stand_beside_the_commonest_class(write):
+    task = load(write("a.jsonl", [("1", "a"), ("2", "b"), ("3", "b")]), write("b.jsonl", [("4", "a")]))
+    answers = [Prediction("b", 0.9), Prediction("a", 0.8), Prediction("a", 0.7), Prediction("a", 0.6)]
     measured = task.measure(examples("b", "a", "a", "b"), answers)
     assert measured["accuracy"].value == 0.75
     assert measured["macro_f1"].value == pytest.approx((0.8 + 2 / 3) / 2)
     assert measured["majority"].value == 0.5  # "b", the commonest in training
-    assert task.reward(examples("b")[0], answers[0]) == 1.0
-    assert task.reward(examples("b")[0], Guess("a", 1.0)) == 0.0
+    assert task.reward(examples("b", "b"), [answers[0], Prediction("a", 1.0)]) == {"right": [1.0, 0.0]}
 
 
 def test_the_worst_mistakes_are_the_surest():
     truth = examples(*"abab" * 10)
-    answers = [Guess("a", 0.5 + i / 100) for i in range(40)]
+    answers = [Prediction("a", 0.5 + i / 100) for i in range(40)]
     worst = worst_mistakes(truth, answers)
     assert [guess.probability for _, guess in worst] == pytest.approx([0.89 - 0.02 * i for i in range(10)])
     assert all(example.label == "b" for example, _ in worst)
 
 
-def test_details_tell_who_is_taken_for_whom():
-    task = Classify(Splits(examples("a", "b"), [], []), ["a", "b"])
-    details = task.details(examples("a", "b", "b"), [Guess("a", 0.9), Guess("a", 0.8), Guess("b", 0.7)])
+def test_details_tell_who_is_taken_for_whom(write):
+    task = load(write("a.jsonl", [("1", "a"), ("2", "b")]), write("b.jsonl", [("3", "a")]))
+    details = task.details(examples("a", "b", "b"), [Prediction("a", 0.9), Prediction("a", 0.8), Prediction("b", 0.7)])
     assert json.loads(json.dumps(details)) == {
         "confusion": {"a": {"a": 1}, "b": {"a": 1, "b": 1}},
         "worst_mistakes": [{"texts": ["text 1"], "label": "b", "answer": "a", "probability": 0.8}],

