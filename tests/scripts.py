@@ -7,6 +7,11 @@ import sys
 from itertools import product
 from pathlib import Path
 
+import pytest
+
+from kernels import backend
+from minillm import cli
+
 ROOT = Path(__file__).resolve().parents[1]
 SOUNDS = dict(zip("abcdefgh", ("AA", "B", "K", "D", "EH", "F", "G", "HH"), strict=True))
 SMALL = {"layers": 1, "width": 16, "heads": 2, "batch_tokens": 64, "precision": "fp32", "evaluations": 2}
@@ -25,6 +30,18 @@ def write_words(folder):
     for split, text in texts.items():
         (folder / f"{split}.txt").write_text(text)
     return {split: folder / f"{split}.txt" for split in texts}
+
+
+def main(script, **options):
+    """The main of a script in this process: → exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script.__name__, *command_line(**options)])
+        patch.setattr(backend, "_default", "auto")
+        try:
+            cli.run(script.main)
+        except SystemExit as stop:
+            return stop.code
+    return 0
 
 
 def command_line(**options):

@@ -82,6 +82,10 @@ class Classify(Task):
     def recipe(self, model: nn.Module | None, minutes: float | None) -> dict[str, Any]:
         """A published model needs few epochs; one from scratch must be small and drop much not to learn by heart."""
         both = {"optimizer": "adamw-head", "warmup": 0.06}
+        if model and self.kind:
+            raise UserError(
+                f"--model {self.kind} is for a model from scratch, but --init brings its own; leave one out"
+            )
         if model:
             rates = {"lr": 1e-4, "embedding_lr": 1e-3, "dropout": 0.1}
             return {**both, **rates, "batch_examples": 32, "epochs": 2.5}

@@ -3,24 +3,23 @@
 import json
 import random
 import signal
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import scripts
 import torch
-from minillm.classifier import Classifier
-from minillm.learners import Labeller
 from safetensors.torch import load_file
 
 import minillm.curves
 import train_sft
-from kernels import backend
-from minillm import cli
+from minillm import evaluate
+from minillm.batching import pack
 from minillm.errors import UserError
+from minillm.objective import backward
 from minillm.published import checkpoint
-from minillm.tasks import load_task
+from minillm.session import Session
+from minillm.start import open_start
+from minillm.tasks.classify import Classify, Options
 
 pytest.importorskip("tokenizers")
 FAST = {"task": "classify", "precision": "fp32", "lr": 0.003, "embedding_lr": 0.003, "dropout": 0.1, "evaluations": 2}
@@ -53,13 +52,7 @@ def main(**options):
     """Run the script's main: → exit code."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(minillm.curves, "draw", lambda *_: None)  # slow, and not what this is about
-        patch.setattr(backend, "_default", "auto")
-        patch.setattr(sys, "argv", ["train_sft.py", *scripts.command_line(**options)])
-        try:
-            cli.run(train_sft.main)
-        except SystemExit as stop:
-            return stop.code
-    return 0
+        return scripts.main(train_sft, **options)
 
 
 @pytest.fixture(scope="module", params=["bert", "gpt"])
@@ -68,6 +61,14 @@ def run(request, tmp_path_factory, files):
     folder = tmp_path_factory.mktemp(request.param) / "run"
     assert main(**FAST, **files, model=request.param, out=folder, steps=60) == 0
     return folder
+
+
+def opened(run, files):
+    """The task, and the model of a run that is to learn it, with its tokenizer."""
+    task = Classify(Options(files["train"], files["dev"]), seed=0)
+    model, tokenizer = open_start(run, task)
+    task.adapt(model, tokenizer)
+    return task, model.eval(), tokenizer
 
 
 # ---- what it learns, and what it leaves behind ---------------------------------------------------
@@ -94,39 +95,39 @@ def test_metrics_say_what_there_is_to_say(run):
 
 
 def test_predictions_are_those_that_were_measured(run, files):
-    classifier = Classifier.open(run)
+    _, model, tokenizer = opened(run, files)
     examples = [json.loads(line) for line in files["dev"].read_text().splitlines()]
-    probabilities = classifier.probabilities([(example["text"],) for example in examples])
+    probabilities = evaluate.classify(model, tokenizer, [(example["text"],) for example in examples])
     assert probabilities.sum(axis=1) == pytest.approx(np.ones(60))
-    right = [classifier.classes[p.argmax()] == e["label"] for p, e in zip(probabilities, examples, strict=True)]
+    right = [model.classes[p.argmax()] == e["label"] for p, e in zip(probabilities, examples, strict=True)]
     assert np.mean(right) == json.loads((run / "metrics.json").read_text())["dev_accuracy"]
 
 
-def test_probabilities_depend_on_nothing_but_the_text(run):
-    classifier = Classifier.open(run)
-    classifier.model.double()
+def test_probabilities_depend_on_nothing_but_the_text(run, files):
+    _, model, tokenizer = opened(run, files)
+    model.double()
     texts = [("a great film",), ("awful",), ("it was quite poor the film it was",)]
-    together = classifier.probabilities(texts)
-    alone = np.concatenate([classifier.probabilities([text]) for text in texts])
+    together = evaluate.classify(model, tokenizer, texts)
+    alone = np.concatenate([evaluate.classify(model, tokenizer, [text]) for text in texts])
     np.testing.assert_allclose(together, alone, rtol=1e-12)
 
 
-def test_a_text_that_is_too_long_is_cut(run):
-    classifier = Classifier.open(run)
-    assert classifier.probabilities([("great " * 2000,)]).shape == (1, 2)
+def test_a_text_that_is_too_long_is_cut(run, files):
+    _, model, tokenizer = opened(run, files)
+    assert evaluate.classify(model, tokenizer, [("great " * 2000,)]).shape == (1, 2)
 
 
-def test_transformers_sees_the_same_model(run):
+def test_transformers_sees_the_same_model(run, files):
     transformers = pytest.importorskip("transformers")
     texts = ["a great film", "awful", "it was quite poor the film it was"]
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(run).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(run)
-    classifier = Classifier.open(run)
-    ours = classifier.probabilities([(text,) for text in texts])
+    other = transformers.AutoModelForSequenceClassification.from_pretrained(run).eval()
+    other_tokenizer = transformers.AutoTokenizer.from_pretrained(run)
+    _, model, tokenizer = opened(run, files)
+    ours = evaluate.classify(model, tokenizer, [(text,) for text in texts])
     for text, row in zip(texts, ours, strict=True):
-        theirs = model(**tokenizer(text, return_tensors="pt")).logits.softmax(-1)[0].tolist()
+        theirs = other(**other_tokenizer(text, return_tensors="pt")).logits.softmax(-1)[0].tolist()
         assert row == pytest.approx(theirs, abs=1e-5)
-    assert [model.config.id2label[i] for i in range(2)] == list(classifier.classes) == ["bad", "good"]
+    assert [other.config.id2label[i] for i in range(2)] == list(model.classes) == ["bad", "good"]
 
 
 # ---- the loss ------------------------------------------------------------------------------------
@@ -134,11 +135,10 @@ def test_transformers_sees_the_same_model(run):
 
 def test_loss_and_gradients_are_those_of_padded_transformers(files, tmp_path, run):
     transformers = pytest.importorskip("transformers")
-    learner = Labeller(load_task("classify", files["train"], files["dev"]), run, None)
-    model = learner.pretrained  # in evaluation mode: dropout would differ
-    batch = learner.corpus.batch(np.array([3, 1, 4, 15, 92]))
-    loss = learner.loss(model, batch)
-    loss.backward()
+    task, model, tokenizer = opened(run, files)  # in evaluation mode: dropout would differ
+    examples = [task.splits.train[i] for i in (3, 1, 4, 15, 92)]
+    batch = pack([document for example in examples for document in task.documents(example, tokenizer, None)])
+    loss = backward(model, batch, 1 / batch.count)
 
     other = transformers.AutoModelForSequenceClassification.from_pretrained(run).eval()
     other.config.pad_token_id = 0
@@ -164,49 +164,67 @@ def test_loss_and_gradients_are_those_of_padded_transformers(files, tmp_path, ru
 
 
 def test_a_classifier_of_the_same_classes_goes_on(run, files):
-    learner = Labeller(load_task("classify", files["train"], files["dev"]), run, None)
+    task, model, tokenizer = opened(run, files)
     saved = load_file(run / "model.safetensors")
     name = next(name for name in saved if name in ("classifier.weight", "score.weight"))
-    torch.testing.assert_close(learner.pretrained.classifier.weight, saved[name], rtol=0, atol=0)
-    assert (
-        learner.task.measure(learner.task.splits.dev, learner.answer(learner.pretrained, learner.task.splits.dev))[
-            "accuracy"
-        ].value
-        == json.loads((run / "metrics.json").read_text())["dev_accuracy"]
-    )
+    torch.testing.assert_close(model.classifier.weight, saved[name], rtol=0, atol=0)
+    measured = task.measure(task.splits.dev, task.answer(model, tokenizer, task.splits.dev))
+    assert measured["accuracy"].value == json.loads((run / "metrics.json").read_text())["dev_accuracy"]
 
 
 def test_a_classifier_of_other_classes_gets_a_new_head(run, tmp_path, caplog):
     paths = [write(tmp_path / f"{name}.jsonl", 20, seed, ("no", "yes")) for seed, name in enumerate("ab")]
-    learner = Labeller(load_task("classify", *paths), run, None)
-    assert learner.pretrained.classes == ("no", "yes")
+    task, model, _ = opened(run, dict(zip(("train", "dev"), paths, strict=True)))
+    assert model.classes == ("no", "yes")
+    assert task.classes == ["no", "yes"]
     assert "new, from random numbers: classifier" in caplog.text
 
 
-def test_dropout_is_what_was_asked_for(run, files):
-    learner = Labeller(load_task("classify", files["train"], files["dev"]), run, None)
-    shape = train_sft.Args(dropout=0.25)
-    model = learner.make_model(shape)
+def test_classes_keep_the_order_of_the_model(run, files, tmp_path):
+    """A published model may have them in any; what is learned has to be its class and no other's."""
+    model = checkpoint.load(run, head="classify")
+    other = type(model)(model.config, ("good", "bad"))
+    checkpoint.save(other, tmp_path / "other")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "other" / name).write_bytes((run / name).read_bytes())
+    task, model, tokenizer = opened(tmp_path / "other", files)
+    assert model.classes == ("good", "bad")
+    for example in task.splits.train[:10]:
+        (document,) = task.documents(example, tokenizer, None)
+        assert model.classes[document.label] == example.label
+
+
+def test_dropout_is_what_was_asked_for(run, files, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(train_sft, "fit", lambda args, session, *_: seen.append(session.model))
+    monkeypatch.setattr(train_sft, "finish", lambda *_: None)
+    options = Options(files["train"], files["dev"])
+    train_sft.train(train_sft.Args(task="classify", init=run, out=tmp_path / "out", dropout=0.25, options=options))
+    (model,) = seen
     config = model.config
-    assert config.dropout == config.classifier_dropout == config.attention_dropout == 0.25
+    assert config.dropout == config.attention_dropout == getattr(config, "classifier_dropout", 0.25) == 0.25
     assert all(block.dropout == 0.25 for block in model.encoder.blocks)
-    saved, now = learner.pretrained.state_dict(), model.state_dict()
-    assert all(torch.equal(saved[name], now[name]) for name in saved)
+    _, saved, _ = opened(run, files)
+    before, now = saved.state_dict(), model.state_dict()
+    assert all(torch.equal(before[name], now[name]) for name in before)
 
 
-def test_a_kind_is_for_models_from_scratch(run, files):
+def test_a_kind_is_for_models_from_scratch(run, files, tmp_path):
+    options = Options(files["train"], files["dev"], model="gpt")
     with pytest.raises(UserError, match="--model gpt is for a model from scratch, but --init"):
-        Labeller(load_task("classify", files["train"], files["dev"]), run, "gpt")
+        train_sft.train(train_sft.Args(task="classify", init=run, out=tmp_path / "out", options=options))
+    assert not (tmp_path / "out").exists()
 
 
 # ---- interruption --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
-def test_a_resumed_training_is_the_one_that_was_not_interrupted(kind, files, tmp_path, monkeypatch):
-    options = {**FAST, **files, "model": kind, "steps": 8, "batch_tokens": 400}
+@pytest.mark.parametrize("choices", [{}, {"micro_tokens": 100, "keep": "best"}], ids=["plain", "pieces, best"])
+def test_a_resumed_training_is_the_one_that_was_not_interrupted(kind, choices, files, tmp_path, monkeypatch):
+    options = {**FAST, **files, "model": kind, "steps": 8, "batch_tokens": 400, **choices}
     assert main(**options, out=tmp_path / "whole") == 0
-    real, calls = train_sft.set_lr, []
+    real, calls = Session.set_lr, []
 
     def set_lr(*args):
         calls.append(args)
@@ -215,7 +233,7 @@ def test_a_resumed_training_is_the_one_that_was_not_interrupted(kind, files, tmp
         return real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_sft, "set_lr", set_lr)
+        patch.setattr(Session, "set_lr", set_lr)
         assert main(**options, out=tmp_path / "cut") == 130
     assert not (tmp_path / "cut" / "metrics.json").exists()
     assert main(resume=tmp_path / "cut") == 0
@@ -223,4 +241,4 @@ def test_a_resumed_training_is_the_one_that_was_not_interrupted(kind, files, tmp
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
     assert scripts.steps_of(tmp_path / "cut") == list(range(1, 9))
     with pytest.raises(UserError, match="is finished"):
-        train_sft.resumed(train_sft.Args(resume=Path(tmp_path / "cut")))
+        train_sft.train(train_sft.Args(resume=tmp_path / "cut"))
