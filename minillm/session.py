@@ -67,6 +67,7 @@ class Session:
         self.peak_lrs = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
         self.share = 0.0  # of the training that was over when the step began
         self.log_file: TextIO | None = None
+        self.begun = 0  # the step that this process goes on from
 
     # ---- around a step ----
 
@@ -137,7 +138,7 @@ class Session:
     def write(self, **values: Any) -> None:
         """A line of log.jsonl. UserError if it cannot be written."""
         if self.log_file is None:
-            self.log_file = self.run.open_log(self.progress.step)
+            self.log_file = self.run.open_log(self.begun)
         record = {"step": self.progress.step, "seconds": round(self.progress.seconds, 3), **values}
         try:
             self.log_file.write(json.dumps(record) + "\n")
@@ -181,6 +182,7 @@ class Session:
     def restore(self) -> None:
         """The state in which `save` left the training. UserError."""
         self.progress = Progress(**state.load(self.run.path(CHECKPOINT), self.model, self.optimizers))
+        self.begun = self.progress.step
 
     def finish(self, metrics: Mapping[str, Any], dev: Mapping[str, float], panels: Sequence[str], title: str) -> None:
         """Writes all that remains: the model, the metrics, of them `dev` into the log, and its curves."""

@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -19,7 +18,8 @@ import minillm.run
 import train_rl
 import train_sft
 from kernels import backend
-from minillm import cli
+from minillm.files import read_state, write_tensors
+from minillm.session import Session
 from minillm.tasks import Pronounce
 
 STEPS = 8
@@ -36,7 +36,7 @@ def _patched():
         patch.setattr(minillm.curves, "draw", lambda *_: None)  # slow, and not what this is about
         patch.setattr(backend, "_default", "auto")
         # So little training earns no real reward; this one always differs, so that every step moves the weights.
-        patch.setattr(Pronounce, "reward", lambda self, example, answer: len(answer) % 3 / 2)
+        patch.setattr(Pronounce, "reward", lambda self, _, answers: {"made up": [len(a) % 3 / 2 for a in answers]})
         yield
 
 
@@ -45,21 +45,10 @@ def call(capsys):
     """Run a script's main: → exit code, stdout, stderr."""
 
     def call(script, **options):
-        code = main(script, **options)
+        code = scripts.main(script, **options)
         return code, *capsys.readouterr()
 
     return call
-
-
-def main(script, **options):
-    """Run a script's main: → exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [script.__name__, *scripts.command_line(**options)])
-        try:
-            cli.run(script.main)
-        except SystemExit as stop:
-            return stop.code
-    return 0
 
 
 @pytest.fixture(scope="module", params=[train_sft, train_rl], ids=["sft", "rl"])
@@ -69,9 +58,9 @@ def training(request, tmp_path_factory, words, _patched):
     # 64 words in batches of 64 tokens: several epochs; dropout, so that torch's generator matters.
     options = {**words, **SMALL, "steps": STEPS, "dropout": 0.2, "lr": 0.02}
     if script is train_rl:
-        assert main(train_sft, **options, out=folder / "start") == 0
+        assert scripts.main(train_sft, **options, out=folder / "start") == 0
         options = {"task": "pronounce", "init": folder / "start", **FEW, "steps": STEPS}
-    assert main(script, **options, out=folder / "whole") == 0
+    assert scripts.main(script, **options, out=folder / "whole") == 0
     return script, options, folder / "whole"
 
 
@@ -96,30 +85,29 @@ def assert_equal_runs(first, second):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def interrupt_at_step(monkeypatch, number):
-    """Ctrl-C while step `number` is at work, before the weights have moved."""
-    for script in (train_sft, train_rl):
-        real, calls = script.set_lr, []
+def interrupt_at_step(monkeypatch, number, kind=signal.SIGINT):
+    """Ctrl-C, or another signal, while step `number` is at work, before the weights have moved."""
+    real, calls = Session.set_lr, []
 
-        def set_lr(*args, real=real, calls=calls):
-            calls.append(args)
-            if len(calls) == number:
-                signal.raise_signal(signal.SIGINT)
-            return real(*args)
+    def set_lr(*args):
+        calls.append(args)
+        if len(calls) == number:
+            signal.raise_signal(kind)
+        return real(*args)
 
-        monkeypatch.setattr(script, "set_lr", set_lr)
+    monkeypatch.setattr(Session, "set_lr", set_lr)
 
 
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("number", [1, 6])
-def test_interrupted_in_a_step(training, call, monkeypatch, number):
+def test_interrupted_in_a_step(training, call, monkeypatch, number, kind):
     script, options, whole = training
     with monkeypatch.context() as patch:
-        interrupt_at_step(patch, number)
+        interrupt_at_step(patch, number, kind)
         code, out, _ = call(script, **options, out="cut")
     assert code == 130
-    told = re.search(r"stopped at step (\d+); go on with: python (\w+)\.py --resume cut", " ".join(out.split()))
+    told = re.search(r"stopped at step (\d+); go on with --resume cut", " ".join(out.split()))
     assert told
-    assert told[2] == script.__name__
     assert int(told[1]) in (number - 1, number)  # it may finish the step first
     assert not Path("cut/metrics.json").exists()
     code, _, err = call(script, resume="cut")
@@ -206,8 +194,9 @@ def test_an_error_in_training_does_not_replace_a_good_checkpoint(training, call,
     assert Path("cut/checkpoint.safetensors").read_bytes() == good
 
 
-def test_a_real_signal_to_a_real_process(tmp_path, words):
-    """SIGINT once a few steps are in the log; the resumed process ends with exactly the steps asked for."""
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_real_signal_to_a_real_process(tmp_path, words, kind):
+    """It comes once a few steps are in the log; the resumed process ends with exactly the steps asked for."""
     number, steps = 6, 3000
     process = scripts.start("train_sft.py", tmp_path, **words, **SMALL, steps=steps, out="cut")
     log, deadline = tmp_path / "cut" / "log.jsonl", time.monotonic() + 60
@@ -215,11 +204,11 @@ def test_a_real_signal_to_a_real_process(tmp_path, words):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(kind)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert "go on with: python train_sft.py --resume cut" in " ".join(out.split())
+    assert "go on with --resume cut" in " ".join(out.split())
     seen = scripts.steps_of(tmp_path / "cut")
     assert number <= len(seen) < steps
     args = json.loads((tmp_path / "cut" / "args.json").read_text())
@@ -228,3 +217,82 @@ def test_a_real_signal_to_a_real_process(tmp_path, words):
     assert code == 0, err
     assert scripts.steps_of(tmp_path / "cut") == list(range(1, len(seen) + 21))
     assert json.loads((tmp_path / "cut" / "metrics.json").read_text())["steps"] == len(seen) + 20
+
+
+# ---- from the first moment on --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["fit", "finish"])
+def test_a_process_that_dies_leaves_a_run_that_goes_on(training, call, monkeypatch, when):
+    """Not by a signal, which it could wait for: there is a checkpoint before the first step."""
+    script, options, whole = training
+    with monkeypatch.context() as patch:
+        patch.setattr(script, when, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        assert call(script, **options, out="cut")[0] == 130
+    assert Path("cut/checkpoint.safetensors").exists()
+    assert call(script, resume="cut")[0] == 0
+    assert_equal_runs(whole, "cut")
+    assert not Path("cut/checkpoint.safetensors").exists()
+
+
+def test_runs_of_the_old_format_are_refused(training, call, monkeypatch):
+    script, options, _ = training
+    with monkeypatch.context() as patch:
+        interrupt_at_step(patch, 4)
+        assert call(script, **options, out="cut")[0] == 130
+    path = Path("cut/checkpoint.safetensors")
+    tensors, state = load_file(path), read_state(path)
+    del state["format"]
+    write_tensors(path, tensors, state)
+    before = {path: path.read_bytes() for path in Path("cut").iterdir()}
+    code, _, err = call(script, resume="cut")
+    assert code == 2
+    assert "cut/checkpoint.safetensors was written by another version of this program" in err
+    assert {path: path.read_bytes() for path in Path("cut").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"lr": 0.5}, "lr"),
+        ({"steps": 99}, "steps"),
+        ({"seed": 1}, "seed"),
+        ({"out": "other"}, "out"),
+        ({"dev": "x"}, "dev"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_other_options_beside_resume_are_refused_by_name(training, call, monkeypatch, given, name):
+    script, options, whole = training
+    with monkeypatch.context() as patch:
+        interrupt_at_step(patch, 4)
+        assert call(script, **options, out="cut")[0] == 130
+    task = {"task": "pronounce"} if script is train_rl and name == "dev" else {}
+    code, _, err = call(script, resume="cut", **task, **given)
+    assert code == 2
+    assert err == (f"error: --resume goes on under the options that the run was started with; leave out --{name}\n")
+    assert call(script, resume="cut")[0] == 0
+    assert_equal_runs(whole, "cut")
+
+
+@pytest.mark.usefixtures("_patched")
+def test_the_best_model_is_the_same_after_an_interruption(words, call, monkeypatch):
+    """Of four looks the second is made to be the best one; the interruption comes after it."""
+    options = {**words, **SMALL, "steps": STEPS, "lr": 0.02, "keep": "best", "evaluations": 4, "micro_tokens": 20}
+    real, seen = Session.keep_if_best, []
+
+    def keep(session, _):
+        seen.append(session.progress.step)
+        return real(session, (0.1, 0.9, 0.3, 0.5)[len(seen) - 1])
+
+    monkeypatch.setattr(Session, "keep_if_best", keep)
+    assert call(train_sft, **options, out="whole")[0] == 0
+    first, _ = list(seen), seen.clear()
+    assert len(first) == 4
+    with monkeypatch.context() as patch:
+        interrupt_at_step(patch, 7)
+        assert call(train_sft, **options, out="cut")[0] == 130
+    assert call(train_sft, resume="cut")[0] == 0
+    assert seen == first
+    assert_equal_runs("whole", "cut")
+    assert not Path("cut/best.safetensors").exists()
