@@ -128,7 +128,9 @@ def resumed(args: Args, script: str, tasks: Mapping[str, type[Task]]) -> Args:
     if run.is_finished:
         raise UserError(f"{args.resume} is finished; to train its model further use --init {args.resume}")
     saved = run.options()
-    if saved.pop("script", script) != script:
+    if (maker := saved.pop("script", None)) is None:
+        raise UserError(f"{args.resume}: args.json is of another version of this program; start a new run")
+    if maker != script:
         raise UserError(f"{args.resume} is a run of another script; resume it with the script that made it")
     task = tasks.get(saved.get("task"))
     if task is None:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,6 @@ import minillm.curves
 import minillm.tasks.arithmetic as arithmetic
 import train_rl
 import train_sft
-from kernels import backend
-from minillm import cli
-from minillm.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -28,33 +24,25 @@ def patched():
         yield
 
 
-def main(script, **options):
-    """Run a script's main: → exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [script.__name__, *scripts.command_line(**options)])
-        patch.setattr(backend, "_default", "auto")
-        try:
-            cli.run(script.main)
-        except SystemExit as stop:
-            return stop.code
-    return 0
-
-
 @pytest.fixture(scope="module")
 def there(tmp_path_factory, patched):
     """What the wrong options name: word files, finished and unfinished runs."""
     folder = tmp_path_factory.mktemp("there")
     files = scripts.write_words(folder)
-    assert main(train_sft, **files, **SMALL, steps=1, out=folder / "done") == 0
+    assert scripts.main(train_sft, **files, **SMALL, steps=1, out=folder / "done") == 0
     arithmetic_run = {"task": "arithmetic", "examples": 20, "out": folder / "sums"}
-    assert main(train_sft, **arithmetic_run, **SMALL, steps=1) == 0
-    for name in ("cut", "other-shape"):
-        run = Run(folder / name)
-        run.folder.mkdir()
-        for file in ("config.json", "tokenizer.json", "args.json", "checkpoint.safetensors", "log.jsonl"):
-            run.path(file).write_bytes((folder / "done" / file).read_bytes())
-    args = Run(folder / "other-shape").read_json("args.json")
-    (folder / "other-shape" / "args.json").write_text(json.dumps(args | {"width": 32}))
+    assert scripts.main(train_sft, **arithmetic_run, **SMALL, steps=1) == 0
+    for name in ("cut", "other-shape", "old"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train_sft, "fit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+            assert scripts.main(train_sft, **files, **SMALL, steps=1, out=folder / name) == 130
+    old = json.loads((folder / "old" / "args.json").read_text())
+    of_all_tasks = dict.fromkeys(("fields", "model", "examples", "symbols"))
+    (folder / "old" / "args.json").write_text(
+        json.dumps({k: v for k, v in old.items() if k != "script"} | of_all_tasks)
+    )
+    shape = json.loads((folder / "other-shape" / "config.json").read_text())
+    (folder / "other-shape" / "config.json").write_text(json.dumps(shape | {"mlp_width": 80}))
     (folder / "empty.txt").write_text("\n")
     (folder / "one.txt").write_text("CAT  K AE T\n")
     (folder / "line.txt").write_text("CAT  K AE T\nOWL\n")
@@ -79,7 +67,7 @@ def refused(there, tmp_path, monkeypatch, capsys):
         capsys.readouterr()
         before = contents(there)
         options = {k: str(v).replace("HERE", str(there)) for k, v in options.items() if v is not None}
-        code = main(script, **options)
+        code = scripts.main(script, **options)
         err = capsys.readouterr().err
         assert code == 2, err
         assert "Traceback" not in err
@@ -109,7 +97,10 @@ SFT = {
     "empty dev file": ({"dev": "HERE/empty.txt"}, r"HERE/empty\.txt holds no words"),
     "dev without train": ({"train": None}, "--dev and --test need --train"),
     "no word left for dev": ({"train": "HERE/one.txt", "dev": None}, "--dev"),
-    "files for arithmetic": ({"task": "arithmetic"}, "arithmetic makes its own problems"),
+    "files for arithmetic": (
+        {"task": "arithmetic"},
+        "--train is for --task pronounce and classify, not for arithmetic",
+    ),
     "unknown task": ({"task": "spelling"}, "--task.*'spelling'"),
     "negative minutes": ({"steps": None, "minutes": -1}, r"--minutes -1\.0 must be positive"),
     "no minutes": ({"steps": None, "minutes": 0}, r"--minutes 0\.0 must be positive"),
@@ -117,6 +108,14 @@ SFT = {
     "minutes in words": ({"steps": None, "minutes": "two"}, "--minutes.*'two'"),
     "negative steps": ({"steps": -3}, "--steps -3 must be positive"),
     "two budgets": ({"minutes": 1}, "--minutes and --steps exclude each other"),
+    "three budgets": ({"minutes": 1, "epochs": 2}, "--minutes and --steps and --epochs exclude each other"),
+    "negative epochs": ({"steps": None, "epochs": -1}, r"--epochs -1\.0 must be positive"),
+    "two sizes of a step": ({"batch_examples": 4}, "--batch-tokens and --batch-examples exclude each other"),
+    "no examples in a step": ({"batch_tokens": None, "batch_examples": 0}, "--batch-examples 0 must be positive"),
+    "no pieces": ({"micro_tokens": 0}, "--micro-tokens 0 must be positive"),
+    "unknown optimizer": ({"optimizer": "sgd"}, "--optimizer.*'sgd'"),
+    "unknown model to keep": ({"keep": "first"}, "--keep.*'first'"),
+    "good enough at nothing": ({"until": 0}, r"--until 0\.0 must be positive"),
     "no evaluations": ({"evaluations": 0}, "--evaluations 0 must be positive"),
     "no batch": ({"batch_tokens": 0}, "--batch-tokens 0 must be positive"),
     "negative rate": ({"lr": -0.1}, r"--lr -0\.1 must be positive"),
@@ -126,7 +125,10 @@ SFT = {
     "too much dropout": ({"dropout": 1.5}, r"dropout=1\.5"),
     "negative dropout": ({"dropout": -0.5}, r"dropout=-0\.5"),
     "negative seed": ({"seed": -1}, "--seed -1"),
-    "no examples": ({"task": "arithmetic", "train": None, "dev": None, "examples": 0}, "--examples 0 must be positive"),
+    "no examples": (
+        {"task": "arithmetic", "train": None, "dev": None, "examples": 0},
+        "--examples 0 must be at least 1",
+    ),
     "unknown precision": ({"precision": "fp8"}, "--precision.*'fp8'"),
     "triton without a GPU": ({"kernels": "triton"}, "--kernels triton.*Triton"),
     "out is finished": ({"out": "HERE/done"}, "--out HERE/done already holds a finished run"),
@@ -134,23 +136,25 @@ SFT = {
     "out is a file": ({"out": "HERE/train.txt"}, r"--out HERE/train\.txt is a file"),
     "out is below a file": ({"out": "HERE/train.txt/run"}, "cannot make the folder --out"),
     "out is somebody's folder": ({"out": "HERE/notes"}, "--out HERE/notes is not empty and not a run"),
-    "init is nothing": ({"init": "HERE/nothing"}, "there is no run folder HERE/nothing"),
-    "init is no run": ({"init": "HERE/notes"}, r"HERE/notes is not a run: it has no config\.json"),
+    "init is nothing": ({"init": "HERE/nothing"}, r"there is no folder or \.gguf file HERE/nothing"),
+    "init is no run": ({"init": "HERE/notes"}, r"HERE/notes holds no model: it has no config\.json"),
     "init has no model": ({"init": "HERE/cut"}, "HERE/cut is not finished; go on with --resume HERE/cut first"),
-    "init of another task": ({"init": "HERE/sums"}, "HERE/sums was trained on other symbols"),
+    "init of another task": ({"init": "HERE/sums"}, "--init HERE/sums: this model does not know what --task pronounce"),
     "shape with init": (
         {"init": "HERE/done", "width": 16},
         "--width is for a model from scratch, but --init HERE/done",
     ),
-    "dropout with init": ({"init": "HERE/done", "dropout": 0.1}, "--dropout is for a model from scratch"),
-    "kind of another task": ({"model": "gpt"}, "--model gpt is for --task classify, not for pronounce"),
-    "fields of another task": ({"fields": "text=a"}, "--fields text=a is for --task classify, not for pronounce"),
-    "examples of another task": ({"examples": 5}, "--examples 5 is for --task arithmetic, not for pronounce"),
+    "too much dropout with init": ({"init": "HERE/done", "dropout": 1.5}, r"dropout=1\.5"),
+    "kind of another task": ({"model": "gpt"}, "--model is for --task classify, not for pronounce"),
+    "fields of another task": ({"fields": "text=a"}, "--fields is for --task classify, not for pronounce"),
+    "examples of another task": ({"examples": 5}, "--examples is for --task arithmetic, not for pronounce"),
     "warmup without end": ({"warmup": 1}, r"--warmup 1\.0 must be a share of the training, from 0 to below 1"),
     "resume nothing": ({"resume": "HERE/nothing"}, "there is no run folder HERE/nothing"),
     "resume no run": ({"resume": "HERE/notes"}, "HERE/notes is not a run"),
     "resume what is finished": ({"resume": "HERE/done"}, "HERE/done is finished"),
-    "resume another shape": ({"resume": "HERE/other-shape"}, r"checkpoint\.safetensors: '.*' has shape \("),
+    "resume another shape": ({"resume": "HERE/other-shape"}, r"checkpoint\.safetensors is no .*: '.*' has shape \("),
+    "resume a run of old": ({"resume": "HERE/old"}, r"HERE/old: args\.json is of another version of this program"),
+    "init is a run of old": ({"init": "HERE/old"}, "HERE/old is not finished; go on with --resume HERE/old first"),
 }
 
 LABELS = {"task": "classify", "train": "HERE/good.jsonl", "dev": "HERE/new.jsonl"}
@@ -174,17 +178,19 @@ CLASSIFY = {
     "shape with init": ({"init": "HERE/sums", "heads": 2}, "--heads is for a model from scratch, but --init HERE/sums"),
     "heads that do not divide": ({"heads": 3}, "width=16 .*num_heads=3"),
     "too much dropout": ({"dropout": 1.5}, r"dropout=1\.5"),
-    "symbols of another task": ({"symbols": "data"}, "--symbols data is for --task pronounce, not for classify"),
+    "symbols of another task": ({"symbols": "data"}, "--symbols is for --task pronounce, not for classify"),
+    "kind with init": ({"init": "HERE/sums", "model": "gpt"}, "--model gpt is for a model from scratch, but --init"),
     "wrong kind": ({"model": "cnn"}, "--model.*'cnn'"),
     "negative warmup": ({"warmup": -1}, r"--warmup -1\.0 must be a share"),
     "out is finished": ({"out": "HERE/done"}, "--out HERE/done already holds a finished run"),
 }
 
 RL = {
-    "symbols of another task": ({"task": "arithmetic", "symbols": "data"}, "--symbols data is for --task pronounce"),
+    "symbols of another task": ({"task": "arithmetic", "symbols": "data"}, "--symbols is for --task pronounce, not"),
+    "a task that is not written": ({"task": "classify"}, "--task.*'classify'"),
     "no start": ({"init": None}, "--task pronounce needs a model to start from"),
-    "init is nothing": ({"init": "HERE/nothing"}, "there is no run folder HERE/nothing"),
-    "init is no run": ({"init": "HERE/notes"}, "HERE/notes is not a run"),
+    "init is nothing": ({"init": "HERE/nothing"}, r"there is no folder or \.gguf file HERE/nothing"),
+    "init is no run": ({"init": "HERE/notes"}, r"HERE/notes holds no model: it has no config\.json"),
     "init has no model": ({"init": "HERE/cut"}, "HERE/cut is not finished; go on with --resume HERE/cut first"),
     "init of another task": ({"init": "HERE/sums"}, "HERE/sums was trained on --task arithmetic"),
     "one sample": ({"samples": 1}, "--samples 1: .* at least 2"),
@@ -204,7 +210,9 @@ RL = {
 
 
 def shaped(options):
-    """A model that --init brings has a shape already."""
+    """A model that --init brings has a shape already, and a run that goes on has all options."""
+    if "resume" in options:
+        return dict.fromkeys((*FEW_STEPS, *WORDS))
     return FEW_STEPS | (dict.fromkeys(("layers", "width", "heads")) if "init" in options else {})
 
 
@@ -221,7 +229,8 @@ def test_classify(refused, options, sentence):
 
 @pytest.mark.parametrize(("options", "sentence"), RL.values(), ids=RL)
 def test_rl(refused, options, sentence):
-    refused(train_rl, sentence, {"task": "pronounce", "init": "HERE/done", **FEW, "steps": 1, **options})
+    usual = {"task": "pronounce", "init": "HERE/done", **FEW, "steps": 1}
+    refused(train_rl, sentence, {**({} if "resume" in options else usual), **options})
 
 
 def test_a_taken_folder_is_noticed_before_any_training(refused, monkeypatch):
@@ -249,4 +258,5 @@ def test_a_policy_that_is_no_number(refused, monkeypatch):
 def test_a_process_of_its_own(there, tmp_path, script):
     code, _, err = scripts.run(script, tmp_path, init=there / "nothing", task="pronounce")
     assert code == 2
-    assert err == f"error: there is no run folder {there / 'nothing'}\n"
+    assert err.startswith(f"error: there is no folder or .gguf file {there / 'nothing'}")
+    assert err.count("\n") == 1

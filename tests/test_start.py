@@ -76,6 +76,15 @@ def test_a_run_of_another_script_is_refused(run):
         resumed(train_rl.Args(resume=run.folder), "rl", TASKS)
 
 
+def test_a_run_of_another_version_is_refused(run):
+    """Once, args.json did not say which script it was of, and held the options of all tasks."""
+    saved = run.options() | {"fields": None, "examples": None}
+    del saved["script"]
+    run.path("args.json").write_text(json.dumps(saved))
+    with pytest.raises(UserError, match=r"args\.json is of another version of this program; start a new run"):
+        resumed(train_sft.Args(resume=run.folder), "sft", TASKS)
+
+
 def test_options_that_there_are_not_are_named(run):
     run.path("args.json").write_text(json.dumps(run.options() | {"colour": 4}))
     with pytest.raises(UserError, match=r"args\.json holds 'colour', which no option is called"):
