@@ -6,6 +6,8 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from scripts import ROOT
@@ -148,3 +150,93 @@ def test_a_mistake_of_the_program_is_not_hidden():
 
     with pytest.raises(ZeroDivisionError):
         cli.run(main)
+
+
+# ---- a script with tasks -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WithTask:
+    task: str = cli.option("one", "what to learn", choices=("one", "two"))
+    steps: int | None = cli.option(None, "a number")
+    options: Any = None
+
+
+@dataclass(frozen=True)
+class Files:
+    train: Path | None = cli.option(None, "a file")
+
+
+@dataclass(frozen=True)
+class OfOne(Files):
+    mood: str = cli.option("good", "of task one", choices=("good", "bad"))
+
+
+@dataclass(frozen=True)
+class OfTwo(Files):
+    examples: int = cli.option(3, "of task two")
+
+
+TWO_TASKS = {
+    name: SimpleNamespace(name=name, Options=options) for name, options in {"one": OfOne, "two": OfTwo}.items()
+}
+
+
+def parse(line):
+    return cli.parse_with_task(WithTask, TWO_TASKS, "What it does.", line.split())
+
+
+def test_a_task_brings_its_own_options():
+    assert parse("") == WithTask(options=OfOne())
+    assert parse("--mood bad --steps 4") == WithTask(steps=4, options=OfOne(mood="bad"))
+    assert parse("--examples 5 --task two --train x") == WithTask("two", options=OfTwo(Path("x"), 5))
+    assert parse("--task=two --examples=5") == WithTask("two", options=OfTwo(examples=5))
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("--task two --mood bad", "--mood is for --task one, not for two"),
+        ("--examples 5", "--examples is for --task two, not for one"),
+        ("--examples=5", "--examples=5 is for --task two, not for one"),
+    ],
+)
+def test_options_of_another_task_are_named(line, sentence):
+    with pytest.raises(UserError, match=f"^{sentence}$"):
+        parse(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--colour red", "--colour red"),
+        ("--task three", "--task.*'three'"),
+        ("--mood odd", "--mood.*'odd'"),
+        ("--task two --examples many", "--examples.*'many'"),
+        ("stray", "stray"),
+    ],
+)
+def test_wrong_options_of_tasks_exit_with_2(line, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(line)
+    assert stop.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_help_shows_the_options_of_a_task_once_it_is_named(capsys):
+    shown = {}
+    for line in ("--help", "--task one --help", "--task two --help", "--help --task two"):
+        with pytest.raises(SystemExit) as stop:
+            parse(line)
+        assert stop.value.code == 0
+        shown[line] = capsys.readouterr().out
+    assert not any(
+        name in shown["--help"].partition("What it does.")[2] for name in ("--mood", "--examples", "--train")
+    )
+    assert "--task NAME --help shows the options of a task, too." in shown["--help"]
+    assert "options of --task one" in shown["--task one --help"]
+    assert "--mood {good,bad}" in shown["--task one --help"]
+    assert "of task two (default: 3)" in shown["--task two --help"]
+    assert "--mood" not in shown["--task two --help"]
+    assert shown["--help --task two"] == shown["--task two --help"]
+    assert all("--steps INT" in text for text in shown.values())
