@@ -2,7 +2,13 @@
 
 import os
 
-import torch
+# As minillm/process.py has it, which would come too late: on a busy machine tests take several times as long without.
+spins = {} if "GOMP_SPINCOUNT" in os.environ else {"GOMP_SPINCOUNT": "3000"}
+os.environ |= spins
+import torch  # noqa: E402
+
+for name in spins:
+    del os.environ[name]  # what tests start sets it for itself
 
 # Read when `@triton.jit` runs, so it must be set before anything imports triton.
 if not torch.cuda.is_available():
