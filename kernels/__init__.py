@@ -5,23 +5,21 @@ packing.py                 sequences of different lengths in one row of tokens
 backend.py                 which implementation runs, and the reason in words
 
 attention.py               one attention for training, prefill and decoding
-    attention_torch.py         SDPA where that is fast
-    attention_blocks.py        blocks of queries where it is not, or cannot do it
-    attention_short.py         short sequences of half precision, padded
-    decoding.py                one query a sequence over a cache, without overhead
-    attention_triton.py        on a GPU: launch tables and operators
-    attention_kernels.py       on a GPU: formula, forward, backward
-    dropout.py                 what dropout multiplies by
-    philox.py                  the same as a function of the place, on a CPU and on a GPU
+    cpu/attention.py           SDPA where that is fast
+    cpu/blocks.py              blocks of queries where it is not, or cannot do it
+    cpu/short.py               short sequences of half precision, padded
+    cpu/decoding.py            one query a sequence over a cache, without overhead
+    cpu/dropout.py             what dropout multiplies by
+    gpu/attention.py           formula, forward, backward in Triton
+    gpu/attention_launch.py    launch tables and operators
+    philox.py                  dropout as a function of the place, the same on a CPU and on a GPU
 
 cross_entropy.py           loss, log-probability, log-sum-exp and entropy of every token
-    cross_entropy_torch.py     in PyTorch, in place
-    cross_entropy_triton.py    on a GPU: forward, backward, launches
+    cpu/cross_entropy.py       in PyTorch, in place
+    gpu/cross_entropy.py       in Triton: forward, backward, launches
 
 linear_cross_entropy.py    the same from hidden states and the output matrix, logits never stored whole
     linear_cross_entropy_chunks.py  the passes over chunks of rows
-
-inspect.py                 the machine code of every kernel, without a GPU
 """
 
 from kernels.attention import attention

@@ -4,9 +4,9 @@
 
 over the keys j that query i may see.
 
-    eager    reference.py         the definition
-    torch    attention_torch.py   SDPA, or blocks of queries where those are faster
-    triton   attention_triton.py  the GPU kernels
+    eager    reference.py       the definition
+    torch    cpu/attention.py   SDPA, or blocks of queries where those are faster
+    triton   gpu/attention.py   the GPU kernels
 
 Letters: B batch, T queries, S keys (N and M in a packed row), H query heads, G key/value heads, D head dim.
 """
@@ -14,9 +14,10 @@ Letters: B batch, T queries, S keys (N and M in a packed row), H query heads, G 
 import torch
 from torch import Tensor
 
-from kernels import attention_torch, reference
-from kernels.attention_blocks import Options
+from kernels import reference
 from kernels.backend import implementation
+from kernels.cpu import attention as cpu
+from kernels.cpu.blocks import Options
 from kernels.packing import Layout, Packing
 
 
@@ -79,12 +80,12 @@ def _eager(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options) ->
 
 
 def _triton(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options) -> Tensor:
-    from kernels import attention_triton  # imports Triton, which a machine without a GPU may lack
+    from kernels.gpu import attention_launch  # imports Triton, which a machine without a GPU may lack
 
-    return attention_triton.attention(q, k, v, layout, options)
+    return attention_launch.attention(q, k, v, layout, options)
 
 
-_IMPLEMENTATIONS = {"eager": _eager, "torch": attention_torch.attention, "triton": _triton}
+_IMPLEMENTATIONS = {"eager": _eager, "torch": cpu.attention, "triton": _triton}
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> None:

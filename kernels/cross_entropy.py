@@ -11,9 +11,9 @@ Formula, for one row of logits with s = logits / τ, p = softmax(s) and target y
 
 with ε label smoothing, ζ z-loss, τ temperature. A row whose target is `ignore_index` gives 0 everywhere.
 
-    eager    reference.py              the definition
-    torch    cross_entropy_torch.py    few passes, in place where possible
-    triton   cross_entropy_triton.py   the GPU kernels
+    eager    reference.py           the definition
+    torch    cpu/cross_entropy.py   few passes, in place where possible
+    triton   gpu/cross_entropy.py   the GPU kernels
 
 Letters: N rows (tokens), V vocabulary, g the gradient of the loss.
 """
@@ -24,9 +24,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels import cross_entropy_torch, reference
+from kernels import reference
 from kernels.backend import implementation
-from kernels.cross_entropy_torch import Options
+from kernels.cpu import cross_entropy as cpu
+from kernels.cpu.cross_entropy import Options
 
 REDUCTIONS = ("none", "sum", "mean")
 
@@ -42,10 +43,10 @@ class TokenStats(NamedTuple):
 def rows_module(triton: bool) -> ModuleType:
     """Where `forward` and `backward` of rows of logits are: in Triton or in PyTorch."""
     if triton:
-        from kernels import cross_entropy_triton  # imports Triton, which a machine without a GPU may lack
+        from kernels.gpu import cross_entropy as gpu  # imports Triton, which a machine without a GPU may lack
 
-        return cross_entropy_triton
-    return cross_entropy_torch
+        return gpu
+    return cpu
 
 
 # ---- custom operators, so that torch.compile sees one node and looks no further ------------------

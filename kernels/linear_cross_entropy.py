@@ -22,8 +22,8 @@ from torch import Tensor
 from kernels import linear_cross_entropy_chunks as chunks
 from kernels import reference
 from kernels.backend import implementation
+from kernels.cpu.cross_entropy import Options
 from kernels.cross_entropy import TokenStats, check_options, check_targets, forbid_double_backward
-from kernels.cross_entropy_torch import Options
 
 # ---- custom operators, so that torch.compile sees one node and looks no further ------------------
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels.cpu.cross_entropy import Options
 from kernels.cross_entropy import rows_module
-from kernels.cross_entropy_torch import Options
 
 CHUNK_BYTES_CPU = 104 << 20  # of float32 logits: 540 rows of 50,257, where the products reach their full rate
 CHUNK_ROWS_GPU = 2048  # fewer starve the products: a V of 128k needs 1,000 rows to be bound by arithmetic

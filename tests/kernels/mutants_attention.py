@@ -1,7 +1,7 @@
 # ruff: noqa: E501 — one bug a line
 """The planted bugs of attention: (name, module of kernels/, what to replace, by what). Run them with mutants.py."""
 
-KERNELS, LAUNCH, BLOCKS = "attention_kernels", "attention_triton", "attention_blocks"
+KERNELS, LAUNCH, BLOCKS = "gpu/attention", "gpu/attention_launch", "cpu/blocks"
 REFERENCE, PHILOX, PACKING = "reference", "philox", "packing"
 
 MUTANTS = [

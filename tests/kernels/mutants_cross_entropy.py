@@ -1,7 +1,7 @@
 # ruff: noqa: E501 — one bug a line
 """The planted bugs of cross-entropy: (name, module of kernels/, what to replace, by what). Run them with mutants.py."""
 
-TRITON, TORCH = "cross_entropy_triton", "cross_entropy_torch"
+TRITON, TORCH = "gpu/cross_entropy", "cpu/cross_entropy"
 LINEAR, CHUNKS = "linear_cross_entropy", "linear_cross_entropy_chunks"
 REFERENCE = "reference"
 

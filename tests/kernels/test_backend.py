@@ -120,10 +120,9 @@ importlib.util.find_spec = lambda name, package=None: None if name == "triton" e
 sys.meta_path.insert(0, Blocked())
 
 import importlib, pathlib
-needs_triton = {"attention_kernels", "attention_triton", "cross_entropy_triton"}
 for package in ("kernels", "minillm"):
     for file in sorted(pathlib.Path(package).rglob("*.py")):
-        if not (package == "kernels" and file.stem in needs_triton):
+        if file.parent.name != "gpu":
             importlib.import_module(".".join(file.with_suffix("").parts).removesuffix(".__init__"))
 import train_sft, train_rl
 

@@ -11,8 +11,8 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from kernels import cross_entropy, linear_cross_entropy
-from kernels import cross_entropy_triton as operators
-from kernels.cross_entropy_torch import Options
+from kernels.cpu.cross_entropy import Options
+from kernels.gpu import cross_entropy as operators
 from tests.kernels.interpreter import GuardBands, recorded_addresses, reversed_programs, right_bfloat16
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.dropout import dropout_factors
+from kernels.cpu.dropout import dropout_factors
 
 BLOCK = 128  # rows of scores; twice as many from LONG keys on, where adding up dk and dv outweighs the wasted corner
 LONG = 1024

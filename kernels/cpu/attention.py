@@ -3,8 +3,8 @@
     plain attention          SDPA, for queries and keys of equal length, or one query
     sequences of different   sorted by length, those of equal length together, so that no padding is computed and
     lengths                  no mask is needed (`Groups`)
-    short ones in bfloat16   attention_short.py: padded to the longest
-    everything else          attention_blocks.py: window, soft cap, dropout; and bfloat16 and float16 on a CPU,
+    short ones in bfloat16   short.py: padded to the longest
+    everything else          blocks.py: window, soft cap, dropout; and bfloat16 and float16 on a CPU,
                              where SDPA is slow
 
 Letters: B batch, T queries, S keys, N queries of a packed row, H query heads, G key/value heads, D head dim.
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from kernels import attention_short, reference
-from kernels.attention_blocks import Options, attention_blocks
+from kernels import reference
+from kernels.cpu import short
+from kernels.cpu.blocks import Options, attention_blocks
 from kernels.packing import Groups, Layout, Spans
 
 FEW = 16  # so many queries are a step of decoding, not a prompt
@@ -29,8 +30,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options)
     if packing.is_rectangular and k_packing.is_rectangular and packing.num_tokens and k_packing.num_tokens:
         q, k, v = (x.unflatten(0, (packing.num_sequences, -1)) for x in (q, k, v))
         return _dense(q, k, v, Layout(), options).flatten(0, 1)
-    if packing is k_packing and attention_short.suits(q, k, packing, options):
-        return attention_short.attention_short(q, k, v, packing, options)
+    if packing is k_packing and short.suits(q, k, packing, options):
+        return short.attention_short(q, k, v, packing, options)
     return _grouped(q, k, v, packing.groups_with(k_packing), options)
 
 

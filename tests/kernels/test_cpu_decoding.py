@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from kernels import decoding, reference
-from kernels.decoding import Step, laid_out
+from kernels import reference
+from kernels.cpu import decoding
+from kernels.cpu.decoding import Step, laid_out
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2}
 S, N, G, D = 11, 9, 4, 16  # capacity, keys held, key/value heads, head dim

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from kernels import Packing, attention
-from kernels.attention_blocks import Options
-from kernels.attention_short import attention_short, suits
+from kernels.cpu.blocks import Options
+from kernels.cpu.short import attention_short, suits
 
 LENGTHS = [5, 64, 1, 17, 90, 3]
 

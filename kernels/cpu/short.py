@@ -1,7 +1,7 @@
 """Attention over packed sequences that are short: padded for attention alone, so that few calls do it all.
 
 Up to SHORT tokens attention is a small part of a layer, and what it costs is the number of calls: one for each length,
-as attention_blocks.py has it, takes longer than computing the padding. Softmax is the library's, in the dtype of the
+as blocks.py has it, takes longer than computing the padding. Softmax is the library's, in the dtype of the
 activations; its output is kept for the backward:
 
     p = softmax(scale q kᵀ + mask)    dp = do vᵀ      ds = p (dp − Σ p dp)
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.attention_blocks import Options, draw_dropout, generator_of
+from kernels.cpu.blocks import Options, draw_dropout, generator_of
 from kernels.packing import Packing
 
 SHORT = 128

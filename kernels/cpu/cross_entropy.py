@@ -1,6 +1,6 @@
 """Cross-entropy of rows of logits in PyTorch: few passes, in place on a buffer of our own.
 
-The same four functions as in cross_entropy_triton.py; the formula stands in cross_entropy.py.
+The same four functions as in gpu/cross_entropy.py; the formula stands in cross_entropy.py.
 
 Letters: N rows, V vocabulary; p = softmax(s), s = logits / τ, y the target, g the gradient of the loss.
 """

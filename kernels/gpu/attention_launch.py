@@ -1,4 +1,4 @@
-"""How the kernels of attention_kernels.py are launched, and what autograd and torch.compile know of them.
+"""How the kernels of attention.py are launched, and what autograd and torch.compile know of them.
 
 Letters: B batch, T queries, S keys, N rows of all sequences, H query heads, G key/value heads, D head dim.
 """
@@ -10,8 +10,8 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels import attention_kernels as kernels
-from kernels.attention_blocks import Options
+from kernels.cpu.blocks import Options
+from kernels.gpu import attention as kernels
 from kernels.packing import Layout
 from kernels.philox import dropout_threshold
 
@@ -31,9 +31,9 @@ class Launches(NamedTuple):
     backward_kv: Launch
 
 
-# By architecture and largest head dim, for two-byte types. Chosen by compiling (`python -m kernels.inspect`): the
+# By architecture and largest head dim, for two-byte types. Chosen by compiling (`python bench/machine_code.py`): the
 # largest tiles that keep everything in registers when causal, when packed and grouped too, and under dropout;
-# "regs" is the range over these and over Triton 3.6 and 3.9. inspect.EXCUSES has what spills all the same. No choice
+# "regs" is the range over these and over Triton 3.6 and 3.9. EXCUSES there has what spills all the same. No choice
 # was timed on a GPU yet.
 LAUNCHES = {
     # Every tile fits the 99 KB of shared memory of sm_86 and sm_89, which use these rows too.
