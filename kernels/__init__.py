@@ -1,6 +1,7 @@
 """The performance-critical core: attention and cross-entropy, forward and backward. Knows nothing of models.
 
 reference.py               the definitions in plain PyTorch: truth, fallback and baseline at once
+arguments.py               options and layouts that the CPU and the GPU side share
 packing.py                 sequences of different lengths in one row of tokens
 backend.py                 which implementation runs, and the reason in words
 

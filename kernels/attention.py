@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from kernels import reference
+from kernels.arguments import AttentionOptions as Options
+from kernels.arguments import Layout
 from kernels.backend import implementation
 from kernels.cpu import attention as cpu
-from kernels.cpu.blocks import Options
-from kernels.packing import Layout, Packing
+from kernels.packing import Packing
 
 
 def attention(

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from kernels import reference
+from kernels.arguments import CrossEntropyOptions as Options
 from kernels.backend import implementation
 from kernels.cpu import cross_entropy as cpu
-from kernels.cpu.cross_entropy import Options
 
 REDUCTIONS = ("none", "sum", "mean")
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from kernels import linear_cross_entropy_chunks as chunks
 from kernels import reference
+from kernels.arguments import CrossEntropyOptions as Options
 from kernels.backend import implementation
-from kernels.cpu.cross_entropy import Options
 from kernels.cross_entropy import TokenStats, check_options, check_targets, forbid_double_backward
 
 # ---- custom operators, so that torch.compile sees one node and looks no further ------------------

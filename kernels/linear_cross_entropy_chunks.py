@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.cpu.cross_entropy import Options
+from kernels.arguments import CrossEntropyOptions as Options
 from kernels.cross_entropy import rows_module
 
 CHUNK_BYTES_CPU = 104 << 20  # of float32 logits: 540 rows of 50,257, where the products reach their full rate

@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from kernels import reference
+from kernels.arguments import AttentionOptions as Options
+from kernels.arguments import Layout
 from kernels.cpu import short
-from kernels.cpu.blocks import Options, attention_blocks
-from kernels.packing import Groups, Layout, Spans
+from kernels.cpu.blocks import attention_blocks
+from kernels.packing import Groups, Spans
 
 FEW = 16  # so many queries are a step of decoding, not a prompt
 

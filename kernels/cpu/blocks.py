@@ -21,21 +21,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels.arguments import AttentionOptions as Options
 from kernels.cpu.dropout import dropout_factors
 
 BLOCK = 128  # rows of scores; twice as many from LONG keys on, where adding up dk and dv outweighs the wasted corner
 LONG = 1024
 PIECE = 2**22  # scores at a time, 8 MB in bfloat16; with an eighth of it T = 512 takes 1.3 times as long on two cores
 SHORT = 64  # keys; PyTorch's softmax of shorter rows of bfloat16 is 3 to 15 times slower than that of float32
-
-
-class Options(NamedTuple):
-    causal: bool
-    window: int | None
-    scale: float
-    softcap: float | None
-    dropout_p: float
-    dropout_seed: int
 
 
 # ---- which scores are computed ---------------------------------------------------------------------------

@@ -5,25 +5,13 @@ The same four functions as in gpu/cross_entropy.py; the formula stands in cross_
 Letters: N rows, V vocabulary; p = softmax(s), s = logits / τ, y the target, g the gradient of the loss.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from kernels.arguments import CrossEntropyOptions as Options
+from kernels.arguments import Rows
+
 ENTROPY_BLOCK = 1 << 18  # elements: a block and its logarithm stay in a core's cache
-
-
-class Options(NamedTuple):
-    ignore_index: int = -100
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
-    temperature: float = 1.0
-
-
-class Rows(NamedTuple):
-    loss: Tensor  # (N,) in float32 or float64, and so are the others
-    stats: Tensor | None  # (3, N) logprob, lse, entropy
-    norm: Tensor  # (2, N) max_j s_j and log Σ_j exp(s_j − max): their sum is lse, but exact only as two
 
 
 # ---- all rows, from logits that stay as they are ---------------------------------------------------

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.cpu.blocks import Options, draw_dropout, generator_of
+from kernels.arguments import AttentionOptions as Options
+from kernels.cpu.blocks import draw_dropout, generator_of
 from kernels.packing import Packing
 
 SHORT = 128

@@ -10,9 +10,9 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels.cpu.blocks import Options
+from kernels.arguments import AttentionOptions as Options
+from kernels.arguments import Layout
 from kernels.gpu import attention as kernels
-from kernels.packing import Layout
 from kernels.philox import dropout_threshold
 
 # ---- launch table -------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.cpu.cross_entropy import Options, Rows
+from kernels.arguments import CrossEntropyOptions as Options
+from kernels.arguments import Rows
 
 # ---- forward -------------------------------------------------------------------------------------
 

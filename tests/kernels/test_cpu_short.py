@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels import Packing, attention
-from kernels.cpu.blocks import Options
+from kernels.arguments import AttentionOptions as Options
 from kernels.cpu.short import attention_short, suits
 
 LENGTHS = [5, 64, 1, 17, 90, 3]

@@ -11,7 +11,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from kernels import cross_entropy, linear_cross_entropy
-from kernels.cpu.cross_entropy import Options
+from kernels.arguments import CrossEntropyOptions as Options
 from kernels.gpu import cross_entropy as operators
 from tests.kernels.interpreter import GuardBands, recorded_addresses, reversed_programs, right_bfloat16
 

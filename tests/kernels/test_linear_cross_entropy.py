@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import linear_cross_entropy
-from kernels.cpu.cross_entropy import Options
+from kernels.arguments import CrossEntropyOptions as Options
 from kernels.linear_cross_entropy_chunks import run as run_chunks
 
 IGNORED = -100
