@@ -4,6 +4,7 @@ reference.py               the definitions in plain PyTorch: truth, fallback and
 arguments.py               options and layouts that the CPU and the GPU side share
 packing.py                 sequences of different lengths in one row of tokens
 backend.py                 which implementation runs, and the reason in words
+operators.py               how a function becomes an operator of PyTorch
 
 attention.py               one attention for training, prefill and decoding
     cpu/attention.py           SDPA where that is fast
@@ -20,7 +21,6 @@ cross_entropy.py           loss, log-probability, log-sum-exp and entropy of eve
     gpu/cross_entropy.py       in Triton: forward, backward, launches
 
 linear_cross_entropy.py    the same from hidden states and the output matrix, logits never stored whole
-    linear_cross_entropy_chunks.py  the passes over chunks of rows
 """
 
 from kernels.attention import attention

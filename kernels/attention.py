@@ -67,7 +67,7 @@ def attention(
     options = Options(causal, window, q.shape[-1] ** -0.5 if scale is None else scale, softcap, dropout_p, dropout_seed)
     _check_tensors(q, k, v, layout)
     _check_options(options)
-    return _IMPLEMENTATIONS[implementation(q.device, impl, q.dtype, q.shape[-1])](q, k, v, layout, options)
+    return _IMPLEMENTATIONS[_chosen(q.device, impl, q.dtype, q.shape[-1])](q, k, v, layout, options)
 
 
 def _eager(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options) -> Tensor:
@@ -87,6 +87,11 @@ def _triton(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options) -
 
 
 _IMPLEMENTATIONS = {"eager": _eager, "torch": cpu.attention, "triton": _triton}
+
+
+@torch.compiler.assume_constant_result  # torch.compile shall not trace the search
+def _chosen(device: torch.device, impl: str | None, dtype: torch.dtype, head_dim: int) -> str:
+    return implementation(device, impl, dtype, head_dim)
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> None:

@@ -16,13 +16,14 @@ that share a key/value head are R times as many rows of one product.
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kernels.arguments import AttentionOptions as Options
 from kernels.cpu.dropout import dropout_factors
+from kernels.operators import operator, schema_of
 
 BLOCK = 128  # rows of scores; twice as many from LONG keys on, where adding up dk and dv outweighs the wasted corner
 LONG = 1024
@@ -160,7 +161,7 @@ def generator_of(options: Options, device: torch.device) -> torch.Generator | No
     return torch.Generator(device).manual_seed(options.dropout_seed)
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, options: Options, generator, room: Tensor) -> None:
+def _attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, options: Options, generator, room: Tensor) -> None:
     """q and `out` (count, n, G, R, D), k and v (count, m, G, 1, D)."""
     (count, n, G, R, _), m = q.shape, k.shape[1]
     out[:, : _blind(n, m, options)] = 0
@@ -172,8 +173,8 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, options: Options, gen
             part.store(torch.bmm(probs.to(v.dtype), part.load(v, keys)), out, queries)
 
 
-def _backward(inputs: list[Tensor], grads: list[Tensor], options: Options, generator, rooms: list[Tensor]) -> None:
-    """`inputs` are do, q, k, v and `grads`, which are written, dq, dk, dv, shaped as in `_forward`."""
+def _differentiate(inputs: list[Tensor], grads: list[Tensor], options: Options, generator, rooms: list[Tensor]) -> None:
+    """`inputs` are do, q, k, v and `grads`, which are written, dq, dk, dv, shaped as in `_attend`."""
     grad, q, k, v = inputs
     dq, dk, dv = grads
     (count, n, G, R, _), m = q.shape, k.shape[1]
@@ -232,26 +233,17 @@ def _put(x: Tensor, rows: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros(like.shape, dtype=x.dtype, device=x.device).index_copy_(0, rows, x)
 
 
-@torch.library.custom_op("minillm::attention_blocks", mutates_args=())
-def attention_blocks(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_rows: Tensor | None,
-    k_rows: Tensor | None,
-    shapes: list[int],
-    causal: bool,
-    window: int | None,
-    scale: float,
-    softcap: float | None,
-    dropout_p: float,
-    dropout_seed: int,
+# ---- operators -----------------------------------------------------------------------------------------
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, q_rows: Tensor | None, k_rows: Tensor | None, shapes: list[int], *options: Any
 ) -> Tensor:
     """q (N,H,D), k and v (M,G,D), the groups as in packing.Groups but flat: count, n, m, count, … → (N,H,D).
 
     Every row of the sorted queries and keys belongs to a group; other rows of q give 0.
     """
-    options = Options(causal, window, scale, softcap, dropout_p, dropout_seed)
+    options = Options(*options)
     generator = generator_of(options, q.device)
     G, R = k.shape[1], q.shape[1] // k.shape[1]
     q_sorted, k_sorted, v_sorted = _take(q, q_rows), _take(k, k_rows), _take(v, k_rows)
@@ -260,12 +252,11 @@ def attention_blocks(
     for (count, _, _), q_span, k_span in _spans(shapes):
         q_group, out_group = (_group(x, q_span, count, G) for x in (q_sorted, out))
         k_group, v_group = (_group(x, k_span, count, G) for x in (k_sorted, v_sorted))
-        _forward(q_group, k_group, v_group, out_group, options, generator, room)
+        _attend(q_group, k_group, v_group, out_group, options, generator, room)
     return _put(out, q_rows, q)
 
 
-@torch.library.custom_op("minillm::attention_blocks_backward", mutates_args=())
-def attention_blocks_backward(
+def _backward(
     grad: Tensor,
     q: Tensor,
     k: Tensor,
@@ -273,14 +264,10 @@ def attention_blocks_backward(
     q_rows: Tensor | None,
     k_rows: Tensor | None,
     shapes: list[int],
-    causal: bool,
-    window: int | None,
-    scale: float,
-    softcap: float | None,
-    dropout_p: float,
-    dropout_seed: int,
+    *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    options = Options(causal, window, scale, softcap, dropout_p, dropout_seed)
+    """Gradients of q, k and v."""
+    options = Options(*options)
     generator = generator_of(options, q.device)
     G, R = k.shape[1], q.shape[1] // k.shape[1]
     of_queries = [_take(x, q_rows) for x in (grad, q)]
@@ -291,33 +278,31 @@ def attention_blocks_backward(
         grad_group, q_group, dq_group = (_group(x, q_span, count, G) for x in (*of_queries, dq))
         k_group, v_group, dk_group, dv_group = (_group(x, k_span, count, G) for x in (*of_keys, dk, dv))
         inputs = [grad_group, q_group, k_group, v_group]
-        _backward(inputs, [dq_group, dk_group, dv_group], options, generator, rooms)
+        _differentiate(inputs, [dq_group, dk_group, dv_group], options, generator, rooms)
     return _put(dq, q_rows, q), _put(dk, k_rows, k), _put(dv, k_rows, v)
 
 
-@attention_blocks.register_fake
-def _(q, *_):
+def _forward_fake(q, *_):
     return torch.empty(q.shape, dtype=q.dtype, device=q.device)
 
 
-@attention_blocks_backward.register_fake
-def _(grad, q, k, v, *_):
+def _backward_fake(grad, q, k, v, *_):
     return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
 
 
 def _setup(ctx, inputs, output) -> None:
-    *tensors, ctx.shapes, ctx.causal, ctx.window, ctx.scale, ctx.softcap, ctx.dropout_p, ctx.seed = inputs
-    ctx.save_for_backward(*tensors)
+    q, k, v, q_rows, k_rows, *ctx.options = inputs
+    ctx.save_for_backward(q, k, v, q_rows, k_rows)
 
 
-def _gradient(ctx, grad: Tensor):
-    options = ctx.shapes, ctx.causal, ctx.window, ctx.scale, ctx.softcap, ctx.dropout_p, ctx.seed
-    return *attention_blocks_backward(grad, *ctx.saved_tensors, *options), *(None,) * 9
+def _gradient(ctx, grad: Tensor) -> tuple:
+    return *attention_blocks_backward(grad, *ctx.saved_tensors, *ctx.options), *[None] * (2 + len(ctx.options))
 
 
-def _no_second_derivative(ctx, *grads):
-    raise NotImplementedError("attention in blocks has no second derivative; use impl='eager' for that")
-
-
-attention_blocks.register_autograd(_gradient, setup_context=_setup)
-attention_blocks_backward.register_autograd(_no_second_derivative)
+_INPUTS = f"Tensor q, Tensor k, Tensor v, Tensor? q_rows, Tensor? k_rows, SymInt[] shapes, {schema_of(Options)}"
+attention_blocks_backward = operator(
+    f"attention_blocks_backward(Tensor grad, {_INPUTS}) -> (Tensor, Tensor, Tensor)", _backward, fake=_backward_fake
+)
+attention_blocks = operator(
+    f"attention_blocks({_INPUTS}) -> Tensor", _forward, fake=_forward_fake, setup=_setup, gradient=_gradient
+)

@@ -36,7 +36,6 @@ TESTS = {
     "gpu/cross_entropy": ("test_gpu_cross_entropy",),
     "cpu/cross_entropy": ("test_cross_entropy", "test_linear_cross_entropy"),
     "linear_cross_entropy": ("test_linear_cross_entropy", "test_gpu_cross_entropy"),
-    "linear_cross_entropy_chunks": ("test_linear_cross_entropy", "test_gpu_cross_entropy"),
 }
 
 

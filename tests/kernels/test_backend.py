@@ -23,8 +23,9 @@ def compiled(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def _default_is_restored(monkeypatch):
-    monkeypatch.setattr(backend, "_default", "auto")
+def _default_is_restored():
+    yield
+    set_default("auto")
 
 
 # ---- the choice ----------------------------------------------------------------------------------
@@ -87,6 +88,15 @@ def test_default():
     assert choose(CPU).impl == "eager"
     assert choose(CPU, "torch").impl == "torch"
     assert choose(CPU, "auto").impl == "torch"
+
+
+def test_the_kernels_follow_the_default():
+    """They look once, and again after it changed."""
+    asked = CPU, None, torch.float32
+    for impl, expected in (("eager", "eager"), ("auto", "torch")):
+        set_default(impl)
+        assert backend.implementation(*asked) == backend.implementation(*asked) == expected
+    assert backend.implementation.cache_info().hits == 1
 
 
 @pytest.mark.parametrize("call", [set_default, lambda impl: choose(CPU, impl)])
