@@ -7,10 +7,8 @@ backend.py                 which implementation runs, and the reason in words
 operators.py               how a function becomes an operator of PyTorch
 
 attention.py               one attention for training, prefill and decoding
-    cpu/attention.py           SDPA where that is fast
-    cpu/blocks.py              blocks of queries where it is not, or cannot do it
-    cpu/short.py               short sequences of half precision, padded
-    cpu/decoding.py            one query a sequence over a cache, without overhead
+    cpu/attention.py           SDPA where that is fast, short sequences, steps of generation
+    cpu/blocks.py              blocks of queries for all else
     cpu/dropout.py             what dropout multiplies by
     gpu/attention.py           formula, forward, backward in Triton
     gpu/attention_launch.py    launch tables and operators

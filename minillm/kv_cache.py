@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from kernels import Packing, attention, choose
-from kernels.cpu.decoding import Step, laid_out
+from kernels.cpu.attention import Step, laid_out
 from minillm.layers import Attend
 
 AHEAD = 32  # tokens, at least, that a cache grows by; a quarter of its tokens where that is more

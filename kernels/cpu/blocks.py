@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from kernels.arguments import AttentionOptions as Options
-from kernels.cpu.dropout import dropout_factors
+from kernels.cpu.dropout import dropout_factors, generator_of
 from kernels.operators import operator, schema_of
 
 BLOCK = 128  # rows of scores; twice as many from LONG keys on, where adding up dk and dv outweighs the wasted corner
 LONG = 1024
 PIECE = 2**22  # scores at a time, 8 MB in bfloat16; with an eighth of it T = 512 takes 1.3 times as long on two cores
-SHORT = 64  # keys; PyTorch's softmax of shorter rows of bfloat16 is 3 to 15 times slower than that of float32
+FEW_KEYS = 64  # PyTorch's softmax of shorter rows of bfloat16 is 3 to 15 times slower than that of float32
 
 
 # ---- which scores are computed ---------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def _probabilities(
     """softmax of the scores and, with a soft cap, their tanh."""
     scores = _shaped(room, q, k)
     torch.baddbmm(scores, q, k.transpose(1, 2), beta=0, alpha=options.scale, out=scores)
-    if scores.dtype in (torch.bfloat16, torch.float16) and (k.shape[1] < SHORT or options.softcap is not None):
+    if scores.dtype in (torch.bfloat16, torch.float16) and (k.shape[1] < FEW_KEYS or options.softcap is not None):
         scores = scores.float()
     tanh = None
     if options.softcap is not None:
@@ -148,17 +148,9 @@ def _shaped(room: Tensor, q: Tensor, k: Tensor) -> Tensor:
     return room[: shape[0] * shape[1] * shape[2]].view(shape)
 
 
-def draw_dropout(like: Tensor, p: float, generator: torch.Generator | None) -> Tensor | None:
-    """0 with probability p, else 1/(1 − p). The generator makes the same numbers again in the backward."""
-    if generator is None:
-        return None
-    return dropout_factors(like, p, generator)
-
-
-def generator_of(options: Options, device: torch.device) -> torch.Generator | None:
-    if options.dropout_p == 0.0:
-        return None
-    return torch.Generator(device).manual_seed(options.dropout_seed)
+def _generator(options: Options, device: torch.device) -> torch.Generator | None:
+    """Makes the same numbers again in the backward."""
+    return generator_of(options.dropout_seed, device) if options.dropout_p > 0.0 else None
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, options: Options, generator, room: Tensor) -> None:
@@ -168,7 +160,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, options: Options, gene
     for part in _parts(count, n, m, G, R):
         for queries, keys, mask in _blocks(n, m, R, options, q):
             probs, _ = _probabilities(part.load(q, queries), part.load(k, keys), mask, options, room)
-            kept = draw_dropout(probs, options.dropout_p, generator)
+            kept = None if generator is None else dropout_factors(probs, options.dropout_p, generator)
             probs = probs if kept is None else probs * kept
             part.store(torch.bmm(probs.to(v.dtype), part.load(v, keys)), out, queries)
 
@@ -189,7 +181,7 @@ def _differentiate(inputs: list[Tensor], grads: list[Tensor], options: Options, 
             probs, tanh = _probabilities(q_rows, k_rows, mask, options, rooms[0])
             dprobs = _shaped(rooms[1], q_rows, k_rows)
             dprobs = torch.bmm(do, part.load(v, keys).transpose(1, 2), out=dprobs).to(probs.dtype)
-            kept = draw_dropout(probs, options.dropout_p, generator)
+            kept = None if generator is None else dropout_factors(probs, options.dropout_p, generator)
             if kept is not None:
                 dprobs = dprobs * kept
             weights = probs if kept is None else probs * kept
@@ -244,7 +236,7 @@ def _forward(
     Every row of the sorted queries and keys belongs to a group; other rows of q give 0.
     """
     options = Options(*options)
-    generator = generator_of(options, q.device)
+    generator = _generator(options, q.device)
     G, R = k.shape[1], q.shape[1] // k.shape[1]
     q_sorted, k_sorted, v_sorted = _take(q, q_rows), _take(k, k_rows), _take(v, k_rows)
     out = torch.empty(q_sorted.shape, dtype=q.dtype, device=q.device)
@@ -268,7 +260,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
     options = Options(*options)
-    generator = generator_of(options, q.device)
+    generator = _generator(options, q.device)
     G, R = k.shape[1], q.shape[1] // k.shape[1]
     of_queries = [_take(x, q_rows) for x in (grad, q)]
     of_keys = [_take(x, k_rows) for x in (k, v)]
