@@ -290,8 +290,10 @@ def _weights(token_weights: Tensor | float | None, like: Tensor) -> tuple[Tensor
     """One weight a token, (N,), in a unit that is another factor."""
     if token_weights is None:
         return None, None
-    w = torch.as_tensor(token_weights, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
-    w = w.expand(len(like)).contiguous()
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    if not isinstance(token_weights, Tensor):
+        token_weights = like.new_full((), token_weights, dtype=dtype)
+    w = token_weights.to(like.device, dtype).expand(len(like)).contiguous()
     if like.dtype != torch.float16 or not len(w):
         return w, None
     # Small weights times small probabilities would be 0 in float16, and scaling the loss comes too late. A power of 2

@@ -51,7 +51,7 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options) ->
     if layout.q_lengths is not None or layout.k_lengths is not None:
         groups = _groups_of_padded(q, k, layout)
     elif _is_plain(q, T, S, options):
-        return _sdpa(q, k, v, options.scale, causal=bool(options.causal and T > 1))
+        return _sdpa(q, k, v, options.scale, causal=options.causal)
     else:
         groups = Groups(((B, T, S),), None, None) if q.numel() and S else _no_groups(q.device)
     return _grouped(*(x.flatten(0, 1) for x in (q, k, v)), groups, options).view(q.shape)
@@ -69,7 +69,9 @@ def _is_half_on_cpu(x: Tensor) -> bool:
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """SDPA on (B,T,H,D). (torch.compile, to which a length is a symbol, wants to be told that `causal` is a bool.)"""
+    """SDPA on (B,T,H,D). Its causal mask is aligned at the first key, where a single query must not stand."""
+    if q.shape[1] == 1:  # a branch and no `and`: to torch.compile a comparison of lengths is a symbol, no bool
+        causal = False
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     gqa = q.shape[1] != k.shape[1]
     out = scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=gqa)
@@ -158,7 +160,7 @@ def _take(x: Tensor, rows: Tensor | None) -> Tensor:
 
 def _group(shape: tuple[int, int, int], q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
     q, k, v = (x.unflatten(0, (shape[0], -1)) for x in (q, k, v))
-    return _sdpa(q, k, v, options.scale, causal=bool(options.causal and shape[1] > 1)).flatten(0, 1)
+    return _sdpa(q, k, v, options.scale, causal=options.causal).flatten(0, 1)
 
 
 # ---- short sequences of half precision, padded -------------------------------------------------------------
@@ -179,7 +181,7 @@ def _is_short(q: Tensor, k: Tensor, packing: Packing, options: Options) -> bool:
 def _short(q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: Options) -> Tensor:
     """q, k and v (N,H,D) → (N,H,D)."""
     slots = None if packing.is_rectangular else packing.padded_slots
-    mask = _mask(packing, bool(options.causal), q)
+    mask = _mask(packing, options.causal, q)
     return _Short.apply(q, k, v, slots, mask, (packing.num_sequences, packing.max_len), options)
 
 

@@ -32,7 +32,7 @@ TESTS = {
     "packing": ("test_attention",),
     "gpu/attention": ("test_gpu_attention",),
     "gpu/attention_launch": ("test_gpu_attention",),
-    "cpu/attention": ("test_cpu_attention", "test_attention"),
+    "cpu/attention": ("test_cpu_attention", "test_attention", "test_cpu_blocks"),
     "cpu/blocks": ("test_cpu_blocks", "test_attention"),
     "gpu/cross_entropy": ("test_gpu_cross_entropy",),
     "cpu/cross_entropy": ("test_cross_entropy", "test_linear_cross_entropy"),

@@ -151,6 +151,44 @@ def test_everything_imports_without_triton():
     assert run.returncode == 0, run.stderr
 
 
+def test_importing_the_kernels_imports_no_gpu_kernels():
+    code = "import sys, kernels; print(*(name for name in sys.modules if name.split('.')[0] in ('kernels', 'triton')))"
+    names = python(code, ROOT, cwd=ROOT).stdout.split()
+    assert 1 < len(names) <= 16
+    assert not any(name.startswith(("kernels.gpu", "triton")) for name in names)
+
+
+STEP = """
+import sys, torch
+from kernels import Packing, attention, linear_cross_entropy
+
+def step():
+    x, weight = torch.randn(44, 4, 8, dtype=DTYPE, requires_grad=True), torch.randn(70, 32, requires_grad=True)
+    y = attention(x, x, x, causal=True, packing=Packing.from_lengths([5, 9, 30])).reshape(44, 32)
+    linear_cross_entropy(y, weight, torch.arange(44), token_weights=1 / 44).backward()
+
+def watch(frame, event, _):
+    if event == "call" and "/kernels/" in frame.f_code.co_filename:
+        entered.add(frame.f_code.co_filename.rpartition("/kernels/")[2])
+
+entered = set()
+step()
+sys.setprofile(watch)
+step()
+sys.setprofile(None)
+print(*entered)
+"""
+
+
+@pytest.mark.parametrize("dtype", ["torch.float32", "torch.bfloat16"])
+def test_a_training_step_enters_few_files(dtype):
+    """So that a reader who follows it needs no others."""
+    run = python(STEP.replace("DTYPE", dtype), ROOT, cwd=ROOT)
+    here = {"attention.py", "packing.py", "linear_cross_entropy.py", "cpu/attention.py", "cpu/cross_entropy.py"}
+    assert run.stdout.split(), run.stderr
+    assert set(run.stdout.split()) <= here
+
+
 @pytest.fixture
 def other_kernels(tmp_path):
     """A package as a distribution called `kernels` would install it."""
