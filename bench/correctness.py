@@ -147,7 +147,8 @@ def hidden_check(N: int, C: int, V: int, reduction: str, chunk_rows: int | None 
         grad = torch.randn(N if reduction == "none" else (), generator=generator).to(device)
 
         def function(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-            options = {"reduction": reduction, "chunk_rows": chunk_rows, "impl": impl}
+            w = {"none": None, "sum": 1.0, "mean": 1 / (targets != -100).sum()}[reduction]
+            options = {"token_weights": w, "chunk_rows": chunk_rows, "impl": impl}
             return linear_cross_entropy(hidden, weight, targets, **options)
 
         grad = grad.to(torch.promote_types(dtype, torch.float32))

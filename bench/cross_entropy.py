@@ -150,7 +150,8 @@ def hidden_functions(reduction: str) -> dict[str, Function]:
         return liger_fused_linear_cross_entropy(hidden, weight.to(hidden.dtype), targets)
 
     def ours(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        return linear_cross_entropy(hidden, weight, targets, reduction=reduction)
+        mean = 1 / len(targets) if reduction == "mean" else None
+        return linear_cross_entropy(hidden, weight, targets, token_weights=mean)
 
     compiled = torch.compile(eager, dynamic=False)
     return {

@@ -39,7 +39,7 @@ class Tile(NamedTuple):
 class Problem(NamedTuple):
     """A kernel and what it works on; nothing but words and numbers, so that other processes understand it."""
 
-    kernel: str  # a field of attention_triton.Launches, or "cross_entropy.forward", "cross_entropy.backward"
+    kernel: str  # a field of attention_launch.Launches, or "cross_entropy.forward", "cross_entropy.backward"
     dtype: str
     size: int  # D or V
     causal: bool = False
@@ -75,25 +75,25 @@ def problems(dry: bool) -> Iterator[Problem]:
 
 
 def shipped(p: Problem, device: torch.device) -> NamedTuple:
-    from kernels import attention_triton, cross_entropy_triton
+    from kernels.gpu import attention_launch, cross_entropy
 
     if p.kernel == "cross_entropy.forward":
-        return Tile(*cross_entropy_triton.launch_shape(p.size)[1:])
+        return Tile(*cross_entropy.launch_shape(p.size)[1:])
     if p.kernel == "cross_entropy.backward":
-        return Tile(*cross_entropy_triton.tile_shape(p.size))
-    return getattr(attention_triton.launches(device, getattr(torch, p.dtype), p.size), p.kernel)
+        return Tile(*cross_entropy.tile_shape(p.size))
+    return getattr(attention_launch.launches(device, getattr(torch, p.dtype), p.size), p.kernel)
 
 
 def launched(p: Problem, launch: NamedTuple, device: torch.device) -> AbstractContextManager:
     """The kernels launch like this inside; in every thread, because autograd has its own."""
-    from kernels import attention_triton, cross_entropy_triton
+    from kernels.gpu import attention_launch, cross_entropy
 
     if p.kernel == "cross_entropy.forward":
-        return patch.object(cross_entropy_triton, "launch_shape", lambda V: (launch.block >= V, *launch))
+        return patch.object(cross_entropy, "launch_shape", lambda V: (launch.block >= V, *launch))
     if p.kernel == "cross_entropy.backward":
-        return patch.object(cross_entropy_triton, "tile_shape", lambda V: tuple(launch))
-    table = attention_triton.launches(device, getattr(torch, p.dtype), p.size)._replace(**{p.kernel: launch})
-    return patch.object(attention_triton, "launches", lambda *_: table)
+        return patch.object(cross_entropy, "tile_shape", lambda V: tuple(launch))
+    table = attention_launch.launches(device, getattr(torch, p.dtype), p.size)._replace(**{p.kernel: launch})
+    return patch.object(attention_launch, "launches", lambda *_: table)
 
 
 def neighbours(launch: NamedTuple) -> Iterator[NamedTuple]:
@@ -201,7 +201,7 @@ def chunk_rows(device: torch.device, dry: bool) -> dict:
     constants = (torch.randint(0, V, (N,), device=device),)
     works = {}
     for rows in CHUNKS:
-        function = partial(linear_cross_entropy, reduction="mean", chunk_rows=rows)
+        function = partial(linear_cross_entropy, token_weights=1 / N, chunk_rows=rows)
         call = Call(function, [hidden, weight], torch.ones((), device=device), constants)
         works[rows] = harness.prepare(BOTH, call)
         works[rows].timed(None)

@@ -99,7 +99,8 @@ def work(folder: Path) -> None:
         packing = Packing.from_lengths(batch["lengths"].tolist())
         if head:
             return cross_entropy(model(batch["tokens"], packing), batch["labels"], reduction="mean")
-        return model.loss(model(batch["tokens"], packing), batch["targets"], reduction="mean")
+        targets = batch["targets"]
+        return model.loss(model(batch["tokens"], packing), targets, token_weights=1 / len(targets))
 
     serve(model, loss)
 

@@ -4,20 +4,24 @@
 
 over the keys j that query i may see.
 
-    eager    reference.py         the definition
-    torch    attention_torch.py   SDPA, or blocks of queries where those are faster
-    triton   attention_triton.py  the GPU kernels
+    eager    reference.py       the definition
+    torch    cpu/attention.py   SDPA, or blocks of queries where those are faster
+    triton   gpu/attention.py   the GPU kernels
 
 Letters: B batch, T queries, S keys (N and M in a packed row), H query heads, G key/value heads, D head dim.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
-from kernels import attention_torch, reference
-from kernels.attention_blocks import Options
+from kernels import reference
+from kernels.arguments import AttentionOptions as Options
+from kernels.arguments import Layout
 from kernels.backend import implementation
-from kernels.packing import Layout, Packing
+from kernels.cpu import attention as cpu
+from kernels.packing import Packing
 
 
 def attention(
@@ -50,7 +54,7 @@ def attention(
     window      only keys less than `window` places away: the last `window` keys, itself included, if causal.
     scale       of the scores, 1/√D by default.
     softcap     scores become softcap · tanh(score / softcap) (Gemma 2, arXiv:2408.00118).
-    dropout_p   of the attention probabilities; a pure function of `dropout_seed`, so pass another seed every
+    dropout_p   of the attention probabilities; a pure function of `dropout_seed` ≥ 0, so pass another seed every
                 step and layer. `eager` and `triton` draw the same Philox mask, `torch` another.
     impl        see kernels/backend.py.
 
@@ -62,10 +66,20 @@ def attention(
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     layout = Layout(packing, packing if k_packing is None else k_packing, q_lengths, k_lengths)
-    options = Options(causal, window, q.shape[-1] ** -0.5 if scale is None else scale, softcap, dropout_p, dropout_seed)
     _check_tensors(q, k, v, layout)
+    if window is not None and window >= _longest(q, k, layout):
+        window = None  # as it hides nothing; and numbers of that size would overflow in a kernel
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    options = Options(bool(causal), window, scale, softcap, dropout_p, dropout_seed)
     _check_options(options)
-    return _IMPLEMENTATIONS[implementation(q.device, impl, q.dtype, q.shape[-1])](q, k, v, layout, options)
+    return _IMPLEMENTATIONS[_chosen(q.device, impl, q.dtype, q.shape[-1])](q, k, v, layout, options)
+
+
+def _longest(q: Tensor, k: Tensor, layout: Layout) -> int:
+    """No key is so many places away from a query."""
+    if layout.packing is None:
+        return max(q.shape[1], k.shape[1])
+    return max(layout.packing.max_len, layout.k_packing.max_len)
 
 
 def _eager(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options) -> Tensor:
@@ -79,12 +93,17 @@ def _eager(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options) ->
 
 
 def _triton(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options) -> Tensor:
-    from kernels import attention_triton  # imports Triton, which a machine without a GPU may lack
+    from kernels.gpu import attention_launch  # imports Triton, which a machine without a GPU may lack
 
-    return attention_triton.attention(q, k, v, layout, options)
+    return attention_launch.attention(q, k, v, layout, options)
 
 
-_IMPLEMENTATIONS = {"eager": _eager, "torch": attention_torch.attention, "triton": _triton}
+_IMPLEMENTATIONS = {"eager": _eager, "torch": cpu.attention, "triton": _triton}
+
+
+@torch.compiler.assume_constant_result  # torch.compile shall not trace the search
+def _chosen(device: torch.device, impl: str | None, dtype: torch.dtype, head_dim: int) -> str:
+    return implementation(device, impl, dtype, head_dim)
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> None:
@@ -97,7 +116,7 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> None:
         raise ValueError(f"attention takes q and k, v of shapes {wanted}, not {got}")
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"q, k and v must have one dtype, not {q.dtype}, {k.dtype} and {v.dtype}")
-    if q.shape[-2] % k.shape[-2]:
+    if not k.shape[-2] or not q.shape[-2] or q.shape[-2] % k.shape[-2]:
         raise ValueError(f"{q.shape[-2]} query heads cannot share {k.shape[-2]} key/value heads evenly")
     if packing is None:
         if q.shape[0] != k.shape[0]:
@@ -122,5 +141,11 @@ def _check_packing(packing: Packing, x: Tensor, what: str) -> None:
 def _check_options(options: Options) -> None:
     if options.window is not None and options.window < 1:
         raise ValueError(f"window={options.window} shows a query nothing; at least 1 shows it its own key")
+    if not math.isfinite(options.scale):
+        raise ValueError(f"scale={options.scale} must be finite")
+    if options.softcap is not None and not 0.0 < options.softcap < math.inf:
+        raise ValueError(f"softcap={options.softcap} must be positive and finite; None caps nothing")
     if not 0.0 <= options.dropout_p < 1.0:
         raise ValueError(f"dropout_p={options.dropout_p} is not in [0, 1)")
+    if not 0 <= options.dropout_seed < 2**63:
+        raise ValueError(f"dropout_seed={options.dropout_seed} is not in [0, 2**63)")

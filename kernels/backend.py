@@ -8,6 +8,7 @@ auto     triton on a GPU where Triton is installed and takes the tensors, else t
 
 import importlib.util
 import os
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ def set_default(impl: str) -> None:
     if impl not in IMPLS:
         raise ValueError(f"impl={impl!r} is not one of {', '.join(IMPLS)}")
     _default = impl
+    implementation.cache_clear()
 
 
 def choose(
@@ -55,9 +57,9 @@ def choose(
     return Choice("triton", f"our Triton kernels, because the tensors are on a {torch.cuda.get_device_name(device)}")
 
 
-@torch.compiler.assume_constant_result  # torch.compile shall not trace the search
+@cache
 def implementation(device: torch.device, impl: str | None, dtype: torch.dtype, head_dim: int = 0) -> str:
-    """`choose(...).impl`, for the kernels themselves."""
+    """`choose(...).impl`, for the kernels themselves: looked up once, because every layer of every step asks."""
     return choose(device, impl, dtype, head_dim).impl
 
 

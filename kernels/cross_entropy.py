@@ -11,22 +11,26 @@ Formula, for one row of logits with s = logits / τ, p = softmax(s) and target y
 
 with ε label smoothing, ζ z-loss, τ temperature. A row whose target is `ignore_index` gives 0 everywhere.
 
-    eager    reference.py              the definition
-    torch    cross_entropy_torch.py    few passes, in place where possible
-    triton   cross_entropy_triton.py   the GPU kernels
+    eager    reference.py           the definition
+    torch    cpu/cross_entropy.py   few passes, in place where possible
+    triton   gpu/cross_entropy.py   the GPU kernels
 
 Letters: N rows (tokens), V vocabulary, g the gradient of the loss.
 """
 
+from functools import cache
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kernels import cross_entropy_torch, reference
+from kernels import reference
+from kernels.arguments import CrossEntropyOptions as Options
 from kernels.backend import implementation
-from kernels.cross_entropy_torch import Options
+from kernels.cpu import cross_entropy as cpu
+from kernels.cpu.cross_entropy import check_options, check_targets
+from kernels.operators import operator, schema_of
 
 REDUCTIONS = ("none", "sum", "mean")
 
@@ -39,88 +43,69 @@ class TokenStats(NamedTuple):
     entropy: Tensor  # (N,) of softmax(logits / temperature), in nats
 
 
+@cache
 def rows_module(triton: bool) -> ModuleType:
     """Where `forward` and `backward` of rows of logits are: in Triton or in PyTorch."""
     if triton:
-        from kernels import cross_entropy_triton  # imports Triton, which a machine without a GPU may lack
+        from kernels.gpu import cross_entropy as gpu  # imports Triton, which a machine without a GPU may lack
 
-        return cross_entropy_triton
-    return cross_entropy_torch
-
-
-# ---- custom operators, so that torch.compile sees one node and looks no further ------------------
+        return gpu
+    return cpu
 
 
-@torch.library.custom_op("minillm::cross_entropy", mutates_args=())
+# ---- operators -------------------------------------------------------------------------------------
+
+
 def _forward(
-    logits: Tensor,
-    targets: Tensor,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    temperature: float,
-    stats: bool,
-    triton: bool,
+    logits: Tensor, targets: Tensor, stats: bool, triton: bool, *options: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """logits (N, V), targets (N,) → loss (N,), stats (3, N) or (3, 0), norm (2, N): see Rows."""
-    check_targets(targets, logits.shape[-1], ignore_index)
-    options = Options(ignore_index, label_smoothing, z_loss, temperature)
+    options = Options(*options)
+    check_targets(targets, logits.shape[-1], options.ignore_index)
     rows = rows_module(triton).forward(logits, targets, options, stats=stats)
     return rows.loss, rows.stats if stats else rows.loss.new_empty(3, 0), rows.norm
 
 
-@_forward.register_fake
-def _(logits, targets, ignore_index, label_smoothing, z_loss, temperature, stats, triton):
+def _forward_fake(logits, targets, stats, *_):
     N = logits.shape[0]
     loss = logits.new_empty(N, dtype=torch.promote_types(logits.dtype, torch.float32))
     return loss, loss.new_empty(3, N if stats else 0), loss.new_empty(2, N)
 
 
-@torch.library.custom_op("minillm::cross_entropy_backward", mutates_args=())
-def _backward(
-    logits: Tensor,
-    targets: Tensor,
-    norm: Tensor,
-    g: Tensor,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    temperature: float,
-    triton: bool,
-) -> Tensor:
-    options = Options(ignore_index, label_smoothing, z_loss, temperature)
-    return rows_module(triton).backward(logits, targets, norm, g, options)
+def _backward(logits: Tensor, targets: Tensor, norm: Tensor, g: Tensor, triton: bool, *options: float) -> Tensor:
+    return rows_module(triton).backward(logits, targets, norm, g, Options(*options))
 
 
-@_backward.register_fake
-def _(logits, targets, norm, g, ignore_index, label_smoothing, z_loss, temperature, triton):
+def _backward_fake(logits, *_):
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
-def _setup_context(ctx, inputs, output):
-    logits, targets, *options, _, triton = inputs
+def _setup(ctx, inputs, output) -> None:
+    logits, targets, _, *ctx.options = inputs
     _, stats, norm = output
     ctx.mark_non_differentiable(stats, norm)
-    ctx.set_materialize_grads(False)
     ctx.save_for_backward(logits, targets, norm)
-    ctx.options = (*options, triton)
 
 
-def _differentiate(ctx, g, *_):
-    forbid_double_backward("cross_entropy")
-    if g is None:
-        return (None,) * 8
+def _gradient(ctx, g: Tensor, *_) -> tuple:
     logits, targets, norm = ctx.saved_tensors
-    return _backward(logits, targets, norm, g, *ctx.options), *[None] * 7
+    return _backward_operator(logits, targets, norm, g, *ctx.options), *[None] * (2 + len(ctx.options))
 
 
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
-
-
-def forbid_double_backward(name: str) -> None:
-    """Raise where a gradient is asked for that could itself be differentiated: it would come out wrong."""
-    if torch.is_grad_enabled():
-        raise RuntimeError(f"{name} has no second derivative: create_graph=True works with impl='eager' only")
+_backward_operator = operator(
+    f"cross_entropy_backward(Tensor logits, Tensor targets, Tensor norm, Tensor g, bool triton, {schema_of(Options)}) "
+    "-> Tensor",
+    _backward,
+    fake=_backward_fake,
+)
+_operator = operator(
+    f"cross_entropy(Tensor logits, Tensor targets, bool stats, bool triton, {schema_of(Options)}) "
+    "-> (Tensor, Tensor, Tensor)",
+    _forward,
+    fake=_forward_fake,
+    setup=_setup,
+    gradient=_gradient,
+)
 
 
 # ---- one public function -------------------------------------------------------------------------
@@ -153,16 +138,18 @@ def cross_entropy(
     shapes that don't fit, options out of range, and targets outside 0 … V−1; on a GPU, where looking at the
     targets would stall, those are a device-side assertion.
     """
-    options = check_options(ignore_index, label_smoothing, z_loss, temperature, reduction)
+    options = check_options(ignore_index, label_smoothing, z_loss, temperature)
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction={reduction!r} is not one of {', '.join(REDUCTIONS)}")
     if logits.shape[:-1] != targets.shape:
         raise ValueError(f"targets {tuple(targets.shape)} don't fit logits {tuple(logits.shape)}")
-    chosen = implementation(logits.device, impl, logits.dtype)
+    chosen = _chosen(logits.device, impl, logits.dtype)
     if chosen == "eager":
         check_targets(targets, logits.shape[-1], ignore_index)
         loss, *stats = reference.cross_entropy(logits, targets, **options._asdict())
     else:
         rows, labels = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
-        loss, stats, _ = _forward(rows, labels, *options, return_stats, chosen == "triton")
+        loss, stats, _ = _operator(rows, labels, return_stats, chosen == "triton", *options)
         loss = loss.view(targets.shape)
     if reduction != "none":
         loss = loss.sum()
@@ -171,27 +158,6 @@ def cross_entropy(
     return (loss, TokenStats(*(x.view(targets.shape) for x in stats))) if return_stats else loss
 
 
-def check_options(
-    ignore_index: int, label_smoothing: float, z_loss: float, temperature: float, reduction: str
-) -> Options:
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing={label_smoothing} must lie between 0 and 1")
-    if not z_loss >= 0.0:
-        raise ValueError(f"z_loss={z_loss} must not be negative")
-    if not temperature > 0.0:
-        raise ValueError(f"temperature={temperature} must be positive")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction={reduction!r} is not one of {', '.join(REDUCTIONS)}")
-    return Options(ignore_index, float(label_smoothing), float(z_loss), float(temperature))
-
-
-def check_targets(targets: Tensor, V: int, ignore_index: int) -> None:
-    """Raise for a target that is no word: ValueError, or on a GPU an assertion that stalls nothing."""
-    if targets.dtype != torch.int64:
-        raise ValueError(f"targets are {targets.dtype}, not torch.int64")
-    wrong = ((targets < 0) | (targets >= V)) & (targets != ignore_index)
-    if targets.device.type == "cuda":
-        torch._assert_async(~wrong.any(), f"a target is neither in 0 … {V - 1} nor ignore_index={ignore_index}")
-    elif wrong.any():
-        value = targets[wrong][0].item()
-        raise ValueError(f"target {value} is neither in 0 … {V - 1} nor ignore_index={ignore_index}")
+@torch.compiler.assume_constant_result  # torch.compile shall not trace the search
+def _chosen(device: torch.device, impl: str | None, dtype: torch.dtype) -> str:
+    return implementation(device, impl, dtype)

@@ -142,13 +142,3 @@ class Packing:
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """(N, ...) → B views (length, ...)."""
         return x.split(self.lengths)
-
-
-class Layout(NamedTuple):
-    """Where the queries and keys of attention's sequences lie: in packed rows, or in (B,T) and (B,S), padded on
-    the right where there are lengths."""
-
-    packing: Packing | None = None  # of the queries
-    k_packing: Packing | None = None
-    q_lengths: Tensor | None = None  # (B,)
-    k_lengths: Tensor | None = None

@@ -110,8 +110,19 @@ def cross_entropy(
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, bias: Tensor | None = None, **options: float
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    token_weights: Tensor | float | None = None,
+    bias: Tensor | None = None,
+    **options: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The definition of `kernels.linear_cross_entropy`: all logits at once, then `cross_entropy`."""
+    """The definition of `kernels.linear_cross_entropy`: all logits at once, then `cross_entropy`, then the sum."""
     bias = None if bias is None else bias.to(hidden.dtype)
-    return cross_entropy(torch.nn.functional.linear(hidden, weight.to(hidden.dtype), bias), targets, **options)
+    logits = torch.nn.functional.linear(hidden, weight.to(hidden.dtype), bias)
+    loss, *stats = cross_entropy(logits, targets, **options)
+    if token_weights is not None:
+        w = torch.as_tensor(token_weights, dtype=loss.dtype, device=loss.device)
+        loss = torch.where(w != 0, w * loss, 0.0).sum()
+    return loss, *stats

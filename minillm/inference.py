@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import Packing, attention, choose
-from kernels.decoding import Step, laid_out
+from kernels.cpu.attention import Step, laid_out
 from minillm.gpt import GPT
 from minillm.layers import MLP, Attend, LayerNorm, Linear, RMSNorm
 

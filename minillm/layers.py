@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.dropout import dropout_factors
+from kernels.cpu.dropout import dropout_factors
 
 # (q (N,H,D), k (N,G,D), v (N,G,D)) → (N,H,D): who attends to whom is the caller's business.
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]

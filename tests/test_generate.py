@@ -7,7 +7,8 @@ import pytest
 import torch
 from tiny import GPT_FAMILIES, gpt, packed, sequences
 
-from kernels import backend, decoding
+from kernels import backend
+from kernels.cpu import attention as cpu
 from minillm.generate import GREEDY, Sampling, draw, generate, stream
 from minillm.gpt import GPT
 from minillm.inference import ready
@@ -75,8 +76,8 @@ def test_greedy_is_greedy_without_cache(choices, prepare, impl, monkeypatch):
 )
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
 def test_logprobs_are_those_of_a_full_pass(choices, prepare, dtype, tolerance, many, temperature, monkeypatch):
-    monkeypatch.setattr(decoding, "HAS_FAST_SUMS", True)
-    monkeypatch.setitem(decoding.MANY, torch.float32, many)
+    monkeypatch.setattr(cpu, "HAS_FAST_SUMS", True)
+    monkeypatch.setitem(cpu.MANY, torch.float32, many)
     torch.manual_seed(0)
     model = small(**choices).to(dtype)
     samples = generate(prepare(model), PROMPTS, 8, STOP, Sampling(temperature), samples_per_prompt=6)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from kernels import Packing, attention, reference
-from kernels import attention_triton as operators
+from kernels.gpu import attention_launch as operators
 from tests.kernels.interpreter import right_bfloat16
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

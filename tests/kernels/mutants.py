@@ -30,13 +30,13 @@ TESTS = {
     "reference": ("test_attention_reference", "test_cross_entropy"),
     "philox": ("test_attention_reference",),
     "packing": ("test_attention",),
-    "attention_kernels": ("test_attention_triton",),
-    "attention_triton": ("test_attention_triton",),
-    "attention_blocks": ("test_attention_blocks", "test_attention"),
-    "cross_entropy_triton": ("test_cross_entropy_triton",),
-    "cross_entropy_torch": ("test_cross_entropy", "test_linear_cross_entropy"),
-    "linear_cross_entropy": ("test_linear_cross_entropy", "test_cross_entropy_triton"),
-    "linear_cross_entropy_chunks": ("test_linear_cross_entropy", "test_cross_entropy_triton"),
+    "gpu/attention": ("test_gpu_attention",),
+    "gpu/attention_launch": ("test_gpu_attention",),
+    "cpu/attention": ("test_cpu_attention", "test_attention", "test_cpu_blocks"),
+    "cpu/blocks": ("test_cpu_blocks", "test_attention"),
+    "gpu/cross_entropy": ("test_gpu_cross_entropy",),
+    "cpu/cross_entropy": ("test_cross_entropy", "test_linear_cross_entropy"),
+    "linear_cross_entropy": ("test_linear_cross_entropy", "test_gpu_cross_entropy"),
 }
 
 

@@ -1,7 +1,8 @@
 # ruff: noqa: E501 — one bug a line
 """The planted bugs of attention: (name, module of kernels/, what to replace, by what). Run them with mutants.py."""
 
-KERNELS, LAUNCH, BLOCKS = "attention_kernels", "attention_triton", "attention_blocks"
+KERNELS, LAUNCH, BLOCKS = "gpu/attention", "gpu/attention_launch", "cpu/blocks"
+CPU = "cpu/attention"
 REFERENCE, PHILOX, PACKING = "reference", "philox", "packing"
 
 MUTANTS = [
@@ -66,11 +67,17 @@ MUTANTS = [
     ("blocks: window starts too late", BLOCKS, "max(0, first - window + 1)", "max(0, first - window + 2)"),
     ("blocks: scale dropped in dk", BLOCKS, "sum_k.mul_(options.scale)", "sum_k"),
     ("blocks: blind rows attend", BLOCKS, "return max(0, n - m)\n", "return 0\n"),
-    ("blocks: other dropout in the backward", BLOCKS, "manual_seed(options.dropout_seed)", "manual_seed(torch.seed())"),
+    ("blocks: other dropout in the backward", BLOCKS, "generator_of(options.dropout_seed, device)", "generator_of(torch.seed() % 2**63, device)"),
     ("blocks: dropout missing in dp", BLOCKS, "dprobs = dprobs * kept", "dprobs = dprobs * 1"),
     ("blocks: only the last block counts in dk", BLOCKS, "if queries.stop == n and", "if"),
     ("blocks: slope of the soft cap dropped", BLOCKS, "dprobs * (1 - tanh * tanh)", "dprobs"),
     ("blocks: head map of shared heads", BLOCKS, "unflatten(1, (G, -1))", "unflatten(1, (-1, G)).transpose(1, 2)"),
     ("blocks: hidden infinity plus −∞", BLOCKS, ".clamp_(max=mask)", ".add_(mask.clamp(max=0))"),
     ("blocks: rows not put back", BLOCKS, "index_copy_(0, rows, x)", "index_copy_(0, rows.sort().values, x)"),
+    ("short: padded keys are seen", CPU, "hidden = (place >= lengths", "hidden = (place > lengths"),
+    ("short: causal edge one key too far", CPU, "hidden | (place > place[:, None])", "hidden | (place > place[:, None] + 1)"),
+    ("short: scale dropped in dk", CPU, "dk = torch.bmm(dscores.transpose(1, 2), q).mul_(ctx.scale)", "dk = torch.bmm(dscores.transpose(1, 2), q)"),
+    ("few queries: aligned at the first key", CPU, "[:, None] + (m - n)", "[:, None]"),
+    ("SDPA: a single query stands at the first key", CPU, "causal = False", "causal = causal"),
+    ("no keys: memory as it was", CPU, "else _no_groups(q.device)", "else Groups((), None, None)"),
 ]  # fmt: skip

@@ -1,8 +1,8 @@
 # ruff: noqa: E501 — one bug a line
 """The planted bugs of cross-entropy: (name, module of kernels/, what to replace, by what). Run them with mutants.py."""
 
-TRITON, TORCH = "cross_entropy_triton", "cross_entropy_torch"
-LINEAR, CHUNKS = "linear_cross_entropy", "linear_cross_entropy_chunks"
+TRITON, TORCH = "gpu/cross_entropy", "cpu/cross_entropy"
+LINEAR = "linear_cross_entropy"
 REFERENCE = "reference"
 
 MUTANTS = [
@@ -30,14 +30,17 @@ MUTANTS = [
     ("cross-entropy in PyTorch: mean over the padding", TORCH, "s[:, :V].mean(-1)", "s.mean(-1)"),
     ("cross-entropy in PyTorch: logits overwritten", TORCH, "copy=True)", "copy=False)"),
     ("cross-entropy in PyTorch: logprob from rounded lse", TORCH, "squeeze(-1).sub_(top)", "squeeze(-1).sub_(top + 1e4).add_(1e4)"),
-    ("cross-entropy in PyTorch: kept p overwritten", TORCH, "out=torch.empty_like(p))", "out=p)"),
     ("cross-entropy in PyTorch: entropy not normalised", TORCH, "total = block.sum(-1)", "total = block.new_ones(())"),
     ("cross-entropy in PyTorch: ignored rows in the gradient", TORCH, "norm, g * counted, options", "norm, g, options"),
-    ("linear: weight gradient of the last chunk only", CHUNKS, "total.addmm_(a, b)", "torch.mm(a, b, out=total)"),
-    ("linear: weight gradient summed in 16 bits", CHUNKS, "hidden.new_zeros(weight.shape if wanted[1] else 0, dtype=wide)", "hidden.new_zeros(weight.shape if wanted[1] else 0)"),
-    ("linear: g dropped", LINEAR, "grads = [x * g for x in grads]", "grads = [x * 1 for x in grads]"),
-    ("linear: padding not hidden", CHUNKS, 'out[:, V:] = -float("inf")', "out[:, V:] = 0.0"),
-    ("linear: prompt rows shift the gradient", CHUNKS, "index_copy_(0, rows, x)", "index_copy_(0, rows.flip(0), x)"),
-    ("linear: all chunks at once", CHUNKS, "room(min(N, chunk_rows), V", "room(N, V"),
-    ("linear: mean over all rows", LINEAR, "loss / (targets != ignore_index).sum().clamp_min(1)", "loss / max(1, len(targets))"),
+    ("linear: weight gradient of the last chunk only", LINEAR, "total.addmm_(a, b)", "torch.mm(a, b, out=total)"),
+    ("linear: weight gradient summed in 16 bits", LINEAR, "hidden.new_zeros(weight.shape if wanted[1] else 0, dtype=wide)", "hidden.new_zeros(weight.shape if wanted[1] else 0)"),
+    ("linear: g dropped", LINEAR, "[x * g for x in ctx.saved_tensors]", "ctx.saved_tensors"),
+    ("linear: padding not hidden", LINEAR, 'self.V :] = -float("inf")', "self.V :] = 0.0"),
+    ("linear: prompt rows shift the gradient", LINEAR, "index_copy_(0, rows, x)", "index_copy_(0, rows.flip(0), x)"),
+    ("linear: all chunks at once", LINEAR, "Room(min(N, chunk_rows), V", "Room(N, V"),
+    ("linear: weights dropped in the gradient", LINEAR, "grad=any(wanted), g=g)", "grad=any(wanted))"),
+    ("linear: weights dropped in the loss", LINEAR, "torch.where(w != 0, w * loss, 0.0).sum()", "loss.sum()"),
+    ("linear: rows of weight 0 are computed", LINEAR, "targets = targets.where(token_weights != 0, ignore_index)", "pass"),
+    ("linear: an infinite loss of weight 0 counts", LINEAR, "torch.where(w != 0, w * loss, 0.0).sum()", "(w * loss).sum()"),
+    ("linear: the unit of float16 forgotten", LINEAR, "return w / unit, unit", "return w, None"),
 ]  # fmt: skip

@@ -1,5 +1,8 @@
 """The public function: all implementations against the reference, layouts against each other, bad input."""
 
+import math
+from functools import partial
+
 import pytest
 import torch
 
@@ -99,6 +102,40 @@ def test_autocast_casts_the_inputs(impl):
     assert torch.equal(out, attention(q.bfloat16(), k.bfloat16(), v, causal=True, impl=impl))
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_no_keys(impl, dtype):
+    """Queries that see nothing give 0 and have zero gradients."""
+    q, k, v = draw(2, 40, 2, 16, dtype=dtype), draw(2, 0, 2, 16, dtype=dtype), draw(2, 0, 2, 16, dtype=dtype)
+    for x in value_and_gradients(partial(attention, impl=impl), q, k, v):
+        assert not x.any()
+    with torch.no_grad():
+        assert not attention(q, k, v, impl=impl).any()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("S", [33, 40])
+def test_a_window_beyond_all_keys_is_none(impl, causal, S):
+    q, k, v = draw(1, 40, 2, 8), draw(1, S, 2, 8), draw(1, S, 2, 8, seed=1)
+    results = [
+        value_and_gradients(partial(attention, causal=causal, window=window, impl=impl), q, k, v)
+        for window in (None, 40, 2**31 - 1, 2**40)
+    ]
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_high_bits_of_the_dropout_seed_count():
+    q, k, v = (draw(1, 40, 2, 8, dtype=dtype) for dtype in [torch.float32] * 3)
+    for dtype in (torch.float32, torch.bfloat16):  # blocks and short ones
+        packing = Packing.from_lengths([25, 15])
+        x = [y[0].to(dtype) for y in (q, k, v)]
+        a, b = (attention(*x, packing=packing, dropout_p=0.5, dropout_seed=s, impl="torch") for s in (5, 5 + 2**32))
+        assert not torch.equal(a, b)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -106,7 +143,16 @@ def test_autocast_casts_the_inputs(impl):
         ({"v": draw(2, 4, 2, 8)}, "takes q and k, v of shapes"),
         ({"q": draw(2, 5, 3, 8)}, "3 query heads cannot share 2"),
         ({"q": draw(1, 5, 4, 8)}, "batch size 1"),
+        ({"q": draw(2, 5, 0, 8)}, "0 query heads cannot share 2"),
+        ({"q": draw(2, 5, 0, 8), "k": draw(2, 5, 0, 8), "v": draw(2, 5, 0, 8)}, "0 query heads cannot share 0"),
         ({"window": 0}, "window=0"),
+        ({"window": -(2**31)}, "window=-2147483648"),
+        ({"scale": math.nan}, "scale=nan must be finite"),
+        ({"softcap": 0.0}, "softcap=0.0 must be positive and finite"),
+        ({"softcap": -5.0}, "softcap=-5.0"),
+        ({"softcap": math.inf}, "softcap=inf"),
+        ({"dropout_seed": 2**63}, "dropout_seed=9223372036854775808"),
+        ({"dropout_seed": -1}, "dropout_seed=-1"),
         ({"dropout_p": 1.0}, "dropout_p=1.0"),
         ({"impl": "cuda"}, "impl='cuda'"),
         ({"v": draw(2, 5, 2, 8).float()}, "one dtype"),

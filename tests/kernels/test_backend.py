@@ -23,8 +23,9 @@ def compiled(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def _default_is_restored(monkeypatch):
-    monkeypatch.setattr(backend, "_default", "auto")
+def _default_is_restored():
+    yield
+    set_default("auto")
 
 
 # ---- the choice ----------------------------------------------------------------------------------
@@ -89,6 +90,15 @@ def test_default():
     assert choose(CPU, "auto").impl == "torch"
 
 
+def test_the_kernels_follow_the_default():
+    """They look once, and again after it changed."""
+    asked = CPU, None, torch.float32
+    for impl, expected in (("eager", "eager"), ("auto", "torch")):
+        set_default(impl)
+        assert backend.implementation(*asked) == backend.implementation(*asked) == expected
+    assert backend.implementation.cache_info().hits == 1
+
+
 @pytest.mark.parametrize("call", [set_default, lambda impl: choose(CPU, impl)])
 def test_unknown(call):
     with pytest.raises(ValueError, match="impl='cuda' is not one of auto, triton, torch, eager"):
@@ -120,10 +130,9 @@ importlib.util.find_spec = lambda name, package=None: None if name == "triton" e
 sys.meta_path.insert(0, Blocked())
 
 import importlib, pathlib
-needs_triton = {"attention_kernels", "attention_triton", "cross_entropy_triton"}
 for package in ("kernels", "minillm"):
     for file in sorted(pathlib.Path(package).rglob("*.py")):
-        if not (package == "kernels" and file.stem in needs_triton):
+        if file.parent.name != "gpu":
             importlib.import_module(".".join(file.with_suffix("").parts).removesuffix(".__init__"))
 import train_sft, train_rl
 
@@ -140,6 +149,44 @@ assert not any(name.partition(".")[0] == "triton" for name in sys.modules)
 def test_everything_imports_without_triton():
     run = python(WITHOUT_TRITON, ROOT, cwd=ROOT)
     assert run.returncode == 0, run.stderr
+
+
+def test_importing_the_kernels_imports_no_gpu_kernels():
+    code = "import sys, kernels; print(*(name for name in sys.modules if name.split('.')[0] in ('kernels', 'triton')))"
+    names = python(code, ROOT, cwd=ROOT).stdout.split()
+    assert 1 < len(names) <= 16
+    assert not any(name.startswith(("kernels.gpu", "triton")) for name in names)
+
+
+STEP = """
+import sys, torch
+from kernels import Packing, attention, linear_cross_entropy
+
+def step():
+    x, weight = torch.randn(44, 4, 8, dtype=DTYPE, requires_grad=True), torch.randn(70, 32, requires_grad=True)
+    y = attention(x, x, x, causal=True, packing=Packing.from_lengths([5, 9, 30])).reshape(44, 32)
+    linear_cross_entropy(y, weight, torch.arange(44), token_weights=1 / 44).backward()
+
+def watch(frame, event, _):
+    if event == "call" and "/kernels/" in frame.f_code.co_filename:
+        entered.add(frame.f_code.co_filename.rpartition("/kernels/")[2])
+
+entered = set()
+step()
+sys.setprofile(watch)
+step()
+sys.setprofile(None)
+print(*entered)
+"""
+
+
+@pytest.mark.parametrize("dtype", ["torch.float32", "torch.bfloat16"])
+def test_a_training_step_enters_few_files(dtype):
+    """So that a reader who follows it needs no others."""
+    run = python(STEP.replace("DTYPE", dtype), ROOT, cwd=ROOT)
+    here = {"attention.py", "packing.py", "linear_cross_entropy.py", "cpu/attention.py", "cpu/cross_entropy.py"}
+    assert run.stdout.split(), run.stderr
+    assert set(run.stdout.split()) <= here
 
 
 @pytest.fixture

@@ -11,18 +11,19 @@ pytest.importorskip("triton")
 
 import torch
 
-from kernels import attention_triton, inspect
+from bench import machine_code
+from kernels.gpu import attention_launch
 
 ROOT = Path(__file__).resolve().parents[2]
-VERSION = inspect.triton_version()
+VERSION = machine_code.triton_version()
 needs_table = pytest.mark.skipif(
-    not inspect.table_path().exists(), reason=f"no table of machine code for Triton {VERSION} in the repository"
+    not machine_code.table_path().exists(), reason=f"no table of machine code for Triton {VERSION} in the repository"
 )
 
 
 def check(only: str, jobs: int) -> None:
     """In a process of its own: this one has Triton in its interpreter."""
-    command = [sys.executable, "-m", "kernels.inspect", "--check", "--only", only, "--jobs", str(jobs)]
+    command = [sys.executable, "bench/machine_code.py", "--check", "--only", only, "--jobs", str(jobs)]
     run = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert len(run.stdout.splitlines()) > 1, "no row was compiled"
@@ -40,7 +41,7 @@ def test_every_kernel_in_every_configuration():
     check("", jobs=os.cpu_count())
 
 
-TABLES = sorted(inspect.TABLES.glob("triton-*.txt"))
+TABLES = sorted(machine_code.TABLES.glob("triton-*.txt"))
 
 
 def test_tables_of_the_oldest_and_the_newest_triton():
@@ -51,7 +52,7 @@ def test_tables_of_the_oldest_and_the_newest_triton():
 def test_table_is_complete(path):
     """One row for each shipped configuration, in order, so that nothing is left in it from earlier times."""
     rows = path.read_text().splitlines()[1:]
-    names = [str(c) for c in inspect.configurations()]
+    names = [str(c) for c in machine_code.configurations()]
     assert len(rows) == len(names)
     # A number follows the name: "loss" must not be taken for "loss and gradient".
     assert all(row.removeprefix(name).split()[0].isdigit() for row, name in zip(rows, names, strict=True))
@@ -60,7 +61,7 @@ def test_table_is_complete(path):
 def faults_of(path: Path) -> list[tuple[str, str]]:
     """(name of the configuration, fault) of each fault in a committed table."""
     lines = path.read_text().splitlines()[1:]
-    names = [str(c) for c in inspect.configurations()]
+    names = [str(c) for c in machine_code.configurations()]
     found = [(name, line.split("%", 1)[1].strip()) for name, line in zip(names, lines, strict=True)]
     return [(name, fault) for name, faults in found if faults for fault in faults.split("; ")]
 
@@ -69,28 +70,28 @@ def faults_of(path: Path) -> list[tuple[str, str]]:
 def test_every_fault_is_excused_and_every_excuse_needed(path):
     version = path.stem.removeprefix("triton-")
     faults = faults_of(path)
-    assert [f for f in faults if not inspect.excused(*f, version)] == []
-    excuses = [e for e in inspect.EXCUSES if e.triton in ("", version)]
+    assert [f for f in faults if not machine_code.excused(*f, version)] == []
+    excuses = [e for e in machine_code.EXCUSES if e.triton in ("", version)]
     assert [e for e in excuses if not any(e.covers(*f, version) for f in faults)] == []
 
 
-@pytest.mark.parametrize("card", inspect.CARDS)
+@pytest.mark.parametrize("card", machine_code.CARDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_every_launch_is_inspected(card, dtype):
     """Whatever attention may be launched with has a row."""
     kind = "fp32" if dtype == torch.float32 else "bf16"
     seen = {
         (c.kernel, c.constants["BLOCK_M"], c.constants["BLOCK_N"], c.warps, c.stages)
-        for c in inspect.configurations()
+        for c in machine_code.configurations()
         if c.card == card and "attention" in c.kernel and kind in c.name.split()
     }
     for D in range(16, 257, 16):
-        for kernel, launch in attention_triton.choose(card, dtype, D)._asdict().items():
-            assert (f"attention_kernels.{kernel}_kernel", *launch) in seen
+        for kernel, launch in attention_launch.choose(card, dtype, D)._asdict().items():
+            assert (f"attention.{kernel}_kernel", *launch) in seen
 
 
-CARD = inspect.CARDS["sm_90"]
-CONFIGURATION = inspect.Configuration("sm_90", "a_kernels.forward_kernel", "D64", {}, {}, warps=8, product=True)
+CARD = machine_code.CARDS["sm_90"]
+CONFIGURATION = machine_code.Configuration("sm_90", "attention.forward_kernel", "D64", {}, {}, warps=8, product=True)
 
 
 @pytest.mark.parametrize(
@@ -104,17 +105,17 @@ CONFIGURATION = inspect.Configuration("sm_90", "a_kernels.forward_kernel", "D64"
     ],
 )
 def test_faults(change, fault):
-    row = inspect.Row(CONFIGURATION, **({"registers": 100, "products": "HGMMA 4"} | change))
-    row.faults = inspect._faults(row, CARD)
+    row = machine_code.Row(CONFIGURATION, **({"registers": 100, "products": "HGMMA 4"} | change))
+    row.faults = machine_code._faults(row, CARD)
     assert row.faults == [fault]
-    assert inspect.complaints([row], [str(row)], "3.9") == [f"fault: {row}"]
+    assert machine_code.complaints([row], [str(row)], "3.9") == [f"fault: {row}"]
 
 
 def test_difference_from_the_table():
-    row = inspect.Row(CONFIGURATION, registers=100, products="HGMMA 4")
-    assert inspect._faults(row, CARD) == []
-    assert inspect.complaints([row], [str(row)], "3.9") == []
-    assert inspect.complaints([row], [str(row).replace(" 100 ", " 101 ")], "3.9") == [
+    row = machine_code.Row(CONFIGURATION, registers=100, products="HGMMA 4")
+    assert machine_code._faults(row, CARD) == []
+    assert machine_code.complaints([row], [str(row)], "3.9") == []
+    assert machine_code.complaints([row], [str(row).replace(" 100 ", " 101 ")], "3.9") == [
         f"not in the table of Triton 3.9: {row}"
     ]
 
@@ -123,4 +124,4 @@ def test_occupancy():
     """2,048 threads of 65,536 registers: 32 a thread fill a processor; 228 KB of shared memory hold two of 100."""
     fits = {"registers": 32, "shared": 0}
     for change, per_cent in ((fits, 100), ({"registers": 33}, 75), ({"registers": 32, "shared": 100 << 10}, 25)):
-        assert inspect._occupancy(inspect.Row(CONFIGURATION, **change), CARD) == per_cent
+        assert machine_code._occupancy(machine_code.Row(CONFIGURATION, **change), CARD) == per_cent

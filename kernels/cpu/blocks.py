@@ -16,26 +16,19 @@ that share a key/value head are R times as many rows of one product.
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from kernels.dropout import dropout_factors
+from kernels.arguments import AttentionOptions as Options
+from kernels.cpu.dropout import dropout_factors, generator_of
+from kernels.operators import operator, schema_of
 
 BLOCK = 128  # rows of scores; twice as many from LONG keys on, where adding up dk and dv outweighs the wasted corner
 LONG = 1024
 PIECE = 2**22  # scores at a time, 8 MB in bfloat16; with an eighth of it T = 512 takes 1.3 times as long on two cores
-SHORT = 64  # keys; PyTorch's softmax of shorter rows of bfloat16 is 3 to 15 times slower than that of float32
-
-
-class Options(NamedTuple):
-    causal: bool
-    window: int | None
-    scale: float
-    softcap: float | None
-    dropout_p: float
-    dropout_seed: int
+FEW_KEYS = 64  # PyTorch's softmax of shorter rows of bfloat16 is 3 to 15 times slower than that of float32
 
 
 # ---- which scores are computed ---------------------------------------------------------------------------
@@ -132,7 +125,7 @@ def _probabilities(
     """softmax of the scores and, with a soft cap, their tanh."""
     scores = _shaped(room, q, k)
     torch.baddbmm(scores, q, k.transpose(1, 2), beta=0, alpha=options.scale, out=scores)
-    if scores.dtype in (torch.bfloat16, torch.float16) and (k.shape[1] < SHORT or options.softcap is not None):
+    if scores.dtype in (torch.bfloat16, torch.float16) and (k.shape[1] < FEW_KEYS or options.softcap is not None):
         scores = scores.float()
     tanh = None
     if options.softcap is not None:
@@ -155,33 +148,25 @@ def _shaped(room: Tensor, q: Tensor, k: Tensor) -> Tensor:
     return room[: shape[0] * shape[1] * shape[2]].view(shape)
 
 
-def draw_dropout(like: Tensor, p: float, generator: torch.Generator | None) -> Tensor | None:
-    """0 with probability p, else 1/(1 − p). The generator makes the same numbers again in the backward."""
-    if generator is None:
-        return None
-    return dropout_factors(like, p, generator)
+def _generator(options: Options, device: torch.device) -> torch.Generator | None:
+    """Makes the same numbers again in the backward."""
+    return generator_of(options.dropout_seed, device) if options.dropout_p > 0.0 else None
 
 
-def generator_of(options: Options, device: torch.device) -> torch.Generator | None:
-    if options.dropout_p == 0.0:
-        return None
-    return torch.Generator(device).manual_seed(options.dropout_seed)
-
-
-def _forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, options: Options, generator, room: Tensor) -> None:
+def _attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, options: Options, generator, room: Tensor) -> None:
     """q and `out` (count, n, G, R, D), k and v (count, m, G, 1, D)."""
     (count, n, G, R, _), m = q.shape, k.shape[1]
     out[:, : _blind(n, m, options)] = 0
     for part in _parts(count, n, m, G, R):
         for queries, keys, mask in _blocks(n, m, R, options, q):
             probs, _ = _probabilities(part.load(q, queries), part.load(k, keys), mask, options, room)
-            kept = draw_dropout(probs, options.dropout_p, generator)
+            kept = None if generator is None else dropout_factors(probs, options.dropout_p, generator)
             probs = probs if kept is None else probs * kept
             part.store(torch.bmm(probs.to(v.dtype), part.load(v, keys)), out, queries)
 
 
-def _backward(inputs: list[Tensor], grads: list[Tensor], options: Options, generator, rooms: list[Tensor]) -> None:
-    """`inputs` are do, q, k, v and `grads`, which are written, dq, dk, dv, shaped as in `_forward`."""
+def _differentiate(inputs: list[Tensor], grads: list[Tensor], options: Options, generator, rooms: list[Tensor]) -> None:
+    """`inputs` are do, q, k, v and `grads`, which are written, dq, dk, dv, shaped as in `_attend`."""
     grad, q, k, v = inputs
     dq, dk, dv = grads
     (count, n, G, R, _), m = q.shape, k.shape[1]
@@ -196,7 +181,7 @@ def _backward(inputs: list[Tensor], grads: list[Tensor], options: Options, gener
             probs, tanh = _probabilities(q_rows, k_rows, mask, options, rooms[0])
             dprobs = _shaped(rooms[1], q_rows, k_rows)
             dprobs = torch.bmm(do, part.load(v, keys).transpose(1, 2), out=dprobs).to(probs.dtype)
-            kept = draw_dropout(probs, options.dropout_p, generator)
+            kept = None if generator is None else dropout_factors(probs, options.dropout_p, generator)
             if kept is not None:
                 dprobs = dprobs * kept
             weights = probs if kept is None else probs * kept
@@ -240,27 +225,18 @@ def _put(x: Tensor, rows: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros(like.shape, dtype=x.dtype, device=x.device).index_copy_(0, rows, x)
 
 
-@torch.library.custom_op("minillm::attention_blocks", mutates_args=())
-def attention_blocks(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_rows: Tensor | None,
-    k_rows: Tensor | None,
-    shapes: list[int],
-    causal: bool,
-    window: int | None,
-    scale: float,
-    softcap: float | None,
-    dropout_p: float,
-    dropout_seed: int,
+# ---- operators -----------------------------------------------------------------------------------------
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, q_rows: Tensor | None, k_rows: Tensor | None, shapes: list[int], *options: Any
 ) -> Tensor:
     """q (N,H,D), k and v (M,G,D), the groups as in packing.Groups but flat: count, n, m, count, … → (N,H,D).
 
     Every row of the sorted queries and keys belongs to a group; other rows of q give 0.
     """
-    options = Options(causal, window, scale, softcap, dropout_p, dropout_seed)
-    generator = generator_of(options, q.device)
+    options = Options(*options)
+    generator = _generator(options, q.device)
     G, R = k.shape[1], q.shape[1] // k.shape[1]
     q_sorted, k_sorted, v_sorted = _take(q, q_rows), _take(k, k_rows), _take(v, k_rows)
     out = torch.empty(q_sorted.shape, dtype=q.dtype, device=q.device)
@@ -268,12 +244,11 @@ def attention_blocks(
     for (count, _, _), q_span, k_span in _spans(shapes):
         q_group, out_group = (_group(x, q_span, count, G) for x in (q_sorted, out))
         k_group, v_group = (_group(x, k_span, count, G) for x in (k_sorted, v_sorted))
-        _forward(q_group, k_group, v_group, out_group, options, generator, room)
+        _attend(q_group, k_group, v_group, out_group, options, generator, room)
     return _put(out, q_rows, q)
 
 
-@torch.library.custom_op("minillm::attention_blocks_backward", mutates_args=())
-def attention_blocks_backward(
+def _backward(
     grad: Tensor,
     q: Tensor,
     k: Tensor,
@@ -281,15 +256,11 @@ def attention_blocks_backward(
     q_rows: Tensor | None,
     k_rows: Tensor | None,
     shapes: list[int],
-    causal: bool,
-    window: int | None,
-    scale: float,
-    softcap: float | None,
-    dropout_p: float,
-    dropout_seed: int,
+    *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    options = Options(causal, window, scale, softcap, dropout_p, dropout_seed)
-    generator = generator_of(options, q.device)
+    """Gradients of q, k and v."""
+    options = Options(*options)
+    generator = _generator(options, q.device)
     G, R = k.shape[1], q.shape[1] // k.shape[1]
     of_queries = [_take(x, q_rows) for x in (grad, q)]
     of_keys = [_take(x, k_rows) for x in (k, v)]
@@ -299,33 +270,31 @@ def attention_blocks_backward(
         grad_group, q_group, dq_group = (_group(x, q_span, count, G) for x in (*of_queries, dq))
         k_group, v_group, dk_group, dv_group = (_group(x, k_span, count, G) for x in (*of_keys, dk, dv))
         inputs = [grad_group, q_group, k_group, v_group]
-        _backward(inputs, [dq_group, dk_group, dv_group], options, generator, rooms)
+        _differentiate(inputs, [dq_group, dk_group, dv_group], options, generator, rooms)
     return _put(dq, q_rows, q), _put(dk, k_rows, k), _put(dv, k_rows, v)
 
 
-@attention_blocks.register_fake
-def _(q, *_):
+def _forward_fake(q, *_):
     return torch.empty(q.shape, dtype=q.dtype, device=q.device)
 
 
-@attention_blocks_backward.register_fake
-def _(grad, q, k, v, *_):
+def _backward_fake(grad, q, k, v, *_):
     return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
 
 
 def _setup(ctx, inputs, output) -> None:
-    *tensors, ctx.shapes, ctx.causal, ctx.window, ctx.scale, ctx.softcap, ctx.dropout_p, ctx.seed = inputs
-    ctx.save_for_backward(*tensors)
+    q, k, v, q_rows, k_rows, *ctx.options = inputs
+    ctx.save_for_backward(q, k, v, q_rows, k_rows)
 
 
-def _gradient(ctx, grad: Tensor):
-    options = ctx.shapes, ctx.causal, ctx.window, ctx.scale, ctx.softcap, ctx.dropout_p, ctx.seed
-    return *attention_blocks_backward(grad, *ctx.saved_tensors, *options), *(None,) * 9
+def _gradient(ctx, grad: Tensor) -> tuple:
+    return *attention_blocks_backward(grad, *ctx.saved_tensors, *ctx.options), *[None] * (2 + len(ctx.options))
 
 
-def _no_second_derivative(ctx, *grads):
-    raise NotImplementedError("attention in blocks has no second derivative; use impl='eager' for that")
-
-
-attention_blocks.register_autograd(_gradient, setup_context=_setup)
-attention_blocks_backward.register_autograd(_no_second_derivative)
+_INPUTS = f"Tensor q, Tensor k, Tensor v, Tensor? q_rows, Tensor? k_rows, SymInt[] shapes, {schema_of(Options)}"
+attention_blocks_backward = operator(
+    f"attention_blocks_backward(Tensor grad, {_INPUTS}) -> (Tensor, Tensor, Tensor)", _backward, fake=_backward_fake
+)
+attention_blocks = operator(
+    f"attention_blocks({_INPUTS}) -> Tensor", _forward, fake=_forward_fake, setup=_setup, gradient=_gradient
+)

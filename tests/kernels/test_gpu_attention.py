@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("triton")
 
 from kernels import Packing, attention, reference
-from kernels import attention_triton as operators
+from kernels.gpu import attention_launch as operators
 from tests.kernels.attention_cases import ADVERSARIAL, DEVICE, Case, check, draw_case, run_triton
 from tests.kernels.interpreter import GuardBands, recorded_addresses, reversed_programs
 

@@ -1,9 +1,9 @@
 """The machine code of every kernel in every shipped configuration, without a GPU.
 
-    python -m kernels.inspect                        # compile everything and print the table (some minutes)
-    python -m kernels.inspect --only "sm_90 D128"    # rows whose name contains these words
-    python -m kernels.inspect --write                # renew the committed table of this Triton version
-    python -m kernels.inspect --check                # exit code 1 on a fault, or where the table differs
+    python bench/machine_code.py                        # compile everything and print the table (some minutes)
+    python bench/machine_code.py --only "sm_90 D128"    # rows whose name contains these words
+    python bench/machine_code.py --write                # renew the committed table of this Triton version
+    python bench/machine_code.py --check                # exit code 1 on a fault, or where the table differs
 
 What a row says: registers a thread; spills, loads and stores of registers that did not fit (there should be none);
 shared memory in bytes and tensor memory in columns of a program; tensor-core instructions (HMMA: Ampere and consumer
@@ -26,7 +26,9 @@ from typing import NamedTuple
 
 import torch
 
-TABLES = Path(__file__).resolve().parents[1] / "tests" / "kernels" / "machine_code"
+ROOT = Path(__file__).resolve().parents[1]
+TABLES = ROOT / "tests" / "kernels" / "machine_code"
+sys.path.insert(0, str(ROOT))  # where `kernels` is
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Configuration:
     """A kernel with all that is known when it is compiled."""
 
     card: str
-    kernel: str  # module.function
+    kernel: str  # module of kernels/gpu, function
     name: str  # of the variant
     types: dict[str, str]  # arguments known at launch: their Triton types
     constants: dict[str, object]
@@ -64,7 +66,7 @@ class Configuration:
 
     def __str__(self) -> str:
         module, function = self.kernel.removesuffix("_kernel").split(".")
-        return f"{self.card:7} {module.rsplit('_', 1)[0]}.{function:11} {self.name}"
+        return f"{self.card:7} {module}.{function:11} {self.name}"
 
 
 # ---- what is shipped -----------------------------------------------------------------------------
@@ -84,7 +86,7 @@ VARIANTS = {"causal": CAUSAL, "packed causal grouped": GROUPED, "lengths dropout
 
 
 def _attention(card: str):
-    from kernels import attention_triton as table
+    from kernels.gpu import attention_launch as table
 
     for D in (64, 128, 256):
         variants = VARIANTS if D == 256 else VARIANTS | {"everything": EVERYTHING}
@@ -97,12 +99,12 @@ def _attention(card: str):
 
 
 def _attention_configuration(card, kernel, name, dtype, D, launch, options) -> Configuration:
-    from kernels import attention_kernels
+    from kernels.gpu import attention
 
     constants = {"GROUP": 1, "D": D, "BLOCK_D": D, "BLOCK_M": launch.block_m, "BLOCK_N": launch.block_n}
     constants |= {"BOUNDS": "", "CAUSAL": False, "WINDOW": False, "SOFTCAP": False, "DROPOUT": False} | options
     types = {"scale": "fp32", "softcap": "fp32", "keep_scale": "fp32", "seed": "i64"}
-    for argument in getattr(attention_kernels, f"{kernel}_kernel").arg_names:
+    for argument in getattr(attention, f"{kernel}_kernel").arg_names:
         if argument in ("lse_ptr", "delta_ptr"):
             types[argument] = "*fp32"
         elif argument.endswith("_ptr"):
@@ -113,13 +115,13 @@ def _attention_configuration(card, kernel, name, dtype, D, launch, options) -> C
             constants[argument] = None
         elif argument not in constants:
             types.setdefault(argument, "i32")
-    kernel = f"attention_kernels.{kernel}_kernel"
+    kernel = f"attention.{kernel}_kernel"
     product = dtype != "fp32"  # tensor cores would round float32 to TF32
     return Configuration(card, kernel, name, types, constants, launch.warps, launch.stages, product)
 
 
 def _cross_entropy(card: str):
-    from kernels import cross_entropy_triton as table
+    from kernels.gpu import cross_entropy as table
 
     sizes = {"N": "i32", "V": "i32", "ignore_index": "i32", "logits_stride": "i32", "grad_stride": "i32"}
     options = {"inv_temperature": "fp32", "smoothing": "fp32", "z_loss": "fp32"}
@@ -136,12 +138,12 @@ def _cross_entropy(card: str):
                     constants["grad_ptr"] = None
                 name = f"V{V} {dtype} {'loss and gradient' if grad else 'loss'}"
                 types = pointers | sizes | options
-                yield Configuration(card, "cross_entropy_triton.forward_kernel", name, types, constants, warps)
+                yield Configuration(card, "cross_entropy.forward_kernel", name, types, constants, warps)
         for V in (70, 131072):
             block, warps = table.tile_shape(V)
             pointers = {"logits_ptr": f"*{dtype}", "targets_ptr": "*i64", "norm_ptr": "*fp32", "g_ptr": "*fp32"}
             types = pointers | {"grad_ptr": f"*{dtype}", "g_stride": "i32"} | sizes | options
-            kernel = "cross_entropy_triton.backward_kernel"
+            kernel = "cross_entropy.backward_kernel"
             yield Configuration(card, kernel, f"V{V} {dtype}", types, {"BLOCK": block}, warps)
 
 
@@ -204,7 +206,7 @@ def inspect(c: Configuration) -> Row:
     from triton.compiler import ASTSource, compile
 
     module, function = c.kernel.split(".")
-    kernel = getattr(importlib.import_module(f"kernels.{module}"), function)
+    kernel = getattr(importlib.import_module(f"kernels.gpu.{module}"), function)
     signature = {name: c.types.get(name, "constexpr") for name in kernel.arg_names}
     aligned = [n for n, t in c.types.items() if t.startswith("*") or "stride" in n]  # as torch allocates them
     attributes = {(kernel.arg_names.index(n),): [["tt.divisibility", 16]] for n in aligned}

@@ -1,6 +1,6 @@
 """Cross-entropy of rows of logits in Triton: one program a row forward, one program a tile backward.
 
-The same four functions as in cross_entropy_torch.py; the formula stands in cross_entropy.py.
+The same four functions as in cpu/cross_entropy.py; the formula stands in cross_entropy.py.
 
 Letters: N rows, V vocabulary; s = logits / τ, p = softmax(s), y the target, g the gradient of the loss.
 """
@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.cross_entropy_torch import Options, Rows
+from kernels.arguments import CrossEntropyOptions as Options
+from kernels.arguments import Rows
 
 # ---- forward -------------------------------------------------------------------------------------
 
@@ -149,7 +150,7 @@ def backward_kernel(
 
 # ---- launches ------------------------------------------------------------------------------------
 
-# Chosen by compiling (`python -m kernels.inspect`), not by timing: no GPU was at hand. A row of 32,768 logits in
+# Chosen by compiling (`python bench/machine_code.py`), not by timing: no GPU was at hand. A row of 32,768 logits in
 # registers spills, with 8, 16 and 32 warps.
 MAX_IN_REGISTERS = 16384
 LOOP_BLOCK, LOOP_WARPS = 4096, 8  # 16 logits a thread, 32 to 64 registers: enough blocks on a processor to hide waits

@@ -1,29 +1,47 @@
 """Cross-entropy of rows of logits in PyTorch: few passes, in place on a buffer of our own.
 
-The same four functions as in cross_entropy_triton.py; the formula stands in cross_entropy.py.
+The same four functions as in gpu/cross_entropy.py; the formula stands in cross_entropy.py.
 
 Letters: N rows, V vocabulary; p = softmax(s), s = logits / τ, y the target, g the gradient of the loss.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
+
+from kernels.arguments import CrossEntropyOptions as Options
+from kernels.arguments import Rows
 
 ENTROPY_BLOCK = 1 << 18  # elements: a block and its logarithm stay in a core's cache
 
 
-class Options(NamedTuple):
-    ignore_index: int = -100
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
-    temperature: float = 1.0
+# ---- what is refused ---------------------------------------------------------------------------------
 
 
-class Rows(NamedTuple):
-    loss: Tensor  # (N,) in float32 or float64, and so are the others
-    stats: Tensor | None  # (3, N) logprob, lse, entropy
-    norm: Tensor  # (2, N) max_j s_j and log Σ_j exp(s_j − max): their sum is lse, but exact only as two
+def check_options(ignore_index: int, label_smoothing: float, z_loss: float, temperature: float) -> Options:
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing={label_smoothing} must lie between 0 and 1")
+    if not z_loss >= 0.0:
+        raise ValueError(f"z_loss={z_loss} must not be negative")
+    if not temperature > 0.0:
+        raise ValueError(f"temperature={temperature} must be positive")
+    return Options(ignore_index, float(label_smoothing), float(z_loss), float(temperature))
+
+
+def check_targets(targets: Tensor, V: int, ignore_index: int) -> None:
+    """Raise for a target that is no word: ValueError, or on a GPU an assertion that stalls nothing."""
+    if targets.dtype != torch.int64:
+        raise ValueError(f"targets are {targets.dtype}, not torch.int64")
+    if targets.device.type == "cuda":
+        right = ~_wrong(targets, V, ignore_index).any()
+        torch._assert_async(right, f"a target is neither in 0 … {V - 1} nor ignore_index={ignore_index}")
+    elif targets.numel() and (targets.min() < 0 or targets.max() >= V):  # or else none is even ignored
+        wrong = targets[_wrong(targets, V, ignore_index)].tolist()
+        if wrong:
+            raise ValueError(f"target {wrong[0]} is neither in 0 … {V - 1} nor ignore_index={ignore_index}")
+
+
+def _wrong(targets: Tensor, V: int, ignore_index: int) -> Tensor:
+    return ((targets < 0) | (targets >= V)) & (targets != ignore_index)
 
 
 # ---- all rows, from logits that stay as they are ---------------------------------------------------
@@ -85,11 +103,6 @@ def forward_chunk(
     if grad:
         _gradient(p, targets, norm, g, options, V, out=p)
     return Rows(loss, values, norm)
-
-
-def backward_chunk(p: Tensor, targets: Tensor, norm: Tensor, g: Tensor, options: Options, V: int) -> Tensor:
-    """∂(Σ g · loss)/∂logits (N, ≥ V) from the p that `forward_chunk` left, which stays as it is."""
-    return _gradient(p, targets, norm, g, options, V, out=torch.empty_like(p))
 
 
 def _gradient(

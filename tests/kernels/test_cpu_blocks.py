@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from kernels import Packing, attention, attention_blocks, reference
+from kernels import Packing, attention, reference
+from kernels.cpu import blocks
 from kernels.packing import Groups
 
 OPTIONS = [
@@ -18,8 +19,8 @@ OPTIONS = [
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(attention_blocks, "BLOCK", 4)
-    monkeypatch.setattr(attention_blocks, "PIECE", 50)
+    monkeypatch.setattr(blocks, "BLOCK", 4)
+    monkeypatch.setattr(blocks, "PIECE", 50)
 
 
 def draw(*shape, dtype=torch.float64):
@@ -126,11 +127,11 @@ def test_groups():
 
 def test_hidden_pairs_are_not_computed(monkeypatch):
     """Causal: the scores of 4 blocks are those of 4 + 3 + 2 + 1 of the 16 squares."""
-    monkeypatch.setattr(attention_blocks, "BLOCK", 8)
+    monkeypatch.setattr(blocks, "BLOCK", 8)
     counted = []
-    scores = attention_blocks._probabilities
+    scores = blocks._probabilities
     monkeypatch.setattr(
-        attention_blocks,
+        blocks,
         "_probabilities",
         lambda q, k, *rest: counted.append(q.shape[1] * k.shape[1]) or scores(q, k, *rest),
     )
@@ -142,9 +143,9 @@ def test_hidden_pairs_are_not_computed(monkeypatch):
 def test_opcheck(rows):
     q, k, v = draw(6, 4, 8), draw(6, 2, 8), draw(6, 2, 8)
     arguments = (q, k, v, rows, rows, [2, 3, 3], True, 2, 0.3, None, 0.0, 0)
-    torch.library.opcheck(attention_blocks.attention_blocks, arguments)
+    torch.library.opcheck(blocks.attention_blocks, arguments)
     grad, *inputs = (x.detach() for x in (q, q, k, v))
-    torch.library.opcheck(attention_blocks.attention_blocks_backward, (grad, *inputs, *arguments[3:]))
+    torch.library.opcheck(blocks.attention_blocks_backward, (grad, *inputs, *arguments[3:]))
 
 
 def test_no_second_derivative():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kernels.dropout import LEVELS, dropout_factors
+from kernels.cpu.dropout import LEVELS, dropout_factors
 
 
 def drawn(p: float, shape=(1_000, 1_001), dtype=torch.float64, seed: int = 0) -> torch.Tensor:

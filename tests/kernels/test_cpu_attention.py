@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from kernels import Packing, attention
-from kernels.attention_blocks import Options
-from kernels.attention_short import attention_short, suits
+from kernels.arguments import AttentionOptions as Options
+from kernels.cpu.attention import _is_short, _short
 
 LENGTHS = [5, 64, 1, 17, 90, 3]
 
@@ -31,7 +31,7 @@ def output_and_gradients(function, tensors, grad):
 def test_it_is_attention(causal, lengths):
     """In float64, which the formula allows though nobody is sent here with it."""
     packing, tensors, grad = inputs(torch.float64, lengths)
-    ours = output_and_gradients(lambda *x: attention_short(*x, packing, options(causal)), tensors, grad)
+    ours = output_and_gradients(lambda *x: _short(*x, packing, options(causal)), tensors, grad)
     truth = output_and_gradients(
         lambda *x: attention(*x, packing=packing, causal=causal, scale=0.3, impl="eager"), tensors, grad
     )
@@ -41,7 +41,7 @@ def test_it_is_attention(causal, lengths):
 
 def test_bfloat16_is_as_exact_as_it_can_be():
     packing, tensors, grad = inputs(torch.bfloat16)
-    assert suits(*tensors[:2], packing, options())
+    assert _is_short(*tensors[:2], packing, options())
     ours = output_and_gradients(lambda *x: attention(*x, packing=packing, scale=0.3), tensors, grad)
     wide = [x.detach().double().requires_grad_() for x in tensors]
     truth = output_and_gradients(
@@ -53,10 +53,10 @@ def test_bfloat16_is_as_exact_as_it_can_be():
 
 def test_dropout_is_unbiased_and_its_gradient_that_of_what_was_kept():
     packing, tensors, _ = inputs(torch.float64, [6, 9])
-    outputs = [attention_short(*tensors, packing, options(p=0.5, seed=seed)).detach() for seed in range(2000)]
-    mean, whole = torch.stack(outputs).mean(0), attention_short(*tensors, packing, options()).detach()
+    outputs = [_short(*tensors, packing, options(p=0.5, seed=seed)).detach() for seed in range(2000)]
+    mean, whole = torch.stack(outputs).mean(0), _short(*tensors, packing, options()).detach()
     assert (mean - whole).norm() / whole.norm() < 0.05
-    assert torch.autograd.gradcheck(lambda *x: attention_short(*x, packing, options(p=0.5, seed=3)), tensors)
+    assert torch.autograd.gradcheck(lambda *x: _short(*x, packing, options(p=0.5, seed=3)), tensors)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_dropout_is_unbiased_and_its_gradient_that_of_what_was_kept():
 )
 def test_extras_go_elsewhere(change):
     packing, (q, k, _), _ = inputs(torch.bfloat16)
-    assert not suits(q, k, packing, options()._replace(**change))
-    assert not suits(q.float(), k.float(), packing, options())
-    assert not suits(q, k[:, :1], packing, options())  # grouped queries
-    assert not suits(q, k, Packing.from_lengths([129, 51]), options())
+    assert not _is_short(q, k, packing, options()._replace(**change))
+    assert not _is_short(q.float(), k.float(), packing, options())
+    assert not _is_short(q, k[:, :1], packing, options())  # grouped queries
+    assert not _is_short(q, k, Packing.from_lengths([129, 51]), options())

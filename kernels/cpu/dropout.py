@@ -24,3 +24,9 @@ def dropout_factors(like: Tensor, p: float, generator: torch.Generator | None = 
     bits = words.view(torch.int16)[: like.numel()].view(like.shape)
     # `kept` of the values −2¹⁵ … 2¹⁵ − 1; all of them would be a bound beyond the type's.
     return (bits <= kept - LEVELS // 2 - 1).to(like.dtype).mul_(LEVELS / kept)
+
+
+def generator_of(seed: int, device: torch.device) -> torch.Generator:
+    """0 ≤ seed < 2⁶³; smaller ones than 2³² are PyTorch's own, which looks at no more bits on a CPU."""
+    high, low = divmod(seed, 2**32)
+    return torch.Generator(device).manual_seed(low ^ high * 0x9E3779B1 % 2**32)

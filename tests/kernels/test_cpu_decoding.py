@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from kernels import decoding, reference
-from kernels.decoding import Step, laid_out
+from kernels import reference
+from kernels.cpu import attention as cpu
+from kernels.cpu.attention import Step, laid_out
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2}
 S, N, G, D = 11, 9, 4, 16  # capacity, keys held, key/value heads, head dim
@@ -50,7 +51,7 @@ def test_layers_share_a_step():
     ],
 )
 def test_keys_lie_along_tokens_where_rows_are_summed(monkeypatch, dtype, batch, heads, stride):
-    monkeypatch.setattr(decoding, "HAS_FAST_SUMS", True)
+    monkeypatch.setattr(cpu, "HAS_FAST_SUMS", True)
     keys = torch.randn(batch, G, S, D).to(dtype)
     for given in (keys, keys.mT.contiguous().mT):
         assert laid_out(given, heads).stride(-1) == stride
@@ -58,5 +59,5 @@ def test_keys_lie_along_tokens_where_rows_are_summed(monkeypatch, dtype, batch, 
 
 
 def test_keys_lie_as_ever_where_sums_of_rows_are_slow(monkeypatch):
-    monkeypatch.setattr(decoding, "HAS_FAST_SUMS", False)
+    monkeypatch.setattr(cpu, "HAS_FAST_SUMS", False)
     assert laid_out(torch.randn(100, G, S, D), G).stride(-1) == 1

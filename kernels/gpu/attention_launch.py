@@ -1,18 +1,19 @@
-"""How the kernels of attention_kernels.py are launched, and what autograd and torch.compile know of them.
+"""How the kernels of attention.py are launched, and what autograd and torch.compile know of them.
 
 Letters: B batch, T queries, S keys, N rows of all sequences, H query heads, G key/value heads, D head dim.
 """
 
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from kernels import attention_kernels as kernels
-from kernels.attention_blocks import Options
-from kernels.packing import Layout
+from kernels.arguments import AttentionOptions as Options
+from kernels.arguments import Layout
+from kernels.gpu import attention as kernels
+from kernels.operators import operator, schema_of
 from kernels.philox import dropout_threshold
 
 # ---- launch table -------------------------------------------------------------------------------------
@@ -31,9 +32,9 @@ class Launches(NamedTuple):
     backward_kv: Launch
 
 
-# By architecture and largest head dim, for two-byte types. Chosen by compiling (`python -m kernels.inspect`): the
+# By architecture and largest head dim, for two-byte types. Chosen by compiling (`python bench/machine_code.py`): the
 # largest tiles that keep everything in registers when causal, when packed and grouped too, and under dropout;
-# "regs" is the range over these and over Triton 3.6 and 3.9. inspect.EXCUSES has what spills all the same. No choice
+# "regs" is the range over these and over Triton 3.6 and 3.9. EXCUSES there has what spills all the same. No choice
 # was timed on a GPU yet.
 LAUNCHES = {
     # Every tile fits the 99 KB of shared memory of sm_86 and sm_89, which use these rows too.
@@ -151,8 +152,7 @@ def choose(architecture: str, dtype: torch.dtype, D: int) -> Launches:
 # ---- operators ----------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("minillm::attention_forward", mutates_args=())
-def attention_forward(
+def _forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -161,12 +161,7 @@ def attention_forward(
     bounds: str,
     T: int,
     S: int,
-    causal: bool,
-    window: int | None,
-    scale: float,
-    softcap: float | None,
-    dropout_p: float,
-    dropout_seed: int,
+    *options: Any,
 ) -> tuple[Tensor, Tensor]:
     """Output, contiguous, and log-sum-exp (H, N) in base 2.
 
@@ -183,20 +178,11 @@ def attention_forward(
     launch = launches(q.device, q.dtype, D).forward
     programs = triton.cdiv(T, launch.block_m) * H * _batch(q, q_bounds, bounds)
     pointers = q, k, v, out, lse, q_bounds, k_bounds
-    options = bounds, T, S, N, causal, window, scale, softcap, dropout_p, dropout_seed
-    _run(kernels.forward_kernel, programs, pointers, options, launch)
+    _run(kernels.forward_kernel, programs, pointers, (bounds, T, S, N, *options), launch)
     return out, lse
 
 
-@attention_forward.register_fake
-def _(q, k, v, *_):
-    return torch.empty(q.shape, dtype=q.dtype, device=q.device), q.new_empty(
-        q.shape[-2], q.numel() // (q.shape[-1] * q.shape[-2]), dtype=torch.float32
-    )
-
-
-@torch.library.custom_op("minillm::attention_backward", mutates_args=())
-def attention_backward(
+def _backward(
     grad: Tensor,
     q: Tensor,
     k: Tensor,
@@ -208,12 +194,7 @@ def attention_backward(
     bounds: str,
     T: int,
     S: int,
-    causal: bool,
-    window: int | None,
-    scale: float,
-    softcap: float | None,
-    dropout_p: float,
-    dropout_seed: int,
+    *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, contiguous."""
     H, D = q.shape[-2:]
@@ -225,18 +206,13 @@ def attention_backward(
     grad = grad.contiguous()
     delta = torch.empty_like(lse)
     B = _batch(q, q_bounds, bounds)
-    options = bounds, T, S, N, causal, window, scale, softcap, dropout_p, dropout_seed
+    options = bounds, T, S, N, *options
     _, by_query, by_key = launches(q.device, q.dtype, D)
     pointers = q, k, v, out, grad, lse, delta, dq, q_bounds, k_bounds  # writes dq and delta
     _run(kernels.backward_q_kernel, triton.cdiv(T, by_query.block_m) * H * B, pointers, options, by_query)
     pointers = q, k, v, grad, lse, delta, dk, dv, q_bounds, k_bounds
     _run(kernels.backward_kv_kernel, triton.cdiv(S, by_key.block_n) * k.shape[-2] * B, pointers, options, by_key)
     return dq, dk, dv
-
-
-@attention_backward.register_fake
-def _(grad, q, k, v, *_):
-    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
 
 
 def _readable(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -277,7 +253,14 @@ def _arguments(q, k, bounds, T, S, N, causal, window, scale, softcap, dropout_p,
     )
 
 
-# ---- autograd -----------------------------------------------------------------------------------------
+def _forward_fake(q, *_):
+    H, D = q.shape[-2:]
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    return out, q.new_empty(H, q.numel() // (H * D), dtype=torch.float32)
+
+
+def _backward_fake(grad, q, k, v, *_):
+    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
 
 
 def _setup(ctx, inputs, output) -> None:
@@ -285,17 +268,24 @@ def _setup(ctx, inputs, output) -> None:
     ctx.save_for_backward(q, k, v, *output, q_bounds, k_bounds)
 
 
-def _backward(ctx, grad: Tensor, _grad_lse):
-    grads = attention_backward(grad, *ctx.saved_tensors, *ctx.options)
-    return *grads, *(None,) * (2 + len(ctx.options))
+def _gradient(ctx, grad: Tensor, _grad_lse) -> tuple:
+    return *attention_backward(grad, *ctx.saved_tensors, *ctx.options), *[None] * (2 + len(ctx.options))
 
 
-def _no_second_derivative(ctx, *grads):
-    raise NotImplementedError("attention has no second derivative in Triton; use impl='eager' for that")
-
-
-attention_forward.register_autograd(_backward, setup_context=_setup)
-attention_backward.register_autograd(_no_second_derivative)
+_BOUNDS = f"Tensor? q_bounds, Tensor? k_bounds, str bounds, SymInt T, SymInt S, {schema_of(Options)}"
+attention_backward = operator(
+    f"attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_BOUNDS}) "
+    "-> (Tensor, Tensor, Tensor)",
+    _backward,
+    fake=_backward_fake,
+)
+attention_forward = operator(
+    f"attention_forward(Tensor q, Tensor k, Tensor v, {_BOUNDS}) -> (Tensor, Tensor)",
+    _forward,
+    fake=_forward_fake,
+    setup=_setup,
+    gradient=_gradient,
+)
 
 
 # ---- public -------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""What runs without Triton: PyTorch, on a CPU or any other device."""
