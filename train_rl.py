@@ -88,6 +88,7 @@ def check(args: Args) -> Args:
     """The options with a budget. UserError for those that make no sense whatever the data is."""
     if args.task not in WRITING:
         raise UserError(f"--task {args.task} is not one of {', '.join(WRITING)}")
+    cli.require_choices(args)
     cli.require_seed(args)
     cli.require_positive(args, "minutes", "steps", "prompts", "samples", "temperature", "lr", "evaluations")
     if args.baseline == "leave-one-out" and args.samples < 2:

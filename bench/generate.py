@@ -26,14 +26,13 @@ import report
 import torch
 from generate_worker import serve
 from harness import ROOT, Row
-from minillm.generate import GREEDY
 from safetensors.torch import load_file, save_file
 from train import BENCH, Worker, fill, started
 
 from kernels import Packing
-from minillm.generate import generate
+from minillm.generate import GREEDY, generate
 from minillm.gpt import GPT, GPTConfig
-from minillm.inference import load_ready, ready
+from minillm.inference import ready
 from minillm.published import checkpoint
 
 BASELINE = "transformers"
@@ -93,7 +92,7 @@ def work(path: Path, prompts: Path, dtype: str, quantize: str | None) -> None:
     tokens = load_file(prompts)["prompts"].tolist()
 
     def load() -> GPT:
-        return load_ready(checkpoint.open_checkpoint(path), getattr(torch, dtype), quantize)
+        return checkpoint.load_ready(checkpoint.open_checkpoint(path), getattr(torch, dtype), quantize)
 
     serve(load, lambda model: [sample.tokens for sample in generate(model, tokens, NEW, sampling=GREEDY)])
 

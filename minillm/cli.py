@@ -124,6 +124,14 @@ def require_positive(args: Any, *names: str) -> None:
             raise UserError(f"--{name.replace('_', '-')} {value} must be positive")
 
 
+def require_choices(args: Any) -> None:
+    """UserError for an option with a value that none of its choices is: Python does not look as a command line does."""
+    for field in dataclasses.fields(args):
+        choices, value = field.metadata.get("choices"), vars(args)[field.name]
+        if choices and value is not None and value not in choices:
+            raise UserError(f"--{field.name.replace('_', '-')} {value} is not one of {', '.join(choices)}")
+
+
 def require_seed(args: Any) -> None:
     if not 0 <= args.seed < 2**63:
         raise UserError(f"--seed {args.seed} must not be negative, nor 2^63 or more")

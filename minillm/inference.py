@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import Packing, attention, choose
+from kernels import Packing, attention
+from kernels.backend import implementation
 from kernels.cpu.attention import Step, laid_out
 from minillm.gpt import GPT
 from minillm.layers import MLP, Attend, LayerNorm, Linear, RMSNorm
@@ -226,7 +227,8 @@ class Extension:
             self.positions = packing.positions + (self.k_lengths - packing.lengths_tensor)[packing.sequence]
             self.visible = (torch.arange(self.max_len, device=device) < self.k_lengths[:, None])[:, None, None]
         one_each = set(packing.lengths) == {1}
-        is_step = one_each and choose(device).impl == "torch" and not torch.is_grad_enabled()
+        is_torch = implementation(device, None, cache.layers[0][0].dtype) == "torch"
+        is_step = one_each and is_torch and not torch.is_grad_enabled()
         self.step = Step(self.max_len, self.visible) if is_step else None
 
     def attend(self, layer: int) -> Attend:
