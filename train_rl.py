@@ -88,7 +88,9 @@ def check(args: Args) -> Args:
     """The options with a budget. UserError for those that make no sense whatever the data is."""
     if args.task not in WRITING:
         raise UserError(f"--task {args.task} is not one of {', '.join(WRITING)}")
-    cli.require_choices(args)
+    cli.require_choices(args, skip=("task",))
+    if args.options:
+        cli.require_choices(args.options)
     cli.require_seed(args)
     cli.require_positive(args, "minutes", "steps", "prompts", "samples", "temperature", "lr", "evaluations")
     if args.baseline == "leave-one-out" and args.samples < 2:

@@ -89,7 +89,9 @@ def check(args: Args) -> None:
         raise UserError(f"{' and '.join(budgets)} exclude each other: give one budget")
     if args.batch_tokens and args.batch_examples:
         raise UserError("--batch-tokens and --batch-examples exclude each other")
-    cli.require_choices(args)
+    cli.require_choices(args, skip=("task",))
+    if args.options:
+        cli.require_choices(args.options)
     cli.require_seed(args)
     cli.require_positive(args, *BUDGETS, "until", "evaluations", "layers", "width", "heads", "lr", "embedding_lr")
     cli.require_positive(args, "batch_tokens", "batch_examples", "micro_tokens")

@@ -124,11 +124,11 @@ def require_positive(args: Any, *names: str) -> None:
             raise UserError(f"--{name.replace('_', '-')} {value} must be positive")
 
 
-def require_choices(args: Any) -> None:
-    """UserError for an option with a value that none of its choices is: Python does not look as a command line does."""
+def require_choices(args: Any, skip: Sequence[str] = ()) -> None:
+    """UserError for an option whose value is none of its choices: from Python, nobody has looked yet."""
     for field in dataclasses.fields(args):
         choices, value = field.metadata.get("choices"), vars(args)[field.name]
-        if choices and value is not None and value not in choices:
+        if choices and field.name not in skip and value not in (None, *choices):
             raise UserError(f"--{field.name.replace('_', '-')} {value} is not one of {', '.join(choices)}")
 
 
