@@ -31,7 +31,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from train_worker import serve
 
-from kernels import Packing, cross_entropy
+from kernels import Packing
+from minillm.batching import IGNORE, Batch
 from minillm.bert import BERTConfig
 from minillm.gpt import GPT, GPTConfig
 from minillm.heads import SequenceClassifier
@@ -91,16 +92,15 @@ def prepare(case: Case, folder: Path) -> None:
 def work(folder: Path) -> None:
     """Our side, in a process of its own."""
     batch = load_file(folder / "batch.safetensors")
-    head = "classify" if "labels" in batch else None
-    model = checkpoint.load(folder, head).train()
+    model = checkpoint.load(folder, "classify" if "labels" in batch else None).train()
     model.compute_dtype = torch.bfloat16
+    tokens = batch["tokens"]
+    targets, labels = batch.get("targets", torch.full_like(tokens, IGNORE)), batch.get("labels", tokens[:0])
+    count = int((targets != IGNORE).sum()) + len(labels)
 
     def loss() -> Tensor:
         packing = Packing.from_lengths(batch["lengths"].tolist())
-        if head:
-            return cross_entropy(model(batch["tokens"], packing), batch["labels"], reduction="mean")
-        targets = batch["targets"]
-        return model.loss(model(batch["tokens"], packing), targets, token_weights=1 / len(targets))
+        return model.loss(Batch(tokens, targets, labels, torch.zeros_like(tokens), packing, count), 1 / count)
 
     serve(model, loss)
 
