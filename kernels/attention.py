@@ -21,6 +21,7 @@ from kernels.arguments import AttentionOptions as Options
 from kernels.arguments import Layout
 from kernels.backend import implementation
 from kernels.cpu import attention as cpu
+from kernels.operators import constant
 from kernels.packing import Packing
 
 
@@ -101,7 +102,7 @@ def _triton(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options) -
 _IMPLEMENTATIONS = {"eager": _eager, "torch": cpu.attention, "triton": _triton}
 
 
-@torch.compiler.assume_constant_result  # torch.compile shall not trace the search
+@constant  # torch.compile shall not trace the search
 def _chosen(device: torch.device, impl: str | None, dtype: torch.dtype, head_dim: int) -> str:
     return implementation(device, impl, dtype, head_dim)
 

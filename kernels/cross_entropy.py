@@ -30,7 +30,7 @@ from kernels.arguments import CrossEntropyOptions as Options
 from kernels.backend import implementation
 from kernels.cpu import cross_entropy as cpu
 from kernels.cpu.cross_entropy import check_options, check_targets
-from kernels.operators import operator, schema_of
+from kernels.operators import constant, operator, schema_of
 
 REDUCTIONS = ("none", "sum", "mean")
 
@@ -158,6 +158,6 @@ def cross_entropy(
     return (loss, TokenStats(*(x.view(targets.shape) for x in stats))) if return_stats else loss
 
 
-@torch.compiler.assume_constant_result  # torch.compile shall not trace the search
+@constant  # torch.compile shall not trace the search
 def _chosen(device: torch.device, impl: str | None, dtype: torch.dtype) -> str:
     return implementation(device, impl, dtype)

@@ -23,7 +23,7 @@ from kernels.arguments import CrossEntropyOptions as Options
 from kernels.backend import implementation
 from kernels.cpu.cross_entropy import check_options, check_targets
 from kernels.cross_entropy import TokenStats, rows_module
-from kernels.operators import operator, schema_of
+from kernels.operators import constant, operator, schema_of
 
 CHUNK_BYTES_CPU = 104 << 20  # of float32 logits: 540 rows of 50,257, where the products reach their full rate
 CHUNK_ROWS_GPU = 2048  # fewer starve the products: a V of 128k needs 1,000 rows to be bound by arithmetic
@@ -281,7 +281,7 @@ def linear_cross_entropy(
     return (loss, TokenStats(*stats)) if return_stats else loss
 
 
-@torch.compiler.assume_constant_result  # torch.compile shall not trace the search
+@constant  # torch.compile shall not trace the search
 def _chosen(device: torch.device, impl: str | None, dtype: torch.dtype) -> str:
     return implementation(device, impl, dtype)
 

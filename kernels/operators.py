@@ -45,6 +45,13 @@ def schema_of(options: type[NamedTuple]) -> str:
     return ", ".join(f"{_TYPES[of]} {name}" for name, of in get_type_hints(options).items())
 
 
+def constant(function: Callable) -> Callable:
+    """torch.compile calls it once and believes the result: torch.compiler.assume_constant_result, but that imports
+    all of torch._dynamo, which takes a second."""
+    function._dynamo_marked_constant = True
+    return function
+
+
 def _refusal(name: str) -> Callable:
     def refuse(ctx: Any, *_: Any) -> None:
         raise NotImplementedError(f"{name} has no second derivative; use impl='eager' for that")

@@ -53,6 +53,25 @@ def test_dropout_gradient(causal):
     assert torch.autograd.gradcheck(lambda *x: attention(*x, **options), inputs)
 
 
+@pytest.mark.usefixtures("small_blocks")
+def test_dropout_gradient_of_groups():
+    """The generator goes on from one group of equal lengths to the next, in the backward too."""
+    packing = Packing.from_lengths([3, 5])
+    inputs = draw(8, 1, 4), draw(8, 1, 4), draw(8, 1, 4)
+    options = {"packing": packing, "dropout_p": 0.5, "dropout_seed": 5, "impl": "torch"}
+    assert torch.autograd.gradcheck(lambda *x: attention(*x, **options), inputs)
+
+
+def test_pieces_of_several_sequences(monkeypatch):
+    """Three sequences of seven at a time: the last piece is smaller."""
+    monkeypatch.setattr(blocks, "PIECE", 48)
+    inputs = draw(7, 4, 1, 8), draw(7, 4, 1, 8), draw(7, 4, 1, 8)
+    options = {"causal": True, "window": 3}
+    ours = gradients(attention(*inputs, impl="torch", **options), inputs)
+    for a, b in zip(ours, gradients(reference.attention(*inputs, **options), inputs), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_dropout_keeps_the_mean_and_follows_the_seed():
     q, k = torch.zeros(1, 256, 2, 4), torch.zeros(1, 256, 2, 4)
     v = torch.ones(1, 256, 2, 4)
@@ -99,13 +118,14 @@ def test_hidden_scores_may_overflow():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("T", "S"), [(1, 9), (1, 1), (3, 9), (9, 9)])
 @pytest.mark.parametrize("k_lengths", [None, (9, 4), (0, 1)])
+@pytest.mark.parametrize("options", [{"causal": True}, {"causal": True, "softcap": 2.0}, {"window": 3}], ids=str)
 @torch.no_grad()
-def test_decoding(dtype, T, S, k_lengths):
-    """Without gradients a few queries take a path of their own."""
+def test_decoding(dtype, T, S, k_lengths, options):
+    """Without gradients a few queries take a path of their own, unless their scores are capped."""
     q, k, v = draw(2, T, 4, 8, dtype=dtype), draw(2, S, 2, 8, dtype=dtype), draw(2, S, 2, 8, dtype=dtype)
     lengths = None if k_lengths is None else torch.tensor(k_lengths).clamp(max=S)
-    ours = attention(q, k, v, causal=True, k_lengths=lengths, impl="torch")
-    truth = reference.attention(q.double(), k.double(), v.double(), causal=True, k_lengths=lengths)
+    ours = attention(q, k, v, k_lengths=lengths, impl="torch", **options)
+    truth = reference.attention(q.double(), k.double(), v.double(), k_lengths=lengths, **options)
     torch.testing.assert_close(ours.double(), truth, atol=0.03 if dtype == torch.bfloat16 else 1e-6, rtol=0.01)
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kernels.cpu.dropout import LEVELS, dropout_factors
+from kernels.cpu.dropout import LEVELS, dropout_factors, generator_of
 
 
 def drawn(p: float, shape=(1_000, 1_001), dtype=torch.float64, seed: int = 0) -> torch.Tensor:
@@ -53,3 +53,14 @@ def test_the_same_generator_draws_the_same_and_another_one_something_else():
     assert not torch.equal(first, second)
     torch.manual_seed(3)
     assert torch.equal(dropout_factors(torch.empty(64), 0.5), first)
+
+
+def test_every_bit_of_a_seed_counts():
+    seeds = 0, 1, 5, 5 + 2**16, 5 + 2**32, 2**32, 2**63 - 1
+    draws = [dropout_factors(torch.empty(64), 0.5, generator_of(seed, torch.device("cpu"))) for seed in seeds]
+    assert len({tuple(x.tolist()) for x in draws}) == len(seeds)
+
+
+def test_the_factor_is_that_of_the_levels_kept():
+    """For p = 1/3 the share that is kept is 43,691 of 65,536, and the factor its inverse: the mean is exactly 1."""
+    assert float(drawn(1 / 3).max()) == LEVELS / 43691

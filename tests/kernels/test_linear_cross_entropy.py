@@ -213,6 +213,13 @@ def test_float32_master_weights():
     assert error < 2e-3  # summed in bfloat16 it is 1e-2
 
 
+def test_every_word_gets_a_gradient():
+    """The weight's gradient is formed in slices of 16,384 words."""
+    hidden, weight, _, targets, _ = draw(4, 2, 20_000, torch.bfloat16, ignored=NONE)
+    linear_cross_entropy(hidden, weight, targets, token_weights=1e4, chunk_rows=2).backward()
+    assert weight.grad.any(-1).all()
+
+
 def test_autocast():
     hidden, weight, _, targets, _ = draw(6, 8, 5, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
