@@ -81,7 +81,7 @@ def test_every_launch_is_inspected(card, dtype):
     """Whatever attention may be launched with has a row."""
     kind = "fp32" if dtype == torch.float32 else "bf16"
     seen = {
-        (c.kernel, c.constants["BLOCK_M"], c.constants["BLOCK_N"], c.warps, c.stages)
+        (c.kernel, *c.constants["BLOCK"][:2], c.warps, c.stages)
         for c in machine_code.configurations()
         if c.card == card and "attention" in c.kernel and kind in c.name.split()
     }
