@@ -124,8 +124,8 @@ def _attention_configuration(card, kernel, name, dtype, D, launch, options) -> C
 def _cross_entropy(card: str):
     from kernels.gpu import cross_entropy as table
 
-    sizes = {"N": "i32", "V": "i32", "ignore_index": "i32", "logits_stride": "i32", "grad_stride": "i32"}
-    options = {"inv_temperature": "fp32", "smoothing": "fp32", "z_loss": "fp32"}
+    sizes = {"N": "i32", "V": "i32", "logits_stride": "i32", "grad_stride": "i32"}
+    sizes["loss"] = table.Loss("i32", "fp32", "fp32", "fp32")
     for dtype in ("bf16", "fp32"):
         for V in (70, 16384, 131072):
             in_registers, block, warps = table.launch_shape(V)
@@ -136,12 +136,12 @@ def _cross_entropy(card: str):
                     pointers["grad_ptr"] = f"*{dtype}"
                 constants = {"SMOOTH": True, "IN_REGISTERS": in_registers, "BLOCK": block}
                 name = f"V{V} {dtype} {'loss and gradient' if grad else 'loss'}"
-                types = pointers | sizes | options
+                types = pointers | sizes
                 yield Configuration(card, "cross_entropy.forward_kernel", name, types, constants, warps)
         for V in (70, 131072):
             block, warps = table.tile_shape(V)
             pointers = {"logits_ptr": f"*{dtype}", "targets_ptr": "*i64", "norm_ptr": "*fp32", "g_ptr": "*fp32"}
-            types = pointers | {"grad_ptr": f"*{dtype}", "g_stride": "i32"} | sizes | options
+            types = pointers | {"grad_ptr": f"*{dtype}", "g_stride": "i32"} | sizes
             kernel = "cross_entropy.backward_kernel"
             yield Configuration(card, kernel, f"V{V} {dtype}", types, {"BLOCK": block}, warps)
 
