@@ -36,7 +36,8 @@ class Launches(NamedTuple):
 # "regs" is the range over these and over Triton 3.6 and 3.9. EXCUSES there has what spills all the same. No choice
 # was timed on a GPU yet.
 LAUNCHES = {
-    # Every tile fits the 99 KB of shared memory of sm_86 and sm_89, which use these rows too.
+    # Every tile fits the 99 KB of shared memory of sm_86 and sm_89, which use these rows too. Older cards have less:
+    # kernels/backend.py sends them to PyTorch.
     ("sm_80", 64): Launches(
         Launch(128, 64, 8, 3),  # 177–248 regs
         Launch(128, 64, 8, 2),  # 236–248 regs; 64 × 64 with 4 warps spills

@@ -55,6 +55,8 @@ MUTANTS = [
     ("attention: dropout seed cut to 16 bits", LAUNCH, "dropout, dropout_seed)", "dropout, dropout_seed & 0xFFFF)"),
     ("attention: another word of Philox", KERNELS, "bits[0]", "bits[1]"),
     ("attention: one bit less of Philox", KERNELS, "bits[0] >> 1", "bits[0] >> 2"),
+    ("attention: a compilation for each length", KERNELS, 'VARYING = ["T", "S", "N", "seed"]', 'VARYING = ["seed"]'),
+    ("attention: a compilation for each seed", KERNELS, 'VARYING = ["T", "S", "N", "seed"]', 'VARYING = ["T", "S", "N"]'),
     ("attention: strides of q for k", LAUNCH, "_strides(k, bounds), T", "_strides(q, bounds), T"),
     ("attention: T and S exchanged", LAUNCH, "T, S, H, N)", "S, T, H, N)"),
     ("attention: missing k_lengths are T", LAUNCH, "_or_full(k_lengths, k)", "_or_full(k_lengths, q)"),

@@ -23,6 +23,7 @@ MUTANTS = [
     ("cross-entropy: second tile repeats the first", TRITON, "tl.program_id(1) * BLOCK + ", ""),
     ("cross-entropy: wrong target followed", TRITON, "known = (target >= 0) & (target < V)", "known = target == target"),
     ("cross-entropy: entropy without log Z", TRITON, "logz - moment / total", "-moment / total"),
+    ("cross-entropy: a compilation for each number of rows", TRITON, 'do_not_specialize=["N"]', "do_not_specialize=[]"),
     ("cross-entropy: logits written to", TRITON, "_rows(logits), targets, options, logits.shape[1], stats, None, None", "_rows(logits), targets, options, logits.shape[1], stats, None, logits"),
     ("definition: mean over all words but one", REFERENCE, "logp.mean(-1)", "logp[..., 1:].mean(-1)"),
     ("definition: ignored rows count", REFERENCE, "x.masked_fill(~counted, 0) for x", "x * 1 for x"),
