@@ -43,7 +43,8 @@ class Card:
 
 
 CARDS = {
-    "sm_80": Card(("cuda", 80, 32), "HMMA", 163 << 10, 164 << 10, 64),
+    # What sm_86 and sm_89 leave a program: they use the launch table of sm_80.
+    "sm_80": Card(("cuda", 80, 32), "HMMA", 99 << 10, 164 << 10, 64),
     "sm_90": Card(("cuda", 90, 32), "HGMMA", 227 << 10, 228 << 10, 64),
     "sm_100": Card(("cuda", 100, 32), "UTCHMMA", 227 << 10, 228 << 10, 64),
     "sm_120": Card(("cuda", 120, 32), "HMMA", 99 << 10, 100 << 10, 48),
@@ -58,8 +59,8 @@ class Configuration:
     card: str
     kernel: str  # module of kernels/gpu, function
     name: str  # of the variant
-    types: dict[str, str]  # arguments known at launch: their Triton types
-    constants: dict[str, object]
+    types: dict[str, str | tuple]  # arguments known at launch: their Triton types, in a tuple None for None
+    constants: dict[str, object]  # what is in neither of the two is None
     warps: int
     stages: int = 1
     product: bool = False  # should use the tensor cores
@@ -78,10 +79,10 @@ def configurations() -> list[Configuration]:
 
 # The options multiply, so a few stand for all: the two that training uses most, dropout, which takes most arithmetic,
 # and everything at once, to know the worst. float16 compiles like bfloat16, a smaller head dim to less.
-CAUSAL = {"CAUSAL": True}
-GROUPED = {"BOUNDS": "packed", "CAUSAL": True, "GROUP": 4}
-DROPOUT = {"BOUNDS": "lengths", "DROPOUT": True}
-EVERYTHING = GROUPED | {"WINDOW": True, "SOFTCAP": True, "DROPOUT": True}
+CAUSAL = {"causal": True}
+GROUPED = {"bounds": "packed", "causal": True, "group": 4}
+DROPOUT = {"bounds": "lengths", "dropout": True}
+EVERYTHING = GROUPED | {"window": True, "softcap": True, "dropout": True}
 VARIANTS = {"causal": CAUSAL, "packed causal grouped": GROUPED, "lengths dropout": DROPOUT}
 
 
@@ -101,20 +102,21 @@ def _attention(card: str):
 def _attention_configuration(card, kernel, name, dtype, D, launch, options) -> Configuration:
     from kernels.gpu import attention
 
-    constants = {"GROUP": 1, "D": D, "BLOCK_D": D, "BLOCK_M": launch.block_m, "BLOCK_N": launch.block_n}
-    constants |= {"BOUNDS": "", "CAUSAL": False, "WINDOW": False, "SOFTCAP": False, "DROPOUT": False} | options
-    types = {"scale": "fp32", "softcap": "fp32", "keep_scale": "fp32", "seed": "i64"}
+    o = {"bounds": "", "causal": False, "group": 1, "window": False, "softcap": False, "dropout": False} | options
+    block = attention.Block(launch.block_m, launch.block_n, D)
+    constants = {"D": D, "GROUP": o["group"], "BOUNDS": o["bounds"], "CAUSAL": o["causal"], "BLOCK": block}
+    types = dict.fromkeys(("q_strides", "k_strides"), attention.Strides("i32", "i32", "i32"))
+    types |= dict.fromkeys(("T", "S", "H", "N"), "i32") | {"seed": "i64"}
+    types["scores"] = attention.Scores("fp32", "fp32" if o["softcap"] else None, "i32" if o["window"] else None)
+    if o["dropout"]:
+        types["dropout"] = attention.Dropout("i32", "fp32")
     for argument in getattr(attention, f"{kernel}_kernel").arg_names:
         if argument in ("lse_ptr", "delta_ptr"):
             types[argument] = "*fp32"
         elif argument.endswith("_ptr"):
             types[argument] = f"*{dtype}"
-        elif argument.endswith("_bounds") and constants["BOUNDS"]:
+        elif argument.endswith("_bounds") and o["bounds"]:
             types[argument] = "*i32"
-        elif argument.endswith("_bounds"):
-            constants[argument] = None
-        elif argument not in constants:
-            types.setdefault(argument, "i32")
     kernel = f"attention.{kernel}_kernel"
     product = dtype != "fp32"  # tensor cores would round float32 to TF32
     return Configuration(card, kernel, name, types, constants, launch.warps, launch.stages, product)
@@ -123,26 +125,24 @@ def _attention_configuration(card, kernel, name, dtype, D, launch, options) -> C
 def _cross_entropy(card: str):
     from kernels.gpu import cross_entropy as table
 
-    sizes = {"N": "i32", "V": "i32", "ignore_index": "i32", "logits_stride": "i32", "grad_stride": "i32"}
-    options = {"inv_temperature": "fp32", "smoothing": "fp32", "z_loss": "fp32"}
+    sizes = {"N": "i32", "V": "i32", "logits_stride": "i32", "grad_stride": "i32"}
+    sizes["loss"] = table.Loss("i32", "fp32", "fp32", "fp32")
     for dtype in ("bf16", "fp32"):
         for V in (70, 16384, 131072):
             in_registers, block, warps = table.launch_shape(V)
             for grad in (False, True):
                 pointers = {"logits_ptr": f"*{dtype}", "targets_ptr": "*i64", "loss_ptr": "*fp32"}
                 pointers |= {"stats_ptr": "*fp32", "norm_ptr": "*fp32"}
-                constants = {"g_ptr": None, "SMOOTH": True, "IN_REGISTERS": in_registers, "BLOCK": block}
                 if grad:
                     pointers["grad_ptr"] = f"*{dtype}"
-                else:
-                    constants["grad_ptr"] = None
+                constants = {"SMOOTH": True, "IN_REGISTERS": in_registers, "BLOCK": block}
                 name = f"V{V} {dtype} {'loss and gradient' if grad else 'loss'}"
-                types = pointers | sizes | options
+                types = pointers | sizes
                 yield Configuration(card, "cross_entropy.forward_kernel", name, types, constants, warps)
         for V in (70, 131072):
             block, warps = table.tile_shape(V)
             pointers = {"logits_ptr": f"*{dtype}", "targets_ptr": "*i64", "norm_ptr": "*fp32", "g_ptr": "*fp32"}
-            types = pointers | {"grad_ptr": f"*{dtype}", "g_stride": "i32"} | sizes | options
+            types = pointers | {"grad_ptr": f"*{dtype}", "g_stride": "i32"} | sizes
             kernel = "cross_entropy.backward_kernel"
             yield Configuration(card, kernel, f"V{V} {dtype}", types, {"BLOCK": block}, warps)
 
@@ -200,25 +200,38 @@ EXCUSES: list[Excuse] = [
 
 def inspect(c: Configuration) -> Row:
     """Compile, read the machine code, and judge."""
-    import importlib
-
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, compile
+    from triton.compiler import compile
 
-    module, function = c.kernel.split(".")
-    kernel = getattr(importlib.import_module(f"kernels.gpu.{module}"), function)
-    signature = {name: c.types.get(name, "constexpr") for name in kernel.arg_names}
-    aligned = [n for n, t in c.types.items() if t.startswith("*") or "stride" in n]  # as torch allocates them
-    attributes = {(kernel.arg_names.index(n),): [["tt.divisibility", 16]] for n in aligned}
-    source = ASTSource(kernel, signature, c.constants, attributes)
     card = CARDS[c.card]
     options = {"num_warps": c.warps, "num_stages": c.stages}
-    code = compile(source, target=GPUTarget(*card.target), options=options)
+    code = compile(_source(c), target=GPUTarget(*card.target), options=options)
     row = Row(c, shared=code.metadata.shared, tensor_memory=getattr(code.metadata, "tmem_size", 0) or 0)
     (_read_nvidia if card.target[0] == "cuda" else _read_amd)(row, code.asm)
     row.occupancy = _occupancy(row, card)
     row.faults = _faults(row, card)
     return row
+
+
+def _source(c: Configuration):
+    """The kernel with its types, constants and alignments as a launch would find them. A path to an argument is
+    (its index,), to one in a tuple (index of the tuple, index in it)."""
+    import importlib
+
+    from triton.compiler import ASTSource
+
+    module, function = c.kernel.split(".")
+    kernel = getattr(importlib.import_module(f"kernels.gpu.{module}"), function)
+    signature, constants, attributes = {}, {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        types = c.types.get(name)
+        leaves = {(i, j): t for j, t in enumerate(types)} if isinstance(types, tuple) else {(i,): types}
+        constants |= {path: c.constants.get(name) for path, t in leaves.items() if t is None}
+        known = [t or "constexpr" for t in leaves.values()]
+        signature[name] = types._make(known) if isinstance(types, tuple) else known[0]
+        aligned = (path for path, t in leaves.items() if t and (t.startswith("*") or "stride" in name))
+        attributes |= {path: [["tt.divisibility", 16]] for path in aligned}  # as torch allocates them
+    return ASTSource(kernel, signature, constants, attributes)
 
 
 def _read_nvidia(row: Row, asm: dict) -> None:

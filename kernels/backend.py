@@ -73,4 +73,7 @@ def triton_obstacle(device: torch.device, dtype: torch.dtype | None = None, head
         return f"our kernels take numbers of 16 and 32 bits, not {dtype}"  # float64 has no fast units to speak of
     if head_dim > MAX_HEAD_DIM:
         return f"our kernels take head dims to {MAX_HEAD_DIM}, not {head_dim}"
+    if head_dim and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        # The launch table of attention: tiles of 96 KB, where a Turing GPU has 64.
+        return f"our attention wants the shared memory of Ampere, which a {torch.cuda.get_device_name(device)} lacks"
     return None

@@ -26,6 +26,8 @@ Letters: B batch, T queries, S keys, N rows of all sequences, H query heads, G k
 i, n and j, m: index and number of a sequence's queries and keys.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -33,19 +35,61 @@ LOG2E = tl.constexpr(1.4426950408889634)
 NEG_INF = tl.constexpr(float("-inf"))
 INF = tl.constexpr(float("inf"))
 
+# ---- arguments ----------------------------------------------------------------------------------------
+
+# The kernels take pointers, strides, sizes, numbers of options, and constants. GROUP query heads share a key/value
+# head; q_bounds and k_bounds point to cu_seqlens (B+1,) where BOUNDS is "packed", to (B,) where it is "lengths", and
+# are None where it is "". What is None, in a tuple too, is known when a kernel is compiled, and what it would switch
+# on is left out.
+#
+# Triton compiles anew for an integer that becomes 1 or a multiple of 16, and for each type that a seed fits. Strides
+# shall: aligned rows load faster. For what changes from batch to batch it is told not to, which works for arguments,
+# not for what is in a tuple: so these stand alone.
+VARYING = ["T", "S", "N", "seed"]
+
+
+class Strides(NamedTuple):
+    """Of a batch's sequences (0 if packed), tokens and heads, in elements; those in a head are 1."""
+
+    b: int
+    t: int
+    h: int
+
+
+class Scores(NamedTuple):
+    """From a product q·k to a score."""
+
+    scale: float
+    softcap: float | None
+    window: int | None
+
+
+class Dropout(NamedTuple):
+    threshold: int  # of `kernels.philox.dropout_threshold`
+    keep_scale: float  # 1/(1 − p)
+
+
+class Block(NamedTuple):
+    """The tiles that a kernel is compiled for."""
+
+    M: int  # queries
+    N: int  # keys
+    D: int  # columns, a power of 2
+
+
 # ---- parts --------------------------------------------------------------------------------------------
 
 
 @triton.jit
-def _sequence(bounds_ptr, b, length, stride_b, stride_t, BOUNDS: tl.constexpr):
+def _sequence(bounds_ptr, b, length, strides, BOUNDS: tl.constexpr):
     """Of sequence b: its first of the N rows, its length, its offset in a strided tensor."""
     if BOUNDS == "packed":  # bounds are cu_seqlens
         start = tl.load(bounds_ptr + b).to(tl.int64)
-        return start, (tl.load(bounds_ptr + b + 1) - start).to(tl.int32), start * stride_t
+        return start, (tl.load(bounds_ptr + b + 1) - start).to(tl.int32), start * strides.t
     b = b.to(tl.int64)
     if BOUNDS == "lengths":
-        return b * length, tl.minimum(tl.load(bounds_ptr + b), length).to(tl.int32), b * stride_b
-    return b * length, length, b * stride_b
+        return b * length, tl.minimum(tl.load(bounds_ptr + b), length).to(tl.int32), b * strides.b
+    return b * length, length, b * strides.b
 
 
 @triton.jit
@@ -74,32 +118,34 @@ def _store(ptr, tile, rows, end, stride, D: tl.constexpr, BLOCK_D: tl.constexpr)
 
 @triton.jit
 def _dot(a, b):
-    """In float32 without rounding the factors to TF32, which is Triton's default."""
+    """In float32 without rounding the factors to TF32, which is Triton's default. Three products of TF32 ("tf32x3")
+    would hold the factors' digits and use the tensor cores, but those cut off every partial sum instead of rounding
+    it: over 4,096 keys 4e-5 of the largest result, emulated, where PyTorch is off by 3e-7."""
     return tl.dot(a, b, input_precision="ieee")
 
 
 @triton.jit
-def _score(dots, scale, softcap, SOFTCAP: tl.constexpr):
+def _score(dots, scores):
     """log2 e · score, and d score / d (scale · dot), which is 1 without a soft cap."""
-    if SOFTCAP:
-        x = dots * (scale / softcap)
+    if scores.softcap is not None:
+        x = dots * (scores.scale / scores.softcap)
         e = tl.exp2(tl.abs(x) * (-2 * LOG2E))
         far = tl.where(x < 0, -1.0, 1.0) * (1 - e) / (1 + e)
         xx = x * x  # near 0 that form of tanh loses all digits; the Taylor series is exact to 2⁻²⁴
         near = x * (1 + xx * (-1 / 3 + xx * (2 / 15 + xx * (-17 / 315 + xx * (62 / 2835)))))
         tanh = tl.where(xx < 0.04, near, far)
-        return tanh * (softcap * LOG2E), 1 - tanh * tanh
+        return tanh * (scores.softcap * LOG2E), 1 - tanh * tanh
     else:  # noqa: RET505 — Triton compiles what follows an `if` even behind a return
-        return dots * (scale * LOG2E), 1.0
+        return dots * (scores.scale * LOG2E), 1.0
 
 
 @triton.jit
-def _hide(s, place, key, m, window, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):
+def _hide(s, place, key, m, window, CAUSAL: tl.constexpr):
     """−∞ where the query at `place` among the keys may not see `key`; the two broadcast to the shape of s."""
     visible = key < m
     if CAUSAL:
         visible = visible & (key <= place)
-    if WINDOW:
+    if window is not None:
         visible = visible & (place - key < window)
         if not CAUSAL:
             visible = visible & (key - place < window)
@@ -118,206 +164,196 @@ def _keep(seed, threshold, b, h, query, key):
 
 
 @triton.jit
-def _walk_keys(i0, offset, m, window, BLOCK_M, BLOCK_N, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):
-    """Edges of the three parts of the walk of queries i0 … i0 + BLOCK_M over m keys."""
-    first, last = i0 + offset, i0 + BLOCK_M - 1 + offset  # places of the queries among the keys
+def _walk_keys(i0, offset, m, window, CAUSAL: tl.constexpr, BLOCK: tl.constexpr):
+    """Edges of the three parts of the walk of queries i0 … i0 + BLOCK.M over m keys."""
+    first, last = i0 + offset, i0 + BLOCK.M - 1 + offset  # places of the queries among the keys
     start, full, masked, stop = 0, 0, m, m
     if CAUSAL:
         masked, stop = tl.minimum(m, first + 1), tl.minimum(m, last + 1)
-    if WINDOW:
-        start = tl.maximum(0, first - window + 1) // BLOCK_N * BLOCK_N
-        full = tl.cdiv(tl.maximum(0, last - window + 1), BLOCK_N) * BLOCK_N
+    if window is not None:
+        start = tl.maximum(0, first - window + 1) // BLOCK.N * BLOCK.N
+        full = tl.cdiv(tl.maximum(0, last - window + 1), BLOCK.N) * BLOCK.N
         if not CAUSAL:
             masked, stop = tl.minimum(m, first + window), tl.minimum(m, last + window)
     stop = tl.maximum(stop, start)
-    full = tl.minimum(full, start + tl.cdiv(stop - start, BLOCK_N) * BLOCK_N)
-    return start, full, tl.maximum(full, masked // BLOCK_N * BLOCK_N), stop
+    full = tl.minimum(full, start + tl.cdiv(stop - start, BLOCK.N) * BLOCK.N)
+    return start, full, tl.maximum(full, masked // BLOCK.N * BLOCK.N), stop
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=VARYING)
 def forward_kernel(
-    q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, q_bounds, k_bounds,
-    stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh,
-    T, S, H, N,
-    scale, softcap, window, seed: tl.int64, threshold, keep_scale,
-    GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BOUNDS: tl.constexpr,
-    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, q_bounds, k_bounds,  # (…, T, H, D), (…, S, G, D) twice, (N, H, D), (H, N)
+    q_strides, k_strides, T, S, H, N, scores, dropout, seed: tl.int64,  # Strides twice, Scores, Dropout or None
+    D: tl.constexpr, GROUP: tl.constexpr, BOUNDS: tl.constexpr, CAUSAL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    blocks = tl.cdiv(T, BLOCK_M)
-    i0 = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK_M  # causal: the longest walks first
+    blocks = tl.cdiv(T, BLOCK.M)
+    i0 = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK.M  # causal: the longest walks first
     h, b = tl.program_id(0) // blocks % H, tl.program_id(0) // blocks // H
-    q_start, n, q_offset = _sequence(q_bounds, b, T, stride_qb, stride_qt, BOUNDS)
-    _k_start, m, k_offset = _sequence(k_bounds, b, S, stride_kb, stride_kt, BOUNDS)
+    q_start, n, q_offset = _sequence(q_bounds, b, T, q_strides, BOUNDS)
+    _k_start, m, k_offset = _sequence(k_bounds, b, S, k_strides, BOUNDS)
     if BOUNDS == "packed":
         T = n  # rows to write; behind the length of a padded sequence they are zeros
         if i0 >= n:
             return
-    q_ptr += q_offset + h.to(tl.int64) * stride_qh
-    k_ptr += k_offset + (h // GROUP).to(tl.int64) * stride_kh
-    v_ptr += k_offset + (h // GROUP).to(tl.int64) * stride_kh
+    q_ptr += q_offset + h.to(tl.int64) * q_strides.h
+    k_ptr += k_offset + (h // GROUP).to(tl.int64) * k_strides.h
+    v_ptr += k_offset + (h // GROUP).to(tl.int64) * k_strides.h
 
-    query = i0 + tl.arange(0, BLOCK_M)
-    q = _load(q_ptr, query, n, stride_qt, D, BLOCK_D)
-    top = tl.full((BLOCK_M,), NEG_INF, tl.float32)  # running maximum of the scores
-    total = tl.zeros((BLOCK_M,), tl.float32)  # running sum of exp(score − top)
-    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    edges = _walk_keys(i0, m - n, tl.where(i0 < n, m, 0), window, BLOCK_M, BLOCK_N, CAUSAL, WINDOW)
-    for PART in tl.static_range(0 if WINDOW else 1, 3):
-        for j0 in range(edges[PART], edges[PART + 1], BLOCK_N):
-            key = j0 + tl.arange(0, BLOCK_N)
-            k = _load(k_ptr, key, m, stride_kt, D, BLOCK_D)
-            s = _score(_dot(q, k.T), scale, softcap, SOFTCAP)[0]
+    query = i0 + tl.arange(0, BLOCK.M)
+    q = _load(q_ptr, query, n, q_strides.t, D, BLOCK.D)
+    top = tl.full((BLOCK.M,), NEG_INF, tl.float32)  # running maximum of the scores
+    total = tl.zeros((BLOCK.M,), tl.float32)  # running sum of exp(score − top)
+    acc = tl.zeros((BLOCK.M, BLOCK.D), tl.float32)
+    edges = _walk_keys(i0, m - n, tl.where(i0 < n, m, 0), scores.window, CAUSAL, BLOCK)
+    for PART in tl.static_range(1 if scores.window is None else 0, 3):
+        for j0 in range(edges[PART], edges[PART + 1], BLOCK.N):
+            key = j0 + tl.arange(0, BLOCK.N)
+            k = _load(k_ptr, key, m, k_strides.t, D, BLOCK.D)
+            s = _score(_dot(q, k.T), scores)[0]
             if PART != 1:
-                s = _hide(s, query[:, None] + (m - n), key[None, :], m, window, CAUSAL, WINDOW)
+                s = _hide(s, query[:, None] + (m - n), key[None, :], m, scores.window, CAUSAL)
             new_top = tl.maximum(top, tl.max(s, 1))
             shift = tl.where(new_top == NEG_INF, 0.0, new_top)  # a row that has seen nothing yet: −∞ − 0, not NaN
             p = tl.exp2(s - shift[:, None])
             rescale = tl.exp2(top - shift)
             total = total * rescale + tl.sum(p, 1)
-            if DROPOUT:
-                p = tl.where(_keep(seed, threshold, b, h, query[:, None], key[None, :]), p * keep_scale, 0.0)
-            v = _load(v_ptr, key, m, stride_kt, D, BLOCK_D)
+            if dropout is not None:
+                keep = _keep(seed, dropout.threshold, b, h, query[:, None], key[None, :])
+                p = tl.where(keep, p * dropout.keep_scale, 0.0)
+            v = _load(v_ptr, key, m, k_strides.t, D, BLOCK.D)
             acc = acc * rescale[:, None] + _dot(p.to(v.dtype), v)
             top = new_top
 
-    seen = (total > 0) & (query < n)
-    out = tl.where(seen[:, None], acc / tl.where(total > 0, total, 1.0)[:, None], 0.0)
-    _store(o_ptr + (q_start * H + h) * D, out, query, T, H * D, D, BLOCK_D)
+    seen = (total != 0) & (query < n)  # not total > 0: NaN shall show
+    out = tl.where(seen[:, None], acc / tl.where(seen, total, 1.0)[:, None], 0.0)
+    _store(o_ptr + (q_start * H + h) * D, out, query, T, H * D, D, BLOCK.D)
     # +∞ for a row that sees nothing makes all its probabilities exp2(s − ∞) = 0 in the backward.
-    lse = tl.where(seen, top + tl.log2(tl.where(total > 0, total, 1.0)), INF)
+    lse = tl.where(seen, top + tl.log2(tl.where(seen, total, 1.0)), INF)
     tl.store(lse_ptr + h.to(tl.int64) * N + q_start + query, lse, mask=query < T)
 
 
 # ---- backward -----------------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=VARYING)
 def backward_q_kernel(
     q_ptr, k_ptr, v_ptr, o_ptr, do_ptr, lse_ptr, delta_ptr, dq_ptr, q_bounds, k_bounds,
-    stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh,
-    T, S, H, N,
-    scale, softcap, window, seed: tl.int64, threshold, keep_scale,
-    GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BOUNDS: tl.constexpr,
-    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr,
+    q_strides, k_strides, T, S, H, N, scores, dropout, seed: tl.int64,
+    D: tl.constexpr, GROUP: tl.constexpr, BOUNDS: tl.constexpr, CAUSAL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    blocks = tl.cdiv(T, BLOCK_M)
-    i0 = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK_M
+    blocks = tl.cdiv(T, BLOCK.M)
+    i0 = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK.M
     h, b = tl.program_id(0) // blocks % H, tl.program_id(0) // blocks // H
-    q_start, n, q_offset = _sequence(q_bounds, b, T, stride_qb, stride_qt, BOUNDS)
-    _k_start, m, k_offset = _sequence(k_bounds, b, S, stride_kb, stride_kt, BOUNDS)
+    q_start, n, q_offset = _sequence(q_bounds, b, T, q_strides, BOUNDS)
+    _k_start, m, k_offset = _sequence(k_bounds, b, S, k_strides, BOUNDS)
     if BOUNDS == "packed":
         T = n
         if i0 >= n:
             return
-    q_ptr += q_offset + h.to(tl.int64) * stride_qh
-    k_ptr += k_offset + (h // GROUP).to(tl.int64) * stride_kh
-    v_ptr += k_offset + (h // GROUP).to(tl.int64) * stride_kh
+    q_ptr += q_offset + h.to(tl.int64) * q_strides.h
+    k_ptr += k_offset + (h // GROUP).to(tl.int64) * k_strides.h
+    v_ptr += k_offset + (h // GROUP).to(tl.int64) * k_strides.h
     o_offset = (q_start * H + h) * D
     row_offset = h.to(tl.int64) * N + q_start
 
-    query = i0 + tl.arange(0, BLOCK_M)
-    q = _load(q_ptr, query, n, stride_qt, D, BLOCK_D)
-    do = _load(do_ptr + o_offset, query, n, H * D, D, BLOCK_D)
-    o = _load(o_ptr + o_offset, query, n, H * D, D, BLOCK_D)
+    query = i0 + tl.arange(0, BLOCK.M)
+    q = _load(q_ptr, query, n, q_strides.t, D, BLOCK.D)
+    do = _load(do_ptr + o_offset, query, n, H * D, D, BLOCK.D)
+    o = _load(o_ptr + o_offset, query, n, H * D, D, BLOCK.D)
     delta = tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
     tl.store(delta_ptr + row_offset + query, delta, mask=query < T)
     lse = tl.load(lse_ptr + row_offset + query, mask=query < n, other=INF)
-    dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    edges = _walk_keys(i0, m - n, tl.where(i0 < n, m, 0), window, BLOCK_M, BLOCK_N, CAUSAL, WINDOW)
-    for PART in tl.static_range(0 if WINDOW else 1, 3):
-        for j0 in range(edges[PART], edges[PART + 1], BLOCK_N):
-            key = j0 + tl.arange(0, BLOCK_N)
-            k = _load(k_ptr, key, m, stride_kt, D, BLOCK_D)
-            s, slope = _score(_dot(q, k.T), scale, softcap, SOFTCAP)
+    dq = tl.zeros((BLOCK.M, BLOCK.D), tl.float32)
+    edges = _walk_keys(i0, m - n, tl.where(i0 < n, m, 0), scores.window, CAUSAL, BLOCK)
+    for PART in tl.static_range(1 if scores.window is None else 0, 3):
+        for j0 in range(edges[PART], edges[PART + 1], BLOCK.N):
+            key = j0 + tl.arange(0, BLOCK.N)
+            k = _load(k_ptr, key, m, k_strides.t, D, BLOCK.D)
+            s, slope = _score(_dot(q, k.T), scores)
             if PART != 1:
-                s = _hide(s, query[:, None] + (m - n), key[None, :], m, window, CAUSAL, WINDOW)
+                s = _hide(s, query[:, None] + (m - n), key[None, :], m, scores.window, CAUSAL)
             p = tl.exp2(s - lse[:, None])
-            v = _load(v_ptr, key, m, stride_kt, D, BLOCK_D)
+            v = _load(v_ptr, key, m, k_strides.t, D, BLOCK.D)
             dp = _dot(do, v.T)
-            if DROPOUT:
-                dp = tl.where(_keep(seed, threshold, b, h, query[:, None], key[None, :]), dp * keep_scale, 0.0)
+            if dropout is not None:
+                keep = _keep(seed, dropout.threshold, b, h, query[:, None], key[None, :])
+                dp = tl.where(keep, dp * dropout.keep_scale, 0.0)
             ds = p * (dp - delta[:, None]) * slope
             dq += _dot(ds.to(k.dtype), k)
-    _store(dq_ptr + o_offset, dq * scale, query, T, H * D, D, BLOCK_D)
+    _store(dq_ptr + o_offset, dq * scores.scale, query, T, H * D, D, BLOCK.D)
 
 
 @triton.jit
-def _walk_queries(j0, offset, n, window, BLOCK_M, BLOCK_N, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):
-    """Edges of the three parts of the walk of keys j0 … j0 + BLOCK_N over n queries."""
-    first, last = j0 - offset, j0 + BLOCK_N - 1 - offset  # the queries that stand beside the keys
+def _walk_queries(j0, offset, n, window, CAUSAL: tl.constexpr, BLOCK: tl.constexpr):
+    """Edges of the three parts of the walk of keys j0 … j0 + BLOCK.N over n queries."""
+    first, last = j0 - offset, j0 + BLOCK.N - 1 - offset  # the queries that stand beside the keys
     start, full, masked, stop = 0, 0, n, n
     if CAUSAL:
-        start = tl.maximum(0, first) // BLOCK_M * BLOCK_M
-        full = tl.cdiv(tl.maximum(0, last), BLOCK_M) * BLOCK_M
-    if WINDOW:
+        start = tl.maximum(0, first) // BLOCK.M * BLOCK.M
+        full = tl.cdiv(tl.maximum(0, last), BLOCK.M) * BLOCK.M
+    if window is not None:
         masked, stop = tl.minimum(n, first + window), tl.minimum(n, last + window)
         if not CAUSAL:
-            start = tl.maximum(0, first - window + 1) // BLOCK_M * BLOCK_M
-            full = tl.cdiv(tl.maximum(0, last - window + 1), BLOCK_M) * BLOCK_M
+            start = tl.maximum(0, first - window + 1) // BLOCK.M * BLOCK.M
+            full = tl.cdiv(tl.maximum(0, last - window + 1), BLOCK.M) * BLOCK.M
     stop = tl.maximum(stop, start)
-    end = start + tl.cdiv(stop - start, BLOCK_M) * BLOCK_M
+    end = start + tl.cdiv(stop - start, BLOCK.M) * BLOCK.M
     full = tl.minimum(full, end)
-    if not WINDOW:  # rows behind the last query have lse = ∞ and need no mask
+    if window is None:  # rows behind the last query have lse = ∞ and need no mask
         return start, full, tl.maximum(full, end), stop
-    return start, full, tl.maximum(full, masked // BLOCK_M * BLOCK_M), stop
+    return start, full, tl.maximum(full, masked // BLOCK.M * BLOCK.M), stop
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=VARYING)
 def backward_kv_kernel(
     q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, q_bounds, k_bounds,
-    stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh,
-    T, S, H, N,
-    scale, softcap, window, seed: tl.int64, threshold, keep_scale,
-    GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BOUNDS: tl.constexpr,
-    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr,
+    q_strides, k_strides, T, S, H, N, scores, dropout, seed: tl.int64,
+    D: tl.constexpr, GROUP: tl.constexpr, BOUNDS: tl.constexpr, CAUSAL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    blocks, G = tl.cdiv(S, BLOCK_N), H // GROUP
-    j0 = tl.program_id(0) % blocks * BLOCK_N  # causal: the first keys have the longest walks
+    blocks, G = tl.cdiv(S, BLOCK.N), H // GROUP
+    j0 = tl.program_id(0) % blocks * BLOCK.N  # causal: the first keys have the longest walks
     g, b = tl.program_id(0) // blocks % G, tl.program_id(0) // blocks // G
-    q_start, n, q_offset = _sequence(q_bounds, b, T, stride_qb, stride_qt, BOUNDS)
-    k_start, m, k_offset = _sequence(k_bounds, b, S, stride_kb, stride_kt, BOUNDS)
+    q_start, n, q_offset = _sequence(q_bounds, b, T, q_strides, BOUNDS)
+    k_start, m, k_offset = _sequence(k_bounds, b, S, k_strides, BOUNDS)
     if BOUNDS == "packed":
         S = m
         if j0 >= m:
             return
-    k_offset += g.to(tl.int64) * stride_kh
+    k_offset += g.to(tl.int64) * k_strides.h
 
-    key = j0 + tl.arange(0, BLOCK_N)
-    k = _load(k_ptr + k_offset, key, m, stride_kt, D, BLOCK_D)
-    v = _load(v_ptr + k_offset, key, m, stride_kt, D, BLOCK_D)
-    dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    edges = _walk_queries(j0, m - n, tl.where(j0 < m, n, 0), window, BLOCK_M, BLOCK_N, CAUSAL, WINDOW)
-    for PART in tl.static_range(0 if CAUSAL or WINDOW else 1, 3 if WINDOW else 2):
+    key = j0 + tl.arange(0, BLOCK.N)
+    k = _load(k_ptr + k_offset, key, m, k_strides.t, D, BLOCK.D)
+    v = _load(v_ptr + k_offset, key, m, k_strides.t, D, BLOCK.D)
+    dk = tl.zeros((BLOCK.N, BLOCK.D), tl.float32)
+    dv = tl.zeros((BLOCK.N, BLOCK.D), tl.float32)
+    edges = _walk_queries(j0, m - n, tl.where(j0 < m, n, 0), scores.window, CAUSAL, BLOCK)
+    for PART in tl.static_range(0 if CAUSAL or scores.window is not None else 1, 2 if scores.window is None else 3):
         # Tiles and heads in one loop: in two, one in the other, dk and dv change places and registers spill.
-        for step in range(tl.cdiv(edges[PART + 1] - edges[PART], BLOCK_M) * GROUP):
-            query = edges[PART] + step // GROUP * BLOCK_M + tl.arange(0, BLOCK_M)
+        for step in range(tl.cdiv(edges[PART + 1] - edges[PART], BLOCK.M) * GROUP):
+            query = edges[PART] + step // GROUP * BLOCK.M + tl.arange(0, BLOCK.M)
             h = g * GROUP + step % GROUP
             row_offset = h.to(tl.int64) * N + q_start
-            q = _load(q_ptr + q_offset + h.to(tl.int64) * stride_qh, query, n, stride_qt, D, BLOCK_D)
-            s, slope = _score(_dot(k, q.T), scale, softcap, SOFTCAP)  # transposed: keys × queries
+            q = _load(q_ptr + q_offset + h.to(tl.int64) * q_strides.h, query, n, q_strides.t, D, BLOCK.D)
+            s, slope = _score(_dot(k, q.T), scores)  # transposed: keys × queries
             if PART != 1:
-                s = _hide(s, query[None, :] + (m - n), key[:, None], m, window, CAUSAL, WINDOW)
+                s = _hide(s, query[None, :] + (m - n), key[:, None], m, scores.window, CAUSAL)
             lse = _load_numbers(lse_ptr + row_offset, query, n, INF)
             p = tl.exp2(s - lse[None, :])
-            do = _load(do_ptr + (q_start * H + h) * D, query, n, H * D, D, BLOCK_D)
+            do = _load(do_ptr + (q_start * H + h) * D, query, n, H * D, D, BLOCK.D)
             dp = _dot(v, do.T)
             z = p
-            if DROPOUT:
-                keep = _keep(seed, threshold, b, h, query[None, :], key[:, None])
-                z = tl.where(keep, p * keep_scale, 0.0)
-                dp = tl.where(keep, dp * keep_scale, 0.0)
+            if dropout is not None:
+                keep = _keep(seed, dropout.threshold, b, h, query[None, :], key[:, None])
+                z = tl.where(keep, p * dropout.keep_scale, 0.0)
+                dp = tl.where(keep, dp * dropout.keep_scale, 0.0)
             dv += _dot(z.to(do.dtype), do)
             delta = _load_numbers(delta_ptr + row_offset, query, n, 0.0)
             ds = p * (dp - delta[None, :]) * slope
             dk += _dot(ds.to(q.dtype), q)
 
     # Rows behind the last key have met the queries as zeros and may hold anything.
-    dk = tl.where((key < m)[:, None], dk * scale, 0.0)
+    dk = tl.where((key < m)[:, None], dk * scores.scale, 0.0)
     dv = tl.where((key < m)[:, None], dv, 0.0)
     kv_offset = (k_start * G + g) * D
-    _store(dk_ptr + kv_offset, dk, key, S, G * D, D, BLOCK_D)
-    _store(dv_ptr + kv_offset, dv, key, S, G * D, D, BLOCK_D)
+    _store(dk_ptr + kv_offset, dk, key, S, G * D, D, BLOCK.D)
+    _store(dv_ptr + kv_offset, dv, key, S, G * D, D, BLOCK.D)

@@ -37,7 +37,8 @@ class Launches(NamedTuple):
 # "regs" is the range over these and over Triton 3.6 and 3.9. EXCUSES there has what spills all the same. No choice
 # was timed on a GPU yet.
 LAUNCHES = {
-    # Every tile fits the 99 KB of shared memory of sm_86 and sm_89, which use these rows too.
+    # Every tile fits the 99 KB of shared memory of sm_86 and sm_89, which use these rows too. Older cards have less:
+    # kernels/backend.py sends them to PyTorch.
     ("sm_80", 64): Launches(
         Launch(128, 64, 8, 3),  # 177–248 regs
         Launch(128, 64, 8, 2),  # 236–248 regs; 64 × 64 with 4 warps spills
@@ -239,18 +240,24 @@ def _run(kernel, programs: int, pointers: tuple, options: tuple, launch: Launch)
         )
 
 
+WIDEST = 1 << 30  # window: added to a place it must stay below 2³¹
+
+
 def _arguments(q, k, bounds, T, S, N, causal, window, scale, softcap, dropout_p, dropout_seed, launch) -> tuple:
     """What all three kernels take behind their pointers, in their order."""
     H, D = q.shape[-2:]
-    threshold = dropout_threshold(dropout_p)
+    window = None if window is None else min(window, WIDEST)
+    dropout = kernels.Dropout(dropout_threshold(dropout_p), 1 / (1 - dropout_p)) if dropout_p else None
+    block = kernels.Block(launch.block_m, launch.block_n, max(16, triton.next_power_of_2(D)))
     return (
-        *(0 if bounds == "packed" else q.stride(0), q.stride(-3), q.stride(-2)),
-        *(0 if bounds == "packed" else k.stride(0), k.stride(-3), k.stride(-2)),
-        *(T, S, H, N),
-        *(scale, softcap or 1.0, window or 0, dropout_seed, threshold, 1 / (1 - dropout_p)),
-        *(H // k.shape[-2], D, max(16, triton.next_power_of_2(D)), launch.block_m, launch.block_n),
-        *(bounds, causal, window is not None, softcap is not None, dropout_p > 0.0),
+        *(_strides(q, bounds), _strides(k, bounds), T, S, H, N),
+        *(kernels.Scores(scale, softcap, window), dropout, dropout_seed),
+        *(D, H // k.shape[-2], bounds, causal, block),
     )
+
+
+def _strides(x: Tensor, bounds: str) -> kernels.Strides:
+    return kernels.Strides(0 if bounds == "packed" else x.stride(0), x.stride(-3), x.stride(-2))
 
 
 def _forward_fake(q, *_):

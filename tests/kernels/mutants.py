@@ -30,11 +30,11 @@ TESTS = {
     "reference": ("test_attention_reference", "test_cross_entropy"),
     "philox": ("test_attention_reference",),
     "packing": ("test_attention",),
-    "gpu/attention": ("test_gpu_attention",),
+    "gpu/attention": ("test_gpu_attention", "test_launches"),
     "gpu/attention_launch": ("test_gpu_attention",),
     "cpu/attention": ("test_cpu_attention", "test_attention", "test_cpu_blocks"),
     "cpu/blocks": ("test_cpu_blocks", "test_attention"),
-    "gpu/cross_entropy": ("test_gpu_cross_entropy",),
+    "gpu/cross_entropy": ("test_gpu_cross_entropy", "test_launches"),
     "cpu/cross_entropy": ("test_cross_entropy", "test_linear_cross_entropy"),
     "linear_cross_entropy": ("test_linear_cross_entropy", "test_gpu_cross_entropy"),
 }
@@ -73,7 +73,7 @@ def outcome(tests: Iterable[str], changes: dict[str, str]) -> Outcome:
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for part in ("kernels", "tests"):
+        for part in ("kernels", "tests", "bench"):
             shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", folder)
         for path, source in changes.items():

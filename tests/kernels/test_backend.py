@@ -20,6 +20,7 @@ def compiled(monkeypatch):
     monkeypatch.setattr(backend, "_TRITON_INSTALLED", True)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card 9000")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +66,15 @@ def test_tensors_that_our_kernels_do_not_take(tensors, obstacle):
     with pytest.raises(ValueError, match=f"impl='triton' cannot run here: {obstacle}"):
         choose(GPU, "triton", **tensors)
     assert choose(GPU, dtype=torch.bfloat16, head_dim=256).impl == "triton"
+
+
+@pytest.mark.usefixtures("compiled")
+def test_attention_needs_the_shared_memory_of_ampere(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert choose(GPU).impl == "triton"  # cross-entropy runs
+    assert choose(GPU, head_dim=64).impl == "torch"
+    with pytest.raises(ValueError, match="wants the shared memory of Ampere, which a Card 9000 lacks"):
+        choose(GPU, "triton", head_dim=64)
 
 
 @pytest.mark.parametrize("impl", ["torch", "eager"])

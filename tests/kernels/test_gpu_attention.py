@@ -9,6 +9,7 @@ pytest.importorskip("triton")
 
 from kernels import Packing, attention, reference
 from kernels.gpu import attention_launch as operators
+from kernels.gpu.attention import Strides
 from tests.kernels.attention_cases import ADVERSARIAL, DEVICE, Case, check, draw_case, run_triton
 from tests.kernels.interpreter import GuardBands, recorded_addresses, reversed_programs
 
@@ -100,6 +101,33 @@ def test_one_fused_projection_is_read_in_place():
     torch.testing.assert_close(ours, reference.attention(q, k, v, causal=True), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("known", ["q_lengths", "k_lengths"])
+def test_lengths_of_one_side_alone(known):
+    """The other side is as long as its tensor."""
+    (q, k, v), _ = Case((20, 20), (33, 33)).tensors()
+    lengths = {known: torch.tensor([7, 20], device=DEVICE)}
+    ours = attention(*(x.float() for x in (q, k, v)), **lengths, causal=True, impl="triton")
+    expected = reference.attention(q, k, v, **lengths, causal=True)
+    torch.testing.assert_close(ours.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("S", [33, 40])
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_window_wider_than_32_bits_hides_nothing(causal, S):
+    case = Case((40,), (S,), options={"causal": causal})
+    for window in (2**31 - 1, 2**40):
+        windowed = Case((40,), (S,), options={"causal": causal, "window": window})
+        for a, b in zip(run_triton(case), run_triton(windowed), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+
+
+def test_a_soft_cap_of_0_is_no_other_number():
+    """`kernels.attention` refuses it; one that came here all the same must become neither 1 nor none."""
+    q, launch = torch.zeros(1, 20, 2, 16), operators.INTERPRETER.forward
+    arguments = operators._arguments(q, q, "", 20, 20, 20, False, None, 0.25, 0.0, 0.0, 0, launch)
+    assert operators.kernels.Scores(0.25, 0.0, None) in arguments
+
+
 def test_any_other_strides_are_copied_not_misread():
     q, k, v = (torch.randn(2, 2, 16, 20, device=DEVICE).permute(0, 3, 1, 2) for _ in range(3))  # heads broken up
     ours = attention(q, k, v, impl="triton")
@@ -134,6 +162,23 @@ def test_each_gradient_alone_is_that_of_all():
         out.backward(Case((20,), (20,)).gradient(out))
         assert torch.equal(leaves[i].grad.double(), expected)
         assert sum(x.grad is not None for x in leaves) == 1
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")  # of the interpreter: ∞ − ∞
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("row", [0, 3])
+def test_queries_that_are_not_finite_show(row, value):
+    """As in the definition: NaN, but 0 where all scores that row 0 has are −∞, as if it saw nothing."""
+    (q, k, v), _ = Case((20,), (20,), H=4, G=2).tensors()
+    q, k, v = (x.float() for x in (q, k, v))
+    q[0, row, :, 0] = value
+    ours = attention(q, k, v, causal=True, impl="triton")
+    expected = reference.attention(q, k, v, causal=True)
+    assert bool(expected[0, row].isnan().any())
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5, equal_nan=True)
+    q.requires_grad_()
+    attention(q, k, v, causal=True, impl="triton").sum().backward()
+    assert torch.equal(q.grad.isnan(), expected.isnan())
 
 
 def test_inputs_are_not_written_to():
@@ -201,17 +246,21 @@ def test_the_same_bits_every_time():
     assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
 
 
+def raw_arguments(strides: Strides, T: int, H: int, N: int, D: int, bounds: str) -> tuple:
+    """What a kernel takes behind its pointers, without any option."""
+    launch = operators.INTERPRETER.forward
+    block = operators.kernels.Block(launch.block_m, launch.block_n, D)
+    scores = operators.kernels.Scores(1.0, None, None)
+    return strides, strides, T, T, H, N, scores, None, 0, D, 1, bounds, False, block
+
+
 @interpreted
 def test_offsets_beyond_32_bits():
     """Strides so large that offsets of batch, token and head all overflow: every address must be right."""
     B, T, H, D = 2, 40, 2, 16
     strides = 2**35, 2**28 + 16, 2**33 + 8
     x = torch.zeros(16)
-    launch = operators.INTERPRETER.forward
-    arguments = (
-        *(*strides, *strides, T, T, H, B * T, 1.0, 1.0, 0, 0, 0, 1.0),
-        *(1, D, D, launch.block_m, launch.block_n, "", False, False, False, False),
-    )
+    arguments = raw_arguments(Strides(*strides), T, H, B * T, D, "")
     b, t, h, d = (torch.arange(n) for n in (B, T, H, D))
     offsets = (b[:, None] * strides[0] + t * strides[1])[..., None] + h * strides[2]
     expected = {x.data_ptr() + 4 * i for i in (offsets[..., None] + d).flatten().tolist()}
@@ -235,12 +284,7 @@ def test_rows_beyond_32_bits():
     """Packed rows so far down that offsets in every contiguous tensor overflow: outputs, gradients, sums of rows."""
     n, H, D, start = 16, 2, 16, 2**31 - 40
     N, bounds = start + n, torch.tensor([start, start + n], dtype=torch.int32)
-    launch = operators.INTERPRETER.forward
-    arguments = (
-        *(0, H * D, D, 0, H * D, D),
-        *(n, n, H, N, 1.0, 1.0, 0, 0, 0, 1.0),
-        *(1, D, D, launch.block_m, launch.block_n, "packed", False, False, False, False),
-    )
+    arguments = raw_arguments(Strides(0, H * D, D), n, H, N, D, "packed")
     wide, narrow = torch.zeros(1), torch.zeros(1)  # (N, H, D) and (H, N)
     rows, heads = torch.arange(start, N), torch.arange(H)
     of_wide = {wide.data_ptr() + 4 * i for i in range(start * H * D, N * H * D)}

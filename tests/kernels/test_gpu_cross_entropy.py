@@ -239,6 +239,9 @@ def test_order_of_programs_does_not_matter(V):
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
+PLAIN = operators.Loss(IGNORED, 1.0, 0.0, 0.0)
+
+
 @interpreted
 def test_offsets_need_64_bits():
     """Row 2 of rows that are 2³⁰ + 64 long begins beyond 2³¹ elements."""
@@ -247,12 +250,10 @@ def test_offsets_need_64_bits():
     targets, small = torch.zeros(3, dtype=torch.int64), torch.zeros(2, 3)
     with recorded_addresses() as addresses:
         operators.forward_kernel[(3,)](
-            logits, targets, None, small, None, small, grad, stride, stride, 3, 5, IGNORED, 1.0, 0.0, 0.0,
+            logits, targets, None, small, None, small, grad, stride, stride, 3, 5, PLAIN,
             SMOOTH=False, IN_REGISTERS=True, BLOCK=8,
         )  # fmt: skip
-        operators.backward_kernel[(3, 1)](
-            logits, targets, small, small, grad, stride, stride, 1, 3, 5, IGNORED, 1.0, 0.0, 0.0, BLOCK=8
-        )
+        operators.backward_kernel[(3, 1)](logits, targets, small, small, grad, stride, stride, 1, 3, 5, PLAIN, BLOCK=8)
     last = 4 * (2 * stride + 4)
     assert logits.data_ptr() + last in addresses["load"]
     assert grad.data_ptr() + last in addresses["store"]
@@ -267,7 +268,7 @@ def test_a_wrong_target_reads_nothing():
     logits, targets, outputs = torch.zeros(2, 4), torch.tensor([-1, 4]), torch.zeros(2, 2)
     with recorded_addresses(targets) as addresses:
         operators.forward_kernel[(2,)](
-            logits, targets, None, outputs, None, outputs, None, 4, 0, 2, 4, IGNORED, 1.0, 0.0, 0.0,
+            logits, targets, None, outputs, None, outputs, None, 4, 0, 2, 4, PLAIN,
             SMOOTH=False, IN_REGISTERS=True, BLOCK=4,
         )  # fmt: skip
     assert addresses["load"] == {logits.data_ptr() + 4 * i for i in range(8)}
