@@ -53,7 +53,7 @@ from minillm.tasks import TASKS
 from minillm.tasks.base import Task, WritingTask
 from minillm.tokenizer import Tokenizer
 
-WRITING = {name: task for name, task in TASKS.items() if issubclass(task, WritingTask)}
+WRITING = {name: task for name, task in TASKS.items() if issubclass(task, WritingTask)}  # which have policies
 DEFAULT_MINUTES = 3.0
 LOOK_EVERY = 10  # steps between looks at the KL to the start, which costs a pass of the starting model
 GLANCE = 500  # dev examples looked at during training; all of them before and after
@@ -86,7 +86,7 @@ class Args:
 
 def check(args: Args) -> Args:
     """The options with a budget. UserError for those that make no sense whatever the data is."""
-    if args.task not in WRITING:
+    if not issubclass(TASKS.get(args.task, object), WritingTask):
         raise UserError(f"--task {args.task} is not one of {', '.join(WRITING)}")
     cli.require_choices(args, skip=("task",))
     if args.options:
@@ -228,18 +228,17 @@ def train(args: Args, console: Console | None = None) -> Run:
     console = console or Console(soft_wrap=True)
     if args.resume:
         refuse_beside_resume(args)
-        args = resumed(args, "rl", WRITING)
+        args = resumed(args, "rl", TASKS)
     else:
         args = check(args)
         Run.vacant(args.out, f"{args.task}-rl")  # noticed before, and not after, a start is trained
         start = find_start(args, console)
-        options = inherited_options(start, WRITING[args.task], args.options)
+        options = inherited_options(start, TASKS[args.task], args.options)
         args = dataclasses.replace(args, init=start, options=options)
     placement = place(args.precision, args.kernels)
     args = dataclasses.replace(args, precision=placement.precision)
-    task = WRITING[args.task](args.options, args.seed)
+    task = TASKS[args.task](args.options, args.seed)
     start, tokenizer = open_start(args.init, task)
-    task.adapt(start, tokenizer)
     start.to(placement.device).eval().compute_dtype = placement.dtype
     model = copy.deepcopy(start)
     torch.manual_seed(args.seed)

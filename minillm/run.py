@@ -11,6 +11,7 @@ curves.png               the log as a picture
 """
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -84,6 +85,10 @@ class Run:
     def options(self) -> dict[str, Any]:
         """The options that made it. UserError."""
         return read_json(self.path("args.json"))
+
+    @property
+    def resume_command(self) -> str:
+        return f"python train_{self.options().get('script', 'sft')}.py --resume {shlex.quote(str(self.folder))}"
 
     def save_model(self, model: nn.Module) -> None:
         checkpoint.save(model, self.folder)

@@ -80,17 +80,18 @@ class Session:
                 self.share = self.share_done()
                 if self.share >= 1:
                     break
-                self.set_lr(schedule(self.share, self.budget.warmup))
+                # Of a number of steps each has the rate of its middle, so that a single step learns, too.
+                half = 0.5 / self.budget.steps if self.budget.steps else 0.0
+                self.set_lr(schedule(self.share + half, self.budget.warmup))
                 yield self.progress.step
                 if self.progress.seconds - saved > SAVE_SECONDS:
                     saved = self.progress.seconds
                     self.save()
-            self.progress.is_over = not stop.is_set()
+            self.progress.is_over |= not stop.is_set()
             self.save()
         if stop.is_set():
-            self.console.print(
-                f"stopped at step {self.progress.step}; go on with --resume {self.run.folder}", markup=False
-            )
+            going_on = f"go on with: {self.run.resume_command}"
+            self.console.print(f"stopped at step {self.progress.step}; {going_on}", markup=False)
             raise KeyboardInterrupt
 
     def share_done(self) -> float:

@@ -29,16 +29,12 @@ def prepare(args: Args, task: Task) -> tuple[Args, nn.Module, Tokenizer, Corpus]
     """All that supervised training needs before its first step: its options, complete, the model, its tokenizer, the
     documents. UserError."""
     if args.resume:
-        model, tokenizer = resume_start(args.resume)
+        model, tokenizer = resume_start(args.resume, task)
     else:
         model, tokenizer = open_start(args.init, task) if args.init else (None, task.tokenizer())
         args = complete(args, task.recipe(model, args.minutes))
         torch.manual_seed(args.seed)
         model = with_dropout(model, args.dropout) if model else new_start(task, tokenizer, args)
-    try:
-        task.adapt(model, tokenizer)
-    except UserError as error:
-        raise UserError(f"--init {args.init}: {error}") from None
     corpus = Corpus(lambda epoch: draw(task, tokenizer, args.seed, epoch), args.seed, task.is_redrawn)
     if args.batch_examples:
         args = dataclasses.replace(args, batch_tokens=max(1, round(args.batch_examples * corpus.table.lengths.mean())))
@@ -63,23 +59,33 @@ def open_start(init: Path | str, task: Task) -> tuple[nn.Module, Tokenizer]:
         raise UserError(f"{path} is not finished; go on with --resume {path} first")
     saved = checkpoint.open_checkpoint(path)
     classes = task.classes and (saved.tells_apart(task.classes) or task.classes)  # in the checkpoint's order
-    return saved.load(task.head, classes), load_tokenizer(path)
+    model, tokenizer = saved.load(task.head, classes), load_tokenizer(path)
+    try:
+        task.adapt(model, tokenizer)
+    except UserError as error:
+        raise UserError(f"--init {init}: {error}") from None
+    return model, tokenizer
 
 
-def resume_start(folder: Path) -> tuple[nn.Module, Tokenizer]:
+def resume_start(folder: Path, task: Task) -> tuple[nn.Module, Tokenizer]:
     """A model of the shape that an unfinished run has, its weights still to be filled in, and its tokenizer."""
-    return checkpoint.Checkpoint(folder, read_json(folder / "config.json"), {}).new(), load_tokenizer(folder)
+    model = checkpoint.Checkpoint(folder, read_json(folder / "config.json"), {}).new()
+    tokenizer = load_tokenizer(folder)
+    task.adapt(model, tokenizer)
+    return model, tokenizer
 
 
 def new_start(task: Task, tokenizer: Tokenizer, args: Any) -> nn.Module:
     """A model from scratch of the shape that `args` have. UserError where that cannot be."""
     try:
-        return task.new_model(tokenizer, args)
+        model = task.new_model(tokenizer, args)
     except ValueError as error:
         raise UserError(f"there is no such model: {error}") from None
     except (RuntimeError, MemoryError) as error:
         sizes = " ".join(f"--{name} {vars(args)[name]}" for name in OF_SHAPE)
         raise UserError(f"there is no memory for a model of {sizes}: {error}") from None
+    task.adapt(model, tokenizer)
+    return model
 
 
 def with_dropout(model: nn.Module, p: float | None) -> nn.Module:

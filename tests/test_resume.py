@@ -106,7 +106,7 @@ def test_interrupted_in_a_step(training, call, monkeypatch, number, kind):
         interrupt_at_step(patch, number, kind)
         code, out, _ = call(script, **options, out="cut")
     assert code == 130
-    told = re.search(r"stopped at step (\d+); go on with --resume cut", " ".join(out.split()))
+    told = re.search(r"stopped at step (\d+); go on with: python train_\w+.py --resume cut", " ".join(out.split()))
     assert told
     assert int(told[1]) in (number - 1, number)  # it may finish the step first
     assert not Path("cut/metrics.json").exists()
@@ -208,7 +208,7 @@ def test_a_real_signal_to_a_real_process(tmp_path, words, kind):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert "go on with --resume cut" in " ".join(out.split())
+    assert "py --resume cut" in " ".join(out.split())
     seen = scripts.steps_of(tmp_path / "cut")
     assert number <= len(seen) < steps
     args = json.loads((tmp_path / "cut" / "args.json").read_text())

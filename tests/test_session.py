@@ -35,6 +35,7 @@ def make(tmp_path):
         model = gpt().float()
         run = Run(tmp_path / name)
         run.folder.mkdir(exist_ok=True)
+        run.path("args.json").write_text('{"script": "sft"}')
         console = Console(file=io.StringIO(), width=200)
         return Session(budget(**choices), run, model, optim.muon(model, 0.01, 0.005), console)
 
@@ -91,7 +92,8 @@ def test_learning_rates_are_shares_of_the_first(make):
 def test_learning_rates_follow_the_share_of_the_steps(make):
     session, seen = make(steps=8, warmup=0.25), []
     for step in session:
-        assert rates(session) == pytest.approx([0.01 * schedule(step / 8, 0.25), 0.005 * schedule(step / 8, 0.25)])
+        middle = (step + 0.5) / 8  # so that a training of one step learns, too
+        assert rates(session) == pytest.approx([0.01 * schedule(middle, 0.25), 0.005 * schedule(middle, 0.25)])
         seen.append(step)
         session.log(loss=1.0)
     assert seen == list(range(8))
@@ -157,7 +159,7 @@ def test_a_step_is_a_line_of_the_log_and_totals_add_up(make):
     assert [record["tokens"] for record in records] == [10, 21, 33]
     assert [record["loss"] for record in records] == [0.5, 0.375, 0.25]
     assert all(record.keys() == {"step", "seconds", "lr", "loss", "tokens"} for record in records)
-    assert records[0]["lr"] == 0.0  # at its warm-up's beginning
+    assert records[0]["lr"] > records[-1]["lr"] > 0  # of the middle of each step
     assert session.progress.totals == {"tokens": 33}
 
 
@@ -263,7 +265,7 @@ def test_a_signal_lets_the_step_end_and_saves(make, number):
         go_through(session, work)
     assert session.progress.step == 4
     assert signal.getsignal(number) is before
-    assert f"stopped at step 4; go on with --resume {session.run.folder}" in said(session)
+    assert f"stopped at step 4; go on with: python train_sft.py --resume {session.run.folder}" in said(session)
     other, seen = make(steps=9), []
     other.restore()
     for step in other:

@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from minillm.generate import GREEDY, Sampling
 from speakers import write_gpt
 
 from kernels import Packing
 from minillm.commands.speaker import Speaker, Wording
 from minillm.errors import UserError
+from minillm.generate import GREEDY, Sampling
 from minillm.published import checkpoint
 from minillm.published.subwords import load_tokenizer
 from minillm.tokenizer import Stream

@@ -4,6 +4,7 @@ One script trains all tasks by example and one by reward; neither knows any of t
 tasks share whose answers are written, token by token, by a GPT.
 """
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -175,4 +176,4 @@ class WritingTask(Task):
         return samples_table(examples, answers, "held-out examples")
 
     def next_command(self, folder: Path) -> str:
-        return f"python train_rl.py --task {self.name} --init {folder}"
+        return f"python train_rl.py --task {self.name} --init {shlex.quote(str(folder))}"

@@ -1,5 +1,6 @@
 """Classification: which class a text, or a pair of texts, belongs to. The data is the user's own, JSONL or CSV."""
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -146,7 +147,7 @@ class Classify(Task):
         return mistakes_table(worst_mistakes(examples, answers), "the mistakes that it was surest of")
 
     def next_command(self, folder: Path) -> str:
-        return f'python -m minillm classify {folder} "a text of your own"'
+        return f'python -m minillm classify {shlex.quote(str(folder))} "a text of your own"'
 
 
 def worst_mistakes(examples: Sequence[Labelled], answers: Sequence[Prediction]) -> list[tuple[Labelled, Prediction]]:
