@@ -32,7 +32,7 @@ from train import BENCH, Worker, fill, started
 from kernels import Packing
 from minillm.generate import generate
 from minillm.gpt import GPT, GPTConfig
-from minillm.inference import load_ready, ready
+from minillm.inference import ready
 from minillm.published import checkpoint
 from minillm.sampling import GREEDY
 
@@ -93,7 +93,7 @@ def work(path: Path, prompts: Path, dtype: str, quantize: str | None) -> None:
     tokens = load_file(prompts)["prompts"].tolist()
 
     def load() -> GPT:
-        return load_ready(checkpoint.open_checkpoint(path), getattr(torch, dtype), quantize)
+        return checkpoint.load_ready(checkpoint.open_checkpoint(path), getattr(torch, dtype), quantize)
 
     serve(load, lambda model: [sample.tokens for sample in generate(model, tokens, NEW, sampling=GREEDY)])
 
@@ -101,7 +101,7 @@ def work(path: Path, prompts: Path, dtype: str, quantize: str | None) -> None:
 @torch.inference_mode()
 def perplexity(path: Path, quantize: str | None, num_tokens: int = 4096, window: int = 512) -> float:
     """exp of the mean −log p of a text's tokens, each seen with up to 511 before it."""
-    from minillm.published.subwords import load_tokenizer
+    from minillm.published.vocabularies import load_tokenizer
 
     model = ready(checkpoint.load(path), quantize)
     ids = torch.tensor(load_tokenizer(path).encode(TEXT.read_text(encoding="utf-8")[: 8 * num_tokens])[:num_tokens])

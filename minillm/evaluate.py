@@ -1,12 +1,19 @@
-"""Greedy answers of a model to the examples of a task, and the task's metrics of them."""
+"""Greedy answers of a model to the examples of a task, and the task's metrics of them; outputs of models that read."""
 
 from collections.abc import Sequence
 
+import numpy as np
+import torch
+
+from minillm.batching import LabelledCorpus, cut
+from minillm.errors import NOT_FINITE, UserError
 from minillm.generate import generate
 from minillm.gpt import GPT
+from minillm.heads import Head
 from minillm.metrics import Interval
 from minillm.sampling import GREEDY
 from minillm.tasks import AnswerTask, Example
+from minillm.tokenizer import Tokenizer, read_texts
 
 BATCH = 1024  # prompts answered at once
 
@@ -30,3 +37,35 @@ def answer(model: GPT, task: AnswerTask, examples: Sequence[Example]) -> list[st
 def evaluate(model: GPT, task: AnswerTask, examples: Sequence[Example]) -> dict[str, Interval]:
     """The task's metrics of the model's greedy answers."""
     return task.measure(examples, answer(model, task, examples))
+
+
+# ---- texts through a model that reads ------------------------------------------------------------
+
+BATCH_TOKENS = 4096
+
+Texts = tuple[str, ...]  # what is read as one: a text, or a pair of them
+
+
+@torch.inference_mode()
+def read(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarray:
+    """What a model that reads (BERT and its heads, GPT as a classifier) puts out for each of n texts: (n, C) float64.
+
+    A text too long for the model is cut to what it reads. Leaves the model in the mode it found. UserError if the
+    vocabulary is not the model's, or for an output that is NaN or infinite.
+    """
+    if model.lower_case:
+        texts = [tuple(text.lower() for text in each) for each in texts]
+    ids = read_texts(tokenizer, texts, model.config.vocab_size, model.max_seq_len)
+    corpus = LabelledCorpus(ids, [0] * len(texts))
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    batches = cut(np.arange(len(texts)), corpus.lengths, BATCH_TOKENS)
+    found = []
+    for indices in batches:
+        batch = corpus.batch(indices).to(device)
+        found.append(model(batch.tokens, batch.packing, batch.segments).double().cpu().numpy())
+    model.train(was_training)
+    if not all(np.isfinite(each).all() for each in found):
+        raise UserError(NOT_FINITE)
+    return np.concatenate(found)[np.argsort(np.concatenate(batches))]

@@ -17,8 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minillm.layers import MLP, LayerNorm, Linear, RMSNorm
-from minillm.process import return_freed_memory
-from minillm.published.checkpoint import Checkpoint
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -49,16 +47,6 @@ def ready(model: nn.Module, quantize: str | None = None) -> nn.Module:
     twin.is_ready, twin.compute_dtype = True, dtype
     twin.num_parameters = sum(parameter.numel() for parameter in model.parameters())
     return twin
-
-
-def load_ready(
-    saved: Checkpoint, dtype: torch.dtype, quantize: str | None = None, device: torch.device | str = "cpu"
-) -> nn.Module:
-    """The GPT of a checkpoint, ready in that dtype; the weights as they were loaded take no memory any more."""
-    model = saved.load("lm", dtype=torch.float32 if quantize else dtype).to(device)
-    model = ready(model, quantize)
-    return_freed_memory()
-    return model
 
 
 class _Converter:

@@ -14,14 +14,15 @@ from torch import Tensor
 from kernels import cross_entropy
 from minillm.batching import LabelledBatch, LabelledCorpus, cut
 from minillm.bert import BERTConfig
-from minillm.classifier import Classifier
 from minillm.errors import UserError
+from minillm.evaluate import read
 from minillm.gpt import GPTConfig
 from minillm.heads import SequenceClassifier
 from minillm.learners.base import Shape
 from minillm.optim import adamw_under_head
 from minillm.published import checkpoint
-from minillm.published.subwords import learn_wordpiece, load_tokenizer
+from minillm.published.subwords import learn_wordpiece
+from minillm.published.vocabularies import load_tokenizer
 from minillm.report import mistakes_table
 from minillm.run import Run
 from minillm.tasks.base import Recipe
@@ -44,7 +45,7 @@ class Labeller:
             raise UserError(f"--model {kind} is for a model from scratch, but --init {init} names one")
         if init:
             path = checkpoint.resolve(init)
-            classes = checkpoint.open_checkpoint(path).tells_apart(task.classes) or task.classes
+            classes = checkpoint.open_checkpoint(path).matching_classes(task.classes) or task.classes
             self.tokenizer, self.classes = load_tokenizer(path), list(classes)
             self.pretrained = checkpoint.load(path, head="classify", classes=classes)
             self.max_seq_len = self.pretrained.config.max_seq_len
@@ -112,7 +113,7 @@ class Labeller:
 
     def answer(self, model: SequenceClassifier, examples: Sequence[Labelled]) -> list[Guess]:
         texts = [example.texts for example in examples]
-        probabilities = Classifier(model, self.tokenizer).probabilities(texts)
+        probabilities = torch.from_numpy(read(model, self.tokenizer, texts)).softmax(dim=-1).numpy()
         best = probabilities.argmax(axis=1)
         return [Guess(self.classes[k], float(p[k])) for k, p in zip(best, probabilities, strict=True)]
 

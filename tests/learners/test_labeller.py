@@ -16,10 +16,11 @@ import minillm.curves
 import train_sft
 from kernels import backend
 from minillm import cli
-from minillm.classifier import Classifier
 from minillm.errors import UserError
+from minillm.evaluate import read
 from minillm.learners import Labeller
 from minillm.published import checkpoint
+from minillm.published.vocabularies import load_tokenizer
 from minillm.tasks import load_task
 
 pytest.importorskip("tokenizers")
@@ -70,6 +71,12 @@ def run(request, tmp_path_factory, files):
     return folder
 
 
+def probabilities_of(run, texts, dtype=torch.float32):
+    """→ (n, K), the classes"""
+    model = checkpoint.load(run, head="classify", dtype=dtype)
+    return torch.from_numpy(read(model, load_tokenizer(run), texts)).softmax(dim=-1).numpy(), model.classes
+
+
 # ---- what it learns, and what it leaves behind ---------------------------------------------------
 
 
@@ -94,26 +101,22 @@ def test_metrics_say_what_there_is_to_say(run):
 
 
 def test_predictions_are_those_that_were_measured(run, files):
-    classifier = Classifier.open(run)
     examples = [json.loads(line) for line in files["dev"].read_text().splitlines()]
-    probabilities = classifier.probabilities([(example["text"],) for example in examples])
+    probabilities, classes = probabilities_of(run, [(example["text"],) for example in examples])
     assert probabilities.sum(axis=1) == pytest.approx(np.ones(60))
-    right = [classifier.classes[p.argmax()] == e["label"] for p, e in zip(probabilities, examples, strict=True)]
+    right = [classes[p.argmax()] == e["label"] for p, e in zip(probabilities, examples, strict=True)]
     assert np.mean(right) == json.loads((run / "metrics.json").read_text())["dev_accuracy"]
 
 
 def test_probabilities_depend_on_nothing_but_the_text(run):
-    classifier = Classifier.open(run)
-    classifier.model.double()
     texts = [("a great film",), ("awful",), ("it was quite poor the film it was",)]
-    together = classifier.probabilities(texts)
-    alone = np.concatenate([classifier.probabilities([text]) for text in texts])
+    together, _ = probabilities_of(run, texts, torch.float64)
+    alone = np.concatenate([probabilities_of(run, [text], torch.float64)[0] for text in texts])
     np.testing.assert_allclose(together, alone, rtol=1e-12)
 
 
 def test_a_text_that_is_too_long_is_cut(run):
-    classifier = Classifier.open(run)
-    assert classifier.probabilities([("great " * 2000,)]).shape == (1, 2)
+    assert probabilities_of(run, [("great " * 2000,)])[0].shape == (1, 2)
 
 
 def test_transformers_sees_the_same_model(run):
@@ -121,12 +124,11 @@ def test_transformers_sees_the_same_model(run):
     texts = ["a great film", "awful", "it was quite poor the film it was"]
     model = transformers.AutoModelForSequenceClassification.from_pretrained(run).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(run)
-    classifier = Classifier.open(run)
-    ours = classifier.probabilities([(text,) for text in texts])
+    ours, classes = probabilities_of(run, [(text,) for text in texts])
     for text, row in zip(texts, ours, strict=True):
         theirs = model(**tokenizer(text, return_tensors="pt")).logits.softmax(-1)[0].tolist()
         assert row == pytest.approx(theirs, abs=1e-5)
-    assert [model.config.id2label[i] for i in range(2)] == list(classifier.classes) == ["bad", "good"]
+    assert [model.config.id2label[i] for i in range(2)] == list(classes) == ["bad", "good"]
 
 
 # ---- the loss ------------------------------------------------------------------------------------
