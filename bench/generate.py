@@ -100,7 +100,7 @@ def work(path: Path, prompts: Path, dtype: str, quantize: str | None) -> None:
 @torch.inference_mode()
 def perplexity(path: Path, quantize: str | None, num_tokens: int = 4096, window: int = 512) -> float:
     """exp of the mean −log p of a text's tokens, each seen with up to 511 before it."""
-    from minillm.published.subwords import load_tokenizer
+    from minillm.published.vocabularies import load_tokenizer
 
     model = ready(checkpoint.load(path), quantize)
     ids = torch.tensor(load_tokenizer(path).encode(TEXT.read_text(encoding="utf-8")[: 8 * num_tokens])[:num_tokens])

@@ -4,14 +4,19 @@ import argparse
 import dataclasses
 import math
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any, TypeVar, get_type_hints
 
 from minillm.errors import UserError
 
 Args = TypeVar("Args")
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def option(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
@@ -135,6 +140,27 @@ def require_choices(args: Any, skip: Sequence[str] = ()) -> None:
 def require_seed(args: Any) -> None:
     if not 0 <= args.seed < 2**63:
         raise UserError(f"--seed {args.seed} must not be negative, nor 2^63 or more")
+
+
+@contextmanager
+def postponed_signals(numbers: Sequence[int] = STOP_SIGNALS) -> Iterator[Event]:
+    """Within it Ctrl-C, SIGTERM and SIGHUP set the event, so that a step is never half done; a second one raises."""
+    asked = Event()
+
+    def ask(*_: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+        yield asked
+        return
+    previous = {number: signal.signal(number, ask) for number in numbers}
+    try:
+        yield asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):

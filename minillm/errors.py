@@ -3,7 +3,7 @@
 import importlib
 from types import ModuleType
 
-NO_NUMBERS = "the model computes what are no numbers; its files are damaged, or were not made for it"
+NOT_FINITE = "the model computes NaN or infinite values; its files are damaged, or were not made for it"
 
 
 class UserError(Exception):

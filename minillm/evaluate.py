@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from minillm.batching import Document, cut, pack
-from minillm.errors import NO_NUMBERS, UserError
+from minillm.errors import NOT_FINITE, UserError
 from minillm.generate import GREEDY, generate
 from minillm.gpt import GPT
 from minillm.heads import Head
@@ -62,7 +62,7 @@ def read(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarra
         found.append(model(batch.tokens, batch.packing, batch.segments).double().cpu().numpy())
     model.train(was_training)
     if not all(np.isfinite(each).all() for each in found):
-        raise UserError(NO_NUMBERS)
+        raise UserError(NOT_FINITE)
     return np.concatenate(found)[np.argsort(np.concatenate(batches))]
 
 

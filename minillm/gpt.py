@@ -5,7 +5,6 @@ Letters: B sequences, N tokens (packed), C width, H query heads, G key/value hea
 
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +12,8 @@ from torch import Tensor, nn
 from kernels import Packing, attention, linear_cross_entropy
 from minillm import layers
 from minillm.batching import Batch
+from minillm.inference import KVCache
 from minillm.layers import Attend, Attention, Linear, Rotation, dropout
-
-if TYPE_CHECKING:
-    from minillm.inference import KVCache
 
 
 @dataclass(frozen=True)
@@ -124,7 +121,7 @@ class GPT(nn.Module):
             nn.init.zeros_(block.mlp.down.weight)
         nn.init.normal_(self.output.weight, std=0.02)
 
-    def forward(self, tokens: Tensor, packing: Packing, cache: "KVCache | None" = None) -> Tensor:
+    def forward(self, tokens: Tensor, packing: Packing, cache: KVCache | None = None) -> Tensor:
         """Hidden states (N, C) of packed tokens (N,) int64; `logits` or `loss` turn them into predictions.
 
         With a cache, the tokens continue the cached sequences and are added to them.

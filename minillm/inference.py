@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from kernels import Packing, attention
 from kernels.backend import implementation
 from kernels.cpu.attention import Step, laid_out
-from minillm.gpt import GPT
 from minillm.layers import MLP, Attend, LayerNorm, Linear, RMSNorm
 
 Layer = Callable[[Tensor], Tensor]
@@ -171,8 +170,8 @@ class KVCache:
         self.layers = [(empty, empty)] * num_layers
 
     @classmethod
-    def of(cls, model: GPT, batch: int, capacity: int) -> "KVCache":
-        """An empty cache for `batch` sequences of up to `capacity` tokens of this model."""
+    def of(cls, model: nn.Module, batch: int, capacity: int) -> "KVCache":
+        """An empty cache for `batch` sequences of up to `capacity` tokens of this GPT."""
         config, weight = model.config, model.tokens.weight
         like = weight.new_empty(0, dtype=model.compute_dtype or weight.dtype)
         heads = config.num_heads, config.num_kv_heads, config.head_dim

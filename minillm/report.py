@@ -75,14 +75,14 @@ def mistakes_table(mistakes: Sequence[tuple[Any, Any]], title: str) -> Table:
     return table
 
 
-def harmless(text: str) -> str:
-    """Without control characters but tabs and line ends: a model must not rewrite what stands on a terminal."""
+def without_control_characters(text: str) -> str:
+    """Tabs and line ends stay: a model must not rewrite what stands on a terminal."""
     return CONTROL.sub("", text)
 
 
 def cells(*texts: str) -> list[Text]:
     """For a row of a table: brackets are no markup."""
-    return [Text(harmless(text)) for text in texts]
+    return [Text(without_control_characters(text)) for text in texts]
 
 
 def shortened(text: str, length: int = 160) -> str:

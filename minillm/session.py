@@ -10,13 +10,9 @@ A session is no trainer: it calls nothing of the script, and what a step does st
 import dataclasses
 import json
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Event
 from typing import Any, Protocol, TextIO
 
 import torch
@@ -25,7 +21,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from torch import nn
 
-from minillm import curves, state
+from minillm import cli, curves, state
 from minillm.errors import UserError
 from minillm.files import Tensors, write_tensors
 from minillm.metrics import Interval
@@ -35,7 +31,6 @@ from minillm.run import Run
 
 SAVE_SECONDS = 60  # between checkpoints
 LINE_SECONDS = 10  # between lines of progress where there is no terminal
-STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 
 
@@ -75,7 +70,7 @@ class Session:
         """The number of one step after the other. KeyboardInterrupt, saved, where a signal asked to stop."""
         saved = self.progress.seconds
         self.started = time.monotonic() - self.progress.seconds
-        with postponed_signals() as stop, ProgressBar(self.console) as self.bar:
+        with cli.postponed_signals() as stop, ProgressBar(self.console) as self.bar:
             while not self.progress.is_over and not stop.is_set():
                 self.share = self.share_done()
                 if self.share >= 1:
@@ -202,27 +197,6 @@ def schedule(share: float, warmup: float) -> float:
     if share < warmup:
         return share / warmup
     return max(0.0, (1 - share) / (1 - warmup))
-
-
-@contextmanager
-def postponed_signals() -> Iterator[Event]:
-    """Within it Ctrl-C, SIGTERM and SIGHUP set the event, so that a step is never half done; a second one raises."""
-    asked = Event()
-
-    def ask(*_: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
-        yield asked
-        return
-    previous = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
-    try:
-        yield asked
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 class ProgressBar:

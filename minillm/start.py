@@ -13,7 +13,7 @@ from minillm.errors import UserError
 from minillm.files import read_json
 from minillm.gpt import GPT
 from minillm.published import checkpoint
-from minillm.published.subwords import load_tokenizer
+from minillm.published.vocabularies import load_tokenizer
 from minillm.run import Run
 from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer
@@ -58,7 +58,7 @@ def open_start(init: Path | str, task: Task) -> tuple[nn.Module, Tokenizer]:
     if (path / "args.json").exists() and not (path / "model.safetensors").exists():
         raise UserError(f"{path} is not finished; go on with --resume {path} first")
     saved = checkpoint.open_checkpoint(path)
-    classes = task.classes and (saved.tells_apart(task.classes) or task.classes)  # in the checkpoint's order
+    classes = task.classes and (saved.matching_classes(task.classes) or task.classes)  # in the checkpoint's order
     model, tokenizer = saved.load(task.head, classes), load_tokenizer(path)
     try:
         task.adapt(model, tokenizer)

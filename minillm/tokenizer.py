@@ -1,7 +1,7 @@
 """Text to token ids and back: what every tokenizer can do, and the one whose tokens are given symbols.
 
-A vocabulary of symbols is a `tiktoken.Encoding`, so nothing is fetched. `subwords.py` has the tokenizers of published
-checkpoints, and `load_tokenizer`, which reads whichever a folder or a file holds.
+A vocabulary of symbols is a `tiktoken.Encoding`, so nothing is fetched. published/ has the tokenizers of published
+checkpoints, and `vocabularies.load_tokenizer`, which reads whichever a folder or a file holds.
 """
 
 import re

@@ -13,7 +13,7 @@ import train_sft
 from minillm.errors import UserError
 from minillm.files import write_json
 from minillm.published import checkpoint
-from minillm.published.subwords import load_tokenizer
+from minillm.published.vocabularies import load_tokenizer
 from minillm.run import Run, options_of
 from minillm.start import open_start
 from minillm.state import weights_of

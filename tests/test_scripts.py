@@ -16,7 +16,7 @@ import minillm.tasks.arithmetic as arithmetic
 import train_rl
 import train_sft
 from minillm.published import checkpoint
-from minillm.published.subwords import load_tokenizer
+from minillm.published.vocabularies import load_tokenizer
 from minillm.run import Run
 
 FILES = {

@@ -4,17 +4,18 @@
   python -m minillm chat HuggingFaceTB/SmolLM2-360M-Instruct         from the hub
   python -m minillm chat MODEL --system "Answer in one sentence." --temperature 0
 
-While you talk: Ctrl-C stops an answer, /reset forgets the conversation, /help says what else there is, Ctrl-D ends.
+While you talk: Ctrl-C stops an answer, /reset forgets the conversation, /help lists what else there is, Ctrl-D ends.
 When the conversation outgrows what the model reads, the oldest questions are forgotten, and you are told.
 """
 
+import signal
 import sys
 from dataclasses import dataclass
 
 import torch
 
 from minillm import cli
-from minillm.commands.common import MODEL, Manner, check_text, note, say
+from minillm.commands.common import MODEL, SamplingOptions, check_text, note, print_text
 from minillm.commands.conversation import Conversation
 from minillm.errors import UserError
 from minillm.generate import Sampling
@@ -26,17 +27,17 @@ Ctrl-C   stop the answer"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Manner):
+class Args(SamplingOptions):
     model: str = cli.argument(MODEL)
-    system: str | None = cli.option(None, "how the model is to behave, said to it before the conversation")
+    system: str | None = cli.option(None, "how the model is to behave: instructions before the conversation")
     max_new_tokens: int = cli.option(512, "most tokens of an answer")
 
 
 def main(args: Args) -> None:
-    sampling = args.check()
-    speaker, generator = args.speaker(args.model, "chat")
-    conversation = Conversation(speaker, args.system)
-    note(f"{args.model}, {speaker.limit:,} tokens in all; /help says what there is besides talking")
+    sampling = args.sampling()
+    text_generator, rng = args.load(args.model, "chat")
+    conversation = Conversation(text_generator, args.system)
+    note(f"{args.model}, {text_generator.max_seq_len:,} tokens in all; /help lists what there is besides talking")
     while (line := next_line()) is not None:
         match line.strip():
             case "":
@@ -49,11 +50,11 @@ def main(args: Args) -> None:
                 conversation.reset()
                 note("forgotten")
             case command if command.startswith("/"):
-                note(f"there is no {command.split()[0]}; /help says what there is")
+                note(f"there is no {command.split()[0]}; /help lists what there is")
             case question:
                 try:
                     check_text(question)
-                    answer(conversation, question, args, sampling, generator)
+                    answer(conversation, question, args, sampling, rng)
                 except UserError as error:
                     note(f"error: {error}")
 
@@ -69,23 +70,21 @@ def next_line() -> str | None:
             note("\n(Ctrl-D or /exit ends)")
 
 
-def answer(
-    conversation: Conversation, question: str, args: Args, sampling: Sampling, generator: torch.Generator
-) -> None:
-    """Prints the answer as it comes. Ctrl-C keeps what was said until then."""
-    speaker = conversation.speaker
-    prompt, forgotten = conversation.ask(question, room=min(args.max_new_tokens, speaker.limit // 4))
+def answer(conversation: Conversation, question: str, args: Args, sampling: Sampling, rng: torch.Generator) -> None:
+    """Prints the answer as it comes. Ctrl-C keeps what there is of it until then."""
+    text_generator, limit = conversation.text_generator, conversation.text_generator.max_seq_len
+    prompt, forgotten = conversation.ask(question, room=min(args.max_new_tokens, limit // 4))
     if forgotten:
         which = "oldest question is" if forgotten == 1 else f"{forgotten} oldest questions are"
-        note(f"(the {which} forgotten: the model reads {speaker.limit:,} tokens)")
-    room = min(args.max_new_tokens, speaker.limit - len(prompt) + 1)
-    said = ""
-    with cli.postponed_interrupt() as stop:
-        for _, piece in speaker.stream([prompt], room, args.stop, sampling, generator):
-            say(piece)
-            said += piece
+        note(f"(the {which} forgotten: the model reads {limit:,} tokens)")
+    room = min(args.max_new_tokens, limit - len(prompt) + 1)
+    text = ""
+    with cli.postponed_signals([signal.SIGINT]) as stop:
+        for _, piece in text_generator.stream([prompt], room, args.stop, sampling, rng):
+            print_text(piece)
+            text += piece
             if stop.is_set():
                 note(" (stopped)")
                 break
     print()
-    conversation.answered(said)
+    conversation.answered(text)

@@ -1,4 +1,4 @@
-"""Says which class a text belongs to, with the probability of every class.
+"""Names the class that a text belongs to, with the probability of every class.
 
   python -m minillm classify runs/classify-sft "A quiet, wonderful film." "Dull from start to end."
   python -m minillm classify runs/classify-sft --file reviews.txt --json       a text a line → a line of JSON each
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from minillm import cli
-from minillm.classifier import Classifier
 from minillm.commands.common import MODEL, as_json, load_reader, note_what_is_cut, open_model, texts_of
 from minillm.device import PRECISIONS
 from minillm.errors import UserError
-from minillm.reader import Texts
+from minillm.evaluate import Texts, read
 from minillm.report import cells, shortened
 
 SHOWN = 5  # classes a text, the likeliest
@@ -39,14 +39,14 @@ class Args:
 def main(args: Args) -> None:
     lines = texts_of(args.text, args.file, "TEXT")
     texts = [pair(line) if args.pairs else (line,) for line in lines]
-    classifier = Classifier(*load_reader(open_model(args.model, "classify", "classify"), "classify", args.precision))
-    note_what_is_cut(classifier.model, classifier.tokenizer, texts)
-    probabilities = classifier.probabilities(texts)
+    model, tokenizer = load_reader(open_model(args.model, "classify", "classify"), "classify", args.precision)
+    note_what_is_cut(model, tokenizer, texts)
+    probabilities = torch.from_numpy(read(model, tokenizer, texts)).softmax(dim=-1).numpy()
     if not args.json:
-        Console(soft_wrap=True).print(classes_table(texts, classifier.classes, probabilities))
+        Console(soft_wrap=True).print(classes_table(texts, model.classes, probabilities))
         return
     for text, row in zip(lines, probabilities.tolist(), strict=True):
-        by_class = dict(zip(classifier.classes, row, strict=True))
+        by_class = dict(zip(model.classes, row, strict=True))
         best = max(by_class, key=by_class.get)
         print(as_json(text=text, **{"class": best, "probabilities": by_class}))
 

@@ -1,4 +1,4 @@
-"""What the commands share: which model, which texts, how to speak."""
+"""What the commands share: which model, which texts, how to sample."""
 
 import json
 import sys
@@ -10,17 +10,16 @@ from typing import Any
 import torch
 
 from minillm import cli
-from minillm.commands.speaker import Speaker
+from minillm.commands.text_generation import TextGenerator
 from minillm.device import PRECISIONS, place
 from minillm.errors import UserError
+from minillm.evaluate import Texts
 from minillm.files import read_text
 from minillm.generate import Sampling
 from minillm.heads import Head
-from minillm.inference import load_ready
-from minillm.published.checkpoint import Checkpoint, open_checkpoint, resolve
-from minillm.published.subwords import load_tokenizer
-from minillm.reader import Texts
-from minillm.report import harmless
+from minillm.published.checkpoint import Checkpoint, load_ready, open_checkpoint, resolve
+from minillm.published.vocabularies import load_tokenizer
+from minillm.report import without_control_characters
 from minillm.tokenizer import Tokenizer, read_texts
 
 MODEL = "folder in Hugging Face's layout, run of train_sft.py or train_rl.py, id on the hub, or .gguf file"
@@ -46,20 +45,20 @@ def open_model(name: str, head: str, command: str) -> Checkpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manner:
+class SamplingOptions:
     """Options of the commands that write."""
 
     temperature: float = cli.option(0.7, "0 takes the likeliest token each time, 1 draws from the model as it is")
     top_k: int = cli.option(0, "draw from so many likeliest tokens only; 0: from all")
     top_p: float = cli.option(0.95, "draw from the likeliest tokens only that together reach this probability")
     min_p: float = cli.option(0.0, "draw from tokens only that have this share of the likeliest one's probability")
-    repetition_penalty: float = cli.option(1.0, "above 1: what was said is less likely to be said again")
+    repetition_penalty: float = cli.option(1.0, "above 1: tokens seen before are less likely to come again")
     stop: tuple[str, ...] = cli.option((), "end the answer before this text; may be given several times")
     seed: int = cli.option(0, "the same seed, options and threads: the same answer")
     precision: str = cli.option("auto", "of weights and activations", choices=PRECISIONS)
     quantize: str | None = cli.option(None, "of the weights: less memory, a little less exact", choices=("int8",))
 
-    def check(self) -> Sampling:
+    def sampling(self) -> Sampling:
         """How to draw. UserError for options that make no sense whatever the model is."""
         cli.require_seed(self)
         cli.require_positive(self, "max_new_tokens")
@@ -72,12 +71,13 @@ class Manner:
         except ValueError as error:
             raise UserError(f"--{str(error).replace('_', '-').replace('=', ' ', 1)}") from None
 
-    def speaker(self, name: str, command: str) -> tuple[Speaker, torch.Generator]:
-        """The model, and what decides whatever is left to chance."""
+    def load(self, name: str, command: str) -> tuple[TextGenerator, torch.Generator]:
+        """The model, and the random numbers that it draws with."""
         saved = open_model(name, "lm", command)
         placement = place(self.precision)
         model = load_ready(saved, placement.dtype, self.quantize, placement.device)
-        return Speaker(model, load_tokenizer(saved.path)), torch.Generator(placement.device).manual_seed(self.seed)
+        rng = torch.Generator(placement.device).manual_seed(self.seed)
+        return TextGenerator(model, load_tokenizer(saved.path)), rng
 
 
 def load_reader(saved: Checkpoint, head: str, precision: str) -> tuple[Head, Tokenizer]:
@@ -133,10 +133,10 @@ def as_json(**fields: Any) -> str:
     return json.dumps(fields, ensure_ascii=not is_unicode)
 
 
-def say(text: str) -> None:
+def print_text(text: str) -> None:
     """Prints what a model wrote; on a terminal without control characters, which could rewrite what stands there."""
     on_terminal = sys.stdout is not None and sys.stdout.isatty()
-    print(harmless(text) if on_terminal else text, end="", flush=True)
+    print(without_control_characters(text) if on_terminal else text, end="", flush=True)
 
 
 def note(text: Any) -> None:

@@ -1,18 +1,18 @@
 """A conversation with a model: its turns, and which of them are forgotten when there are too many to read."""
 
-from minillm.commands.speaker import Speaker
+from minillm.commands.text_generation import TextGenerator
 from minillm.errors import UserError
 
 
 class Conversation:
-    def __init__(self, speaker: Speaker, system: str | None = None):
+    def __init__(self, text_generator: TextGenerator, system: str | None = None):
         """UserError if the model has no chat template."""
-        if speaker.template is None:
+        if text_generator.template is None:
             raise UserError(
                 "this model has no chat template, so it was not trained to converse; "
                 "`python -m minillm generate` lets it go on with a text"
             )
-        self.speaker = speaker
+        self.text_generator = text_generator
         self.instructions = [{"role": "system", "content": system}] if system else []
         self.reset()
 
@@ -27,13 +27,13 @@ class Conversation:
         """
         turns = [*self.turns, {"role": "user", "content": question}]
         while True:
-            ids = self.speaker.template.prompt([*self.instructions, *turns])
-            if len(ids) + room - 1 <= self.speaker.limit:
+            ids = self.text_generator.template.prompt([*self.instructions, *turns])
+            if len(ids) + room - 1 <= self.text_generator.max_seq_len:
                 break
             if len(turns) == 1:
                 raise UserError(
                     f"with what the chat template adds this takes {len(ids)} tokens, and an answer at least {room}, "
-                    f"but the model reads {self.speaker.limit}; make it shorter"
+                    f"but the model reads {self.text_generator.max_seq_len}; make it shorter"
                 )
             turns = turns[2:]
         forgotten = (len(self.turns) + 1 - len(turns)) // 2
@@ -41,7 +41,7 @@ class Conversation:
         return ids, forgotten
 
     def answered(self, text: str) -> None:
-        """What was said to the last question; if nothing was, it is as if it had not been asked."""
+        """The answer to the last question; without one it is as if it had not been asked."""
         if text:
             self.turns.append({"role": "assistant", "content": text})
         else:

@@ -1,4 +1,4 @@
-"""Says how alike texts mean, by the cosine of their embeddings: vectors of length 1.
+"""Compares the meaning of texts by the cosine of their embeddings: vectors of length 1.
 
 What of a text an embedding is made of, its tokens' mean or the first or last one, and how much of a text is read are
 taken from the model's own files. Some models want words such as "query: " before a text: give them with it.
@@ -19,8 +19,8 @@ from minillm import cli
 from minillm.commands.common import MODEL, as_json, load_reader, note, note_what_is_cut, open_model, texts_of
 from minillm.device import PRECISIONS
 from minillm.errors import UserError
+from minillm.evaluate import read
 from minillm.files import replacing
-from minillm.reader import read
 from minillm.report import cells, shortened
 
 FEW = 8  # texts of which a table of all cosines fits on a terminal

@@ -20,7 +20,7 @@ from kernels import Packing
 from minillm import cli
 from minillm.commands.common import MODEL, as_json, load_reader, open_model, texts_of
 from minillm.device import PRECISIONS
-from minillm.errors import NO_NUMBERS, UserError
+from minillm.errors import NOT_FINITE, UserError
 from minillm.heads import MaskedLM
 from minillm.report import cells, shortened
 from minillm.tokenizer import Tokenizer, read_texts
@@ -67,7 +67,7 @@ def candidates(model: MaskedLM, tokenizer: Tokenizer, text: str, top: int) -> li
     tokens, kinds = torch.tensor(ids, device=device), torch.tensor(segments, device=device)
     hidden = model(tokens, Packing.from_lengths([len(ids)], device), kinds)[places]
     if not hidden.isfinite().all():
-        raise UserError(NO_NUMBERS)
+        raise UserError(NOT_FINITE)
     likeliest = model.logits(hidden).double().softmax(dim=-1).topk(min(top, model.config.vocab_size), dim=-1)
     return [
         [{"id": i, "text": names.get(i) or tokenizer.decode([i]), "probability": p} for i, p in zip(*rows, strict=True)]

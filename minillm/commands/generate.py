@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minillm import cli
-from minillm.commands.common import MODEL, Manner, as_json, note, read_file, say, texts_of
+from minillm.commands.common import MODEL, SamplingOptions, as_json, note, print_text, read_file, texts_of
 from minillm.commands.conversation import Conversation
+from minillm.commands.text_generation import TextGenerator
 
 BATCH = 32  # prompts answered at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Manner):
+class Args(SamplingOptions):
     model: str = cli.argument(MODEL)
     prompt: tuple[str, ...] = cli.option((), "text to go on with; may be given several times; - is the standard input")
     file: Path | None = cli.option(None, "file with a prompt a line; - is the standard input")
@@ -33,24 +34,28 @@ class Args(Manner):
 
 
 def main(args: Args) -> None:
-    sampling = args.check()
+    sampling = args.sampling()
     given = [read_file(Path("-")) if prompt == "-" else prompt for prompt in args.prompt]
     texts = texts_of(given, args.file, "--prompt TEXT")
-    speaker, generator = args.speaker(args.model, "generate")
-    prompts = [Conversation(speaker).ask(text, room=1)[0] if args.chat else speaker.read(text) for text in texts]
-    room = speaker.room(prompts, args.max_new_tokens)
+    text_generator, rng = args.load(args.model, "generate")
+    prompts = [prompt_of(text, text_generator, args.chat) for text in texts]
+    room = text_generator.room(prompts, args.max_new_tokens)
     started, count = time.monotonic(), 0
     if len(prompts) == 1 and not args.json:
-        for _, piece in speaker.stream(prompts, room, args.stop, sampling, generator):
-            say(piece)
+        for _, piece in text_generator.stream(prompts, room, args.stop, sampling, rng):
+            print_text(piece)
             count += 1
         print()
     else:
         for i in range(0, len(prompts), BATCH):
-            answers = speaker.answers(prompts[i : i + BATCH], room, args.stop, sampling, generator)
+            answers = text_generator.answers(prompts[i : i + BATCH], room, args.stop, sampling, rng)
             count += sum(len(answer.tokens) for answer in answers)
             for text, answer in zip(texts[i : i + BATCH], answers, strict=True):
-                said = as_json(prompt=text, **vars(answer)) if args.json else f"> {text}\n{answer.text}\n"
-                say(f"{said}\n")
+                row = as_json(prompt=text, **vars(answer)) if args.json else f"> {text}\n{answer.text}\n"
+                print_text(f"{row}\n")
     seconds = time.monotonic() - started
     note(f"{count} tokens in {seconds:.2f} s, {count / seconds:.1f} tokens/s, the reading of prompts included")
+
+
+def prompt_of(text: str, text_generator: TextGenerator, is_chat: bool) -> list[int]:
+    return Conversation(text_generator).ask(text, room=1)[0] if is_chat else text_generator.encode(text)

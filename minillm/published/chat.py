@@ -55,7 +55,7 @@ class ChatTemplate:
         return self._parse(without(marks, self._render(self._escaped(messages, escape), True, marks)), escape)[0]
 
     def encode(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> tuple[list[int], list[bool]]:
-        """Tokens, and which of them the assistant says, up to and including the one that ends its turn.
+        """Tokens, and which of them are the assistant's, up to and including the one that ends its turn.
 
         That is what the template has within `{% generation %}`, else what follows the beginning of an answer, up to the
         first token that ends one. UserError if the template writes answers otherwise than it begins them.
@@ -70,19 +70,19 @@ class ChatTemplate:
             spans = [self._answer(marked, i, text, marks, escape) for i in answers]
         ids, offsets = self._parse(text, escape)
         starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
-        said = [False] * len(ids)
+        is_answer = [False] * len(ids)
         for start, end in spans:
             for i in range(bisect_right(ends, start), bisect_left(starts, end)):
-                said[i] = True
-        return ids, said
+                is_answer[i] = True
+        return ids, is_answer
 
     def _answer(self, messages: Sequence[Message], index: int, text: str, marks: Sequence[str], escape: str) -> Span:
-        """From where to where of the text the assistant speaks in message `index`."""
+        """From where to where of the text the answer of message `index` reaches."""
         begun = self._render(messages[:index], True, marks)
         if not text.startswith(begun):
             raise UserError(
                 f"the chat template begins an answer in another way than it writes message {index + 1}, "
-                "so what the assistant says cannot be told; a template with {% generation %} would tell it"
+                "so which tokens are the assistant's is not known; a template with {% generation %} marks them"
             )
         through = self._render(messages[: index + 1], False, marks)
         end = len(through) if text.startswith(through) else len(text)
@@ -123,8 +123,8 @@ class ChatTemplate:
         return ids, offsets
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool, marks: Sequence[str]) -> str:
-        said = [{key: value for key, value in message.items() if value is not None} for message in messages]
-        variables = {**self.variables, "messages": said, "add_generation_prompt": add_generation_prompt}
+        present = [{key: value for key, value in message.items() if value is not None} for message in messages]
+        variables = {**self.variables, "messages": present, "add_generation_prompt": add_generation_prompt}
         variables |= {"tools": None, "documents": None}  # templates ask `is none` of these
         answer = self._ask({"variables": variables, "marks": marks[:2]})
         if "error" in answer:

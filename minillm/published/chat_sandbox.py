@@ -1,8 +1,8 @@
 """Renders a chat template, as a process of its own: the template comes with a checkpoint, so nothing in it is trusted.
 
 Jinja's sandbox keeps it from reaching Python; limits of memory and processor time, which the kernel enforces, end what
-would not end by itself. chat.py starts this file, not the package, and so without PyTorch. They speak JSON, a line at a
-time: first the template, then `{"variables": …, "marks": [open, close]}` → `{"text": …}` or `{"error": …}`. What is
+would not end by itself. chat.py starts this file, not the package, and so without PyTorch. Each line between them is
+JSON: first the template, then `{"variables": …, "marks": [open, close]}` → `{"text": …}` or `{"error": …}`. What is
 within `{% generation %}` blocks comes between the marks.
 """
 
@@ -23,7 +23,7 @@ SECONDS, BYTES = 5, 1 << 29
 
 
 class Generation(jinja2.ext.Extension):
-    """{% generation %}…{% endgeneration %}: what the model says, in templates written for training."""
+    """{% generation %}…{% endgeneration %}: the model's answer, in templates written for training."""
 
     tags = frozenset(["generation"])
 

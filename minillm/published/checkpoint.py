@@ -17,10 +17,13 @@ from torch import Tensor, nn
 from minillm.errors import UserError, need
 from minillm.files import Tensors, read_json, write_json, write_tensors
 from minillm.heads import SentenceEmbedder
+from minillm.inference import ready
+from minillm.process import return_freed_memory
 from minillm.published import sentences
 from minillm.published.families import FAMILIES
 from minillm.published.families.base import Family, Fields, Head, Rule
 from minillm.published.families.gpt import OWN
+from minillm.published.gguf import open_gguf
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # names the file of each tensor where there are several
@@ -95,21 +98,21 @@ class Checkpoint:
     @cached_property
     def head_name(self) -> str:
         """What config.json says it is, as one of the family's heads."""
-        said = self.fields.get("architecture") or self.fields.get("architectures") or None
-        said = said[0] if isinstance(said, list) else said
+        architecture = self.fields.get("architecture") or self.fields.get("architectures") or None
+        architecture = architecture[0] if isinstance(architecture, list) else architecture
         known: dict[str, str] = {}
         for key, head in self.family.heads.items():
             for name in (head.architecture, *head.also):
                 known.setdefault(name, key)  # where two share a name, the first counts
-        if said is None:
+        if architecture is None:
             return next(iter(self.family.heads))
-        if not isinstance(said, str) or said not in known:
-            raise UserError(f"{self.where}: architecture {said} is not supported, only {', '.join(known)}")
-        return known[said]
+        if not isinstance(architecture, str) or architecture not in known:
+            raise UserError(f"{self.where}: architecture {architecture} is not supported, only {', '.join(known)}")
+        return known[architecture]
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """What a classifier tells apart, in the order of its outputs; empty where nothing is said of any."""
+        """The names of a classifier's outputs, in their order; empty where config.json has none."""
         if (names := self.fields.get("id2label")) is None:
             return ()
         try:
@@ -122,8 +125,8 @@ class Checkpoint:
             raise UserError(f"{self.where}: id2label does not give the numbers from 0 on a name of their own each")
         return tuple(classes)
 
-    def tells_apart(self, classes: Sequence[str]) -> tuple[str, ...] | None:
-        """These classes in the order of its outputs; None if it tells others apart, or none."""
+    def matching_classes(self, classes: Sequence[str]) -> tuple[str, ...] | None:
+        """These classes in the order of the checkpoint's outputs; None if it has others, or none."""
         try:
             return self.classes if sorted(self.classes) == sorted(classes) else None
         except UserError:
@@ -136,8 +139,8 @@ class Checkpoint:
 
         head      "lm", "mlm", "classify", "tag", "embed" or "encoder", as far as the family has it; None: what
                   config.json says
-        classes   what a new classifier is to tell apart. It starts from random numbers, which is logged, unless the
-                  checkpoint has one for these very classes.
+        classes   the classes of a new classifier. It starts from random numbers, which is logged, unless the checkpoint
+                  has one for these very classes.
 
         At any time only the model and one tensor are in memory. UserError if a tensor is missing, left over or of
         another shape, or if config.json asks for what we don't have.
@@ -183,8 +186,6 @@ class Checkpoint:
 def open_checkpoint(path: Path) -> Checkpoint:
     """A folder in Hugging Face's layout, a run, or a GGUF file. UserError, in one sentence, for what it isn't."""
     if path.suffix == ".gguf":
-        from minillm.published.gguf import open_gguf  # needs the extra of that name
-
         return Checkpoint(path, *open_gguf(path))
     if not (path / "config.json").is_file():
         raise UserError(f"{path} holds no model: it has no config.json")
@@ -214,6 +215,16 @@ def load(
     return open_checkpoint(path).load(head, classes, dtype)
 
 
+def load_ready(
+    saved: Checkpoint, dtype: torch.dtype, quantize: str | None = None, device: torch.device | str = "cpu"
+) -> nn.Module:
+    """The GPT of a checkpoint, ready to generate in that dtype; the weights as they were loaded are freed."""
+    model = saved.load("lm", dtype=torch.float32 if quantize else dtype).to(device)
+    model = ready(model, quantize)
+    return_freed_memory()
+    return model
+
+
 def new_parameters(model: nn.Module, saved: Checkpoint, spec: Head, classes: tuple[str, ...]) -> set[str]:
     """Those of a new classifier that the checkpoint doesn't have, or has for other classes."""
     found = {saved.family.plain(name) for name in saved.tensors}
@@ -221,7 +232,7 @@ def new_parameters(model: nn.Module, saved: Checkpoint, spec: Head, classes: tup
     absent = {
         name for name in own if not found.issuperset(map(saved.family.plain, sources(name, saved.family, spec)[1]))
     }
-    outdated = {name for name in own if name.startswith("classifier.") and classes != saved.tells_apart(classes)}
+    outdated = {name for name in own if name.startswith("classifier.") and classes != saved.matching_classes(classes)}
     return absent | outdated
 
 
@@ -325,14 +336,14 @@ def describe(model: nn.Module, **more: Any) -> dict[str, Any]:
     family, head = family_of(model)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     if family is OWN:
-        said = {"architecture": head.architecture, **family.config_to(model.config)}
+        fields = {"architecture": head.architecture, **family.config_to(model.config)}
     else:
-        said = {"architectures": [head.architecture], "model_type": family.model_type, "dtype": dtype}
-        said |= family.config_to(model.config)
+        fields = {"architectures": [head.architecture], "model_type": family.model_type, "dtype": dtype}
+        fields |= family.config_to(model.config)
     if head.has_classes:
-        said["id2label"] = {str(i): name for i, name in enumerate(model.classes)}
-        said["label2id"] = {name: i for i, name in enumerate(model.classes)}
-    return {**said, **more}
+        fields["id2label"] = {str(i): name for i, name in enumerate(model.classes)}
+        fields["label2id"] = {name: i for i, name in enumerate(model.classes)}
+    return {**fields, **more}
 
 
 def theirs_of(model: nn.Module) -> dict[str, Tensor]:

@@ -300,5 +300,5 @@ class GGUFTensors(Mapping[str, Tensor]):
 def unpermuted(tensor: Tensor, num_heads: int) -> Tensor:
     """(H·D, …) with the two halves of each head apart again: llama.cpp turns pairs of neighbours, Llama halves."""
     if num_heads < 1 or len(tensor) % (2 * num_heads):
-        return tensor  # whose shape does not fit the heads, as will be said of it
+        return tensor  # whose shape does not fit the heads: the check of shapes reports it
     return tensor.unflatten(0, (num_heads, -1, 2)).transpose(1, 2).reshape(tensor.shape)

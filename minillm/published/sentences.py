@@ -25,7 +25,7 @@ MODULES = ("Transformer", "Pooling", "Normalize")
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:
-    """What `SentenceEmbedder` is to be told of a checkpoint; nothing where the files say nothing.
+    """The options of `SentenceEmbedder` in a checkpoint; empty where the files have nothing about it.
 
     UserError where they ask for what it doesn't do.
     """

@@ -1,9 +1,8 @@
-"""The tokenizers of published checkpoints, read from a folder without a network.
+"""The tokenizers of published checkpoints, each read from its files without a network; vocabularies.py chooses.
 
 tokenizer.json           everything, for the `tokenizers` library: byte-level BPE, WordPiece, SentencePiece
 vocab.json, merges.txt   GPT-2's byte-level BPE (in its first release encoder.json, vocab.bpe) as a `tiktoken.Encoding`
 vocab.txt                BERT's WordPiece
-symbols                  a tokenizer.json of this project: one token a symbol
 
 Byte-level BPE: Radford et al. 2019; WordPiece: Devlin et al. 2018.
 """
@@ -16,7 +15,7 @@ import tiktoken
 
 from minillm.errors import UserError, need
 from minillm.files import read_json, read_text, write_json, write_text
-from minillm.tokenizer import BytePairs, Stream, SymbolTokenizer, Tokenizer, shorten
+from minillm.tokenizer import BytePairs, Stream, Tokenizer, shorten
 
 GPT2_FILES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
 # Contractions, words, numbers and signs, each with the space before it; of spaces in a row all but the last together.
@@ -25,23 +24,6 @@ GPT2_CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast", "GPT2TokenizerTorch", None
 LONGEST_WORD = 100  # letters; longer ones are unknown to WordPiece, as BERT's authors had it
 BERT_ROLES = ("pad", "unk", "cls", "sep", "mask")
 BERT_CONFIG = {"tokenizer_class": "BertTokenizer", **{f"{role}_token": f"[{role.upper()}]" for role in BERT_ROLES}}
-
-
-def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint, a run or a GGUF file. Raises UserError where there is none or a wrong one."""
-    if path.is_file():
-        from minillm.published.gguf_vocabulary import read_vocabulary  # which builds upon this module
-
-        return read_vocabulary(path)
-    if (file := path / "tokenizer.json").exists():
-        fields = read_json(file)
-        return SymbolTokenizer.load(file) if "symbols" in fields else read_library_file(file)
-    for vocabulary, merges in GPT2_FILES.items():
-        if (path / vocabulary).exists() and (path / merges).exists():
-            return read_gpt2(path / vocabulary, path / merges)
-    if (path / "vocab.txt").exists():
-        return read_wordpiece(path / "vocab.txt")
-    raise UserError(f"{path} holds no tokenizer: no tokenizer.json, no vocab.json with merges.txt, no vocab.txt")
 
 
 class Subwords(Tokenizer):

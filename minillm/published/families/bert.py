@@ -271,7 +271,7 @@ def layer_types(num_layers: int, global_every: int) -> list[str]:
 
 
 def global_every_from(fields: Fields) -> int:
-    """Files have said it by a number, and since 2025 by naming what each layer sees."""
+    """Files give a number, and since 2025 the name of what each layer sees."""
     named = fields.get("layer_types")
     if named is not None and not isinstance(named, list):
         raise ValueError(f"layer_types={named!r} is no list")
@@ -285,7 +285,7 @@ def global_every_from(fields: Fields) -> int:
 
 
 def theta_from(fields: Fields, kind: str, early_name: str, default: float) -> float:
-    """Of RoPE in layers of this kind, as files have said it until 2025 and since."""
+    """Of RoPE in layers of this kind, as files had it until 2025 and since."""
     rope = Fields(Fields(fields.table("rope_parameters")).table(kind))
     rope.expect("rope_type", "default")
     return rope.number("rope_theta", fields.number(early_name, default))

@@ -125,9 +125,9 @@ def relative_from(fields: Fields, **special: Any) -> GPTConfig:
 
 
 def rope_from(fields: Fields) -> dict[str, Any]:
-    """RoPE as files have said it until 2025 (rope_theta, rope_scaling) and since (rope_parameters)."""
-    said = fields.table("rope_parameters") or fields.table("rope_scaling")
-    rope = Fields({"rope_theta": fields.get("rope_theta"), **said})
+    """RoPE as files described it until 2025 (rope_theta, rope_scaling) and since (rope_parameters)."""
+    parameters = fields.table("rope_parameters") or fields.table("rope_scaling")
+    rope = Fields({"rope_theta": fields.get("rope_theta"), **parameters})
     rope.expect("partial_rotary_factor", 1.0)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3"):
@@ -148,7 +148,7 @@ def llama_to(config: GPTConfig) -> dict[str, Any]:
 
 
 def relative_to(config: GPTConfig) -> dict[str, Any]:
-    said = {
+    fields = {
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.max_seq_len,
         "num_hidden_layers": config.num_layers,
@@ -164,7 +164,7 @@ def relative_to(config: GPTConfig) -> dict[str, Any]:
         "attention_dropout": config.attention_dropout,
     }
     if config.rope_scaling:
-        said["rope_scaling"] = {
+        fields["rope_scaling"] = {
             "rope_type": "llama3",
             "factor": config.rope_scaling.factor,
             "low_freq_factor": config.rope_scaling.low_freq_factor,
@@ -172,8 +172,8 @@ def relative_to(config: GPTConfig) -> dict[str, Any]:
             "original_max_position_embeddings": config.rope_scaling.original_max_seq_len,
         }
     if config.dropout:
-        said["residual_dropout"] = config.dropout
-    return said
+        fields["residual_dropout"] = config.dropout
+    return fields
 
 
 def qkv_rows(config: GPTConfig) -> tuple[int, int, int]:
@@ -229,14 +229,14 @@ def own_from(fields: Fields) -> GPTConfig:
     if unknown := fields.values.keys() - ours.keys() - about_heads:
         raise ValueError(f"{min(unknown)!r} is unknown")
     readers = {int: fields.count, float: fields.number, bool: fields.flag, str: fields.get}
-    said = {
+    values = {
         name: readers[field.type](name)
         for name, field in ours.items()
         if field.type in readers and (name in fields.values or field.default is dataclasses.MISSING)
     }
     if scaling := fields.table("rope_scaling"):
-        said["rope_scaling"] = RopeScaling(**scaling)
-    return GPTConfig(**said)
+        values["rope_scaling"] = RopeScaling(**scaling)
+    return GPTConfig(**values)
 
 
 OWN = Family(

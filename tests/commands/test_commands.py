@@ -12,13 +12,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from model_folders import write_bert, write_gpt
 from safetensors.torch import load_file, save_file
 from scripts import ROOT, environment
-from speakers import write_bert, write_gpt
 
 import minillm.__main__
 from minillm import cli
-from minillm.commands.common import as_json, say
+from minillm.commands.common import as_json, print_text
 from minillm.heads import MaskedLM, SentenceEmbedder, SequenceClassifier, TokenClassifier
 
 pytest.importorskip("tokenizers")
@@ -35,7 +35,7 @@ def here(tmp_path_factory):
     write_bert(folder / "judge", SequenceClassifier, ["bad", "fair", "good"])
     write_bert(folder / "embedder", SentenceEmbedder)
     write_bert(folder / "tagger", TokenClassifier, ["noun", "verb"])
-    for name in ("speechless", "torn", "pickled", "strange", "nan"):
+    for name in ("no-tokenizer", "torn", "pickled", "strange", "nan"):
         shutil.copytree(folder / "gpt", folder / name)
     for name, source in (("foreign", "embedder"), ("foreign-mask", "masked"), ("broken", "embedder")):
         shutil.copytree(folder / source, folder / name)
@@ -48,7 +48,7 @@ def here(tmp_path_factory):
             {key: torch.full_like(value, torch.nan) for key, value in weights.items()},
             folder / name / "model.safetensors",
         )
-    (folder / "speechless" / "vocab.json").unlink()
+    (folder / "no-tokenizer" / "vocab.json").unlink()
     weights = folder / "torn" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     (folder / "pickled" / "model.safetensors").rename(folder / "pickled" / "pytorch_model.bin")
@@ -206,10 +206,10 @@ class Terminal(io.StringIO):
 
 
 def test_a_model_does_not_command_the_terminal(monkeypatch):
-    said = "red\tand\x1b[31m\n\x9b€ ü\x7fß\r"
-    for place, shown in ((Terminal(), "red\tand[31m\n€ üß"), (io.StringIO(), said)):
+    text = "red\tand\x1b[31m\n\x9b€ ü\x7fß\r"
+    for place, shown in ((Terminal(), "red\tand[31m\n€ üß"), (io.StringIO(), text)):
         monkeypatch.setattr(sys, "stdout", place)
-        say(said)
+        print_text(text)
         assert place.getvalue() == shown
 
 
@@ -234,7 +234,7 @@ def test_every_bert_embeds(run, name):
 
 
 @pytest.mark.parametrize(("command", "name"), [("embed", "embedder"), ("classify", "judge")])
-def test_a_text_that_is_cut_is_said(run, command, name):
+def test_a_text_that_is_cut_is_noted(run, command, name):
     code, _, note = run(command, f"HERE/{name}", "the sky", "the sky " * 5000)
     assert code == 0
     assert re.search(r"of 2 texts 1 have more than the \d+ tokens this model reads; their ends are cut", note)
@@ -323,7 +323,7 @@ MISTAKES = {
     "no command": (("speak",), "there is no command 'speak', only generate, chat"),
     "no model": (("generate", "HERE/nothing", *HI), "there is no folder or .gguf file HERE/nothing"),
     "no weights": (("generate", "HERE", *HI), "HERE holds no model: it has no config.json"),
-    "no vocabulary": (("generate", "HERE/speechless", *HI), "HERE/speechless holds no tokenizer"),
+    "no vocabulary": (("generate", "HERE/no-tokenizer", *HI), "HERE/no-tokenizer holds no tokenizer"),
     "cut off": (("generate", "HERE/torn", *HI), "cannot read HERE/torn/model.safetensors"),
     "a pickle": (("generate", "HERE/pickled", *HI), "only as a pickle .* convert it"),
     "another architecture": (("generate", "HERE/strange", *HI), "model_type='mamba' is not supported, only gpt2"),
@@ -362,8 +362,8 @@ MISTAKES = {
         "the token 12, but the model only has 12: they do not",
     ),
     "another vocabulary to fill": (("fill", "HERE/foreign-mask", "the [MASK]"), "they do not belong together"),
-    "no numbers": (("embed", "HERE/broken", "the sky"), "the model computes what are no numbers"),
-    "no numbers to speak": (("generate", "HERE/nan", *HI), "what are no numbers.*: token 1 of an answer has no"),
+    "not finite": (("embed", "HERE/broken", "the sky"), "the model computes NaN or infinite values"),
+    "not finite to generate": (("generate", "HERE/nan", *HI), "NaN or infinite values.*: token 1 of an answer has no"),
     "no name": (("embed", "", "x"), "'' is no name of a model"),
     "a long name": (("embed", "x" * 5000, "x"), "is no name of a model"),
     "no pair": (("classify", "HERE/judge", "hi", "--pairs"), "'hi' is no pair"),

@@ -12,7 +12,7 @@ from weights import smollm
 from minillm.errors import UserError
 from minillm.published import checkpoint
 from minillm.published.gguf import GGUF, open_gguf, unpermuted
-from minillm.published.subwords import load_tokenizer
+from minillm.published.vocabularies import load_tokenizer
 
 TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 WIDTH, MLP, VOCAB = 64, 96, 270
@@ -214,8 +214,8 @@ def test_smollm_equals_transformers():
         error = (logits - expected).abs().max() / expected.abs().max()
         assert error <= 1e-3, f"answer {number}: {error:.2e}"
         ahead = logits[len(prompt) - 1 : -1].topk(2).values
-        said = logits[len(prompt) - 1 : -1].argmax(-1)
-        for place in (said != answer[len(prompt) :]).nonzero()[:, 0].tolist():
+        likeliest = logits[len(prompt) - 1 : -1].argmax(-1)
+        for place in (likeliest != answer[len(prompt) :]).nonzero()[:, 0].tolist():
             assert ahead[place, 0] - ahead[place, 1] < 1e-3
             ties.append((number, place))
     print(f"ties: {ties}")

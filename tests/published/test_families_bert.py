@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from published import arranged, close, loaded, randomise
+from parity import arranged, close, loaded, randomise
 from safetensors.torch import load_file, save_file
 from tiny import VOCAB, gradients, packed, sequences
 from torch import nn
@@ -17,7 +17,7 @@ from minillm.errors import UserError
 from minillm.heads import MaskedLM, SentenceEmbedder, SequenceClassifier, TokenClassifier
 from minillm.modernbert import ModernBERT
 from minillm.published import checkpoint
-from minillm.published.subwords import load_tokenizer
+from minillm.published.vocabularies import load_tokenizer
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed; pip install transformers")
 
@@ -85,7 +85,7 @@ def both(ours, theirs, head):
         "attention_mask": mask,
     }
     segments = None
-    if ours.config.num_segments > 1:
+    if isinstance(ours.config, BERTConfig) and ours.config.num_segments > 1:
         kinds = [torch.arange(len(part)) // 2 % 2 for part in parts]
         segments = torch.cat(kinds)
         batch["token_type_ids"] = nn.utils.rnn.pad_sequence(kinds, batch_first=True)
@@ -230,7 +230,7 @@ def test_what_we_save_is_what_they_load(case, head, tmp_path):
 
 @every_case
 def test_a_body_takes_any_head(case, tmp_path, caplog):
-    """What another head has is left; a classifier that isn't there begins from random numbers, and that is said."""
+    """What another head has is left; a classifier that isn't there begins from random numbers, and that is logged."""
     theirs = make(case, "mlm")
     theirs.save_pretrained(tmp_path)
     found = checkpoint.load(tmp_path, "encoder").state_dict()
@@ -392,10 +392,10 @@ def test_published_configs(fields):
         config = transformers.AutoConfig.for_model(**fields)
         theirs = transformers.AutoModelForMaskedLM.from_config(config)
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
-    said = checkpoint.describe(ours)
-    assert said["model_type"] == fields["model_type"]
-    assert said["architectures"] == fields["architectures"]
-    assert config_of(said) == ours.config
+    written = checkpoint.describe(ours)
+    assert written["model_type"] == fields["model_type"]
+    assert written["architectures"] == fields["architectures"]
+    assert config_of(written) == ours.config
     assert config_of(config.to_dict()) == ours.config  # as their newest version writes it
 
 

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from minillm.reader import read
 from tiny import bert_config, packed, sequences
 from torch.nn.functional import normalize
 
 from minillm.bert import BERT
 from minillm.errors import UserError
+from minillm.evaluate import read
 from minillm.heads import SentenceEmbedder
 from minillm.published import checkpoint
 
@@ -18,7 +18,7 @@ POOLING = "1_Pooling/config.json"
 
 @pytest.fixture
 def folder(tmp_path):
-    """A BERT that nothing is said of."""
+    """A BERT without any file about embeddings."""
     checkpoint.save(BERT(bert_config()), tmp_path)
     return tmp_path
 

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from weights import minilm, smollm
 
 from minillm.errors import UserError
-from minillm.published.subwords import Subwords, learn_wordpiece, letters_of_bytes, load_tokenizer
+from minillm.published.subwords import Subwords, learn_wordpiece, letters_of_bytes
+from minillm.published.vocabularies import load_tokenizer
 from minillm.tokenizer import SymbolTokenizer, shorten
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = Path(__file__).parents[3] / "shared" / "data"
 GPT2 = DATA / "bpe_gpt2"
 needs_gpt2 = pytest.mark.skipif(not GPT2.exists(), reason="needs GPT-2's encoder.json and vocab.bpe in ../shared/data")
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs the texts of ../shared/data")
@@ -214,11 +215,11 @@ def test_a_list_of_words_that_is_no_berts(tmp_path):
 
 def test_choices_of_wordpiece(tmp_path):
     (tmp_path / "vocab.txt").write_text("\ufeff[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nhi\nHi\n", encoding="utf-8")
-    for said, token in (("null", 5), ("true", 5), ("false", 6)):
-        (tmp_path / "tokenizer_config.json").write_text(f'{{"do_lower_case": {said}}}')
+    for value, token in (("null", 5), ("true", 5), ("false", 6)):
+        (tmp_path / "tokenizer_config.json").write_text(f'{{"do_lower_case": {value}}}')
         assert load_tokenizer(tmp_path).encode("Hi") == [token]
-    for said in ('"no"', "0"):
-        (tmp_path / "tokenizer_config.json").write_text(f'{{"do_lower_case": {said}}}')
+    for value in ('"no"', "0"):
+        (tmp_path / "tokenizer_config.json").write_text(f'{{"do_lower_case": {value}}}')
         with pytest.raises(UserError, match=r"do_lower_case=.* is not true or false"):
             load_tokenizer(tmp_path)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from published import LENGTHS, assert_parity, assert_round_trip, close, exact, loaded, padded, randomise
+from parity import LENGTHS, assert_parity, assert_round_trip, close, exact, loaded, padded, randomise
 from tiny import VOCAB, packed, sequences
 
 from minillm.errors import UserError
@@ -75,21 +75,21 @@ def speeds(fields):
     """Radians a token of each pair, by the definition in plain numbers; None where nothing turns."""
     if "rope_parameters" not in fields:
         return None
-    said, width = fields["rope_parameters"], fields.get("head_dim") or fields["hidden_size"] // 4
-    plain = [said["rope_theta"] ** (-i / width) for i in range(0, width, 2)]
-    if said["rope_type"] == "default":
+    rope, width = fields["rope_parameters"], fields.get("head_dim") or fields["hidden_size"] // 4
+    plain = [rope["rope_theta"] ** (-i / width) for i in range(0, width, 2)]
+    if rope["rope_type"] == "default":
         return torch.tensor(plain, dtype=torch.float64)
-    low, high, context = said["low_freq_factor"], said["high_freq_factor"], said["original_max_position_embeddings"]
+    low, high, context = rope["low_freq_factor"], rope["high_freq_factor"], rope["original_max_position_embeddings"]
     scaled = []
     for speed in plain:
         wavelength = 2 * math.pi / speed
         if wavelength < context / high:
             scaled.append(speed)
         elif wavelength > context / low:
-            scaled.append(speed / said["factor"])
+            scaled.append(speed / rope["factor"])
         else:
             smooth = (context / wavelength - low) / (high - low)
-            scaled.append((1 - smooth) * speed / said["factor"] + smooth * speed)
+            scaled.append((1 - smooth) * speed / rope["factor"] + smooth * speed)
     return torch.tensor(scaled, dtype=torch.float64)
 
 
@@ -255,10 +255,10 @@ def test_published_configs(fields, parameters):
     with torch.device("meta"):
         model = GPT(config)
     assert sum(p.numel() for p in model.parameters()) == parameters
-    said = checkpoint.describe(model)
-    assert said["model_type"] == fields["model_type"]
-    assert said["architectures"] == fields["architectures"]
-    assert config_of(said) == config
+    written = checkpoint.describe(model)
+    assert written["model_type"] == fields["model_type"]
+    assert written["architectures"] == fields["architectures"]
+    assert config_of(written) == config
 
 
 @pytest.mark.parametrize(
@@ -301,9 +301,9 @@ def test_what_we_lack_is_named(base, change, sentence):
 
 
 def test_null_is_nothing():
-    said = {"rope_scaling": None, "head_dim": None, "num_key_value_heads": None, "hidden_act": None}
-    without = {name: value for name, value in LLAMA32.items() if name not in said}
-    assert config_of(LLAMA32 | said) == config_of(without)
+    nothing = {"rope_scaling": None, "head_dim": None, "num_key_value_heads": None, "hidden_act": None}
+    without = {name: value for name, value in LLAMA32.items() if name not in nothing}
+    assert config_of(LLAMA32 | nothing) == config_of(without)
     assert config_of(without).num_kv_heads == 32
 
 

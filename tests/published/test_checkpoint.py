@@ -83,8 +83,8 @@ def test_a_model_comes_back_bit_for_bit(model_type, choices, head, tmp_path):
     if head == "classify":
         model = SequenceClassifier(model.config, ("no", "yes"))
     checkpoint.save(model, tmp_path)
-    said = json.loads((tmp_path / "config.json").read_text())
-    assert said.get("model_type", "") == model_type.strip()
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert fields.get("model_type", "") == model_type.strip()
     back = checkpoint.load(tmp_path)
     assert type(back) is type(model)
     assert not back.training
@@ -344,7 +344,7 @@ def test_peak_memory_is_the_model_and_a_tensor(llama):
     model = GPT(gpt_config(vocab_size=2000, width=512, num_layers=8, norm="rmsnorm", mlp="swiglu"))
     checkpoint.save(model, llama / "large")
     tensors = [p.numel() * 4 for p in model.parameters()]
-    root = Path(checkpoint.__file__).parents[1]
+    root = Path(__file__).parents[2]
     command = [sys.executable, "-c", MEASURE, str(llama), str(llama / "large")]
     found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     peak = int(found.stdout) * 1024

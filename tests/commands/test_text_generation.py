@@ -4,28 +4,28 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from speakers import write_gpt
+from model_folders import write_gpt
 
 from kernels import Packing
-from minillm.commands.speaker import Speaker, Wording
+from minillm.commands.text_generation import StopStringFilter, TextGenerator
 from minillm.errors import UserError
 from minillm.generate import GREEDY, Sampling
 from minillm.published import checkpoint
-from minillm.published.subwords import load_tokenizer
+from minillm.published.vocabularies import load_tokenizer
 from minillm.tokenizer import Stream
 
 PROMPTS = ["the sky", "x", "STOP the 😀 world"]
 
 
 @pytest.fixture(scope="module")
-def speaker(tmp_path_factory):
+def text_generator(tmp_path_factory):
     folder = write_gpt(tmp_path_factory.mktemp("models") / "gpt")
-    return Speaker(checkpoint.load(folder), load_tokenizer(folder))
+    return TextGenerator(checkpoint.load(folder), load_tokenizer(folder))
 
 
 @pytest.fixture(scope="module")
-def prompts(speaker):
-    return [speaker.read(prompt) for prompt in PROMPTS]
+def prompts(text_generator):
+    return [text_generator.encode(prompt) for prompt in PROMPTS]
 
 
 def until_a_stop(text, stop):
@@ -36,15 +36,15 @@ def until_a_stop(text, stop):
     return text
 
 
-def said(chunks, stop):
-    """What a Wording lets through of tokens that stand for these bytes, piece by piece."""
-    wording = Wording(Stream(lambda ids: b"".join(chunks[i] for i in ids).decode(errors="replace")), stop)
+def shown(chunks, stop):
+    """What is shown of tokens that stand for these bytes, piece by piece."""
+    text = StopStringFilter(Stream(lambda ids: b"".join(chunks[i] for i in ids).decode(errors="replace")), stop)
     pieces = []
     for i in range(len(chunks)):
-        pieces.append(wording.push(i))
-        if wording.is_complete:
+        pieces.append(text.push(i))
+        if text.is_stopped:
             break
-    return [*pieces, wording.close()]
+    return [*pieces, text.close()]
 
 
 LETTERS = st.text("abé😀", max_size=12)
@@ -55,7 +55,7 @@ def test_stop_strings_however_the_text_is_cut(text, stop, data):
     raw = text.encode()
     cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(raw) - 1)), max_size=len(raw))))
     chunks = [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
-    pieces = said(chunks, stop)
+    pieces = shown(chunks, stop)
     assert "".join(pieces) == until_a_stop(text, stop)
     assert not any("\ufffd" in piece for piece in pieces)
 
@@ -72,82 +72,84 @@ def test_stop_strings_however_the_text_is_cut(text, stop, data):
     ],
 )
 def test_nothing_of_a_stop_string_is_shown(chunks, stop, pieces):
-    assert said(chunks, stop) == pieces
+    assert shown(chunks, stop) == pieces
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0), Sampling(0.8, top_k=20)])
-def test_the_pieces_are_the_text(speaker, prompts, sampling):
+def test_the_pieces_are_the_text(text_generator, prompts, sampling):
     pieces = ["", "", ""]
     numbers = {}
-    for answer, piece in speaker.stream(prompts, 30, sampling=sampling, generator=torch.Generator().manual_seed(1)):
+    for answer, piece in text_generator.stream(
+        prompts, 30, sampling=sampling, generator=torch.Generator().manual_seed(1)
+    ):
         pieces[numbers.setdefault(id(answer), len(numbers))] += piece
-    answers = speaker.answers(prompts, 30, sampling=sampling, generator=torch.Generator().manual_seed(1))
+    answers = text_generator.answers(prompts, 30, sampling=sampling, generator=torch.Generator().manual_seed(1))
     assert pieces == [answer.text for answer in answers]
-    assert pieces == [speaker.tokenizer.decode(answer.tokens) for answer in answers]
+    assert pieces == [text_generator.tokenizer.decode(answer.tokens) for answer in answers]
 
 
-def test_the_seed_decides(speaker, prompts):
-    def spoken(seed):
+def test_the_seed_decides(text_generator, prompts):
+    def tokens(seed):
         generator = torch.Generator().manual_seed(seed)
-        return [answer.tokens for answer in speaker.answers(prompts, 20, generator=generator)]
+        return [answer.tokens for answer in text_generator.answers(prompts, 20, generator=generator)]
 
-    assert spoken(0) == spoken(0)
-    assert spoken(0) != spoken(1)
+    assert tokens(0) == tokens(0)
+    assert tokens(0) != tokens(1)
 
 
-def test_together_as_alone(speaker, prompts):
-    together = speaker.answers(prompts, 20, sampling=GREEDY)
+def test_together_as_alone(text_generator, prompts):
+    together = text_generator.answers(prompts, 20, sampling=GREEDY)
     for prompt, answer in zip(prompts, together, strict=True):
-        (alone,) = speaker.answers([prompt], 20, sampling=GREEDY)
+        (alone,) = text_generator.answers([prompt], 20, sampling=GREEDY)
         assert answer.tokens == alone.tokens
         assert answer.text == alone.text
         assert answer.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_logprobs_are_those_of_a_full_pass(speaker, prompts, temperature):
-    answers = speaker.answers(prompts, 12, sampling=Sampling(temperature))
+def test_logprobs_are_those_of_a_full_pass(text_generator, prompts, temperature):
+    answers = text_generator.answers(prompts, 12, sampling=Sampling(temperature))
     for prompt, answer in zip(prompts, answers, strict=True):
         tokens = torch.tensor([*prompt, *answer.tokens])
         with torch.inference_mode():
-            logits = speaker.model.logits(speaker.model(tokens, Packing.from_lengths([len(tokens)])))
+            logits = text_generator.model.logits(text_generator.model(tokens, Packing.from_lengths([len(tokens)])))
         logprobs = (logits / temperature).log_softmax(-1)[len(prompt) - 1 : -1]
         truth = logprobs[torch.arange(len(answer.tokens)), answer.tokens]
         torch.testing.assert_close(torch.tensor(answer.logprobs), truth, rtol=0, atol=1e-4)
 
 
-def test_an_answer_ends_before_a_string(speaker, prompts):
-    (whole,) = speaker.answers(prompts[:1], 20, sampling=GREEDY)
+def test_an_answer_ends_before_a_string(text_generator, prompts):
+    (whole,) = text_generator.answers(prompts[:1], 20, sampling=GREEDY)
     assert whole.ended_by == "length"
     stop = whole.text[5:8]
-    (short,) = speaker.answers(prompts[:1], 20, [stop], GREEDY)
+    (short,) = text_generator.answers(prompts[:1], 20, [stop], GREEDY)
     assert short.ended_by == "string"
     assert short.text == whole.text[: whole.text.index(stop)]
     assert short.tokens == whole.tokens[: len(short.tokens)]
 
 
-def test_an_answer_ends_with_any_token_that_ends_texts(speaker, prompts, monkeypatch):
-    (whole,) = speaker.answers(prompts[:1], 20, sampling=GREEDY)
-    monkeypatch.setattr(speaker.tokenizer, "stops", frozenset([speaker.tokenizer.end, whole.tokens[6]]))
-    (short,) = speaker.answers(prompts[:1], 20, sampling=GREEDY)
+def test_an_answer_ends_with_any_token_that_ends_texts(text_generator, prompts, monkeypatch):
+    (whole,) = text_generator.answers(prompts[:1], 20, sampling=GREEDY)
+    monkeypatch.setattr(text_generator.tokenizer, "stops", frozenset([text_generator.tokenizer.end, whole.tokens[6]]))
+    (short,) = text_generator.answers(prompts[:1], 20, sampling=GREEDY)
     first = whole.tokens.index(whole.tokens[6])
     assert short.ended_by == "token"
     assert short.tokens == whole.tokens[: first + 1]
-    assert short.text == speaker.tokenizer.decode(whole.tokens[:first])
+    assert short.text == text_generator.tokenizer.decode(whole.tokens[:first])
 
 
-def test_room(speaker, prompts):
+def test_room(text_generator, prompts):
     longest = max(map(len, prompts))
-    assert speaker.room(prompts) == 64 - longest + 1  # the last token is not read
-    assert speaker.room(prompts, 3) == 3
-    speaker.answers(prompts, speaker.room(prompts), sampling=GREEDY)
+    assert text_generator.room(prompts) == 64 - longest + 1  # the last token is not read
+    assert text_generator.room(prompts, 3) == 3
+    text_generator.answers(prompts, text_generator.room(prompts), sampling=GREEDY)
     with pytest.raises(UserError, match=f"ask for at most {64 - longest + 1}"):
-        speaker.room(prompts, 64)
+        text_generator.room(prompts, 64)
     with pytest.raises(UserError, match="has 65 tokens, but this model reads at most 64"):
-        speaker.room([[1] * 65])
+        text_generator.room([[1] * 65])
 
 
-def test_a_vocabulary_larger_than_the_model(speaker, monkeypatch):
-    monkeypatch.setattr(speaker.tokenizer, "wrap", lambda text, limit, control: ([1000], [0]))
+def test_a_vocabulary_larger_than_the_model(text_generator, monkeypatch):
+    monkeypatch.setattr(text_generator.tokenizer, "wrap", lambda text, limit, control: ([1000], [0]))
     with pytest.raises(UserError, match="token 1000, but the model only has 263"):
-        speaker.read("x")
+        text_generator.encode("x")
