@@ -15,10 +15,11 @@ from tiny import batch_of, gpt, packed, sequences
 
 import minillm.curves
 from minillm import optim, session
+from minillm.cli import STOP_SIGNALS, postponed_signals
 from minillm.errors import UserError
 from minillm.metrics import Interval
 from minillm.run import Run
-from minillm.session import BEST, CHECKPOINT, STOP_SIGNALS, Progress, ProgressBar, Session, postponed_signals, schedule
+from minillm.session import BEST, CHECKPOINT, Progress, ProgressBar, Session, schedule
 from minillm.state import weights_of
 
 
