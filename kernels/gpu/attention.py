@@ -70,7 +70,7 @@ class Dropout(NamedTuple):
 
 
 class Block(NamedTuple):
-    """The tiles that a kernel is compiled for."""
+    """The tiles that a kernel is compiled for. In Triton 3.6 `tl.full` takes shapes made of these, `tl.zeros` not."""
 
     M: int  # queries
     N: int  # keys
@@ -202,8 +202,8 @@ def forward_kernel(
     query = i0 + tl.arange(0, BLOCK.M)
     q = _load(q_ptr, query, n, q_strides.t, D, BLOCK.D)
     top = tl.full((BLOCK.M,), NEG_INF, tl.float32)  # running maximum of the scores
-    total = tl.zeros((BLOCK.M,), tl.float32)  # running sum of exp(score − top)
-    acc = tl.zeros((BLOCK.M, BLOCK.D), tl.float32)
+    total = tl.full((BLOCK.M,), 0.0, tl.float32)  # running sum of exp(score − top)
+    acc = tl.full((BLOCK.M, BLOCK.D), 0.0, tl.float32)
     edges = _walk_keys(i0, m - n, tl.where(i0 < n, m, 0), scores.window, CAUSAL, BLOCK)
     for PART in tl.static_range(1 if scores.window is None else 0, 3):
         for j0 in range(edges[PART], edges[PART + 1], BLOCK.N):
@@ -263,7 +263,7 @@ def backward_q_kernel(
     delta = tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
     tl.store(delta_ptr + row_offset + query, delta, mask=query < T)
     lse = tl.load(lse_ptr + row_offset + query, mask=query < n, other=INF)
-    dq = tl.zeros((BLOCK.M, BLOCK.D), tl.float32)
+    dq = tl.full((BLOCK.M, BLOCK.D), 0.0, tl.float32)
     edges = _walk_keys(i0, m - n, tl.where(i0 < n, m, 0), scores.window, CAUSAL, BLOCK)
     for PART in tl.static_range(1 if scores.window is None else 0, 3):
         for j0 in range(edges[PART], edges[PART + 1], BLOCK.N):
@@ -324,8 +324,8 @@ def backward_kv_kernel(
     key = j0 + tl.arange(0, BLOCK.N)
     k = _load(k_ptr + k_offset, key, m, k_strides.t, D, BLOCK.D)
     v = _load(v_ptr + k_offset, key, m, k_strides.t, D, BLOCK.D)
-    dk = tl.zeros((BLOCK.N, BLOCK.D), tl.float32)
-    dv = tl.zeros((BLOCK.N, BLOCK.D), tl.float32)
+    dk = tl.full((BLOCK.N, BLOCK.D), 0.0, tl.float32)
+    dv = tl.full((BLOCK.N, BLOCK.D), 0.0, tl.float32)
     edges = _walk_queries(j0, m - n, tl.where(j0 < m, n, 0), scores.window, CAUSAL, BLOCK)
     for PART in tl.static_range(0 if CAUSAL or scores.window is not None else 1, 2 if scores.window is None else 3):
         # Tiles and heads in one loop: in two, one in the other, dk and dv change places and registers spill.

@@ -120,6 +120,13 @@ def test_difference_from_the_table():
     ]
 
 
+def test_a_table_is_never_written_in_part(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["machine_code.py", "--write", "--only", "sm_90"])
+    with pytest.raises(SystemExit):
+        machine_code.main()
+    assert "leave out --only" in capsys.readouterr().err
+
+
 def test_occupancy():
     """2,048 threads of 65,536 registers: 32 a thread fill a processor; 228 KB of shared memory hold two of 100."""
     fits = {"registers": 32, "shared": 0}
