@@ -164,7 +164,7 @@ def checks(dry: bool = False) -> Iterator[Check]:
         yield Check(str(shape), shape.call, ("out", "dq", "dk", "dv"), shape.has_fused)
     if dry:
         yield logits_check(5, 70, label_smoothing=0.1)
-        yield hidden_check(9, 16, 50, "mean", 4)
+        yield hidden_check(33, 16, 50, "mean", 16)
         return
     for V in (3, 70, 32000, 50257, 131072):
         yield logits_check(64, V)
