@@ -111,7 +111,7 @@ def test_lengths_of_one_side_alone(known):
     torch.testing.assert_close(ours.double(), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("S", [33, 40])
+@pytest.mark.parametrize("S", [40, 33])
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_window_wider_than_32_bits_hides_nothing(causal, S):
     case = Case((40,), (S,), options={"causal": causal})
