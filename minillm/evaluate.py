@@ -56,6 +56,8 @@ def read(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarra
     if model.lower_case:
         texts = [tuple(text.lower() for text in each) for each in texts]
     ids = read_texts(tokenizer, texts, model.config.vocab_size, model.max_seq_len)
+    if (empty := next((i for i, (tokens, _) in enumerate(ids) if not tokens), None)) is not None:
+        raise UserError(f"text {empty + 1} is empty, and this model's vocabulary puts no token before or behind it")
     corpus = LabelledCorpus(ids, [0] * len(texts))
     was_training = model.training
     model.eval()
