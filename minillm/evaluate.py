@@ -48,10 +48,10 @@ def read(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarra
     """
     if model.lower_case:
         texts = [tuple(text.lower() for text in each) for each in texts]
-    documents = [
-        Document(tokens, label=0, segments=segments)
-        for tokens, segments in read_texts(tokenizer, texts, model.config.vocab_size, model.max_seq_len)
-    ]
+    ids = read_texts(tokenizer, texts, model.config.vocab_size, model.max_seq_len)
+    if (empty := next((i for i, (tokens, _) in enumerate(ids) if not tokens), None)) is not None:
+        raise UserError(f"text {empty + 1} is empty, and this model's vocabulary puts no token before or behind it")
+    documents = [Document(tokens, label=0, segments=segments) for tokens, segments in ids]
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device

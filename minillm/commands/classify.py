@@ -4,17 +4,20 @@
   python -m minillm classify runs/classify-sft --file reviews.txt --json       a text a line → a line of JSON each
   python -m minillm classify MODEL --pairs --file pairs.tsv                    two texts a line, a tab between them
 
+A model with one output, such as a reranker, gives a score and its sigmoid instead.
+
 Train one with: python train_sft.py --task classify --init MODEL --train a.jsonl --dev b.jsonl
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from minillm import cli
 from minillm.commands.common import MODEL, as_json, load_reader, note_what_is_cut, open_model, texts_of
@@ -41,14 +44,24 @@ def main(args: Args) -> None:
     texts = [pair(line) if args.pairs else (line,) for line in lines]
     model, tokenizer = load_reader(open_model(args.model, "classify", "classify"), "classify", args.precision)
     note_what_is_cut(model, tokenizer, texts)
-    probabilities = torch.from_numpy(read(model, tokenizer, texts)).softmax(dim=-1).numpy()
-    if not args.json:
-        Console(soft_wrap=True).print(classes_table(texts, model.classes, probabilities))
-        return
-    for text, row in zip(lines, probabilities.tolist(), strict=True):
-        by_class = dict(zip(model.classes, row, strict=True))
-        best = max(by_class, key=by_class.get)
-        print(as_json(text=text, **{"class": best, "probabilities": by_class}))
+    logits = torch.from_numpy(read(model, tokenizer, texts))
+    has_score = len(model.classes) == 1
+    answers = [score_of(row) if has_score else class_of(row, model.classes) for row in logits]
+    if args.json:
+        for line, answer in zip(lines, answers, strict=True):
+            print(as_json(text=line, **answer))
+    else:
+        Console(soft_wrap=True).print((scores_table if has_score else classes_table)(lines, answers))
+
+
+def class_of(logits: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+    by_class = dict(zip(classes, logits.softmax(dim=-1).tolist(), strict=True))
+    return {"class": max(by_class, key=by_class.get), "probabilities": by_class}
+
+
+def score_of(logits: Tensor) -> dict[str, float]:
+    """Of a model with one output (a reranker, a grader), for which a softmax would always be 1."""
+    return {"score": logits.item(), "sigmoid": logits.sigmoid().item()}
 
 
 def pair(line: str) -> Texts:
@@ -58,12 +71,22 @@ def pair(line: str) -> Texts:
     return texts
 
 
-def classes_table(texts: Sequence[Texts], classes: Sequence[str], probabilities: np.ndarray) -> Table:
+def classes_table(lines: Sequence[str], answers: Sequence[Mapping[str, Any]]) -> Table:
     """A text a row, its likeliest class first."""
-    count = min(SHOWN, len(classes))
+    count = min(SHOWN, len(answers[0]["probabilities"]))
     table = Table("text", "class", *[""] * (2 * count - 1))
-    for text, row in zip(texts, probabilities, strict=True):
-        best = np.argsort(-row, kind="stable")[:count]
-        named = [cell for k in best for cell in (classes[k], f"{row[k]:.1%}")]
-        table.add_row(*cells(shortened(" / ".join(text), 80), *named))
+    for line, answer in zip(lines, answers, strict=True):
+        likeliest = sorted(answer["probabilities"].items(), key=lambda item: -item[1])[:count]
+        table.add_row(*cells(shown(line), *(cell for name, p in likeliest for cell in (name, f"{p:.1%}"))))
     return table
+
+
+def scores_table(lines: Sequence[str], answers: Sequence[Mapping[str, float]]) -> Table:
+    table = Table("text", "score", "sigmoid")
+    for line, answer in zip(lines, answers, strict=True):
+        table.add_row(*cells(shown(line), f"{answer['score']:.3f}", f"{answer['sigmoid']:.3f}"))
+    return table
+
+
+def shown(line: str) -> str:
+    return shortened(line.replace("\t", " / "), 80)

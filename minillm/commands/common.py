@@ -97,8 +97,15 @@ def note_what_is_cut(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) 
 
 
 def texts_of(given: Sequence[str], file: Path | None, name: str) -> list[str]:
-    """The texts on the command line, then those of a file, a line each; `-` is the standard input. UserError."""
-    texts = [*given, *(line for line in read_file(file).split("\n") if line.strip())] if file else [*given]
+    """The texts on the command line, then those of a file, one for each of its lines; `-` is the standard input.
+
+    UserError if there is none, or an empty one on the command line. In a file a blank line is a text: what comes of
+    the n-th line must be in the n-th place.
+    """
+    if not all(given):
+        raise UserError("there is an empty text: nothing can be made of it")
+    content = read_file(file) if file else ""
+    texts = [*given, *(content.removesuffix("\n").split("\n") if content else [])]
     if not texts:
         raise UserError(f"there is no text: give {name}, or --file FILE with a text a line")
     for text in texts:
@@ -118,9 +125,7 @@ def read_file(path: Path) -> str:
 
 
 def check_text(text: str) -> None:
-    """UserError for an empty text, and for bytes on the command line that are no UTF-8."""
-    if not text:
-        raise UserError("there is an empty text: nothing can be made of it")
+    """UserError for bytes on the command line that are no UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -8,6 +8,7 @@ python -m minillm embed MODEL --file texts.txt --out vectors.npy     a text a li
 python -m minillm embed MODEL --file - --json                        a line of JSON for each text
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from minillm.files import replacing
 from minillm.report import cells, shortened
 
 FEW = 8  # texts of which a table of all cosines fits on a terminal
+PIECE = 256  # texts compared with all others at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +73,16 @@ def likeness_table(texts: list[str], vectors: np.ndarray) -> Table:
 def nearest_table(texts: list[str], vectors: np.ndarray) -> Table:
     """Of every text the one that is most like it."""
     table = Table("text", "most like it", "cosine")
-    cosines = vectors @ vectors.T
-    np.fill_diagonal(cosines, -np.inf)
-    for text, row in zip(texts, cosines, strict=True):
-        table.add_row(*cells(shortened(text, 60), shortened(texts[int(row.argmax())], 60), f"{row.max():.3f}"))
+    for text, (best, cosine) in zip(texts, nearest(vectors), strict=True):
+        table.add_row(*cells(shortened(text, 60), shortened(texts[best], 60), f"{cosine:.3f}"))
     return table
+
+
+def nearest(vectors: np.ndarray) -> Iterator[tuple[int, float]]:
+    """For each of n vectors the number and the cosine of the nearest other one; never all n × n cosines at a time."""
+    for start in range(0, len(vectors), PIECE):
+        cosines = vectors[start : start + PIECE] @ vectors.T
+        rows = np.arange(len(cosines))
+        cosines[rows, start + rows] = -np.inf  # itself
+        best = cosines.argmax(axis=1)
+        yield from zip(best.tolist(), cosines[rows, best].tolist(), strict=True)

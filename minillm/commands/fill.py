@@ -43,7 +43,7 @@ def main(args: Args) -> None:
     texts = texts_of(args.text, args.file, "TEXT")
     model, tokenizer = load_reader(open_model(args.model, "mlm", "fill"), "mlm", args.precision)
     for text in texts:
-        masks = candidates(model, tokenizer, text, args.top)
+        masks = candidates(model, tokenizer, text, args.top) if text.strip() else []  # a row for every line of a file
         if args.json:
             print(as_json(text=text, masks=masks))
         else:

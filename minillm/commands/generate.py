@@ -7,18 +7,24 @@
   cat story.txt | python -m minillm generate MODEL --prompt - --stop "The End"   a prompt of many lines
   python -m minillm generate MODEL --file prompts.txt --json                     a prompt a line, answered together
 
-One prompt is answered while you watch; several are answered in batches. With --json every answer is a line of JSON
-with its tokens and their log-probabilities under the very distribution that they were drawn from.
+One prompt is answered while you watch; several are answered in batches, each as far as it fits. With --json every
+answer is a line of JSON with its tokens and their log-probabilities under the very distribution that they were drawn
+from.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from minillm import cli
 from minillm.commands.common import MODEL, SamplingOptions, as_json, note, print_text, read_file, texts_of
 from minillm.commands.conversation import Conversation
 from minillm.commands.text_generation import TextGenerator
+from minillm.errors import UserError
+from minillm.sampling import Sampling
 
 BATCH = 32  # prompts answered at once
 
@@ -38,24 +44,62 @@ def main(args: Args) -> None:
     given = [read_file(Path("-")) if prompt == "-" else prompt for prompt in args.prompt]
     texts = texts_of(given, args.file, "--prompt TEXT")
     text_generator, rng = args.load(args.model, "generate")
-    prompts = [prompt_of(text, text_generator, args.chat) for text in texts]
-    room = text_generator.room(prompts, args.max_new_tokens)
-    started, count = time.monotonic(), 0
-    if len(prompts) == 1 and not args.json:
-        for _, piece in text_generator.stream(prompts, room, args.stop, sampling, rng):
-            print_text(piece)
-            count += 1
-        print()
+    started = time.monotonic()
+    if len(texts) == 1 and not args.json:
+        count, failed = stream(texts[0], text_generator, args, sampling, rng), {}
     else:
-        for i in range(0, len(prompts), BATCH):
-            answers = text_generator.answers(prompts[i : i + BATCH], room, args.stop, sampling, rng)
-            count += sum(len(answer.tokens) for answer in answers)
-            for text, answer in zip(texts[i : i + BATCH], answers, strict=True):
-                row = as_json(prompt=text, **vars(answer)) if args.json else f"> {text}\n{answer.text}\n"
-                print_text(f"{row}\n")
+        count, failed = answer_all(texts, text_generator, args, sampling, rng)
     seconds = time.monotonic() - started
     note(f"{count} tokens in {seconds:.2f} s, {count / seconds:.1f} tokens/s, the reading of prompts included")
+    if failed:
+        number, reason = next(iter(failed.items()))
+        more = len(failed) - 1
+        others = f"; {more} more {'was' if more == 1 else 'were'} not either" if more else ""
+        raise UserError(f"prompt {number} was not answered: {reason}{others}")
 
 
-def prompt_of(text: str, text_generator: TextGenerator, is_chat: bool) -> list[int]:
-    return Conversation(text_generator).ask(text, room=1)[0] if is_chat else text_generator.encode(text)
+def encode(text: str, text_generator: TextGenerator, args: Args) -> list[int]:
+    return Conversation(text_generator).ask(text, room=1)[0] if args.chat else text_generator.encode(text)
+
+
+def stream(text: str, text_generator: TextGenerator, args: Args, sampling: Sampling, rng: torch.Generator) -> int:
+    """Prints an answer as it comes → how many tokens it has."""
+    prompt = encode(text, text_generator, args)
+    room = text_generator.room(prompt, args.max_new_tokens)
+    count = 0
+    for count, (_, piece) in enumerate(text_generator.stream([prompt], room, args.stop, sampling, rng), 1):  # noqa: B007
+        print_text(piece)
+    print()
+    return count
+
+
+def answer_all(
+    texts: Sequence[str], text_generator: TextGenerator, args: Args, sampling: Sampling, rng: torch.Generator
+) -> tuple[int, dict[int, str]]:
+    """Prints an answer for every text → how many tokens they have, and which texts could not be answered, and why.
+
+    A blank line of a file has an empty answer where the vocabulary puts no token before a text.
+    """
+    prompts: list[list[int]] = []
+    rooms: list[int] = []
+    failed: dict[int, str] = {}
+    for number, text in enumerate(texts, 1):
+        prompt, room = [], 0
+        try:
+            prompt = encode(text, text_generator, args)
+            room = text_generator.room(prompt, args.max_new_tokens) if prompt or text.strip() else 0
+        except UserError as error:
+            failed[number] = str(error)
+        prompts.append(prompt)
+        rooms.append(room)
+    if len(failed) == len(texts):
+        raise UserError(failed[1])
+    count = 0
+    for i in range(0, len(texts), BATCH):
+        rows = slice(i, i + BATCH)
+        answers = text_generator.answers(prompts[rows], rooms[rows], args.stop, sampling, rng)
+        count += sum(len(answer.tokens) for answer in answers)
+        for text, answer in zip(texts[rows], answers, strict=True):
+            row = as_json(prompt=text, **vars(answer)) if args.json else f"> {text}\n{answer.text}\n"
+            print_text(f"{row}\n")
+    return count, failed

@@ -35,78 +35,98 @@ class TextGenerator:
         self.template = ChatTemplate.of(tokenizer) if tokenizer.config.get("chat_template") else None
 
     def encode(self, prompt: str) -> list[int]:
-        """The tokens of a text to go on with. UserError for one that is empty or has what the vocabulary lacks."""
-        if not prompt:
-            raise UserError("the prompt is empty: give the model something to go on with")
+        """The tokens of a text to go on with. UserError for one that has what the vocabulary lacks."""
         ((ids, _),) = read_texts(self.tokenizer, [(prompt,)], self.model.config.vocab_size)
         return ids
 
-    def room(self, prompts: Sequence[Sequence[int]], asked: int | None = None) -> int:
-        """How many tokens every answer may have: as many as asked for, or what fits of the default. UserError."""
-        longest = max(map(len, prompts))
-        most = self.max_seq_len - longest + 1  # the last token of an answer is not read
+    def room(self, prompt: Sequence[int], asked: int | None = None) -> int:
+        """How many tokens an answer may have: as many as asked for, or what fits of the default. UserError."""
+        if not prompt:
+            raise UserError("the prompt is empty: give the model something to go on with")
+        most = self.max_seq_len - len(prompt) + 1  # the last token of an answer is not read
         if most < 1:
             raise UserError(
-                f"the prompt has {longest} tokens, but this model reads at most {self.max_seq_len}; shorten it"
+                f"the prompt has {len(prompt)} tokens, but this model reads at most {self.max_seq_len}; shorten it"
             )
         if asked is not None and asked > most:
             raise UserError(
-                f"a prompt of {longest} tokens and --max-new-tokens {asked} go beyond the {self.max_seq_len} tokens "
-                f"that this model reads; ask for at most {most}"
+                f"a prompt of {len(prompt)} tokens and --max-new-tokens {asked} go beyond the {self.max_seq_len} "
+                f"tokens that this model reads; ask for at most {most}"
             )
         return asked or min(DEFAULT_NEW_TOKENS, most)
 
     def stream(
         self,
         prompts: Sequence[Sequence[int]],
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
         stop: Sequence[str] = (),
         sampling: Sampling = Sampling(),  # noqa: B008, it is frozen
         generator: torch.Generator | None = None,
     ) -> Iterator[tuple[Answer, str]]:
         """The answers to all prompts at once, as they grow, each time with the text that is new.
 
-        An answer ends before the first of the `stop` strings, or with a token that ends texts in this checkpoint.
+        An answer ends before the first of the `stop` strings, with a token that ends texts in this checkpoint, or after
+        `max_new_tokens`, which may be a number for each; there is no answer for 0.
         """
+        return self._grow([Answer() for _ in prompts], prompts, max_new_tokens, stop, sampling, generator)
+
+    def answers(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int | Sequence[int],
+        stop: Sequence[str] = (),
+        sampling: Sampling = Sampling(),  # noqa: B008
+        generator: torch.Generator | None = None,
+    ) -> list[Answer]:
+        """All of them when they are complete, in the order of the prompts; see `stream`."""
         answers = [Answer() for _ in prompts]
+        for _ in self._grow(answers, prompts, max_new_tokens, stop, sampling, generator):
+            pass
+        return answers
+
+    def _grow(
+        self,
+        answers: Sequence[Answer],
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int | Sequence[int],
+        stop: Sequence[str],
+        sampling: Sampling,
+        generator: torch.Generator | None,
+    ) -> Iterator[tuple[Answer, str]]:
+        """Appends to the answers. The longest prompt limits a batch; answers that outgrow it go on in another one."""
+        limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
         texts = [StopStringFilter(self.tokenizer.stream().follow(prompt), stop) for prompt in prompts]
         pieces = [""] * len(prompts)
+        batch = [i for i, limit in enumerate(limits) if limit > 0]
 
         def on_token(token: Token) -> bool:
             """Whether its answer is complete now."""
-            answer, text = answers[token.answer], texts[token.answer]
+            i = batch[token.answer]
+            answer, text = answers[i], texts[i]
             if math.isnan(token.logprob):
                 raise UserError(f"{NOT_FINITE}: token {len(answer.tokens) + 1} of an answer has no probability")
             answer.tokens.append(token.id)
             answer.logprobs.append(token.logprob)
             if token.id in self.tokenizer.stops:
-                answer.ended_by, piece = "token", text.close()
+                answer.ended_by, pieces[i] = "token", text.close()
             else:
-                piece = text.push(token.id)
-                if len(answer.tokens) == max_new_tokens:
-                    answer.ended_by, piece = "length", piece + text.close()
+                pieces[i] = text.push(token.id)
+                if len(answer.tokens) == limits[i]:
+                    answer.ended_by, pieces[i] = "length", pieces[i] + text.close()
             if text.is_stopped:
                 answer.ended_by = "string"
-            pieces[token.answer] = piece
-            answer.text += piece
+            answer.text += pieces[i]
             return answer.ended_by is not None
 
-        for token in generate.stream(
-            self.model, prompts, max_new_tokens, sampling=sampling, generator=generator, is_done=on_token
-        ):
-            yield answers[token.answer], pieces[token.answer]
-
-    def answers(
-        self,
-        prompts: Sequence[Sequence[int]],
-        max_new_tokens: int,
-        stop: Sequence[str] = (),
-        sampling: Sampling = Sampling(),  # noqa: B008
-        generator: torch.Generator | None = None,
-    ) -> list[Answer]:
-        """All of them when they are complete, in the order of the prompts."""
-        growing = self.stream(prompts, max_new_tokens, stop, sampling, generator)
-        return list({id(answer): answer for answer, _ in growing}.values())  # the first tokens come in this order
+        while batch:
+            begun = [[*prompts[i], *answers[i].tokens] for i in batch]
+            wanted = max(limits[i] - len(answers[i].tokens) for i in batch)
+            fitting = self.max_seq_len - max(map(len, begun)) + 1
+            for token in generate.stream(
+                self.model, begun, min(wanted, fitting), sampling=sampling, generator=generator, is_done=on_token
+            ):
+                yield answers[batch[token.answer]], pieces[batch[token.answer]]
+            batch = [i for i in batch if answers[i].ended_by is None]
 
 
 class StopStringFilter:

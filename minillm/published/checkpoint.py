@@ -46,7 +46,7 @@ def resolve(name: str | Path) -> Path:
         return path
     if path.is_file():
         raise UserError(f"{path} is one file; name the folder that it lies in, or a .gguf file")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+    if path.suffix == ".gguf" or not re.fullmatch(r"([\w.-]+/)?[\w.-]+", str(name)):
         raise UserError(f"there is no folder or .gguf file {name}, and it is no id of the hub such as owner/name")
     return download(str(name))
 
@@ -149,11 +149,11 @@ class Checkpoint:
         if kind not in family.heads:
             raise UserError(f"{self.path}: this is no model for {kind!r}, only for {', '.join(family.heads)}")
         spec = family.heads[kind]
-        names = tuple(classes or (self.classes if spec.has_classes else ()))
+        names = tuple(classes or ((self.classes or self.numbered_classes(spec)) if spec.has_classes else ()))
         if spec.has_classes and not names:
             raise UserError(f"{self.path} names no classes: it is no classifier yet")
         if kind == "classify" and not classes:
-            self.check_problem()
+            self.check_problem(len(names))
         if config.num_layers > len(self.tensors):
             raise UserError(f"{self.where}: {config.num_layers} layers, but there are only {len(self.tensors)} tensors")
         more = {"classes": names} if spec.has_classes else {}
@@ -177,10 +177,17 @@ class Checkpoint:
         spec = self.family.heads[self.head_name]
         return spec.model(self.config, self.classes) if spec.has_classes else spec.model(self.config)
 
-    def check_problem(self) -> None:
-        """UserError unless each text is of one class."""
-        if (kind := self.fields.get("problem_type")) not in (None, "single_label_classification"):
-            raise UserError(f"{self.where}: problem_type={kind!r} is not supported, only single_label_classification")
+    def numbered_classes(self, spec: Head) -> tuple[str, ...]:
+        """LABEL_0, LABEL_1, … for the outputs of a classifier without names, as transformers calls them."""
+        sought = self.family.plain(sources("classifier.weight", self.family, spec)[1][0])
+        found = next((name for name in self.tensors if self.family.plain(name) == sought), None)
+        return () if found is None else tuple(f"LABEL_{i}" for i in range(len(self.tensors[found])))
+
+    def check_problem(self, num_outputs: int) -> None:
+        """UserError unless each text is of one class, or gets one score."""
+        known = ("single_label_classification",) + (("regression",) if num_outputs == 1 else ())
+        if (kind := self.fields.get("problem_type")) not in (None, *known):
+            raise UserError(f"{self.where}: problem_type={kind!r} is not supported, only {' or '.join(known)}")
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -162,6 +162,11 @@ class GGUF:
 
     def config(self) -> dict[str, Any]:
         """config.json in Hugging Face's words."""
+        if (parts := self.metadata.get("split.count", 1)) != 1:
+            raise UserError(
+                f"{self.path} is one of {parts} parts of a model (split.count={parts}); "
+                "join them with llama.cpp first: llama-gguf-split --merge FIRST-PART WHOLE"
+            )
         kind = self.kind
         for key in REFUSED:
             if self.get(key):

@@ -18,6 +18,7 @@ from scripts import ROOT, environment
 
 import minillm.__main__
 from minillm import cli
+from minillm.commands import embed
 from minillm.commands.common import as_json, print_text
 from minillm.heads import MaskedLM, SentenceEmbedder, SequenceClassifier, TokenClassifier
 
@@ -55,7 +56,9 @@ def here(tmp_path_factory):
     (folder / "strange" / "config.json").write_text('{"model_type": "mamba"}')
     (folder / "torn.gguf").write_bytes(b"GGUF\x03\0\0\0\1\0")
     (folder / "wrong.gguf").write_bytes(b"something else altogether")
-    (folder / "texts.txt").write_text("the sky\n\nthe film\n")
+    (folder / "texts.txt").write_text("the sky\nthe film\n")
+    (folder / "blank.txt").write_text("\nthe sky\n\n  \nthe film\n\n")
+    (folder / "masks.txt").write_text("the [MASK]\n\n[MASK] sky")
     return folder
 
 
@@ -101,6 +104,7 @@ def test_help_shows_examples(run, name):
 
 # ---- generate ------------------------------------------------------------------------------------
 
+WARM = ("--temperature", 1, "--precision", "fp32")  # what "auto" finds depends on how busy the machine is
 GREEDY = ("--temperature", 0, "--precision", "fp32", "--max-new-tokens", 12)
 
 
@@ -124,6 +128,38 @@ def test_generate_many_as_json(run):
         assert answer["ended_by"] == "length"
 
 
+def test_each_prompt_has_its_own_room_and_what_is_too_long_is_named(run, tmp_path):
+    (tmp_path / "prompts.txt").write_text("x\n" + "x" * 62 + "\n" + "x" * 65 + "\n\n" + "x" * 90 + "\n")
+    options = ("--temperature", 0, "--precision", "fp32", "--json")
+    code, out, err = run("generate", "HERE/gpt", "--file", tmp_path / "prompts.txt", *options)
+    assert [len(answer["tokens"]) for answer in lines(out)] == [64, 3, 0, 0, 0]
+    assert code == 2
+    assert "error: prompt 3 was not answered: the prompt has 65 tokens, but this model reads at most 64; " in err
+    assert "; 1 more was not either" in err
+    code, out, err = run("generate", "HERE/gpt", "--file", tmp_path / "prompts.txt", "--max-new-tokens", 20, *options)
+    assert [len(answer["tokens"]) for answer in lines(out)] == [20, 0, 0, 0, 0]
+    assert "prompt 2 was not answered: a prompt of 62 tokens and --max-new-tokens 20 go beyond" in err
+
+
+@pytest.mark.parametrize(("command", "model"), [("embed", "embedder"), ("classify", "judge"), ("generate", "gpt")])
+def test_every_line_of_a_file_has_a_row(run, command, model):
+    options = GREEDY if command == "generate" else ()
+    code, out, _ = run(command, f"HERE/{model}", "--file", "HERE/blank.txt", "--json", *options)
+    key = "prompt" if command == "generate" else "text"
+    assert code == 0
+    assert [line[key] for line in lines(out)] == ["", "the sky", "", "  ", "the film", ""]
+    if command == "generate":
+        assert [line["text"] == "" for line in lines(out)] == [True, False, True, False, False, True]
+    assert run(command, f"HERE/{model}", "--file", "HERE/blank.txt", *options)[0] == 0
+
+
+def test_every_line_of_a_file_has_a_row_of_masks(run):
+    code, out, _ = run("fill", "HERE/masked", "--file", "HERE/masks.txt", "--json")
+    assert code == 0
+    assert [len(line["masks"]) for line in lines(out)] == [1, 0, 1]
+    assert run("fill", "HERE/masked", "--file", "HERE/masks.txt")[0] == 0
+
+
 def test_generate_reads_the_standard_input(run):
     _, whole, _ = run("generate", "HERE/gpt", "--prompt", "-", *GREEDY, stdin="the sky")
     _, rows, _ = run("generate", "HERE/gpt", "--file", "-", *GREEDY, stdin="the sky\nx\n")
@@ -134,10 +170,7 @@ def test_generate_stops_and_repeats_itself_by_seed(run):
     _, whole, _ = run("generate", "HERE/gpt", "--prompt", "the sky", *GREEDY)
     _, short, _ = run("generate", "HERE/gpt", "--prompt", "the sky", "--stop", "none", "--stop", whole[5:7], *GREEDY)
     assert short.strip() == whole[: whole.index(whole[5:7])]
-    drawn = [
-        run("generate", "HERE/gpt", "--prompt", "x", "--temperature", 1, "--seed", seed, "--json")[1]
-        for seed in (0, 0, 1)
-    ]
+    drawn = [run("generate", "HERE/gpt", "--prompt", "x", *WARM, "--seed", seed, "--json")[1] for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
@@ -249,6 +282,17 @@ def test_many_texts_have_a_line_each(run):
     assert "most like it" in out
 
 
+def test_the_nearest_of_very_many(monkeypatch):
+    """40,000 texts have 6.4 GB of cosines: they are compared a piece at a time."""
+    monkeypatch.setattr(embed, "PIECE", 7)
+    vectors = np.random.default_rng(0).normal(size=(30, 5)).astype(np.float32)
+    cosines = vectors @ vectors.T
+    np.fill_diagonal(cosines, -np.inf)
+    for row, (best, cosine) in zip(cosines, embed.nearest(vectors), strict=True):
+        assert best == row.argmax()
+        assert cosine == pytest.approx(row.max())
+
+
 @pytest.mark.parametrize(("encoding", "text"), [("utf-8", '{"a": "é😀"}'), ("latin-1", r'{"a": "\u00e9\ud83d\ude00"}')])
 def test_json_is_json_in_every_encoding(monkeypatch, encoding, text):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
@@ -295,6 +339,34 @@ def test_classify(run):
     first = lines(out)[0]
     assert f"│ {first['class']} " in row
     assert f"{first['probabilities'][first['class']]:.1%}" in row
+
+
+def test_one_output_is_a_score(run, tmp_path):
+    """A softmax over it would be 100 % for every text."""
+    model = write_bert(tmp_path / "scorer", SequenceClassifier, ["LABEL_0"])
+    code, out, _ = run("classify", model, "good film", "bad film", "--json")
+    assert code == 0
+    good, bad = lines(out)
+    assert good.keys() == {"text", "score", "sigmoid"}
+    assert good["score"] != bad["score"]
+    assert good["sigmoid"] == pytest.approx(1 / (1 + np.exp(-good["score"])))
+    _, table, _ = run("classify", model, "good film", "bad film")
+    assert f"{good['score']:.3f}" in table
+    assert f"{bad['sigmoid']:.3f}" in table
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"problem_type": "regression"}))
+    assert run("classify", model, "good film", "bad film", "--json")[1] == out
+
+
+def test_classes_without_names_are_numbered(run, tmp_path):
+    model = write_bert(tmp_path / "unnamed", SequenceClassifier, ["no", "yes"])
+    _, named, _ = run("classify", model, "good film", "--json")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"id2label": None}))
+    _, numbered, _ = run("classify", model, "good film", "--json")
+    chances = lines(numbered)[0]["probabilities"]
+    assert list(chances) == ["LABEL_0", "LABEL_1"]
+    assert list(chances.values()) == list(lines(named)[0]["probabilities"].values())
 
 
 def test_classify_pairs(run):

@@ -139,14 +139,29 @@ def test_an_answer_ends_with_any_token_that_ends_texts(text_generator, prompts, 
 
 
 def test_room(text_generator, prompts):
-    longest = max(map(len, prompts))
-    assert text_generator.room(prompts) == 64 - longest + 1  # the last token is not read
-    assert text_generator.room(prompts, 3) == 3
-    text_generator.answers(prompts, text_generator.room(prompts), sampling=GREEDY)
-    with pytest.raises(UserError, match=f"ask for at most {64 - longest + 1}"):
-        text_generator.room(prompts, 64)
+    for prompt in prompts:
+        fits = 64 - len(prompt) + 1  # the last token is not read
+        assert text_generator.room(prompt) == fits
+        assert text_generator.room(prompt, 3) == 3
+        with pytest.raises(UserError, match=f"ask for at most {fits}"):
+            text_generator.room(prompt, fits + 1)
     with pytest.raises(UserError, match="has 65 tokens, but this model reads at most 64"):
-        text_generator.room([[1] * 65])
+        text_generator.room([1] * 65)
+    with pytest.raises(UserError, match="the prompt is empty"):
+        text_generator.room([])
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=0, repetition_penalty=1.3)])
+def test_a_long_prompt_leaves_short_ones_their_room(text_generator, sampling):
+    prompts = [[5], [7] * 62, [9] * 40, [3] * 64, []]
+    rooms = [64, 3, 25, 1, 0]
+    together = text_generator.answers(prompts, rooms, sampling=sampling)
+    assert [len(answer.tokens) for answer in together] == rooms
+    assert [answer.ended_by for answer in together] == ["length"] * 4 + [None]
+    for prompt, room, answer in zip(prompts[:-1], rooms, together, strict=False):
+        (alone,) = text_generator.answers([prompt], room, sampling=sampling)
+        assert (answer.tokens, answer.text) == (alone.tokens, alone.text)
+        assert answer.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
 
 
 def test_a_vocabulary_larger_than_the_model(text_generator, monkeypatch):

@@ -287,8 +287,10 @@ def test_classes_are_in_the_order_of_the_outputs(tmp_path):
     change_config(tmp_path, id2label={"0": "a", "1": "b"}, problem_type="regression")
     refused(tmp_path, "problem_type='regression' is not supported")
     assert checkpoint.load(tmp_path, head="classify", classes=["x", "y"])
-    change_config(tmp_path, id2label=None)
-    refused(tmp_path, "names no classes: it is no classifier yet")
+    change_config(tmp_path, id2label=None, problem_type=None)
+    assert checkpoint.load(tmp_path).classes == tuple(f"LABEL_{i}" for i in range(12))  # as in transformers
+    checkpoint.save(gpt(**LLAMA).float(), tmp_path)
+    refused(tmp_path, "names no classes: it is no classifier yet", head="classify")
 
 
 # ---- memory --------------------------------------------------------------------------------------
@@ -433,7 +435,7 @@ def test_names_of_models(llama, monkeypatch):
     for name, sentence in (
         (llama / WEIGHTS, "is one file; name the folder that it lies in"),
         (llama / "nowhere", "there is no folder or .gguf file .*nowhere, and it is no id of the hub"),
-        ("gpt2", "there is no folder or .gguf file gpt2"),
+        ("model.gguf", "there is no folder or .gguf file model.gguf"),
         ("../a/b", "there is no folder"),
     ):
         with pytest.raises(UserError, match=sentence):
@@ -449,8 +451,9 @@ def test_downloads(llama, monkeypatch):
         return str(llama)
 
     monkeypatch.setattr(hub, "snapshot_download", download)
-    assert checkpoint.resolve("owner/some-model_1.5") == llama
-    assert asked["name"] == "owner/some-model_1.5"
+    for name in ("gpt2", "owner/some-model_1.5"):
+        assert checkpoint.resolve(name) == llama
+        assert asked["name"] == name
     files = ["model.safetensors", "config.json", "1_Pooling/config.json"]
     unwanted = [
         "pytorch_model.bin",

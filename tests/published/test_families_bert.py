@@ -435,6 +435,7 @@ def test_dropout_survives():
             {"rope_parameters": {"full_attention": {"rope_type": "yarn", "rope_theta": 1e4}}},
             "rope_type='yarn' is not supported",
         ),
+        (MODERNBERT_BASE, {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type='yarn' is not supported"),
     ],
     ids=str,
 )

@@ -1,6 +1,7 @@
 """GPT-2, Llama, Qwen2 and Qwen3 against transformers: values, gradients, files in both directions."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -282,7 +283,12 @@ def test_published_configs(fields, parameters):
         (LLAMA32, {"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0}}, "low_freq_factor=4.0 is not below"),
         (LLAMA32, {"rope_scaling": "llama3"}, "rope_scaling='llama3' is no table"),
         (LLAMA32, {"rope_theta": "high"}, "rope_theta='high' is no number"),
-        (LLAMA32, {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
+        (
+            LLAMA32,
+            {"rope_scaling": None, "rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+            "partial_rotary_factor=0.5",
+        ),
+        (LLAMA32, {"rope_parameters": {"rope_theta": 1e4}}, "rope_scaling hides rope_parameters and its rope_theta=1"),
         (LLAMA32, {"quantization_config": {"quant_method": "gptq"}}, "quantization_config 'gptq' is not supported"),
         (QWEN25, {"use_sliding_window": True}, "use_sliding_window=True is not supported"),
         (
@@ -314,6 +320,23 @@ def test_new_and_old_files_say_rope_differently():
     new |= {"rope_parameters": {"rope_theta": 7.0, **scaling}}
     assert config_of(old) == config_of(new)
     assert config_of(old).rope_scaling == RopeScaling(32.0, 1.0, 4.0, 8192)
+
+
+def test_rope_scaling_added_by_hand_hides_rope_parameters(tmp_path):
+    """As in transformers; without a scaling it was silently ignored."""
+    theirs = make("Llama", RELATIVE)
+    theirs.save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert fields["rope_parameters"] == RELATIVE["rope_parameters"]
+    for scaling in (LLAMA3 | {"rope_theta": THETA}, {"rope_type": "default", "rope_theta": THETA}):
+        (tmp_path / "config.json").write_text(json.dumps(fields | {"rope_scaling": scaling}))
+        parts = sequences([14])
+        logits = transformers.LlamaForCausalLM.from_pretrained(tmp_path)(parts[0][None]).logits[0]
+        ours = checkpoint.load(tmp_path)
+        close(ours.logits(ours(*packed(parts))), logits, 1e-5)
+    for scaling in ({"rope_type": "yarn", "factor": 4.0, "rope_theta": THETA}, {"type": "linear", "factor": 2.0}):
+        with pytest.raises(UserError, match=r"is not supported|hides rope_parameters"):
+            config_of(fields | {"rope_scaling": scaling})
 
 
 def test_dropout_survives():

@@ -135,6 +135,7 @@ def test_damage_ends_in_a_sentence(tmp_path, change, sentence):
         ("general.alignment", struct.pack("<II", 4, 0), "general.alignment=0 is no size"),
         ("x", struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5000, "damaged or cut off"),  # lists within lists
         ("general.architecture", struct.pack("<IIQ", 9, 4, 0), r"architecture \[\] is not supported"),
+        ("split.count", struct.pack("<IH", 2, 3), r"is one of 3 parts of a model \(split.count=3\); join them"),
     ],
 )
 def test_strange_metadata(tmp_path, key, value, sentence):

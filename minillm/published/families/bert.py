@@ -286,7 +286,7 @@ def global_every_from(fields: Fields) -> int:
 
 def theta_from(fields: Fields, kind: str, early_name: str, default: float) -> float:
     """Of RoPE in layers of this kind, as files had it until 2025 and since."""
-    rope = Fields(Fields(fields.table("rope_parameters")).table(kind))
+    rope = Fields({**Fields(fields.table("rope_parameters")).table(kind), **fields.table("rope_scaling")})
     rope.expect("rope_type", "default")
     return rope.number("rope_theta", fields.number(early_name, default))
 

@@ -125,9 +125,18 @@ def relative_from(fields: Fields, **special: Any) -> GPTConfig:
 
 
 def rope_from(fields: Fields) -> dict[str, Any]:
-    """RoPE as files described it until 2025 (rope_theta, rope_scaling) and since (rope_parameters)."""
-    parameters = fields.table("rope_parameters") or fields.table("rope_scaling")
-    rope = Fields({"rope_theta": fields.get("rope_theta"), **parameters})
+    """RoPE as files described it until 2025 (rope_theta, rope_scaling) and since (rope_parameters).
+
+    Where both are there, people added the older one by hand, and it hides the whole of the newer one, as in
+    transformers, which goes on with a default in place of the hidden rope_theta; that is refused here.
+    """
+    newer, older = fields.table("rope_parameters"), fields.table("rope_scaling")
+    rope = Fields({"rope_theta": fields.get("rope_theta", 10_000.0), **(older or newer)})
+    if older and newer.get("rope_theta", rope.get("rope_theta")) != rope.get("rope_theta"):
+        raise ValueError(
+            f"rope_scaling hides rope_parameters and its rope_theta={newer['rope_theta']}; "
+            "write that into rope_scaling too, or remove one of them"
+        )
     rope.expect("partial_rotary_factor", 1.0)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3"):
@@ -140,7 +149,7 @@ def rope_from(fields: Fields) -> dict[str, Any]:
             high_freq_factor=rope.number("high_freq_factor"),
             original_max_seq_len=rope.count("original_max_position_embeddings"),
         )
-    return {"rope_theta": rope.number("rope_theta", 10_000.0), "rope_scaling": scaling}
+    return {"rope_theta": rope.number("rope_theta"), "rope_scaling": scaling}
 
 
 def llama_to(config: GPTConfig) -> dict[str, Any]:
