@@ -24,7 +24,7 @@ from minillm.commands.common import MODEL, SamplingOptions, as_json, note, print
 from minillm.commands.conversation import Conversation
 from minillm.commands.text_generation import TextGenerator
 from minillm.errors import UserError
-from minillm.sampling import Sampling
+from minillm.generate import Sampling
 
 BATCH = 32  # prompts answered at once
 
