@@ -27,7 +27,7 @@ def operator(
 
     schema      "name(Tensor x, float y) -> Tensor", the types of its arguments in PyTorch's words
     fake        (*arguments) → empty results, from which torch.compile learns their shapes and dtypes
-    setup       (ctx, arguments, results): keeps for `gradient` what that needs
+    setup       (ctx, inputs, output): keeps for `gradient` what that needs
     gradient    (ctx, *gradients of the results) → a gradient or None for each argument. Without it the
                 operator is itself a gradient, and whoever wants the second derivative is told that there is none.
     """

@@ -34,7 +34,7 @@ def check_targets(targets: Tensor, V: int, ignore_index: int) -> None:
     if targets.device.type == "cuda":
         right = ~_wrong(targets, V, ignore_index).any()
         torch._assert_async(right, f"a target is neither in 0 … {V - 1} nor ignore_index={ignore_index}")
-    elif targets.numel() and (targets.min() < 0 or targets.max() >= V):  # or else none is even ignored
+    elif targets.numel() and (targets.min() < 0 or targets.max() >= V):  # mostly not, and then two passes are enough
         wrong = targets[_wrong(targets, V, ignore_index)].tolist()
         if wrong:
             raise ValueError(f"target {wrong[0]} is neither in 0 … {V - 1} nor ignore_index={ignore_index}")
