@@ -39,7 +39,7 @@ class GPTConfig:
     rope_scaling: layers.RopeScaling | None = None  # how Llama 3 turns more slowly for longer contexts
     norm: str = "layernorm"  # "layernorm" (GPT-2) or "rmsnorm" (Llama)
     norm_eps: float = 1e-5
-    mlp: str = "gelu"  # "gelu" (GPT-2) or "swiglu" (Llama)
+    mlp: str = "gelu"  # "gelu" (GPT-2's tanh form), "gelu-erf" (the exact one, faster on CPUs) or "swiglu" (Llama)
     bias: bool = False  # biases in linear layers and layer norms
     qkv_bias: bool = False  # biases of queries, keys and values even where nothing else has any
     qk_norm: bool = False  # RMSNorm of every query and key before it is turned
@@ -171,7 +171,8 @@ def make_norm(config: GPTConfig) -> nn.Module:
 def make_mlp(config: GPTConfig) -> nn.Module:
     if config.mlp == "swiglu":
         return layers.SwiGLU(config.width, config.mlp_width, config.bias)
-    return layers.MLP(config.width, config.mlp_width, config.bias, approximate="tanh")
+    approximate = "tanh" if config.mlp == "gelu" else "none"
+    return layers.MLP(config.width, config.mlp_width, config.bias, approximate)
 
 
 def check_gpt(config: GPTConfig) -> None:
@@ -185,7 +186,7 @@ def check_gpt(config: GPTConfig) -> None:
     for name, choices in {
         "positions": ("rope", "learned"),
         "norm": ("layernorm", "rmsnorm"),
-        "mlp": ("gelu", "swiglu"),
+        "mlp": ("gelu", "gelu-erf", "swiglu"),
     }.items():
         layers.check_choice(config, name, choices)
     layers.check_share(config, "dropout", "attention_dropout")

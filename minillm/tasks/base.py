@@ -125,7 +125,7 @@ class WritingTask(Task):
 
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> GPT:
         sizes = {"num_layers": shape.layers, "width": shape.width, "num_heads": shape.heads, "dropout": shape.dropout}
-        return GPT(GPTConfig(tokenizer.vocab_size, max(128, self.tokens_needed(tokenizer)), **sizes))
+        return GPT(GPTConfig(tokenizer.vocab_size, max(128, self.tokens_needed(tokenizer)), mlp="gelu-erf", **sizes))
 
     def adapt(self, model: GPT, tokenizer: Tokenizer) -> None:
         config = model.config
