@@ -36,6 +36,7 @@ from minillm.batching import IGNORE, Batch
 from minillm.bert import BERTConfig
 from minillm.gpt import GPT, GPTConfig
 from minillm.heads import SequenceClassifier
+from minillm.objective import backward
 from minillm.published import checkpoint
 
 BENCH = Path(__file__).resolve().parent
@@ -90,7 +91,7 @@ def prepare(case: Case, folder: Path) -> None:
 
 
 def work(folder: Path) -> None:
-    """Our side, in a process of its own."""
+    """Our side, in a process of its own: the very function that the scripts call."""
     batch = load_file(folder / "batch.safetensors")
     model = checkpoint.load(folder, "classify" if "labels" in batch else None).train()
     model.compute_dtype = torch.bfloat16
@@ -98,11 +99,11 @@ def work(folder: Path) -> None:
     targets, labels = batch.get("targets", torch.full_like(tokens, IGNORE)), batch.get("labels", tokens[:0])
     count = int((targets != IGNORE).sum()) + len(labels)
 
-    def loss() -> Tensor:
+    def step() -> Tensor:
         packing = Packing.from_lengths(batch["lengths"].tolist())
-        return model.loss(Batch(tokens, targets, labels, torch.zeros_like(tokens), packing, count), 1 / count)
+        return backward(model, Batch(tokens, targets, labels, torch.zeros_like(tokens), packing, count), 1 / count)
 
-    serve(model, loss)
+    serve(model, step)
 
 
 class Worker:

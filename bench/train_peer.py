@@ -47,7 +47,12 @@ def main() -> None:
         # As transformers' own loss for language models: logits in float32, one mean over all tokens.
         return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch["targets"])
 
-    serve(model, loss)
+    def step() -> Tensor:
+        value = loss()
+        value.backward()
+        return value.detach()
+
+    serve(model, step)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,16 @@ from torch import Tensor, nn
 LR = 1e-4
 
 
-def serve(model: nn.Module, loss: Callable[[], Tensor]) -> None:
-    """Answers each line of standard input with a step: its loss, its milliseconds, the peak memory so far."""
+def serve(model: nn.Module, backward: Callable[[], Tensor]) -> None:
+    """Answers each line of standard input with a step: its loss, its milliseconds, the peak memory so far.
+
+    `backward` computes the gradients and returns the loss.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, fused=True)
     send(parameters=sum(p.numel() for p in model.parameters()))
     for _ in sys.stdin:
         start = time.perf_counter()
-        value = loss()
-        value.backward()
+        value = backward()
         optimizer.step()
         optimizer.zero_grad()
         number = value.item()
