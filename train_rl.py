@@ -118,7 +118,7 @@ def rollout(model: GPT, tokenizer: Tokenizer, task: Task, examples: Sequence[Any
 
 
 def judge(task: Task, episodes: list[Episode]) -> list[Episode]:
-    """The same with the task's reward of each, all of them judged at once."""
+    """Fills in the task's reward of each and its parts, all of them judged at once; returns the same episodes."""
     parts = task.reward([episode.example for episode in episodes], [episode.text for episode in episodes])
     for i, episode in enumerate(episodes):
         episode.parts = {name: float(values[i]) for name, values in parts.items()}
@@ -204,9 +204,8 @@ def find_start(args: Args, console: Console) -> Path:
     if default.path("args.json").exists():  # its making was interrupted
         return train_sft.train(train_sft.Args(resume=default.folder), console).folder
     console.print(f"there is no {default.folder} to start from, so supervised training comes first\n")
-    run = train_sft.train(
-        train_sft.Args(task="arithmetic", out=default.folder, seed=args.seed, precision=args.precision), console
-    )
+    same = {name: vars(args)[name] for name in ("task", "seed", "precision", "kernels", "options")}
+    run = train_sft.train(train_sft.Args(out=default.folder, **same), console)
     console.print("\nand now reinforcement learning from there\n")
     return run.folder
 
@@ -232,9 +231,9 @@ def train(args: Args, console: Console | None = None) -> Run:
     else:
         args = check(args)
         Run.vacant(args.out, f"{args.task}-rl")  # noticed before, and not after, a start is trained
-        start = find_start(args, console)
-        options = inherited_options(start, TASKS[args.task], args.options)
-        args = dataclasses.replace(args, init=start, options=options)
+        init = find_start(args, console)
+        options = inherited_options(init, TASKS[args.task], args.options)
+        args = dataclasses.replace(args, init=init, options=options)
     placement = place(args.precision, args.kernels)
     args = dataclasses.replace(args, precision=placement.precision)
     task = TASKS[args.task](args.options, args.seed)

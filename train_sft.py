@@ -140,8 +140,8 @@ def fit(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: T
         batches = corpus.step(step, args.batch_tokens, args.micro_tokens)
         count = sum(batch.count for batch in batches)
         loss = sum(backward(model, batch.to(device), 1 / count) for batch in batches)
-        tokens = sum(len(batch.tokens) for batch in batches)
-        session.log({"tokens": tokens}, loss=float(loss), norm=session.update())
+        norm = session.update()
+        session.log({"tokens": sum(len(batch.tokens) for batch in batches)}, loss=float(loss), norm=norm)
 
         if session.evaluation_is_due():
             examples, answers = glance(task, model, tokenizer)
@@ -177,7 +177,7 @@ def mean_reward(task: Task, model: nn.Module, tokenizer: Tokenizer) -> float:
 def finish(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer, started: float) -> None:
     """Score the model on all held-out examples, show some of them, and save what remains to be saved."""
     metrics: dict[str, Any] = {}
-    for split in ("test", "dev"):
+    for split in ("test", "dev"):  # what is shown below is the last one's
         if examples := vars(task.splits)[split]:
             answers = task.answer(model, tokenizer, examples)
             measured = task.measure(examples, answers)

@@ -18,7 +18,7 @@ from kernels import Packing
 from minillm.gpt import GPT
 from minillm.inference import KVCache
 
-SHARED = 2e6  # products of two numbers in a step from which on it pays to wake other threads for it
+WORTH_THREADS = 2e6  # multiplications in a step; with fewer, one thread is done before others are awake
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class DecodingBatch:
             self.packing = Packing.from_lengths([1] * len(rows), self.device)
         if self.seen is not None:
             self.seen.scatter_(1, tokens[:, None], True)
-        is_small = self.device.type == "cpu" and len(tokens) * self.model.num_parameters < SHARED
+        is_small = self.device.type == "cpu" and len(tokens) * self.model.num_parameters < WORTH_THREADS
         with one_thread() if is_small else nullcontext():
             self.logits = self.model.logits(self.model(tokens, self.packing, self.cache))
         return True
@@ -181,7 +181,7 @@ class DecodingBatch:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Within it PyTorch computes with one thread. A Python thread that first computes meanwhile keeps that, too."""
+    """Within it PyTorch computes with one thread; so does, for good, a Python thread that first computes meanwhile."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -59,7 +59,7 @@ def classifier_dropout(config: AnyConfig) -> float:
 
 
 class Head(nn.Module):
-    """An encoder and what is put on top of it. Which of them learn has `loss`, as objective.py wants it."""
+    """An encoder and what is put on top of it. Those that can be trained have `loss`, see objective.py."""
 
     lower_case = False  # whether texts are to be read in lower case
 

@@ -46,7 +46,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class MLP(nn.Module):
-    """Two products with a GELU between them; `approximate` is "tanh" (GPT-2) or "none" (BERT)."""
+    """Two products with a GELU between them; `approximate` is "tanh" (GPT-2) or "none" (the exact one)."""
 
     def __init__(self, width: int, hidden: int, bias: bool, approximate: str):
         super().__init__()

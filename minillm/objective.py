@@ -16,8 +16,9 @@ from minillm.batching import Batch
 
 class Model(Protocol):
     def loss(self, batch: Batch, weights: Tensor | float | None = None, temperature: float = 1.0) -> Tensor:
-        """−log p of every target of the batch, at a temperature of the model's distribution: one value a target,
-        float32, 0 where there is none. With weights, one number or one a target, Σ weight · loss; never a mean."""
+        """−log p of what the batch asks for, at a temperature of the model's distribution: one value a token, or a
+        text where texts are classified, in float32 or wider, 0 where there is no target. With weights, one number or
+        one for each value, Σ weight · loss; never a mean. For a GPT: kernels/linear_cross_entropy.py."""
 
 
 def backward(model: Model, batch: Batch, weights: Tensor | float, temperature: float = 1.0) -> Tensor:

@@ -26,6 +26,11 @@ class Episode:
     parts: Mapping[str, float] = field(default_factory=dict)  # what the reward is the sum of, by name
 
 
+def rewards_of(episodes: Sequence[Episode], samples: int) -> Tensor:
+    """(P, K) float32 of P·K episodes, those of one prompt in a row."""
+    return torch.tensor([episode.reward for episode in episodes]).view(-1, samples)
+
+
 # ---- baselines: rewards (P, K) → advantages (P, K) -----------------------------------------------
 
 
@@ -79,13 +84,10 @@ def entropy(episodes: Sequence[Episode]) -> float:
 def kl_estimate(logprobs: Tensor, start_logprobs: Tensor) -> Tensor:
     """Per token, for tokens drawn from the policy: log p − log p_start, whose mean is KL(policy ‖ start).
 
+    Summed over the tokens of answers in `train_rl.kl_to`.
+
     The plainest of the unbiased estimates (k1 of Schulman 2020, "Approximating KL Divergence"). k3, which is never
     negative, has a mean that one unlikely token can blow up once the policy has moved far. For looking at only: its
     gradient is not that of the KL.
     """
     return logprobs - start_logprobs
-
-
-def rewards_of(episodes: Sequence[Episode], samples: int) -> Tensor:
-    """(P, K) float32 of P·K episodes, those of one prompt in a row."""
-    return torch.tensor([episode.reward for episode in episodes]).view(-1, samples)

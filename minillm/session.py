@@ -2,7 +2,8 @@
 
     for step in session:            # until the budget is spent
         …                           # the algorithm: backward passes
-        session.log(loss=…, norm=session.update())
+        norm = session.update()     # the optimisers' step
+        session.log(loss=…, norm=norm)
 
 A session is no trainer: it calls nothing of the script, and what a step does stands in the script's loop.
 """

@@ -35,7 +35,7 @@ def prepare(args: Args, task: Task) -> tuple[Args, nn.Module, Tokenizer, Corpus]
         args = complete(args, task.recipe(model, args.minutes))
         torch.manual_seed(args.seed)
         model = with_dropout(model, args.dropout) if model else new_start(task, tokenizer, args)
-    corpus = Corpus(lambda epoch: draw(task, tokenizer, args.seed, epoch), args.seed, task.is_redrawn)
+    corpus = Corpus(lambda epoch: documents_of_epoch(task, tokenizer, args.seed, epoch), args.seed, task.is_redrawn)
     if args.batch_examples:
         args = dataclasses.replace(args, batch_tokens=max(1, round(args.batch_examples * corpus.table.lengths.mean())))
     if args.epochs:
@@ -43,7 +43,7 @@ def prepare(args: Args, task: Task) -> tuple[Args, nn.Module, Tokenizer, Corpus]
     return dataclasses.replace(args, batch_examples=None, epochs=None), model, tokenizer, corpus
 
 
-def draw(task: Task, tokenizer: Tokenizer, seed: int, epoch: int) -> list[list]:
+def documents_of_epoch(task: Task, tokenizer: Tokenizer, seed: int, epoch: int) -> list[list]:
     """The documents of every training example in one epoch."""
     rngs = (example_rng(seed, epoch, i) if task.is_redrawn else None for i in range(len(task.splits.train)))
     return [task.documents(example, tokenizer, rng) for example, rng in zip(task.splits.train, rngs, strict=True)]

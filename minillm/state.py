@@ -2,6 +2,10 @@
 
 It holds the weights, the optimisers, how far the training is, and every generator of random numbers: Python's, numpy's,
 torch's on the CPU and on every GPU. The file is replaced whole, or not at all.
+
+What else a resumed run takes up: its options (start.resumed), the shape of its model and its tokenizer
+(start.resume_start), its log up to the checkpoint (run.open_log), its place in the data (batching.Corpus.step, which
+knows the order of every epoch from the seed alone).
 """
 
 import random

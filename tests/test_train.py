@@ -64,7 +64,7 @@ class Shout(WritingTask):
 
     def reward(self, examples, answers):
         pairs = zip(examples, answers, strict=True)
-        return {"letters": [sum(map(str.__eq__, e.answers[0], a)) / 2 - (len(a) != 2) for e, a in pairs]}
+        return {"letters": [(len(a) == 2) * sum(map(str.__eq__, e.answers[0], a)) / 2 for e, a in pairs]}
 
     def measure(self, examples, answers):
         return {"accuracy": rate([a in e.answers for e, a in zip(examples, answers, strict=True)])}

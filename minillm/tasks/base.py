@@ -109,7 +109,8 @@ class Task(Protocol):
 
 
 class WritingTask(Task):
-    """A task whose answers a GPT writes: it has `splits` of `Example`s, and a `reward`."""
+    """A task whose answers a GPT writes. What is left to write: `name`, `headline`, `__init__(options, seed)` with
+    `splits` of `Example`s, `tokenizer`, `recipe`, `measure`, and `reward`, if it is to be learned from verdicts."""
 
     head = "lm"
     lower_is_better = False
@@ -153,6 +154,12 @@ class WritingTask(Task):
         """Where an answer that does not end is cut: the longest in training, and the token that ends it."""
         answers = (answer for example in self.splits.train for answer in example.answers)
         return max(len(tokenizer.encode(answer)) for answer in answers) + 1
+
+    def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Interval]:
+        raise NotImplementedError(f"--task {self.name} does not say how good answers are")
+
+    def reward(self, examples: Sequence[Example], answers: Sequence[str]) -> Mapping[str, Sequence[float]]:
+        raise UserError(f"--task {self.name} has no reward, so that it can be learned from examples only")
 
     def tokens_needed(self, tokenizer: Tokenizer) -> int:
         """The longest prompt of any split with the longest answer behind it."""
