@@ -39,7 +39,11 @@ def draw(folders: list[Path]) -> None:
         panel.plot(seconds, values, color="0.8", linewidth=0.8)
         panel.plot(seconds, smooth(values), color="C0", linewidth=2)
         panel.set(title=title, xlabel="seconds on two CPU cores", ylabel=label)
-        panel.set_ylim(bottom=0)
+        if name == "loss":
+            panel.set_yscale("log")
+            panel.set_yticks([0.2, 0.5, 1, 2, 5], ["0.2", "0.5", "1", "2", "5"])
+        else:
+            panel.set_ylim(0, 1)
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
