@@ -48,7 +48,7 @@ from minillm.policy import BASELINES, WEIGHTS, Episode, entropy, has_variance, k
 from minillm.report import SAMPLES, evenly_spaced, figures, flat, introduce, samples_table
 from minillm.run import Run, options_of
 from minillm.session import Session
-from minillm.start import inherited_options, open_start, refuse_beside_resume, resumed
+from minillm.start import adapt, inherited_options, open_start, refuse_beside_resume, resumed
 from minillm.tasks import TASKS
 from minillm.tasks.base import Task, WritingTask
 from minillm.tokenizer import Tokenizer
@@ -238,6 +238,7 @@ def train(args: Args, console: Console | None = None) -> Run:
     args = dataclasses.replace(args, precision=placement.precision)
     task = TASKS[args.task](args.options, args.seed)
     start, tokenizer = open_start(args.init, task)
+    adapt(task, start, tokenizer, args.init)
     start.to(placement.device).eval().compute_dtype = placement.dtype
     model = copy.deepcopy(start)
     torch.manual_seed(args.seed)

@@ -30,11 +30,17 @@ def prepare(args: Args, task: Task) -> tuple[Args, nn.Module, Tokenizer, Corpus]
     documents. UserError."""
     if args.resume:
         model, tokenizer = resume_start(args.resume, task)
-    else:
-        model, tokenizer = open_start(args.init, task) if args.init else (None, task.tokenizer())
+    elif args.init:
+        model, tokenizer = open_start(args.init, task)
         args = complete(args, task.recipe(model, args.minutes))
         torch.manual_seed(args.seed)
-        model = with_dropout(model, args.dropout) if model else new_start(task, tokenizer, args)
+        model = with_dropout(model, args.dropout)
+        adapt(task, model, tokenizer, args.init)
+    else:
+        tokenizer = task.tokenizer()
+        args = complete(args, task.recipe(None, args.minutes))
+        torch.manual_seed(args.seed)
+        model = new_start(task, tokenizer, args)
     corpus = Corpus(lambda epoch: documents_of_epoch(task, tokenizer, args.seed, epoch), args.seed, task.is_redrawn)
     if args.batch_examples:
         args = dataclasses.replace(args, batch_tokens=max(1, round(args.batch_examples * corpus.table.lengths.mean())))
@@ -59,12 +65,15 @@ def open_start(init: Path | str, task: Task) -> tuple[nn.Module, Tokenizer]:
         raise UserError(f"{path} is not finished; go on with --resume {path} first")
     saved = checkpoint.open_checkpoint(path)
     classes = task.classes and (saved.matching_classes(task.classes) or task.classes)  # in the checkpoint's order
-    model, tokenizer = saved.load(task.head, classes), load_tokenizer(path)
+    return saved.load(task.head, classes), load_tokenizer(path)
+
+
+def adapt(task: Task, model: nn.Module, tokenizer: Tokenizer, init: Path | str) -> None:
+    """Has the task take the model that --init named. UserError where that does not suit the data."""
     try:
         task.adapt(model, tokenizer)
     except UserError as error:
         raise UserError(f"--init {init}: {error}") from None
-    return model, tokenizer
 
 
 def resume_start(folder: Path, task: Task) -> tuple[nn.Module, Tokenizer]:

@@ -272,11 +272,11 @@ def test_small_steps_take_one_thread_and_the_caller_does_not_notice(monkeypatch)
     monkeypatch.setattr(GPT, "forward", lambda *args: inside.append(torch.get_num_threads()) or forward(*args))
     try:
         for shared, expected in ((1e9, [3, 1, 1, 1]), (0, [3, 3, 3, 3])):  # the prompt is read by all
-            monkeypatch.setattr("minillm.generate.SHARED", shared)
+            monkeypatch.setattr("minillm.generate.WORTH_THREADS", shared)
             inside.clear()
             outside = [torch.get_num_threads() for _ in stream(model, [[1]], 4)]
             assert (inside, outside) == (expected, [3] * 4)
-        monkeypatch.setattr("minillm.generate.SHARED", 1e9)
+        monkeypatch.setattr("minillm.generate.WORTH_THREADS", 1e9)
         begun = stream(model, [[1]], 4)
         next(begun)
         monkeypatch.setattr(GPT, "logits", None)

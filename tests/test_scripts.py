@@ -150,7 +150,7 @@ def test_rl_logs_what_there_is_to_see(rl, sft):
         assert record["entropy"] > 0
     kl = [record["kl"] for record in steps if "kl" in record]
     assert kl[0] == 0  # exactly: at first the model is the one it started from
-    assert kl[-1] > 0
+    assert kl[-1] != 0  # then it has moved; an estimate of so few steps may have either sign
     start = json.loads((sft[0] / "metrics.json").read_text())
     end = json.loads((folder / "metrics.json").read_text())
     assert end["start_dev_wer"] == start["dev_wer"]
