@@ -77,7 +77,7 @@ def attention(
 
 
 def _longest(q: Tensor, k: Tensor, layout: Layout) -> int:
-    """No key is so many places away from a query."""
+    """More than any distance between a query and a key."""
     if layout.packing is None:
         return max(q.shape[1], k.shape[1])
     return max(layout.packing.max_len, layout.k_packing.max_len)

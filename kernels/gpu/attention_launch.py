@@ -240,13 +240,9 @@ def _run(kernel, programs: int, pointers: tuple, options: tuple, launch: Launch)
         )
 
 
-WIDEST = 1 << 30  # window: added to a place it must stay below 2³¹
-
-
 def _arguments(q, k, bounds, T, S, N, causal, window, scale, softcap, dropout_p, dropout_seed, launch) -> tuple:
     """What all three kernels take behind their pointers, in their order."""
     H, D = q.shape[-2:]
-    window = None if window is None else min(window, WIDEST)
     dropout = kernels.Dropout(dropout_threshold(dropout_p), 1 / (1 - dropout_p)) if dropout_p else None
     block = kernels.Block(launch.block_m, launch.block_n, max(16, triton.next_power_of_2(D)))
     return (

@@ -61,8 +61,6 @@ MUTANTS = [
     ("attention: strides of q for k", LAUNCH, "_strides(k, bounds), T", "_strides(q, bounds), T"),
     ("attention: T and S exchanged", LAUNCH, "T, S, H, N)", "S, T, H, N)"),
     ("attention: missing k_lengths are T", LAUNCH, "_or_full(k_lengths, k)", "_or_full(k_lengths, q)"),
-    ("attention: a wide window beyond 32 bits", LAUNCH, "min(window, WIDEST)", "window"),
-    ("attention: a soft cap of 0 is none", LAUNCH, "Scores(scale, softcap, window)", "Scores(scale, softcap or None, window)"),
     ("definition: heads repeated in the wrong order", REFERENCE, "x.repeat_interleave(H // G, dim=2)", "x.repeat(1, 1, H // G, 1)"),
     ("definition: causal edge aligned at the first key", REFERENCE, "place = query + (m - n)", "place = query + 0 * (m - n)"),
     ("definition: hidden rows average the values", REFERENCE, "torch.softmax(scores, dim=-1).masked_fill(hidden, 0.0)", "torch.softmax(scores, dim=-1)"),
