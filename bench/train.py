@@ -101,7 +101,7 @@ def work(folder: Path) -> None:
 
     def step() -> Tensor:
         packing = Packing.from_lengths(batch["lengths"].tolist())
-        return backward(model, Batch(tokens, targets, labels, torch.zeros_like(tokens), packing, count), 1 / count)
+        return backward(model, Batch(tokens, targets, labels, None, packing, count), 1 / count)
 
     serve(model, step)
 

@@ -46,7 +46,7 @@ class Batch:
     tokens: Tensor  # (N,) int64
     targets: Tensor  # (N,) int64; see Document, as all below
     labels: Tensor  # (B,) int64 classes or float32 numbers; (0,) where documents have none
-    segments: Tensor  # (N,) int64
+    segments: Tensor | None  # (N,) int64; None where there are no pairs of texts
     packing: Packing
     count: int  # how many targets and labels there are to learn from
 
@@ -54,8 +54,8 @@ class Batch:
         if self.tokens.device == device:
             return self
         packing = Packing(self.packing.cu_seqlens.to(device), self.packing.lengths)
-        tensors = (x.to(device) for x in (self.tokens, self.targets, self.labels, self.segments))
-        return Batch(*tensors, packing, self.count)
+        tensors = (self.tokens, self.targets, self.labels, self.segments)
+        return Batch(*(x if x is None else x.to(device) for x in tensors), packing, self.count)
 
 
 class DocumentTable:
@@ -73,7 +73,8 @@ class DocumentTable:
         self.tokens_of = Ranges.of_sizes(sizes)
         self.tokens = flat(d.tokens for d in documents)
         self.targets = flat(d.targets or [IGNORE] * len(d.tokens) for d in documents)
-        self.segments = flat(d.segments or [0] * len(d.tokens) for d in documents)
+        has_pairs = any(any(d.segments) for d in documents)
+        self.segments = flat(d.segments or [0] * len(d.tokens) for d in documents) if has_pairs else None
         labels = [d.label for d in documents if d.label is not None]
         if labels and len(labels) < len(documents):
             raise ValueError("either all documents have a label, or none")
@@ -91,9 +92,10 @@ class DocumentTable:
         rows = self.tokens_of.select(documents)
         targets = self.targets[rows]
         labels = self.labels[documents] if len(self.labels) else self.labels
-        arrays = self.tokens[rows], targets, labels, self.segments[rows]
+        arrays = self.tokens[rows], targets, labels, None if self.segments is None else self.segments[rows]
         packing = Packing.from_lengths(self.tokens_of.sizes[documents].tolist())
-        return Batch(*map(torch.from_numpy, arrays), packing, int((targets != IGNORE).sum()) + len(labels))
+        tensors = (x if x is None else torch.from_numpy(x) for x in arrays)
+        return Batch(*tensors, packing, int((targets != IGNORE).sum()) + len(labels))
 
 
 @dataclass(frozen=True)

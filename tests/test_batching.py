@@ -41,10 +41,10 @@ def test_a_batch_by_hand():
     batch = pack(documents_of([([1, 2, 3], [4, 9]), ([5], [9]), ([6, 7], [8, 8, 9])]))
     assert batch.tokens.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 8]
     assert batch.targets.tolist() == [IGNORE, IGNORE, 4, 9, 9, IGNORE, 8, 8, 9]
-    assert batch.segments.tolist() == [0] * 9
+    assert batch.segments is None  # there are no pairs
     assert batch.packing.lengths == (4, 1, 4)
     assert batch.packing.cu_seqlens.tolist() == [0, 4, 5, 9]
-    assert batch.tokens.dtype == batch.targets.dtype == batch.segments.dtype == torch.int64
+    assert batch.tokens.dtype == batch.targets.dtype == torch.int64
     assert batch.labels.shape == (0,)
     assert batch.count == 6
 
