@@ -224,7 +224,7 @@ def score(console: Console, task: Task, model: GPT, tokenizer: Tokenizer, when: 
 def train(args: Args, console: Console | None = None) -> Run:
     """From the arguments to the finished run folder. UserError for all that the user can mend."""
     started = time.monotonic()
-    console = console or Console(soft_wrap=True)
+    console, args = console or Console(soft_wrap=True), cli.with_paths(args)
     if args.resume:
         refuse_beside_resume(args)
         args = resumed(args, "rl", TASKS)

@@ -106,7 +106,7 @@ def check(args: Args) -> None:
 def train(args: Args, console: Console | None = None) -> Run:
     """From the arguments to the finished run folder. UserError for all that the user can mend."""
     started = time.monotonic()
-    console = console or Console(soft_wrap=True)
+    console, args = console or Console(soft_wrap=True), cli.with_paths(args)
     if args.resume:
         refuse_beside_resume(args)
         args = resumed(args, "sft", TASKS)
@@ -139,7 +139,7 @@ def fit(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: T
     for step in session:
         batches = corpus.step(step, args.batch_tokens, args.micro_tokens)
         count = sum(batch.count for batch in batches)
-        loss = sum(backward(model, batch.to(device), 1 / count) for batch in batches)
+        loss = sum(backward(model, batch.to(device), 1 / max(count, 1)) for batch in batches)
         norm = session.update()
         session.log({"tokens": sum(len(batch.tokens) for batch in batches)}, loss=float(loss), norm=norm)
 

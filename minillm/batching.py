@@ -143,6 +143,7 @@ class Corpus:
         """About `batch_tokens` tokens, in batches of about `micro_tokens`, whose gradients belong together."""
         if step < self.first_step:
             self.epoch, self.first_step, self.steps = -1, 0, []
+            self.table = DocumentTable(self.draw(0)) if self.is_redrawn else self.table
         while step >= self.first_step + len(self.steps):
             self._begin_epoch(batch_tokens)
         examples = self.steps[step - self.first_step]

@@ -121,6 +121,12 @@ def add(parser: Any, field: dataclasses.Field, hint: Any, hidden: bool = False) 
     )
 
 
+def with_paths(args: Args) -> Args:
+    """The same with a Path for each text where one is meant, as callers from Python may write it."""
+    texts = {f.name: vars(args)[f.name] for f in dataclasses.fields(args) if "Path" in str(f.type)}
+    return dataclasses.replace(args, **{name: Path(x) for name, x in texts.items() if isinstance(x, str)})
+
+
 def require_positive(args: Any, *names: str) -> None:
     """UserError for an option that was given and is not above 0."""
     for name in names:
@@ -144,18 +150,20 @@ def require_seed(args: Any) -> None:
 
 @contextmanager
 def postponed_signals(numbers: Sequence[int] = STOP_SIGNALS) -> Iterator[Event]:
-    """Within it Ctrl-C, SIGTERM and SIGHUP set the event, so that a step is never half done; a second one raises."""
+    """Within it Ctrl-C, SIGTERM and SIGHUP set the event, so that a step is never half done; a second Ctrl-C raises.
+    What the process was told to ignore, as nohup does, stays ignored."""
     asked = Event()
 
-    def ask(*_: object) -> None:
-        if asked.is_set():
+    def ask(number: int, _: object) -> None:
+        if asked.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked.set()
 
     if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
         yield asked
         return
-    previous = {number: signal.signal(number, ask) for number in numbers}
+    heeded = [number for number in numbers if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    previous = {number: signal.signal(number, ask) for number in heeded}
     try:
         yield asked
     finally:

@@ -48,6 +48,7 @@ def leave_one_out(rewards: Tensor) -> Tensor:
     K = rewards.shape[1]
     if K < 2:
         raise ValueError(f"leave-one-out needs at least 2 samples a prompt, not {K}")
+    rewards = rewards - rewards[:, :1]  # changes no advantage, and equal rewards have exactly none
     others = (rewards.sum(dim=1, keepdim=True) - rewards) / (K - 1)
     return rewards - others
 

@@ -31,6 +31,7 @@ def prepare(args: Args, task: Task) -> tuple[Args, nn.Module, Tokenizer, Corpus]
     if args.resume:
         model, tokenizer = resume_start(args.resume, task)
     elif args.init:
+        torch.manual_seed(args.seed)  # of a head that the checkpoint lacks
         model, tokenizer = open_start(args.init, task)
         args = complete(args, task.recipe(model, args.minutes))
         torch.manual_seed(args.seed)

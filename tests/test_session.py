@@ -282,9 +282,21 @@ def test_a_second_signal_does_not_wait():
         assert not stop.is_set()
         signal.raise_signal(signal.SIGINT)
         assert stop.is_set()
+        signal.raise_signal(signal.SIGTERM)  # a terminal that closes sends several: the step still ends, and is saved
         with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_what_is_ignored_stays_ignored():
+    """As nohup has it: a closing terminal must not end the training."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with postponed_signals() as stop:
+            signal.raise_signal(signal.SIGTERM)
+            assert not stop.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_another_thread_leaves_signals_alone(make):
