@@ -225,6 +225,8 @@ def train(args: Args, console: Console | None = None) -> Run:
     """From the arguments to the finished run folder. UserError for all that the user can mend."""
     started = time.monotonic()
     console, args = console or Console(soft_wrap=True), cli.with_paths(args)
+    if args.options:
+        args = dataclasses.replace(args, options=cli.with_paths(args.options))
     if args.resume:
         refuse_beside_resume(args)
         args = resumed(args, "rl", TASKS)
@@ -252,7 +254,7 @@ def train(args: Args, console: Console | None = None) -> Run:
         run.describe(model, tokenizer, {"script": "rl", **options_of(args)})
         session.save()
     before = score(console, task, start, tokenizer, "before")
-    if not args.resume:
+    if not run.read_log():  # nor has a process before that was interrupted while it scored
         session.write(**{name: value for name, value in before.items() if name.startswith("dev")})
     fit(args, session, task, start, model, tokenizer)
     finish(session, task, model, tokenizer, before, started)

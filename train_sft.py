@@ -107,6 +107,8 @@ def train(args: Args, console: Console | None = None) -> Run:
     """From the arguments to the finished run folder. UserError for all that the user can mend."""
     started = time.monotonic()
     console, args = console or Console(soft_wrap=True), cli.with_paths(args)
+    if args.options:
+        args = dataclasses.replace(args, options=cli.with_paths(args.options))
     if args.resume:
         refuse_beside_resume(args)
         args = resumed(args, "sft", TASKS)

@@ -6,6 +6,7 @@ tokenizer.json           the vocabulary, or whichever files its tokenizer is mad
 args.json                the options that made it
 log.jsonl                one line a step, one an evaluation
 checkpoint.safetensors   the state of an unfinished training, for --resume
+best.safetensors         the best weights so far of an unfinished training with --keep best
 metrics.json             the final figures; a run that has them is finished
 curves.png               the log as a picture
 """

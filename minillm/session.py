@@ -178,7 +178,11 @@ class Session:
 
     def restore(self) -> None:
         """The state in which `save` left the training. UserError."""
-        self.progress = Progress(**state.load(self.run.path(CHECKPOINT), self.model, self.optimizers))
+        path = self.run.path(CHECKPOINT)
+        try:
+            self.progress = Progress(**state.load(path, self.model, self.optimizers))
+        except TypeError as error:
+            raise UserError(f"{path} is no checkpoint of this training: {error}") from None
         self.begun = self.progress.step
 
     def finish(self, metrics: Mapping[str, Any], dev: Mapping[str, float], panels: Sequence[str], title: str) -> None:
