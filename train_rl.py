@@ -46,7 +46,7 @@ from minillm.objective import backward
 from minillm.optim import adamw
 from minillm.policy import BASELINES, WEIGHTS, Episode, entropy, has_variance, kl_estimate, rewards_of
 from minillm.report import SAMPLES, evenly_spaced, figures, flat, introduce, samples_table
-from minillm.run import Run, options_of
+from minillm.run import Run
 from minillm.session import Session
 from minillm.start import adapt, inherited_options, open_start, refuse_beside_resume, resumed
 from minillm.tasks import TASKS
@@ -55,6 +55,7 @@ from minillm.tokenizer import Tokenizer
 
 WRITING = {name: task for name, task in TASKS.items() if issubclass(task, WritingTask)}  # which have policies
 DEFAULT_MINUTES = 3.0
+LR = 1e-3  # of a model of width 128; AdamW's rates fall with the width (arXiv:2203.03466)
 LOOK_EVERY = 10  # steps between looks at the KL to the start, which costs a pass of the starting model
 GLANCE = 500  # dev examples looked at during training; all of them before and after
 
@@ -75,7 +76,7 @@ class Args:
     samples: int = cli.option(8, "answers drawn for each prompt")
     temperature: float = cli.option(0.5, "of the policy: answers are drawn, and gradients taken, at this temperature")
     baseline: str = cli.option("leave-one-out", "what is subtracted from a reward", choices=tuple(BASELINES))
-    lr: float = cli.option(0.001, "peak learning rate (AdamW)")
+    lr: float | None = cli.option(None, "peak learning rate, AdamW (default: 0.001; for models wider than 128 less)")
     warmup: float = cli.option(0.1, "share of the training in which it rises; AdamW's first steps are all noise")
     seed: int = cli.option(0, "fixes everything random")
     evaluations: int = cli.option(4, "looks at the dev set after the first, the last one included")
@@ -107,7 +108,7 @@ def check(args: Args) -> Args:
 
 def rollout(model: GPT, tokenizer: Tokenizer, task: Task, examples: Sequence[Any], args: Args) -> list[Episode]:
     """Answers to the examples, `args.samples` of each in a row, not judged yet."""
-    prompts = [tokenizer.encode(example.prompt) for example in examples]
+    prompts = [tokenizer.prompt(example.prompt) for example in examples]
     room, sampling = task.max_answer_tokens(tokenizer), Sampling(args.temperature)
     drawn = generate(ready(model), prompts, room, tokenizer.stops, sampling, args.samples)
     sources = [i for i in range(len(examples)) for _ in range(args.samples)]
@@ -225,8 +226,6 @@ def train(args: Args, console: Console | None = None) -> Run:
     """From the arguments to the finished run folder. UserError for all that the user can mend."""
     started = time.monotonic()
     console, args = console or Console(soft_wrap=True), cli.with_paths(args)
-    if args.options:
-        args = dataclasses.replace(args, options=cli.with_paths(args.options))
     if args.resume:
         refuse_beside_resume(args)
         args = resumed(args, "rl", TASKS)
@@ -241,18 +240,14 @@ def train(args: Args, console: Console | None = None) -> Run:
     task = TASKS[args.task](args.options, args.seed)
     start, tokenizer = open_start(args.init, task)
     adapt(task, start, tokenizer, args.init)
+    args = dataclasses.replace(args, lr=args.lr or LR * min(1.0, 128 / start.config.width))
     start.to(placement.device).eval().compute_dtype = placement.dtype
     model = copy.deepcopy(start)
     torch.manual_seed(args.seed)
     run = Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-rl")
     session = Session(args, run, model, adamw(model, args.lr, args.lr), console)
     introduce(console, placement, task, model, run)
-    if args.resume:
-        session.restore()
-        started -= session.progress.seconds  # what the interrupted process took
-    else:
-        run.describe(model, tokenizer, {"script": "rl", **options_of(args)})
-        session.save()
+    started -= session.begin("rl", args, tokenizer)
     before = score(console, task, start, tokenizer, "before")
     if not run.read_log():  # nor has a process before that was interrupted while it scored
         session.write(**{name: value for name, value in before.items() if name.startswith("dev")})

@@ -35,7 +35,7 @@ from minillm.metrics import Interval
 from minillm.objective import backward
 from minillm.optim import OPTIMIZERS
 from minillm.report import evenly_spaced, figures, flat, introduce
-from minillm.run import Run, options_of
+from minillm.run import Run
 from minillm.session import Session
 from minillm.start import BUDGETS, OF_SHAPE, prepare, refuse_beside_resume, resumed
 from minillm.tasks import TASKS
@@ -107,8 +107,6 @@ def train(args: Args, console: Console | None = None) -> Run:
     """From the arguments to the finished run folder. UserError for all that the user can mend."""
     started = time.monotonic()
     console, args = console or Console(soft_wrap=True), cli.with_paths(args)
-    if args.options:
-        args = dataclasses.replace(args, options=cli.with_paths(args.options))
     if args.resume:
         refuse_beside_resume(args)
         args = resumed(args, "sft", TASKS)
@@ -122,12 +120,7 @@ def train(args: Args, console: Console | None = None) -> Run:
     model.to(placement.device).compute_dtype = placement.dtype
     run = Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-sft")
     session = Session(args, run, model, OPTIMIZERS[args.optimizer](model, args.lr, args.embedding_lr), console)
-    if args.resume:
-        session.restore()
-        started -= session.progress.seconds  # what the interrupted process took
-    else:
-        run.describe(model, tokenizer, {"script": "sft", **options_of(args)})
-        session.save()
+    started -= session.begin("sft", args, tokenizer)
     introduce(console, placement, task, model, run)
     fit(args, session, task, model, tokenizer, corpus)
     finish(session, task, model, tokenizer, started)
@@ -142,8 +135,10 @@ def fit(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: T
         batches = corpus.step(step, args.batch_tokens, args.micro_tokens)
         count = sum(batch.count for batch in batches)
         loss = sum(backward(model, batch.to(device), 1 / max(count, 1)) for batch in batches)
-        norm = session.update()
-        session.log({"tokens": sum(len(batch.tokens) for batch in batches)}, loss=float(loss), norm=norm)
+        gradient_norm = session.update()
+        session.log(
+            {"tokens": sum(len(batch.tokens) for batch in batches)}, loss=float(loss), gradient_norm=gradient_norm
+        )
 
         if session.evaluation_is_due():
             examples, answers = glance(task, model, tokenizer)

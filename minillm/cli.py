@@ -122,9 +122,12 @@ def add(parser: Any, field: dataclasses.Field, hint: Any, hidden: bool = False) 
 
 
 def with_paths(args: Args) -> Args:
-    """The same with a Path for each text where one is meant, as callers from Python may write it."""
-    texts = {f.name: vars(args)[f.name] for f in dataclasses.fields(args) if "Path" in str(f.type)}
-    return dataclasses.replace(args, **{name: Path(x) for name, x in texts.items() if isinstance(x, str)})
+    """The same, and the task's options in it, with a Path for each text where one is meant: for callers from Python."""
+    paths = {f.name: vars(args)[f.name] for f in dataclasses.fields(args) if "Path" in str(f.type)}
+    changed: dict[str, Any] = {name: Path(x) for name, x in paths.items() if isinstance(x, str)}
+    if options := vars(args).get("options"):
+        changed["options"] = with_paths(options)
+    return dataclasses.replace(args, **changed)
 
 
 def require_positive(args: Any, *names: str) -> None:

@@ -27,7 +27,7 @@ def write(model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], max_new_toke
     was_training = model.training
     model.eval()
     fast = ready(model)
-    ids = [tokenizer.encode(prompt) for prompt in prompts]
+    ids = [tokenizer.prompt(prompt) for prompt in prompts]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # like lengths need no padding
     answers = [""] * len(ids)
     for start in range(0, len(order), PROMPTS):

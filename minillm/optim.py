@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from minillm.errors import UserError
+
 Optimizers = list[torch.optim.Optimizer]
 
 
@@ -38,8 +40,10 @@ def adamw(model: nn.Module, lr: float, embedding_lr: float) -> Optimizers:
 
 def adamw_under_head(model: nn.Module, lr: float, head_lr: float) -> Optimizers:
     """For classifiers: AdamW with one rate for the encoder and one for its head, which often starts from nothing.
-    Weight decay is for matrices alone.
+    Weight decay is for matrices alone. UserError for a model without a head.
     """
+    if not any(name.startswith("encoder.") for name, _ in model.named_parameters()):
+        raise UserError("--optimizer adamw-head is for classifiers; this model has no head of its own")
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         groups.setdefault((name.startswith("encoder."), parameter.ndim == 2), []).append(parameter)

@@ -3,7 +3,7 @@
     for step in session:            # until the budget is spent
         …                           # the algorithm: backward passes
         norm = session.update()     # the optimisers' step
-        session.log(loss=…, norm=norm)
+        session.log(loss=…, gradient_norm=norm)
 
 A session is no trainer: it calls nothing of the script, and what a step does stands in the script's loop.
 """
@@ -24,11 +24,12 @@ from torch import nn
 
 from minillm import cli, curves, state
 from minillm.errors import UserError
-from minillm.files import Tensors, write_tensors
+from minillm.files import Tensors, read_state, write_tensors
 from minillm.metrics import Interval
 from minillm.optim import Optimizers
 from minillm.report import figures, flat
-from minillm.run import Run
+from minillm.run import Run, options_of
+from minillm.tokenizer import Tokenizer
 
 SAVE_SECONDS = 60  # between checkpoints
 LINE_SECONDS = 10  # between lines of progress where there is no terminal
@@ -51,7 +52,7 @@ class Progress:
     step: int = 0
     evaluations: int = 0
     seconds: float = 0.0
-    best: float | None = None  # the headline metric of the best checkpoint
+    best: float | None = None  # the highest score that `keep_if_best` saw
     is_over: bool = False  # what remains is to score
     totals: dict[str, float] = dataclasses.field(default_factory=dict)  # of what is counted, such as tokens
 
@@ -136,11 +137,13 @@ class Session:
         """A line of log.jsonl. UserError if it cannot be written."""
         if self.log_file is None:
             self.log_file = self.run.open_log(self.begun)
-        record = {"step": self.progress.step, "seconds": round(self.progress.seconds, 3), **values}
         try:
-            self.log_file.write(json.dumps(record) + "\n")
+            self.log_file.write(json.dumps(self.record(**values)) + "\n")
         except OSError as error:
             raise UserError(f"cannot write {self.log_file.name}: {error.strerror}") from None
+
+    def record(self, **values: Any) -> dict[str, Any]:
+        return {"step": self.progress.step, "seconds": round(self.progress.seconds, 3), **values}
 
     def end(self, reason: str) -> None:
         """No further step, though the budget is not spent."""
@@ -164,7 +167,7 @@ class Session:
         """Remember the weights if no score before, of which higher is better, was as high."""
         if self.progress.best is None or score > self.progress.best:
             self.progress.best = score
-            write_tensors(self.run.path(BEST), state.weights_of(self.model))
+            write_tensors(self.run.path(BEST), state.weights_of(self.model), {"best": score})
 
     def take_best(self) -> None:
         """The weights that `keep_if_best` remembered."""
@@ -183,13 +186,26 @@ class Session:
             self.progress = Progress(**state.load(path, self.model, self.optimizers))
         except TypeError as error:
             raise UserError(f"{path} is no checkpoint of this training: {error}") from None
+        if self.run.path(BEST).exists():  # which is replaced more often than the checkpoint
+            self.progress.best = read_state(self.run.path(BEST))["best"]
         self.begun = self.progress.step
+
+    def begin(self, script: str, args: Any, tokenizer: Tokenizer) -> float:
+        """Makes a new run one that can be resumed, or restores one → the seconds that processes before this took."""
+        if args.resume:
+            self.restore()
+        else:
+            self.run.describe(self.model, tokenizer, {"script": script, **options_of(args)})
+            self.save()
+        return self.progress.seconds
 
     def finish(self, metrics: Mapping[str, Any], dev: Mapping[str, float], panels: Sequence[str], title: str) -> None:
         """Writes all that remains: the model, the metrics, of them `dev` into the log, and its curves."""
         self.run.save_model(self.model)
-        self.write(**dev)
-        self.log_file.close()
+        if self.run.read_log()[-1:] != [self.record(**dev)]:  # a process before may have come as far as this
+            self.write(**dev)
+        if self.log_file:
+            self.log_file.close()
         curves.draw(self.run.read_log(), panels, self.run.path("curves.png"), f"{self.run.folder}: {title}")
         self.run.finish({**metrics, "steps": self.progress.step, **self.progress.totals})
         for name in (CHECKPOINT, BEST):  # nothing goes on from a finished run

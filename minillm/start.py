@@ -123,7 +123,7 @@ def complete(args: Args, recipe: Mapping[str, Any]) -> Args:
 
 
 def inherited_options(start: Path, task: type[Task], options: Any = None) -> Any:
-    """The task's options, and where they were left alone those of the run to start from, so that data is the same.
+    """The task's options, and where none was given (None) those of the run to start from, so that data is the same.
 
     UserError for a run of another task.
     """
@@ -133,8 +133,8 @@ def inherited_options(start: Path, task: type[Task], options: Any = None) -> Any
     used = Run(start).options()
     if used.get("task") != task.name:
         raise UserError(f"{start} was trained on --task {used.get('task')}, not on {task.name}")
-    untouched = [field for field in dataclasses.fields(options) if vars(options)[field.name] == field.default]
-    taken = {f.name: as_option(used[f.name], f) for f in untouched if used.get(f.name) is not None}
+    not_given = [field for field in dataclasses.fields(options) if vars(options)[field.name] is None]
+    taken = {f.name: as_option(used[f.name], f) for f in not_given if used.get(f.name) is not None}
     return dataclasses.replace(options, **taken)
 
 

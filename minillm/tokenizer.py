@@ -81,6 +81,10 @@ class Tokenizer(Protocol):
         Cut to `limit` tokens by shortening the longer text; with `control`, [MASK] and the like count as such.
         """
 
+    def prompt(self, text: str) -> list[int]:
+        """A text to go on with, as the model was trained to read beginnings: behind a token for it, if it has one."""
+        return self.wrap(text)[0]
+
     def stream(self) -> Stream:
         return Stream(self.decode)
 

@@ -83,11 +83,11 @@ def test_sft_logs_every_step(sft):
     log = scripts.read_log(folder)
     steps = [record for record in log if "loss" in record]
     assert [record["step"] for record in steps] == list(range(1, 31))
-    assert all({"step", "loss", "norm", "lr", "tokens", "seconds"} == record.keys() for record in steps)
+    assert all({"step", "loss", "gradient_norm", "lr", "tokens", "seconds"} == record.keys() for record in steps)
     assert all(a["tokens"] < b["tokens"] and a["seconds"] <= b["seconds"] for a, b in zip(steps, steps[1:]))  # noqa: B905, RUF007
     assert steps[0]["loss"] == pytest.approx(torch.tensor(70.0).log().item(), abs=0.3)  # knows nothing: log V
     assert steps[-1]["loss"] < 0.8 * steps[0]["loss"]
-    assert all(record["norm"] > 0 for record in steps)
+    assert all(record["gradient_norm"] > 0 for record in steps)
     evaluations = [record["step"] for record in log if "dev_wer" in record]
     assert evaluations[-1] == 30
     assert len(evaluations) == SMALL["evaluations"]

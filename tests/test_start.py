@@ -52,7 +52,7 @@ def test_options_that_came_later_have_their_defaults(run):
     del saved["micro_tokens"], saved["symbols"]
     run.path("args.json").write_text(json.dumps(saved))
     args = resumed(train_sft.Args(resume=run.folder), "sft", TASKS)
-    assert (args.micro_tokens, args.options.symbols, args.lr) == (None, "arpabet", 0.25)
+    assert (args.micro_tokens, args.options.symbols, args.lr) == (None, None, 0.25)
 
 
 def test_a_finished_run_is_not_resumed(run):
@@ -203,6 +203,8 @@ def test_the_data_of_the_starting_run_is_taken_where_no_other_is_given(run):
     assert inherited_options(run.folder, Pronounce) == Pronounce.Options(train=Path("words.txt"), symbols="data")
     given = Pronounce.Options(train=Path("mine.txt"))
     assert inherited_options(run.folder, Pronounce, given) == replace(given, symbols="data")
+    given = Pronounce.Options(symbols="arpabet")  # the default, but said
+    assert inherited_options(run.folder, Pronounce, given) == Pronounce.Options(Path("words.txt"), symbols="arpabet")
     with pytest.raises(UserError, match="was trained on --task pronounce, not on arithmetic"):
         inherited_options(run.folder, Arithmetic)
 

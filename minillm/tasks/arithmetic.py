@@ -18,11 +18,12 @@ from minillm.tokenizer import SymbolTokenizer
 
 DIGITS = 2
 HELD_OUT = 1000  # problems each in dev and test
+EXAMPLES = 2000  # solved problems, unless told otherwise
 
 
 @dataclass(frozen=True)
 class Options:
-    examples: int = cli.option(2000, "number of solved problems to learn from")
+    examples: int | None = cli.option(None, "number of solved problems to learn from (default: 2000)")
 
 
 class Arithmetic(WritingTask):
@@ -32,13 +33,14 @@ class Arithmetic(WritingTask):
 
     def __init__(self, options: Options, seed: int):
         """Dev and test are the same for every seed and number of examples."""
-        if options.examples < 1:
-            raise UserError(f"--examples {options.examples} must be at least 1")
-        if options.examples > (most := 10 ** (2 * DIGITS) - 2 * HELD_OUT):
-            raise UserError(f"--examples {options.examples} is more than the {most:,} problems that are not held out")
+        count = EXAMPLES if options.examples is None else options.examples
+        if count < 1:
+            raise UserError(f"--examples {count} must be at least 1")
+        if count > (most := 10 ** (2 * DIGITS) - 2 * HELD_OUT):
+            raise UserError(f"--examples {count} is more than the {most:,} problems that are not held out")
         held_out = list(distinct(problems(np.random.default_rng(0)), 2 * HELD_OUT))
         self.held_out = set(held_out)
-        train = distinct(self.unseen((seed, 0)), options.examples)
+        train = distinct(self.unseen((seed, 0)), count)
         dev, test = held_out[:HELD_OUT], held_out[HELD_OUT:]
         self.splits = Splits([*map(solve, train)], [*map(solve, dev)], [*map(solve, test)])
 

@@ -146,7 +146,7 @@ class WritingTask(Task):
 
     def documents(self, example: Example, tokenizer: Tokenizer, rng: np.random.Generator | None) -> list[Document]:
         """One document for each right answer."""
-        prompt = tokenizer.encode(example.prompt)
+        prompt = tokenizer.prompt(example.prompt)
         return [answering(prompt, [*tokenizer.encode(answer), tokenizer.end]) for answer in example.answers]
 
     @cache  # noqa: B019, a task lives as long as the training
@@ -161,10 +161,11 @@ class WritingTask(Task):
     def reward(self, examples: Sequence[Example], answers: Sequence[str]) -> Mapping[str, Sequence[float]]:
         raise UserError(f"--task {self.name} has no reward, so that it can be learned from examples only")
 
+    @cache  # noqa: B019
     def tokens_needed(self, tokenizer: Tokenizer) -> int:
         """The longest prompt of any split with the longest answer behind it."""
         prompts = (example.prompt for split in vars(self.splits).values() for example in split)
-        return max(len(tokenizer.encode(prompt)) for prompt in prompts) + self.max_answer_tokens(tokenizer)
+        return max(len(tokenizer.prompt(prompt)) for prompt in prompts) + self.max_answer_tokens(tokenizer)
 
     def practice(self, seed: int) -> Iterator[Example]:
         """Training examples to try answers on, without end, in an order fixed by the seed: shuffled anew each time."""

@@ -31,7 +31,9 @@ PATTERN = r" [^ ]+|[\s\S]"  # a phone with the blank before it, or one character
 
 @dataclass(frozen=True)
 class Options(Files):
-    symbols: str = cli.option("arpabet", "letters and phonemes allowed", choices=("arpabet", "data"))
+    symbols: str | None = cli.option(
+        None, "letters and phonemes allowed (default: arpabet)", choices=("arpabet", "data")
+    )
 
 
 class Pronounce(WritingTask):
@@ -50,7 +52,7 @@ class Pronounce(WritingTask):
         if train is None and (dev or test):
             raise UserError("--dev and --test need --train: without it all words come from the CMU dictionary")
         words = read_file(train) if train else read_cmudict()
-        self.symbols = (LETTERS, PHONES) if options.symbols == "arpabet" else symbols_of(words)
+        self.symbols = symbols_of(words) if options.symbols == "data" else (LETTERS, PHONES)
         dev_words = read_file(dev) if dev else in_bucket(words, 0)
         test_words = read_file(test) if test else {} if train else in_bucket(words, 1)
         for entries in (words, dev_words, test_words):

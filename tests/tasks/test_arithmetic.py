@@ -4,7 +4,9 @@ import signal
 from itertools import islice
 
 import pytest
+import torch
 
+import train_rl
 from minillm.batching import answering
 from minillm.errors import UserError
 from minillm.gpt import GPT, GPTConfig
@@ -30,7 +32,7 @@ def test_answers_are_right(task):
 
 def test_splits_are_disjoint_and_of_the_size_asked_for(task):
     train, dev, test = map(prompts, vars(task.splits).values())
-    assert (len(train), len(dev), len(test)) == (Options().examples, 1000, 1000)
+    assert (len(train), len(dev), len(test)) == (2000, 1000, 1000)
     assert not train & dev
     assert not train & test
     assert not dev & test
@@ -153,3 +155,23 @@ def test_recipes_suit_the_model(task):
     assert not {"layers", "width", "heads"} & large.keys()
     assert small["lr"] == 3e-4
     assert large["lr"] == 1.5e-4
+
+
+def test_prompts_are_read_as_beginnings_are(task):
+    """A vocabulary may put a token before every text, as Llama's does: then a prompt that is learned has it, too, and
+    so has one that is answered."""
+
+    class Begins(SymbolTokenizer):
+        def wrap(self, *texts, **choices):
+            ids, segments = super().wrap(*texts, **choices)
+            return [self.end, *ids], [0, *segments]
+
+    tokenizer = Begins("begins", r"[\s\S]", "0123456789+=")
+    (document,) = task.documents(task.splits.train[0], tokenizer, None)
+    assert document.tokens[0] == tokenizer.end
+    assert document.tokens[1:7] == tokenizer.encode(task.splits.train[0].prompt)
+    torch.manual_seed(0)
+    args = train_rl.Args(samples=2)
+    model = model_of(tokenizer, max_seq_len=11).eval()
+    episodes = train_rl.rollout(model, tokenizer, task, task.splits.train[:1], args)
+    assert [episode.prompt for episode in episodes] == [document.tokens[:7]] * 2
