@@ -44,11 +44,12 @@ from minillm.gpt import GPT
 from minillm.inference import ready
 from minillm.objective import backward
 from minillm.optim import adamw
+from minillm.origin import data_of
 from minillm.policy import BASELINES, WEIGHTS, Episode, entropy, has_variance, kl_estimate, rewards_of
 from minillm.report import SAMPLES, evenly_spaced, figures, flat, introduce, samples_table
 from minillm.run import Run
 from minillm.session import Session
-from minillm.start import adapt, inherited_options, open_start, refuse_beside_resume, resumed
+from minillm.start import inherited_options, open_policy, refuse_beside_resume, resumed
 from minillm.tasks import TASKS
 from minillm.tasks.base import Task, WritingTask
 from minillm.tokenizer import Tokenizer
@@ -202,7 +203,7 @@ def find_start(args: Args, console: Console) -> Path:
     default = Run(Path("runs/arithmetic-sft"))
     if default.is_finished:
         return default.folder
-    if default.path("args.json").exists():  # its making was interrupted
+    if default.is_unfinished:  # its making was interrupted
         return train_sft.train(train_sft.Args(resume=default.folder), console).folder
     console.print(f"there is no {default.folder} to start from, so supervised training comes first\n")
     same = {name: vars(args)[name] for name in ("task", "seed", "precision", "kernels", "options")}
@@ -225,47 +226,45 @@ def score(console: Console, task: Task, model: GPT, tokenizer: Tokenizer, when: 
 def train(args: Args, console: Console | None = None) -> Run:
     """From the arguments to the finished run folder. UserError for all that the user can mend."""
     started = time.monotonic()
-    console, args = console or Console(soft_wrap=True), cli.with_paths(args)
+    console, args = console or cli.console(), cli.with_paths(args)
     if args.resume:
         refuse_beside_resume(args)
-        args = resumed(args, "rl", TASKS)
     else:
         args = check(args)
-        Run.vacant(args.out, f"{args.task}-rl")  # noticed before, and not after, a start is trained
-        init = find_start(args, console)
-        options = inherited_options(init, TASKS[args.task], args.options)
-        args = dataclasses.replace(args, init=init, options=options)
-    placement = place(args.precision, args.kernels)
-    args = dataclasses.replace(args, precision=placement.precision)
-    task = TASKS[args.task](args.options, args.seed)
-    start, tokenizer = open_start(args.init, task)
-    adapt(task, start, tokenizer, args.init)
-    args = dataclasses.replace(args, lr=args.lr or LR * min(1.0, 128 / start.config.width))
-    start.to(placement.device).eval().compute_dtype = placement.dtype
-    model = copy.deepcopy(start)
-    torch.manual_seed(args.seed)
-    run = Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-rl")
-    session = Session(args, run, model, adamw(model, args.lr, args.lr), console)
-    introduce(console, placement, task, model, run)
-    started -= session.begin("rl", args, tokenizer)
-    before = score(console, task, start, tokenizer, "before")
-    if not run.read_log():  # nor has a process before that was interrupted while it scored
-        session.write(**{name: value for name, value in before.items() if name.startswith("dev")})
-    fit(args, session, task, start, model, tokenizer)
-    finish(session, task, model, tokenizer, before, started)
+    with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-rl") as run:
+        if args.resume:
+            args = resumed(args, "rl", TASKS)
+        else:
+            init = find_start(args, console)
+            options = inherited_options(init, TASKS[args.task], args.options)
+            args = dataclasses.replace(args, init=init, options=options)
+        placement = place(args.precision, args.kernels)
+        args = dataclasses.replace(args, precision=placement.precision)
+        task = TASKS[args.task](args.options, args.seed)
+        data = data_of(run, task)
+        start, tokenizer = open_policy(args, run, task)
+        args = dataclasses.replace(args, lr=args.lr or LR * min(1.0, 128 / start.config.width))
+        start.to(placement.device).eval().compute_dtype = placement.dtype
+        model = copy.deepcopy(start)
+        torch.manual_seed(args.seed)
+        session = Session(args, run, model, adamw(model, args.lr, args.lr), console)
+        session.begin("rl", args, tokenizer, data, started)
+        introduce(console, placement, task, model, run)
+        before = score(console, task, start, tokenizer, "before")
+        if not session.progress.records:
+            session.write(**{name: value for name, value in before.items() if name.startswith("dev")})
+        fit(args, session, task, start, model, tokenizer)
+        finish(session, task, model, tokenizer, before)
     return run
 
 
-def finish(
-    session: Session, task: Task, model: GPT, tokenizer: Tokenizer, before: dict[str, float], started: float
-) -> None:
+def finish(session: Session, task: Task, model: GPT, tokenizer: Tokenizer, before: dict[str, float]) -> None:
     """Score the model on the examples it was scored on before, and save what remains to be saved."""
     after = score(session.console, task, model, tokenizer, "after")
     shown = evenly_spaced(task.splits.dev, SAMPLES)
     answers = task.answer(model, tokenizer, shown)
     session.console.print(samples_table(shown, answers, "held-out examples, greedy"))
     metrics = {**{f"start_{name}": value for name, value in before.items()}, **after}
-    metrics["seconds"] = round(time.monotonic() - started, 1)
     panels = ["reward", f"dev_{task.headline}", "kl", "entropy", "gradient_norm", "groups_without_variance"]
     dev = {name: value for name, value in after.items() if name.startswith("dev")}
     session.finish(metrics, dev, panels, f"{task.name}, by reward")

@@ -34,6 +34,7 @@ from minillm.errors import UserError
 from minillm.metrics import Interval
 from minillm.objective import backward
 from minillm.optim import OPTIMIZERS
+from minillm.origin import data_of
 from minillm.report import evenly_spaced, figures, flat, introduce
 from minillm.run import Run
 from minillm.session import Session
@@ -106,24 +107,22 @@ def check(args: Args) -> None:
 def train(args: Args, console: Console | None = None) -> Run:
     """From the arguments to the finished run folder. UserError for all that the user can mend."""
     started = time.monotonic()
-    console, args = console or Console(soft_wrap=True), cli.with_paths(args)
-    if args.resume:
-        refuse_beside_resume(args)
-        args = resumed(args, "sft", TASKS)
-    else:
-        check(args)
-    placement = place(args.precision, args.kernels)
-    options = args.options or TASKS[args.task].Options()
-    args = dataclasses.replace(args, precision=placement.precision, options=options)
-    task = TASKS[args.task](options, args.seed)
-    args, model, tokenizer, corpus = prepare(args, task)
-    model.to(placement.device).compute_dtype = placement.dtype
-    run = Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-sft")
-    session = Session(args, run, model, OPTIMIZERS[args.optimizer](model, args.lr, args.embedding_lr), console)
-    started -= session.begin("sft", args, tokenizer)
-    introduce(console, placement, task, model, run)
-    fit(args, session, task, model, tokenizer, corpus)
-    finish(session, task, model, tokenizer, started)
+    console, args = console or cli.console(), cli.with_paths(args)
+    refuse_beside_resume(args) if args.resume else check(args)
+    with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-sft") as run:
+        args = resumed(args, "sft", TASKS) if args.resume else args
+        placement = place(args.precision, args.kernels)
+        options = args.options or TASKS[args.task].Options()
+        args = dataclasses.replace(args, precision=placement.precision, options=options)
+        task = TASKS[args.task](options, args.seed)
+        data = data_of(run, task)
+        args, model, tokenizer, corpus = prepare(args, task)
+        model.to(placement.device).compute_dtype = placement.dtype
+        session = Session(args, run, model, OPTIMIZERS[args.optimizer](model, args.lr, args.embedding_lr), console)
+        session.begin("sft", args, tokenizer, data, started)
+        introduce(console, placement, task, model, run)
+        fit(args, session, task, model, tokenizer, corpus)
+        finish(session, task, model, tokenizer)
     return run
 
 
@@ -171,7 +170,7 @@ def mean_reward(task: Task, model: nn.Module, tokenizer: Tokenizer) -> float:
     return sum(map(sum, task.reward(examples, answers).values())) / len(examples)
 
 
-def finish(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer, started: float) -> None:
+def finish(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> None:
     """Score the model on all held-out examples, show some of them, and save what remains to be saved."""
     metrics: dict[str, Any] = {}
     for split in ("test", "dev"):  # what is shown below is the last one's
@@ -182,7 +181,6 @@ def finish(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer,
             metrics |= {f"{split}_{name}": value for name, value in task.details(examples, answers).items()}
             session.console.print(f"{split}: {figures(measured)} on {len(examples):,} examples never trained on")
     session.console.print(task.table(examples, answers))
-    metrics["seconds"] = round(time.monotonic() - started, 1)
     session.finish(metrics, flat(measured, "dev"), ["loss", "lr", f"dev_{task.headline}"], f"{task.name}, by example")
     session.console.print(f"next: {task.next_command(session.run.folder)}", markup=False)
 

@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TextIO, TypeVar, get_type_hints
+
+from rich.console import Console
 
 from minillm.errors import UserError
 
 Args = TypeVar("Args")
+BESIDE_RESUME = "--resume goes on under the options that the run was started with; leave out --{}"
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -48,12 +51,17 @@ def parse_with_task(
     """The same for a script whose --task says which further options there are, those of `tasks[name].Options`.
 
     They become the field `options` of `kind`. --help shows them once --task is given. UserError for an option that
-    belongs to another task.
+    belongs to another task, and for any beside --resume, also with its default as value.
     """
     default = next(field.default for field in dataclasses.fields(kind) if field.name == "task")
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--task")
-    asked = first.parse_known_args(argv)[0].task
+    first.add_argument("--resume")
+    found, others = first.parse_known_args(argv)
+    given = [*filter(None, map(option_of, others)), *(["task"] if found.task else [])]
+    if found.resume and given and "help" not in given:
+        raise UserError(BESIDE_RESUME.format(given[0].replace("_", "-")))
+    asked = found.task
     task = tasks.get(asked or default, tasks[default])
     parser = argparse.ArgumentParser(
         description=description,
@@ -181,6 +189,34 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=26, width=110)
 
 
+class Audience:
+    """A stream for as long as somebody reads it: a terminal that was closed must not end what it shows."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except OSError:
+            drop(self.stream)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except OSError:
+            drop(self.stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def console() -> Console:
+    """Where a training tells what it does, if anybody is there."""
+    return Console(soft_wrap=True, file=Audience(sys.stdout)) if sys.stdout else Console(quiet=True)
+
+
 def run(main: Callable[[], None]) -> None:
     """Call a script's main; a mistake of the user ends in one sentence and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
@@ -191,21 +227,24 @@ def run(main: Callable[[], None]) -> None:
         if sys.stdout:  # None where it is closed
             sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        leave(f"error: {error}", 2)
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
+        leave("\ninterrupted", 130)
     except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
-        drop_output()
+        drop(sys.stdout)
         sys.exit(141)
     except OSError as error:
-        print(f"error: cannot go on: {error}", file=sys.stderr)
-        drop_output()
-        sys.exit(2)
+        drop(sys.stdout)
+        leave(f"error: cannot go on: {error}", 2)
 
 
-def drop_output() -> None:
-    """What was not written yet is not tried again when Python ends."""
-    if sys.stdout:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def leave(words: str, code: int) -> None:
+    if sys.stderr:
+        print(words, file=Audience(sys.stderr))
+    sys.exit(code)
+
+
+def drop(stream: TextIO | None) -> None:
+    """What was not written yet is not tried again, neither now nor when Python ends."""
+    if stream:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

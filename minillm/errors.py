@@ -3,7 +3,10 @@
 import importlib
 from types import ModuleType
 
-NOT_FINITE = "the model computes NaN or infinite values; its files are damaged, or were not made for it"
+NOT_FINITE = (
+    "the model computes NaN or infinite values; its files are damaged, or were not made for it, or, where it has just "
+    "been trained, it needs a lower --lr"
+)
 
 
 class UserError(Exception):

@@ -2,16 +2,22 @@
 
 import json
 import os
+import secrets
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from minillm.errors import UserError
+
+PARTIAL = ".partial"  # ends the names of files that are still being written
+CHECKSUM = "crc32"
 
 
 def read_text(path: Path) -> str:
@@ -44,23 +50,49 @@ def write_json(path: Path, fields: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Any = None) -> None:
-    """A safetensors file with JSON beside the tensors."""
+    """A safetensors file with JSON beside the tensors, and a checksum of both, see `read_tensors`."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    beside = {"format": "pt", "state": json.dumps(state)}
     with replacing(path) as temporary:
-        save_file(contiguous, temporary, {"format": "pt", "state": json.dumps(state)})
+        save_file(contiguous, temporary, {**beside, CHECKSUM: checksum(contiguous, beside["state"])})
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Where to write what is to take the place of `path`, which stays as it was if that fails: UserError."""
-    temporary = path.with_suffix(".partial")
+    """Where to write what is to take the place of `path`, which stays as it was if that fails: UserError.
+
+    The disk has it before it has the name, so that a machine that goes down leaves the old file or the new one.
+    """
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")  # no two processes write to one
     try:
         yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
             temporary.unlink()
         raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Has the disk keep which names are in a folder, where the system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    """Of tensors in memory of their own and a text. It finds what a disk has spoiled, not what somebody has forged."""
+    value = zlib.crc32(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), value)
+    return f"{value:08x}"
 
 
 def read_state(path: Path) -> Any:
@@ -68,8 +100,18 @@ def read_state(path: Path) -> Any:
     try:
         with opened(path) as file:
             return json.loads((file.metadata() or {}).get("state", "null"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file that `write_tensors` wrote. UserError if anything in it has changed since."""
+    tensors = dict(Tensors([path]))
+    with opened(path) as file:
+        beside = file.metadata() or {}
+    if beside.get(CHECKSUM) != checksum(tensors, beside.get("state", "")):
+        raise UserError(f"{path} is damaged: it is not what was written, as its checksum says")
+    return tensors
 
 
 class Tensors(Mapping[str, Tensor]):

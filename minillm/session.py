@@ -11,6 +11,7 @@ A session is no trainer: it calls nothing of the script, and what a step does st
 import dataclasses
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,18 +23,17 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from torch import nn
 
-from minillm import cli, curves, state
+from minillm import cli, curves, origin, state
 from minillm.errors import UserError
-from minillm.files import Tensors, read_state, write_tensors
+from minillm.files import read_state, read_tensors, write_tensors
 from minillm.metrics import Interval
 from minillm.optim import Optimizers
 from minillm.report import figures, flat
-from minillm.run import Run, options_of
+from minillm.run import BEST, CHECKPOINT, Run, options_of
 from minillm.tokenizer import Tokenizer
 
 SAVE_SECONDS = 60  # between checkpoints
 LINE_SECONDS = 10  # between lines of progress where there is no terminal
-CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 
 
 class Budget(Protocol):
@@ -51,10 +51,14 @@ class Progress:
 
     step: int = 0
     evaluations: int = 0
-    seconds: float = 0.0
+    records: int = 0  # lines of the log; those beyond are written again
+    seconds: float = 0.0  # of the training, from its first step on, which a budget of minutes counts
+    process_seconds: float = 0.0  # of all processes that worked on it, from their beginning on
     best: float | None = None  # the highest score that `keep_if_best` saw
     is_over: bool = False  # what remains is to score
     totals: dict[str, float] = dataclasses.field(default_factory=dict)  # of what is counted, such as tokens
+    files: dict[str, str] = dataclasses.field(default_factory=dict)  # digests of what it began with, by name
+    data: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Session:
@@ -64,14 +68,15 @@ class Session:
         self.peak_lrs = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
         self.share = 0.0  # of the training that was over when the step began
         self.log_file: TextIO | None = None
-        self.begun = 0  # the step that this process goes on from
+        self.born = time.monotonic()  # when the work began, had one process done all of it
+        self.started: float | None = None  # likewise when its first step did
 
     # ---- around a step ----
 
     def __iter__(self) -> Iterator[int]:
         """The number of one step after the other. KeyboardInterrupt, saved, where a signal asked to stop."""
         saved = self.progress.seconds
-        self.started = time.monotonic() - self.progress.seconds
+        self.started = time.monotonic() - saved
         with cli.postponed_signals() as stop, ProgressBar(self.console) as self.bar:
             while not self.progress.is_over and not stop.is_set():
                 self.share = self.share_done()
@@ -81,9 +86,9 @@ class Session:
                 half = 0.5 / self.budget.steps if self.budget.steps else 0.0
                 self.set_lr(schedule(self.share + half, self.budget.warmup))
                 yield self.progress.step
-                if self.progress.seconds - saved > SAVE_SECONDS:
-                    saved = self.progress.seconds
+                if self.seconds() - saved > SAVE_SECONDS:
                     self.save()
+                    saved = self.progress.seconds
             self.progress.is_over |= not stop.is_set()
             self.save()
         if stop.is_set():
@@ -95,7 +100,11 @@ class Session:
         """Of the budget, from 0 to 1 and beyond."""
         if self.budget.steps:
             return self.progress.step / self.budget.steps
-        return (time.monotonic() - self.started) / (60 * self.budget.minutes)
+        return self.seconds() / (60 * self.budget.minutes)
+
+    def seconds(self) -> float:
+        """Of training so far, looks at the dev set included."""
+        return time.monotonic() - self.started
 
     def set_lr(self, factor: float) -> None:
         """Every learning rate to `factor` times its peak."""
@@ -121,7 +130,7 @@ class Session:
         """
         progress = self.progress
         progress.step += 1
-        progress.seconds = time.monotonic() - self.started
+        progress.seconds = self.seconds()
         for name, count in (counts or {}).items():
             progress.totals[name] = progress.totals.get(name, 0) + count
         for name, value in values.items():
@@ -136,14 +145,13 @@ class Session:
     def write(self, **values: Any) -> None:
         """A line of log.jsonl. UserError if it cannot be written."""
         if self.log_file is None:
-            self.log_file = self.run.open_log(self.begun)
+            self.log_file = self.run.open_log()
+        record = {"step": self.progress.step, "seconds": round(self.progress.seconds, 3), **values}
         try:
-            self.log_file.write(json.dumps(self.record(**values)) + "\n")
+            self.log_file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise UserError(f"cannot write {self.log_file.name}: {error.strerror}") from None
-
-    def record(self, **values: Any) -> dict[str, Any]:
-        return {"step": self.progress.step, "seconds": round(self.progress.seconds, 3), **values}
+        self.progress.records += 1
 
     def end(self, reason: str) -> None:
         """No further step, though the budget is not spent."""
@@ -172,44 +180,55 @@ class Session:
     def take_best(self) -> None:
         """The weights that `keep_if_best` remembered."""
         if self.progress.best is not None:
-            state.load_weights(self.model, Tensors([self.run.path(BEST)]))
+            state.read_weights(self.run.path(BEST), self.model)
 
     # ---- the run folder ----
 
     def save(self) -> None:
+        """All that a process needs to go on from here. UserError, also for weights that are no numbers any more."""
+        if not all(weight.isfinite().all() for weight in self.model.parameters()):
+            raise UserError(f"the weights became NaN or infinite by step {self.progress.step}; try a lower --lr")
+        self.progress.process_seconds = time.monotonic() - self.born
+        if self.started is not None:
+            self.progress.seconds = self.seconds()
+        if self.log_file:
+            os.fsync(self.log_file.fileno())
         state.save(self.run.path(CHECKPOINT), self.model, self.optimizers, vars(self.progress))
 
     def restore(self) -> None:
-        """The state in which `save` left the training. UserError."""
+        """The state in which `save` left the training, and its log. UserError."""
         path = self.run.path(CHECKPOINT)
         try:
             self.progress = Progress(**state.load(path, self.model, self.optimizers))
         except TypeError as error:
             raise UserError(f"{path} is no checkpoint of this training: {error}") from None
-        if self.run.path(BEST).exists():  # which is replaced more often than the checkpoint
+        if self.run.path(BEST).exists() or self.progress.best is not None:  # replaced more often than the checkpoint
+            read_tensors(self.run.path(BEST))
             self.progress.best = read_state(self.run.path(BEST))["best"]
-        self.begun = self.progress.step
+        there = self.run.cut_log(self.progress.records)
+        if lost := self.progress.records - there:
+            self.console.print(f"log.jsonl lacks {lost} of its records, lost or spoiled; going on without them")
+        self.progress.records = there
 
-    def begin(self, script: str, args: Any, tokenizer: Tokenizer) -> float:
-        """Makes a new run one that can be resumed, or restores one → the seconds that processes before this took."""
+    def begin(self, script: str, args: Any, tokenizer: Tokenizer, data: Mapping[str, str], started: float) -> None:
+        """Makes a new run one that can be resumed, or restores one. `data`: its digests, see origin.py; `started`:
+        when this process did, of time.monotonic()."""
         if args.resume:
             self.restore()
-        else:
+        self.born = started - self.progress.process_seconds
+        if not args.resume:
             self.run.describe(self.model, tokenizer, {"script": script, **options_of(args)})
+            self.progress.files, self.progress.data = origin.of_files(self.run), dict(data)
             self.save()
-        return self.progress.seconds
 
     def finish(self, metrics: Mapping[str, Any], dev: Mapping[str, float], panels: Sequence[str], title: str) -> None:
         """Writes all that remains: the model, the metrics, of them `dev` into the log, and its curves."""
         self.run.save_model(self.model)
-        if self.run.read_log()[-1:] != [self.record(**dev)]:  # a process before may have come as far as this
-            self.write(**dev)
-        if self.log_file:
-            self.log_file.close()
+        self.write(**dev)
+        self.log_file.close()
         curves.draw(self.run.read_log(), panels, self.run.path("curves.png"), f"{self.run.folder}: {title}")
-        self.run.finish({**metrics, "steps": self.progress.step, **self.progress.totals})
-        for name in (CHECKPOINT, BEST):  # nothing goes on from a finished run
-            self.run.path(name).unlink(missing_ok=True)
+        seconds = round(time.monotonic() - self.born, 1)
+        self.run.finish({**metrics, "seconds": seconds, "steps": self.progress.step, **self.progress.totals})
         self.console.print(f"saved to {self.run.folder}: model, log, metrics.json, curves.png", markup=False)
 
 

@@ -1,20 +1,24 @@
 """What a training starts from: a run, a published checkpoint, or nothing; and the options that nobody gave."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from shlex import quote
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 from torch import nn
 
+from minillm import cli, origin
 from minillm.batching import Corpus, example_rng
 from minillm.errors import UserError
-from minillm.files import read_json
+from minillm.files import read_json, write_tensors
 from minillm.gpt import GPT
 from minillm.published import checkpoint
 from minillm.published.vocabularies import load_tokenizer
-from minillm.run import Run
+from minillm.run import START, Run
+from minillm.state import read_weights, weights_of
 from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer
 
@@ -63,7 +67,7 @@ def open_start(init: Path | str, task: Task) -> tuple[nn.Module, Tokenizer]:
     """
     path = checkpoint.resolve(init)
     if (path / "args.json").exists() and not (path / "model.safetensors").exists():
-        raise UserError(f"{path} is not finished; go on with --resume {path} first")
+        raise UserError(f"{path} is not finished; go on with --resume {quote(str(path))} first")
     saved = checkpoint.open_checkpoint(path)
     classes = task.classes and (saved.matching_classes(task.classes) or task.classes)  # in the checkpoint's order
     return saved.load(task.head, classes), load_tokenizer(path)
@@ -85,8 +89,21 @@ def resume_start(folder: Path, task: Task) -> tuple[nn.Module, Tokenizer]:
     return model, tokenizer
 
 
+def open_policy(args: Args, run: Run, task: Task) -> tuple[GPT, Tokenizer]:
+    """What reinforcement learning starts from. Its weights are kept in the run, which needs no other folder then."""
+    if args.resume:
+        model, tokenizer = resume_start(run.folder, task)
+        read_weights(run.path(START), model)
+        return model, tokenizer
+    model, tokenizer = open_start(args.init, task)
+    adapt(task, model, tokenizer, args.init)
+    write_tensors(run.path(START), weights_of(model))
+    return model, tokenizer
+
+
 def new_start(task: Task, tokenizer: Tokenizer, args: Any) -> nn.Module:
     """A model from scratch of the shape that `args` have. UserError where that cannot be."""
+    require_memory(args)
     try:
         model = task.new_model(tokenizer, args)
     except ValueError as error:
@@ -96,6 +113,19 @@ def new_start(task: Task, tokenizer: Tokenizer, args: Any) -> nn.Module:
         raise UserError(f"there is no memory for a model of {sizes}: {error}") from None
     task.adapt(model, tokenizer)
     return model
+
+
+def require_memory(args: Any) -> None:
+    """UserError for blocks that this machine could not train, before hours go by in making them."""
+    if hasattr(os, "sysconf"):
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+        # A block has about 12 width² parameters, each with a gradient and two moments, and Python's objects around.
+        needed = args.layers * (16 * 12 * args.width**2 + 50_000) / 2**30
+        if needed > memory:
+            raise UserError(
+                f"to train a model of --layers {args.layers} --width {args.width} takes over {needed:,.0f} GiB of "
+                f"memory, but this machine has {memory:,.0f}"
+            )
 
 
 def with_dropout(model: nn.Module, p: float | None) -> nn.Module:
@@ -133,48 +163,56 @@ def inherited_options(start: Path, task: type[Task], options: Any = None) -> Any
     used = Run(start).options()
     if used.get("task") != task.name:
         raise UserError(f"{start} was trained on --task {used.get('task')}, not on {task.name}")
-    not_given = [field for field in dataclasses.fields(options) if vars(options)[field.name] is None]
-    taken = {f.name: as_option(used[f.name], f) for f in not_given if used.get(f.name) is not None}
-    return dataclasses.replace(options, **taken)
+    not_given = {name for name, value in vars(options).items() if value is None}
+    taken = {name: value for name, value in used.items() if name in not_given and value is not None}
+    return dataclasses.replace(options, **as_options(task.Options, taken, start / "args.json"))
 
 
 def resumed(args: Args, script: str, tasks: Mapping[str, type[Task]]) -> Args:
     """The options that the run --resume was started with; those that came later have their defaults. UserError."""
     run = Run.open(args.resume)
     if run.is_finished:
-        raise UserError(f"{args.resume} is finished; to train its model further use --init {args.resume}")
+        raise UserError(f"{args.resume} is finished; to train its model further use --init {quote(str(args.resume))}")
     saved = run.options()
     if (maker := saved.pop("script", None)) is None:
         raise UserError(f"{args.resume}: args.json is of another version of this program; start a new run")
     if maker != script:
         raise UserError(f"{args.resume} is a run of another script; resume it with the script that made it")
-    task = tasks.get(saved.get("task"))
+    task = tasks.get(name) if isinstance(name := saved.get("task"), str) else None
     if task is None:
-        raise UserError(f"{args.resume}: args.json names no task that there is, but {saved.get('task')!r}")
+        raise UserError(f"{args.resume}: args.json names no task that there is, but {name!r}")
     if args.task not in (type(args).task, task.name):
         raise UserError(f"{args.resume} is a run of --task {task.name}; leave out --task {args.task}")
-    general, own = ({field.name: field for field in dataclasses.fields(kind)} for kind in (type(args), task.Options))
-    if unknown := saved.keys() - general.keys() - own.keys():
+    origin.require_same_files(run)
+    general, own = (set(cli.names_of(kind)) for kind in (type(args), task.Options))
+    if unknown := saved.keys() - general - own:
         raise UserError(f"{args.resume}: args.json holds {min(unknown)!r}, which no option is called")
-    options = task.Options(**{name: as_option(saved[name], own[name]) for name in own.keys() & saved.keys()})
-    chosen = {name: as_option(saved[name], general[name]) for name in general.keys() & saved.keys()}
+    where = args.resume / "args.json"
+    options = task.Options(**as_options(task.Options, {name: saved[name] for name in own & saved.keys()}, where))
+    chosen = as_options(type(args), {name: saved[name] for name in general & saved.keys()}, where)
     return type(args)(**{**chosen, "options": options, "resume": args.resume})
 
 
-def as_option(value: Any, field: dataclasses.Field) -> Any:
-    """What JSON holds of an option: a path became a text."""
-    return Path(value) if isinstance(value, str) and "Path" in str(field.type) else value
+def as_options(kind: type, saved: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    """What JSON holds of options, as they were. UserError for one that has no such values."""
+    hints = get_type_hints(kind)
+    return {name: as_option(value, hints[name], f"{where} holds {name!r}") for name, value in saved.items()}
+
+
+def as_option(value: Any, hint: Any, holds: str) -> Any:
+    """A path became a text."""
+    kinds = getattr(hint, "__args__", (hint,))
+    if isinstance(value, str) and Path in kinds:
+        return Path(value)
+    if type(value) not in kinds and not (type(value) is int and float in kinds):
+        raise UserError(f"{holds}: {value!r}, which is no value for it")
+    return value
 
 
 def refuse_beside_resume(args: Any) -> None:
-    """UserError for an option, of the script or of its task, that --resume would ignore."""
+    """UserError for an option, of the script or of its task, that --resume would ignore: from Python, where one that
+    was given its default cannot be told from one that was not given. See cli.parse_with_task, too."""
     for given in (args, args.options) if args.options else (args,):
         for field in dataclasses.fields(given):
             if field.name not in ("resume", "options", "task") and vars(given)[field.name] != field.default:
-                raise UserError(
-                    f"--resume goes on under the options that the run was started with; leave out --{flag(field.name)}"
-                )
-
-
-def flag(name: str) -> str:
-    return name.replace("_", "-")
+                raise UserError(cli.BESIDE_RESUME.format(field.name.replace("_", "-")))

@@ -4,8 +4,8 @@ It holds the weights, the optimisers, how far the training is, and every generat
 torch's on the CPU and on every GPU. The file is replaced whole, or not at all.
 
 What else a resumed run takes up: its options (start.resumed), the shape of its model and its tokenizer
-(start.resume_start), its log up to the checkpoint (run.open_log), its place in the data (batching.Corpus.step, which
-knows the order of every epoch from the seed alone).
+(start.resume_start), its log up to the checkpoint (run.cut_log), its place in the data (batching.Corpus.step, which
+knows the order of every epoch from the seed alone). That files and data are those it began with: origin.py.
 """
 
 import random
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from minillm.errors import UserError
-from minillm.files import Tensors, read_state, write_tensors
+from minillm.files import read_state, read_tensors, write_tensors
 
-FORMAT = 2  # of the file; one of another number is refused
+FORMAT = 3  # of the file; one of another number is refused
 WEIGHTS = "model."
 
 
@@ -36,12 +36,13 @@ def save(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimize
 
 def load(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
     """Puts model, optimisers and generators into the saved state; returns the saved `progress`. UserError."""
-    tensors, state = dict(Tensors([path])), read_state(path)
+    state = read_state(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(
             f"{path} was written by another version of this program, which goes on with its own runs only; "
             "start a new run, with --init if the old one is finished"
         )
+    tensors = read_tensors(path)
     try:
         load_weights(model, {name.removeprefix(WEIGHTS): x for name, x in tensors.items() if name.startswith(WEIGHTS)})
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
@@ -67,6 +68,14 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         if parameter.shape != weights[name].shape:
             raise ValueError(f"{name!r} has shape {tuple(weights[name].shape)}, not {tuple(parameter.shape)}")
         parameter.copy_(weights[name])
+
+
+def read_weights(path: Path, model: nn.Module) -> None:
+    """Those of a file of `weights_of` a model of this shape. UserError."""
+    try:
+        load_weights(model, read_tensors(path))
+    except ValueError as error:
+        raise UserError(f"{path} is of another model: {error}") from None
 
 
 # ---- generators of random numbers ----------------------------------------------------------------

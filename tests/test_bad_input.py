@@ -152,7 +152,7 @@ SFT = {
     "resume nothing": ({"resume": "HERE/nothing"}, "there is no run folder HERE/nothing"),
     "resume no run": ({"resume": "HERE/notes"}, "HERE/notes is not a run"),
     "resume what is finished": ({"resume": "HERE/done"}, "HERE/done is finished"),
-    "resume another shape": ({"resume": "HERE/other-shape"}, r"checkpoint\.safetensors is no .*: '.*' has shape \("),
+    "resume another shape": ({"resume": "HERE/other-shape"}, r"other-shape cannot go on, .* changed .*: config\.json;"),
     "resume a run of old": ({"resume": "HERE/old"}, r"HERE/old: args\.json is of another version of this program"),
     "init is a run of old": ({"init": "HERE/old"}, "HERE/old is not finished; go on with --resume HERE/old first"),
 }

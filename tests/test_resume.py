@@ -197,7 +197,7 @@ def test_an_error_in_training_does_not_replace_a_good_checkpoint(training, call,
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
 def test_a_real_signal_to_a_real_process(tmp_path, words, kind):
     """It comes once a few steps are in the log; the resumed process ends with exactly the steps asked for."""
-    number, steps = 6, 3000
+    number, steps = 6, 500
     process = scripts.start("train_sft.py", tmp_path, **words, **SMALL, steps=steps, out="cut")
     log, deadline = tmp_path / "cut" / "log.jsonl", time.monotonic() + 60
     while not (log.exists() and log.read_text().count("\n") > number):
@@ -211,12 +211,10 @@ def test_a_real_signal_to_a_real_process(tmp_path, words, kind):
     assert "py --resume cut" in " ".join(out.split())
     seen = scripts.steps_of(tmp_path / "cut")
     assert number <= len(seen) < steps
-    args = json.loads((tmp_path / "cut" / "args.json").read_text())
-    (tmp_path / "cut" / "args.json").write_text(json.dumps(args | {"steps": len(seen) + 20}))
     code, _, err = scripts.run("train_sft.py", tmp_path, resume="cut")
     assert code == 0, err
-    assert scripts.steps_of(tmp_path / "cut") == list(range(1, len(seen) + 21))
-    assert json.loads((tmp_path / "cut" / "metrics.json").read_text())["steps"] == len(seen) + 20
+    assert scripts.steps_of(tmp_path / "cut") == list(range(1, steps + 1))
+    assert json.loads((tmp_path / "cut" / "metrics.json").read_text())["steps"] == steps
 
 
 # ---- from the first moment on --------------------------------------------------------------------

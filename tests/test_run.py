@@ -14,7 +14,8 @@ from minillm.errors import UserError
 from minillm.files import write_json
 from minillm.published import checkpoint
 from minillm.published.vocabularies import load_tokenizer
-from minillm.run import Run, options_of
+from minillm import state
+from minillm.run import BEGINNING, BEST, CHECKPOINT, LOCK, START, Run, options_of
 from minillm.start import open_start
 from minillm.state import weights_of
 from minillm.tasks.arithmetic import Arithmetic, Options
@@ -27,10 +28,11 @@ OPTIONS = {"script": "sft", "task": "arithmetic", "out": Path("somewhere"), "lr"
 @pytest.fixture
 def run(tmp_path):
     """An unfinished run with a model in it."""
-    run = Run.create(tmp_path / "run", "unused")
-    model = gpt().float()
-    run.describe(model, TOKENIZER, OPTIONS)
-    run.save_model(model)
+    with Run.create(tmp_path / "run", "unused") as run:
+        model = gpt().float()
+        run.describe(model, TOKENIZER, OPTIONS)
+        run.save_model(model)
+        state.save(run.path(CHECKPOINT), model, [], {})
     return run
 
 
@@ -39,7 +41,8 @@ def run(tmp_path):
 
 def test_default_names_are_counted_up(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folders = [Run.create(None, "task-sft").folder for _ in range(3)]
+    runs = [Run.create(None, "task-sft") for _ in range(3)]
+    folders = [run.folder for run in runs]
     assert folders == [Path("runs/task-sft"), Path("runs/task-sft-2"), Path("runs/task-sft-3")]
     assert all(folder.is_dir() for folder in folders)
 
@@ -56,6 +59,7 @@ def test_nothing_is_overwritten(tmp_path, run):
 
     refused(run.folder, "holds an unfinished run; go on with --resume")
     run.finish({"dev_wer": 0.5})
+    assert not run.path(CHECKPOINT).exists()
     refused(run.folder, "already holds a finished run")
     (tmp_path / "file").write_text("")
     refused(tmp_path / "file", "is a file")
@@ -85,9 +89,10 @@ def test_only_runs_are_opened(tmp_path, run):
     "choices", [{}, {"tie_embeddings": False}, {"bias": True, "positions": "learned", "mlp": "swiglu"}], ids=str
 )
 def test_a_model_comes_back_bit_for_bit(tmp_path, choices):
-    run, model = Run.create(tmp_path / "run", ""), gpt(**choices).float()
-    run.describe(model, TOKENIZER, OPTIONS)
-    run.save_model(model)
+    with Run.create(tmp_path / "run", "") as run:
+        model = gpt(**choices).float()
+        run.describe(model, TOKENIZER, OPTIONS)
+        run.save_model(model)
     loaded = checkpoint.load(run.folder)
     assert loaded.config == model.config
     assert load_tokenizer(run.folder).symbols == TOKENIZER.symbols
@@ -180,7 +185,7 @@ def test_what_cannot_be_written_leaves_nothing_behind(run):
 def test_a_log_that_cannot_be_cut_stays_whole(run):
     write_log(run, [{"step": step, "loss": 1.0} for step in range(100)])
     with full_disk(), pytest.raises(UserError, match=r"cannot write .*log\.jsonl: File too large"):
-        run.open_log(90)
+        run.cut_log(90)
     assert len(run.read_log()) == 100
 
 
@@ -206,30 +211,34 @@ def test_nothing_but_the_named_files_is_left(run):
 # ---- log and metrics -----------------------------------------------------------------------------
 
 
-def write_log(run, records, last_step=10**6):
-    with run.open_log(last_step) as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)
+def write_log(run, records):
+    with run.open_log() as file:
+        file.writelines(json.dumps({"seconds": 0.5, **record}) + "\n" for record in records)
+
+
+def read_log(run):
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in run.read_log()]
 
 
 def test_the_log_is_cut_at_a_checkpoint(run):
-    write_log(run, [{"step": step, "loss": step / 3} for step in range(1, 6)] + [{"step": 4, "dev_wer": 0.5}])
-    run.open_log(3).close()
-    assert run.read_log() == [{"step": step, "loss": step / 3} for step in (1, 2, 3)]
+    write_log(run, [{"step": step, "loss": step / 3} for step in (1, 2, 3)] + [{"step": 3, "dev_wer": 0.5}])
+    assert run.cut_log(3) == 3  # also between two records of one step
+    assert read_log(run) == [{"step": step, "loss": step / 3} for step in (1, 2, 3)]
     write_log(run, [{"step": 4, "loss": 9.0}])
     assert [record["step"] for record in run.read_log()] == [1, 2, 3, 4]
 
 
 def test_a_line_of_the_log_is_there_as_soon_as_it_is_written(run):
-    file = run.open_log(0)
-    file.write('{"step": 1, "loss": 1.0}\n')
-    assert run.read_log() == [{"step": 1, "loss": 1.0}]
+    file = run.open_log()
+    file.write('{"step": 1, "seconds": 0.5, "loss": 1.0}\n')
+    assert read_log(run) == [{"step": 1, "loss": 1.0}]
     file.close()
 
 
 def test_a_run_without_a_log_can_be_cut(run):
     """It was interrupted before its first step."""
     assert run.read_log() == []
-    run.open_log(0).close()
+    assert run.cut_log(0) == 0
     assert run.read_log() == []
 
 
@@ -238,9 +247,38 @@ def test_a_torn_last_line_of_the_log_is_cut(run):
     write_log(run, [{"step": 1, "loss": 1.0}])
     with run.path("log.jsonl").open("a") as file:
         file.write('{"step": 2, "lo')
-    assert run.read_log() == [{"step": 1, "loss": 1.0}]
-    write_log(run, [{"step": 2, "loss": 3.0}], last_step=1)
-    assert run.read_log() == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 3.0}]
+    assert read_log(run) == [{"step": 1, "loss": 1.0}]
+    assert run.cut_log(1) == 1
+    write_log(run, [{"step": 2, "loss": 3.0}])
+    assert read_log(run) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 3.0}]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\0" * 300,
+        b"",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"null",
+        b"[1, 2]",
+        b'"step"',
+        b'{"step": 2, "sec',
+        b'{"loss": 1.0, "seconds": 1.0}',
+        b'{"step": 2}',
+        b'{"step": "2", "seconds": 1.0}',
+        b'{"step": 2, "seconds": null}',
+        b"\r",
+    ],
+    ids=lambda line: repr(line[:12]),
+)
+def test_a_spoiled_line_of_the_log_is_left_out_and_counted(run, line):
+    records = [{"step": step, "loss": 1.0} for step in (1, 2, 3)]
+    write_log(run, records)
+    lines = run.path("log.jsonl").read_bytes().splitlines(keepends=True)
+    run.path("log.jsonl").write_bytes(lines[0] + line + b"\n" + lines[2] + lines[2])
+    assert run.cut_log(3) == 2
+    assert read_log(run) == [records[0], records[2]]
 
 
 def test_metrics_are_one_flat_object(run):
@@ -252,7 +290,7 @@ def test_metrics_are_one_flat_object(run):
 
 def test_options_are_those_of_the_script_and_of_its_task(run):
     """Paths as texts, all in one object."""
-    assert run.options() == {**OPTIONS, "out": "somewhere"}
+    assert run.options() == {**OPTIONS, "out": "somewhere"}  # which there is not, as there is no id of the hub
     options = options_of(train_sft.Args(task="arithmetic", steps=3, options=Options(7)))
     assert (options["task"], options["steps"], options["examples"]) == ("arithmetic", 3, 7)
     assert "options" not in options

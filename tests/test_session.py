@@ -336,11 +336,12 @@ def test_a_training_that_is_over_has_no_further_step(make):
 
 def test_progress_survives_a_checkpoint(make):
     session = make(steps=9)
-    session.progress = Progress(5, 2, 1.5, 0.25, False, {"tokens": 7})
+    session.progress = Progress(5, 2, 0, 1.5, 0.0, None, False, {"tokens": 7}, {"args.json": "ab"}, {"classes": "cd"})
     session.save()
     other = make(steps=9)
     other.restore()
     assert other.progress == session.progress
+    assert session.progress.seconds == 1.5
 
 
 def test_a_finished_run_keeps_nothing_to_go_on_from(make, monkeypatch):
@@ -351,9 +352,10 @@ def test_a_finished_run_keeps_nothing_to_go_on_from(make, monkeypatch):
         session.keep_if_best(0.5)
     assert session.run.path(CHECKPOINT).exists()
     assert session.run.path(BEST).exists()
-    session.finish({"seconds": 3.0}, {"dev_wer": 0.5}, ["loss"], "a title")
+    session.finish({"dev_per": 0.25}, {"dev_wer": 0.5}, ["loss"], "a title")
     metrics = json.loads(session.run.path("metrics.json").read_text())
-    assert metrics == {"seconds": 3.0, "steps": 2, "tokens": 16}
+    assert metrics.pop("seconds") >= 0
+    assert metrics == {"dev_per": 0.25, "steps": 2, "tokens": 16}
     assert session.run.read_log()[-1]["dev_wer"] == 0.5
     assert not session.run.path(CHECKPOINT).exists()
     assert not session.run.path(BEST).exists()

@@ -10,7 +10,7 @@ from tiny import bert_config, gpt, gpt_config
 
 import train_rl
 import train_sft
-from minillm import cli
+from minillm import cli, state
 from minillm.errors import UserError
 from minillm.gpt import GPT
 from minillm.heads import SequenceClassifier
@@ -27,10 +27,12 @@ TOKENIZER = SymbolTokenizer("arithmetic", r"[\s\S]", "0123456789+=")
 @pytest.fixture
 def run(tmp_path):
     """An unfinished run of train_sft.py."""
-    run = Run.create(tmp_path / "run", "unused")
+    run = Run(tmp_path / "run")
+    run.folder.mkdir()
     options = Pronounce.Options(train=Path("words.txt"), symbols="data")
     args = train_sft.Args(out=run.folder, lr=0.25, steps=7, init=Path("start"), options=options)
-    run.describe(gpt().float(), TOKENIZER, {"script": "sft", **options_of(args)})
+    run.describe(model := gpt().float(), TOKENIZER, {"script": "sft", **options_of(args)})
+    state.save(run.path("checkpoint.safetensors"), model, [], {})
     return run
 
 

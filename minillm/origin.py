@@ -1,0 +1,58 @@
+"""What a run began with, as digests, so that it never goes on with anything else: its files, and its data as read."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+from minillm.errors import UserError
+from minillm.files import read_state
+from minillm.run import BEGINNING, CHECKPOINT, LOCK, START, Run
+from minillm.tasks.base import Task
+
+
+def of_files(run: Run) -> dict[str, str]:
+    """Of options, model and vocabulary, as their files have them; of START its own checksum is enough."""
+    names = sorted(BEGINNING - {LOCK, START})
+    return {name: digest([run.path(name).read_bytes()]) for name in names if run.path(name).is_file()}
+
+
+def data_of(run: Run, task: Task) -> dict[str, str]:
+    """Of all examples in their order, by their `repr`, and of the classes, before a model has given them another one.
+
+    UserError where the run goes on and began with others.
+    """
+    parts = {**{f"{name} examples": split for name, split in vars(task.splits).items()}, "classes": task.classes or ()}
+    data = {name: digest(repr(each).encode() for each in part) for name, part in parts.items()}
+    if run.is_unfinished:
+        require_same(run, "data", data)
+    return data
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """SHA-256 of the lines that they are."""
+    value = hashlib.sha256()
+    for part in parts:
+        value.update(part + b"\n")
+    return value.hexdigest()
+
+
+def require_same_files(run: Run) -> None:
+    """UserError where the run began with others."""
+    require_same(run, "files", of_files(run))
+
+
+def require_same(run: Run, kind: str, found: Mapping[str, str]) -> None:
+    began = began_with(run, kind)
+    if changed := [name for name in began if found.get(name) != began[name]]:
+        raise UserError(
+            f"{run.folder} cannot go on, as this has changed since it began: {', '.join(changed)}; "
+            "put it back, or start a new run"
+        )
+
+
+def began_with(run: Run, kind: str) -> dict[str, str]:
+    """What its checkpoint says; nothing where that is of another version, which is refused when it is restored."""
+    saved = read_state(run.path(CHECKPOINT))
+    try:
+        return dict(saved["progress"][kind])
+    except (KeyError, TypeError, ValueError):
+        return {}
