@@ -50,11 +50,15 @@ def write_json(path: Path, fields: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Any = None) -> None:
-    """A safetensors file with JSON beside the tensors, and a checksum of both, see `read_tensors`."""
+    """A safetensors file. With JSON beside the tensors, there is a checksum of both, too, see `read_tensors`; without,
+    the same tensors are always the same bytes (several entries come in any order)."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    beside = {"format": "pt", "state": json.dumps(state)}
+    beside = {"format": "pt"}
+    if state is not None:
+        text = json.dumps(state)
+        beside |= {"state": text, CHECKSUM: checksum(contiguous, text)}
     with replacing(path) as temporary:
-        save_file(contiguous, temporary, {**beside, CHECKSUM: checksum(contiguous, beside["state"])})
+        save_file(contiguous, temporary, beside)
 
 
 @contextmanager
@@ -105,7 +109,7 @@ def read_state(path: Path) -> Any:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file that `write_tensors` wrote. UserError if anything in it has changed since."""
+    """All tensors of a file that has JSON beside them. UserError if anything in it has changed since it was written."""
     tensors = dict(Tensors([path]))
     with opened(path) as file:
         beside = file.metadata() or {}

@@ -97,7 +97,7 @@ def open_policy(args: Args, run: Run, task: Task) -> tuple[GPT, Tokenizer]:
         return model, tokenizer
     model, tokenizer = open_start(args.init, task)
     adapt(task, model, tokenizer, args.init)
-    write_tensors(run.path(START), weights_of(model))
+    write_tensors(run.path(START), weights_of(model), {"init": str(args.init)})
     return model, tokenizer
 
 

@@ -1,6 +1,8 @@
 """Run folders: what is saved comes back, bit for bit, and nothing is lost or mistaken."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,12 +12,13 @@ from test_state import full_disk
 from tiny import gpt, packed, sequences
 
 import train_sft
-from minillm.errors import UserError
-from minillm.files import write_json
-from minillm.published import checkpoint
-from minillm.published.vocabularies import load_tokenizer
 from minillm import state
-from minillm.run import BEGINNING, BEST, CHECKPOINT, LOCK, START, Run, options_of
+from minillm.errors import UserError
+from minillm.files import write_json, write_tensors
+from minillm.published import checkpoint
+from minillm.published.subwords import learn_wordpiece, letters_of_bytes
+from minillm.published.vocabularies import load_tokenizer
+from minillm.run import BEST, CHECKPOINT, LOCK, START, Run, options_of
 from minillm.start import open_start
 from minillm.state import weights_of
 from minillm.tasks.arithmetic import Arithmetic, Options
@@ -48,8 +51,150 @@ def test_default_names_are_counted_up(tmp_path, monkeypatch):
 
 
 def test_a_name_may_be_new_or_an_empty_folder(tmp_path):
-    assert Run.create(tmp_path / "a" / "b", "").folder.is_dir()
-    assert Run.create(tmp_path / "a" / "b", "").folder.is_dir()
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "a" / "b", tmp_path / "empty"):
+        with Run.create(folder, "") as run:
+            assert run.folder.is_dir()
+
+
+def at_once(work, count=8):
+    """What each of some threads, which begin together, returned or raised."""
+    barrier = threading.Barrier(count)
+
+    def one(_):
+        barrier.wait()
+        try:
+            return work()
+        except UserError as error:
+            return error
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(one, range(count)))
+
+
+def test_of_starts_at_one_instant_each_has_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = at_once(lambda: Run.create(None, "task-sft"))
+    assert len({run.folder for run in runs}) == 8
+    assert {run.folder for run in runs} == {Path("runs/task-sft"), *(Path(f"runs/task-sft-{n}") for n in range(2, 9))}
+
+
+def test_of_starts_with_one_name_at_one_instant_one_wins(tmp_path):
+    found = at_once(lambda: Run.create(tmp_path / "a" / "run", ""))
+    assert sum(isinstance(each, Run) for each in found) == 1
+    errors = [str(each) for each in found if not isinstance(each, Run)]
+    assert set(errors) == {
+        f"--out {tmp_path}/a/run is where another process begins a run; name another folder",
+    }
+
+
+def test_of_two_that_go_on_with_a_run_one_does(run):
+    found = at_once(lambda: Run.open(run.folder).__enter__())
+    assert sum(isinstance(each, Run) for each in found) == 1
+    errors = {str(each) for each in found if not isinstance(each, Run)}
+    assert errors == {f"another process is at work in {run.folder}; wait for it or stop it"}
+
+
+def test_one_goes_on_when_the_other_has_left(run):
+    with Run.open(run.folder):
+        assert run.path(LOCK).exists()
+        with pytest.raises(UserError, match="another process is at work"), Run.open(run.folder):
+            pass
+    assert not run.path(LOCK).exists()
+    with pytest.raises(ZeroDivisionError), Run.open(run.folder):
+        raise ZeroDivisionError
+    with Run.open(run.folder):
+        pass
+
+
+# ---- beginnings ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def beginning(tmp_path):
+    """What a process has left that was killed before its first checkpoint."""
+    folder = tmp_path / "begun"
+    folder.mkdir()
+    for name in (LOCK, "config.json", "tokenizer.json", "args.json.0123abcd.partial"):
+        (folder / name).write_text("{}")
+    return folder
+
+
+def test_what_came_to_nothing_is_begun_anew(beginning):
+    with pytest.raises(UserError, match="was interrupted before its first checkpoint; start it with the same command"):
+        Run.open(beginning).__enter__()
+    with Run.create(beginning, "") as run:
+        assert [path.name for path in beginning.iterdir()] == [LOCK]  # nothing of it gets mixed with the new one
+        state.save(run.path(CHECKPOINT), gpt(), [], {})
+    assert [path.name for path in beginning.iterdir()] == [CHECKPOINT]
+
+
+def test_a_beginning_is_begun_anew_under_its_default_name(tmp_path, beginning, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    beginning.rename(tmp_path / "runs" / "x")
+    assert Run.create(None, "x").folder == Path("runs/x")
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "model.safetensors", "notes.txt", "my config.json", "folder", BEST])
+def test_a_folder_with_anything_else_in_it_is_no_beginning(beginning, name):
+    (beginning / name).mkdir() if name == "folder" else (beginning / name).write_text("mine")
+    before = sorted(beginning.iterdir())
+    with pytest.raises(UserError, match="is not empty and not a run"):
+        Run.create(beginning, "")
+    assert sorted(beginning.iterdir()) == before
+
+
+@pytest.mark.parametrize("names", [["config.json", "tokenizer.json"], ["args.json"], ["notes.txt"], [".hidden"]])
+def test_somebody_elses_files_are_no_beginning(tmp_path, names):
+    """A vocabulary that was downloaded, for one: there is no lock of ours beside it."""
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match="is not empty and not a run"):
+        Run.create(tmp_path, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+def test_every_file_of_a_beginning_is_known(tmp_path):
+    """Whatever its tokenizer is made of."""
+    pytest.importorskip("tokenizers")
+    byte_pairs = tmp_path / "gpt2"
+    byte_pairs.mkdir()
+    ids = {token: i for i, token in enumerate([*letters_of_bytes(), "<|endoftext|>"])}
+    (byte_pairs / "vocab.json").write_text(json.dumps(ids))
+    (byte_pairs / "merges.txt").write_text("#version: 0.2\n")
+    tokenizers = [TOKENIZER, learn_wordpiece(["a film", "a book"], 100), load_tokenizer(byte_pairs)]
+    for number, tokenizer in enumerate(tokenizers):
+        with Run.create(tmp_path / f"run-{number}", "") as run:
+            run.describe(gpt().float(), tokenizer, OPTIONS)
+            write_tensors(run.path(START), {}, {})
+            assert run.is_beginning, sorted(run.folder.iterdir())
+    assert not list(tmp_path.glob("run-*"))
+
+
+def test_of_a_run_that_came_to_nothing_nothing_is_left(tmp_path):
+    with Run.create(tmp_path / "a" / "b" / "c", "") as run:
+        run.describe(gpt().float(), TOKENIZER, OPTIONS)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ZeroDivisionError), Run.create(tmp_path / "a", ""):
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "mine").mkdir()
+    with Run.create(tmp_path / "mine", ""):
+        pass
+    assert not list((tmp_path / "mine").iterdir())  # the folder was there before
+    with Run.create(tmp_path / "a", "") as run:
+        run.path("notes.txt").write_text("mine")
+    assert {path.name for path in run.folder.iterdir()} == {"notes.txt"}
+
+
+def test_what_processes_that_died_have_left_goes(run):
+    run.path("checkpoint.safetensors.89abcdef.partial").write_text("half")
+    with Run.open(run.folder):
+        assert not list(run.folder.glob("*.partial"))
+    write_json(run.path("metrics.json"), {})  # and then it died
+    with Run.open(run.folder):
+        assert not run.path(CHECKPOINT).exists()
 
 
 def test_nothing_is_overwritten(tmp_path, run):
@@ -64,6 +209,12 @@ def test_nothing_is_overwritten(tmp_path, run):
     (tmp_path / "file").write_text("")
     refused(tmp_path / "file", "is a file")
     refused(tmp_path / "file" / "below", "cannot make the folder .*Not a directory")
+    folder = tmp_path / "with blanks"
+    run.folder.rename(folder)
+    refused(folder, "already holds a finished run")
+    folder.joinpath("metrics.json").unlink()
+    folder.joinpath(CHECKPOINT).write_text("")
+    refused(folder, f"go on with --resume '{folder}'")
     refused(tmp_path, "is not empty and not a run")
 
 
@@ -294,3 +445,11 @@ def test_options_are_those_of_the_script_and_of_its_task(run):
     options = options_of(train_sft.Args(task="arithmetic", steps=3, options=Options(7)))
     assert (options["task"], options["steps"], options["examples"]) == ("arithmetic", 3, 7)
     assert "options" not in options
+
+
+def test_paths_lead_there_from_any_folder(tmp_path, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words.txt").write_text("")
+    options = {"train": Path("words.txt"), "init": Path("owner/name"), "dev": None, "lr": 0.5}
+    run.describe(gpt().float(), TOKENIZER, options)
+    assert run.options() == {"train": str(tmp_path / "words.txt"), "init": "owner/name", "dev": None, "lr": 0.5}

@@ -1,0 +1,99 @@
+"""Files: whole or not at all, also where the machine goes down, and damage to tensors is noticed."""
+
+import os
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from minillm import files
+from minillm.errors import UserError
+from minillm.files import read_state, read_tensors, replacing, write_tensors, write_text
+
+TENSORS = {
+    "a": torch.arange(6.0).view(2, 3),
+    "b": torch.ones(3, dtype=torch.bfloat16),
+    "none": torch.zeros(0, 4),
+    "one": torch.tensor(7),
+    "yes": torch.tensor([True, False]),
+}
+
+
+def assert_equal(found, truth):
+    assert found.keys() == truth.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in truth.items())
+    assert all(found[name].dtype == tensor.dtype for name, tensor in truth.items())
+
+
+def test_the_disk_has_a_file_before_its_name_and_then_the_name(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda *x: (done.append("fsync"), fsync(*x)))
+    monkeypatch.setattr(os, "replace", lambda *x: (done.append("replace"), replace(*x)))
+    write_text(tmp_path / "file", "text")
+    assert done == ["fsync", "replace", "fsync"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_no_two_writers_share_a_file(tmp_path):
+    with replacing(tmp_path / "config.json") as one, replacing(tmp_path / "config.json") as other:
+        assert one != other
+        assert one.name.endswith(".partial")
+        one.write_text("one")
+        other.write_text("other")
+    assert (tmp_path / "config.json").read_text() == "one"  # which came last
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: write_text(tmp_path / "file", str(i) * 9999), range(64)))
+    text = (tmp_path / "file").read_text()
+    assert text == text[0] * len(text) or text == text[:2] * (len(text) // 2)
+
+
+def test_what_is_left_of_a_writer_that_died_hinders_nobody(tmp_path):
+    for name in ("file.partial", "file.0123abcd.partial"):
+        (tmp_path / name).write_text("half")
+    write_text(tmp_path / "file", "whole")
+    assert (tmp_path / "file").read_text() == "whole"
+
+
+def test_the_same_tensors_are_the_same_bytes(tmp_path):
+    for name in "abcdefgh":
+        write_tensors(tmp_path / name, TENSORS)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
+def test_tensors_and_what_stands_beside_them_come_back(tmp_path):
+    write_tensors(tmp_path / "x", TENSORS, {"step": 3})
+    assert_equal(read_tensors(tmp_path / "x"), TENSORS)
+    assert read_state(tmp_path / "x") == {"step": 3}
+
+
+def test_any_damage_is_noticed(tmp_path):
+    """Whichever bit it is, unless nothing is read from it, as from the blanks behind the header."""
+    path, rng, noticed = tmp_path / "x", random.Random(0), 0
+    write_tensors(path, TENSORS, {"step": 3})
+    whole = path.read_bytes()
+    for _ in range(300):
+        spoiled = bytearray(whole)
+        spoiled[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        path.write_bytes(spoiled)
+        try:
+            found, state = read_tensors(path), read_state(path)
+        except UserError as error:
+            noticed += 1
+            assert str(path) in str(error)
+        else:
+            assert state == {"step": 3}
+            assert_equal(found, TENSORS)
+    assert noticed > 250
+
+
+def test_a_checksum_covers_names_types_and_shapes():
+    one = torch.arange(4.0)
+    sums = [
+        files.checksum({"a": one}, ""),
+        files.checksum({"b": one}, ""),
+        files.checksum({"a": one.view(2, 2)}, ""),
+        files.checksum({"a": one.view(torch.int32)}, ""),
+        files.checksum({"a": one}, "x"),
+        files.checksum({"a": one.flip(0)}, ""),
+    ]
+    assert len(set(sums)) == len(sums)
