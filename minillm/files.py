@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,6 +37,27 @@ def read_json(path: Path, kind: type = dict) -> Any:
     if not isinstance(fields, kind):
         raise UserError(f"{path} holds no JSON {'object' if kind is dict else kind.__name__}")
     return fields
+
+
+def fields_from(kind: type, saved: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    """What JSON holds of a dataclass, as its fields were: a path became a text. UserError for a value of another type,
+    or of no field."""
+    hints = get_type_hints(kind)
+    values = {}
+    for name, value in saved.items():
+        value = Path(value) if isinstance(value, str) and Path in get_args(hints.get(name)) else value
+        if name not in hints or not fits(value, hints[name]):
+            raise UserError(f"{where} is spoiled: {name!r} cannot be {value!r}")
+        values[name] = value
+    return values
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether the value is of the type: numbers, texts, paths, None, dictionaries of them."""
+    kinds = get_args(hint) or (hint,)
+    if get_origin(hint) is dict:
+        return isinstance(value, dict) and all(fits(each, kinds[1]) for each in value.values())
+    return isinstance(value, Path) or type(value) in kinds or (type(value) is int and float in kinds)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -25,7 +25,7 @@ from torch import nn
 
 from minillm import cli, curves, origin, state
 from minillm.errors import UserError
-from minillm.files import read_state, read_tensors, write_tensors
+from minillm.files import fields_from, read_state, read_tensors, write_tensors
 from minillm.metrics import Interval
 from minillm.optim import Optimizers
 from minillm.report import figures, flat
@@ -182,6 +182,15 @@ class Session:
         if self.progress.best is not None:
             state.read_weights(self.run.path(BEST), self.model)
 
+    def best_score(self) -> float:
+        """Of the weights that `keep_if_best` remembered. UserError if they are spoiled."""
+        path = self.run.path(BEST)
+        read_tensors(path)
+        try:
+            return float(read_state(path)["best"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} holds no weights of this training: {error}") from None
+
     # ---- the run folder ----
 
     def save(self) -> None:
@@ -198,13 +207,12 @@ class Session:
     def restore(self) -> None:
         """The state in which `save` left the training, and its log. UserError."""
         path = self.run.path(CHECKPOINT)
-        try:
-            self.progress = Progress(**state.load(path, self.model, self.optimizers))
-        except TypeError as error:
-            raise UserError(f"{path} is no checkpoint of this training: {error}") from None
-        if self.run.path(BEST).exists() or self.progress.best is not None:  # replaced more often than the checkpoint
-            read_tensors(self.run.path(BEST))
-            self.progress.best = read_state(self.run.path(BEST))["best"]
+        saved = state.load(path, self.model, self.optimizers)
+        if lacking := vars(self.progress).keys() - saved.keys():
+            raise UserError(f"{path} is no checkpoint of this training: it lacks {min(lacking)!r}")
+        self.progress = Progress(**fields_from(Progress, saved, path))
+        if self.run.path(BEST).exists() or self.progress.best is not None:
+            self.progress.best = self.best_score()  # it is replaced more often than the checkpoint
         there = self.run.cut_log(self.progress.records)
         if lost := self.progress.records - there:
             self.console.print(f"log.jsonl lacks {lost} of its records, lost or spoiled; going on without them")

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from torch import nn
 from minillm import cli, origin
 from minillm.batching import Corpus, example_rng
 from minillm.errors import UserError
-from minillm.files import read_json, write_tensors
+from minillm.files import fields_from, read_json, write_tensors
 from minillm.gpt import GPT
 from minillm.published import checkpoint
 from minillm.published.vocabularies import load_tokenizer
@@ -165,7 +165,7 @@ def inherited_options(start: Path, task: type[Task], options: Any = None) -> Any
         raise UserError(f"{start} was trained on --task {used.get('task')}, not on {task.name}")
     not_given = {name for name, value in vars(options).items() if value is None}
     taken = {name: value for name, value in used.items() if name in not_given and value is not None}
-    return dataclasses.replace(options, **as_options(task.Options, taken, start / "args.json"))
+    return dataclasses.replace(options, **fields_from(task.Options, taken, start / "args.json"))
 
 
 def resumed(args: Args, script: str, tasks: Mapping[str, type[Task]]) -> Args:
@@ -188,25 +188,9 @@ def resumed(args: Args, script: str, tasks: Mapping[str, type[Task]]) -> Args:
     if unknown := saved.keys() - general - own:
         raise UserError(f"{args.resume}: args.json holds {min(unknown)!r}, which no option is called")
     where = args.resume / "args.json"
-    options = task.Options(**as_options(task.Options, {name: saved[name] for name in own & saved.keys()}, where))
-    chosen = as_options(type(args), {name: saved[name] for name in general & saved.keys()}, where)
+    options = task.Options(**fields_from(task.Options, {name: saved[name] for name in own & saved.keys()}, where))
+    chosen = fields_from(type(args), {name: saved[name] for name in general & saved.keys()}, where)
     return type(args)(**{**chosen, "options": options, "resume": args.resume})
-
-
-def as_options(kind: type, saved: Mapping[str, Any], where: Path) -> dict[str, Any]:
-    """What JSON holds of options, as they were. UserError for one that has no such values."""
-    hints = get_type_hints(kind)
-    return {name: as_option(value, hints[name], f"{where} holds {name!r}") for name, value in saved.items()}
-
-
-def as_option(value: Any, hint: Any, holds: str) -> Any:
-    """A path became a text."""
-    kinds = getattr(hint, "__args__", (hint,))
-    if isinstance(value, str) and Path in kinds:
-        return Path(value)
-    if type(value) not in kinds and not (type(value) is int and float in kinds):
-        raise UserError(f"{holds}: {value!r}, which is no value for it")
-    return value
 
 
 def refuse_beside_resume(args: Any) -> None:

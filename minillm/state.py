@@ -49,7 +49,7 @@ def load(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimize
             optimizer.load_state_dict(attach_tensors(saved, tensors))
         load_generators(state["generators"], tensors)
         return dict(state["progress"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise UserError(f"{path} is no checkpoint of this training: {error}") from None
 
 

@@ -218,7 +218,8 @@ def damage(count, seed, folder):
     for number, (name, case) in zip(range(count), cycle(cases.items()), strict=False):
         shutil.copytree(folder / f"cut-{name}", here := folder / f"{name}-{number}")
         data = [folder / Path(path).name for key, path in case.options.items() if key in ("train", "dev", "test")]
-        path = rng.choice([*sorted((here / case.out).iterdir()), *data])
+        there = [path for path in sorted((here / case.out).iterdir()) if path.suffix != ".partial"]
+        path = rng.choice([*there, *data])
         before, how = path.read_bytes(), spoil(path, rng)
         code, said = run(case.script, {"resume": case.out}, here)
         complaint = judge(code, said, here / case.out, truths[name], path.name)
@@ -229,9 +230,9 @@ def damage(count, seed, folder):
 
 
 def interrupt(case, folder):
-    """A run that was killed about half-way."""
+    """A run that was killed on its way."""
     folder.mkdir()
-    assert end(begin(case.script, case.options, folder, case.events * 2 // 3)) == -9
+    assert end(begin(case.script, case.options, folder, case.events * 3 // 4)) == -9
     assert (folder / case.out / "checkpoint.safetensors").exists()
     assert not (folder / case.out / "metrics.json").exists()
 
@@ -239,7 +240,7 @@ def interrupt(case, folder):
 def judge(code, said, folder, truth, spoiled):
     """What is wrong about a damaged run that was resumed; nothing if it was refused or is the undamaged one."""
     if code == 2:
-        return "" if said.startswith("error: ") and said.count("\n") == 1 else "no sentence"
+        return "" if said.splitlines()[-1].startswith("error: ") and "Traceback" not in said else "no sentence"
     if code != 0:
         return "no exit"
     different = differences(truth, results(folder))
@@ -344,8 +345,8 @@ def state_lost(path, rng):
 def state_of_other_type(path, rng):
     state = read_state(path)
     some = rng.choice([state, *(value for value in (state or {}).values() if value and isinstance(value, dict))])
-    if some:
-        some[rng.choice(sorted(some))] = rng.choice(OTHERS)
+    if some:  # not a number for another, which nobody could tell
+        some[rng.choice(sorted(some))] = rng.choice([other for other in OTHERS if not isinstance(other, int | float)])
     write_tensors(path, load_file(path), state)
 
 

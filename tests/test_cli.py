@@ -1,5 +1,6 @@
 """Command lines: options from a dataclass, and how a script ends."""
 
+import io
 import os
 import re
 import subprocess
@@ -10,6 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 from scripts import ROOT
 
 from minillm import cli
@@ -152,12 +155,45 @@ def test_a_mistake_of_the_program_is_not_hidden():
         cli.run(main)
 
 
+class Closed(io.StringIO):
+    """A terminal that is gone, or a pipe that nobody reads."""
+
+    def write(self, text=""):
+        raise OSError(5, "Input/output error")
+
+    flush = write
+
+
+def test_a_stream_that_nobody_reads_any_more_ends_nothing(tmp_path, monkeypatch):
+    dropped = []
+    monkeypatch.setattr(cli, "drop", dropped.append)
+    stream = Closed()
+    console = Console(file=cli.Audience(stream))
+    console.print("a word")
+    with Progress(console=console) as bar:
+        bar.add_task("work")
+    assert set(dropped) == {stream}
+    heard = io.StringIO()
+    Console(file=cli.Audience(heard)).print("a word")
+    assert heard.getvalue() == "a word\n"
+
+
+def test_a_mistake_that_nobody_can_be_told_of_still_exits_with_2(monkeypatch):
+    monkeypatch.setattr(cli, "drop", lambda _: None)
+    monkeypatch.setattr(sys, "stderr", Closed())
+    for error, code in ((UserError("no"), 2), (KeyboardInterrupt(), 130), (OSError(5, "gone"), 2)):
+        with pytest.raises(SystemExit) as stop:
+            cli.run(lambda error=error: (_ for _ in ()).throw(error))
+        assert stop.value.code == code
+
+
 # ---- a script with tasks -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class WithTask:
     task: str = cli.option("one", "what to learn", choices=("one", "two"))
+    resume: Path | None = cli.option(None, "go on with a run")
     steps: int | None = cli.option(None, "a number")
     options: Any = None
 
@@ -204,6 +240,34 @@ def test_a_task_brings_its_own_options():
 def test_options_of_another_task_are_named(line, sentence):
     with pytest.raises(UserError, match=f"^{sentence}$"):
         parse(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("--resume x --steps 4", "steps"),
+        ("--steps=4 --resume=x", "steps"),
+        ("--resume x --mood good", "mood"),  # its default, but given
+        ("--resume x --task one", "task"),  # likewise
+        ("--task two --resume x", "task"),
+        ("--resume x --examples 9", "examples"),  # of another task than the default one
+        ("--task two --resume x --examples 3", "examples"),
+        ("--resume x --batch-tokens 3", "batch-tokens"),  # also one that there is not
+        ("--res x --st 4", "st"),
+    ],
+)
+def test_nothing_may_be_given_beside_resume(line, name):
+    with pytest.raises(UserError, match=f"^--resume goes on under the options .*; leave out --{name}$"):
+        parse(line)
+
+
+def test_resume_alone_is_fine(capsys):
+    assert parse("--resume x") == WithTask(resume=Path("x"), options=OfOne())
+    for line in ("--resume x --help", "--resume x -h"):
+        with pytest.raises(SystemExit) as stop:
+            parse(line)
+        assert stop.value.code == 0
+    assert "What it does." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
 """A training that was interrupted and resumed is the training that was not interrupted."""
 
 import json
+import os
 import re
+import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -14,7 +17,9 @@ from scripts import FEW, SMALL
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import minillm.curves
+import minillm.files
 import minillm.run
+import minillm.session
 import train_rl
 import train_sft
 from kernels import backend
@@ -197,7 +202,7 @@ def test_an_error_in_training_does_not_replace_a_good_checkpoint(training, call,
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
 def test_a_real_signal_to_a_real_process(tmp_path, words, kind):
     """It comes once a few steps are in the log; the resumed process ends with exactly the steps asked for."""
-    number, steps = 6, 500
+    number, steps = 6, 200
     process = scripts.start("train_sft.py", tmp_path, **words, **SMALL, steps=steps, out="cut")
     log, deadline = tmp_path / "cut" / "log.jsonl", time.monotonic() + 60
     while not (log.exists() and log.read_text().count("\n") > number):
@@ -271,6 +276,217 @@ def test_other_options_beside_resume_are_refused_by_name(training, call, monkeyp
     assert err == (f"error: --resume goes on under the options that the run was started with; leave out --{name}\n")
     assert call(script, resume="cut")[0] == 0
     assert_equal_runs(whole, "cut")
+
+
+# ---- what may have changed meanwhile -------------------------------------------------------------
+
+
+def cut(script, options, call, monkeypatch, number=4):
+    """An interrupted run in the folder `cut`."""
+    with monkeypatch.context() as patch:
+        interrupt_at_step(patch, number)
+        code, _, err = call(script, **options, out="cut")
+    assert code == 130, err
+
+
+@pytest.fixture(scope="module")
+def interrupted(training, words, tmp_path_factory):
+    """A script, a folder of data of its own, and a run on it that was interrupted."""
+    script, options, _ = training
+    folder = tmp_path_factory.mktemp("interrupted")
+    data = {split: Path(shutil.copy(path, folder)) for split, path in words.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at_step(patch, 4)
+        assert scripts.main(script, **{**options, **data}, out=folder / "cut") == 130
+    return script, folder, folder / "cut"
+
+
+def refused(call, script, run):
+    """What is said when the run is to go on; nothing of it changes."""
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    code, _, err = call(script, resume=run)
+    assert code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
+    return err
+
+
+def test_resumed_from_another_folder(training, words, call, monkeypatch, tmp_path):
+    """Its files were named as seen from here."""
+    script, options, whole = training
+    for split, path in words.items():
+        shutil.copy(path, f"{split}.txt")
+    if script is train_rl:
+        shutil.copytree(options["init"], "start")
+        near = {"init": "start"}
+    else:
+        near = {split: f"{split}.txt" for split in words}
+    cut(script, {**options, **near}, call, monkeypatch)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, _, err = call(script, resume="../cut")
+    assert code == 0, err
+    assert_equal_runs(whole, "../cut")
+
+
+def test_a_run_needs_the_one_that_it_began_from_no_more(training, call, monkeypatch):
+    script, options, whole = training
+    if script is train_sft:
+        options = {name: value for name, value in options.items() if name not in ("layers", "width", "heads")}
+    shutil.copytree(options.get("init", whole), "start")
+    options = {**options, "init": "start"}
+    assert call(script, **options, out="whole")[0] == 0
+    cut(script, options, call, monkeypatch)
+    shutil.rmtree("start")
+    code, _, err = call(script, resume="cut")
+    assert code == 0, err
+    assert_equal_runs("whole", "cut")
+    assert not Path("cut/start.safetensors").exists()
+
+
+CHANGES = {
+    "a letter": ("train", lambda lines: [lines[0].replace("AA", "EH"), *lines[1:]], "train examples"),
+    "a word more": ("train", lambda lines: [*lines, "CAFE  K AA\n"], "train examples"),
+    "a word less": ("train", lambda lines: lines[1:], "train examples"),
+    "another order": ("train", lambda lines: lines[::-1], "train examples"),
+    "a dev word": ("dev", lambda lines: lines[1:], "dev examples"),
+    "a test word": ("test", lambda lines: [*lines, "HEAD  HH EH D\n"], "test examples"),
+    "a dev word that was trained on": ("dev", lambda lines: [*lines, "AB  AA B\n"], "train examples, dev examples"),
+}
+
+
+@pytest.mark.parametrize(("split", "change", "said"), CHANGES.values(), ids=CHANGES)
+def test_other_data_is_refused(interrupted, call, split, change, said):
+    script, folder, run = interrupted
+    path = folder / f"{split}.txt"
+    text = path.read_text()
+    path.write_text("".join(change(text.splitlines(keepends=True))))
+    assert f"cut cannot go on, as this has changed since it began: {said}; put it back" in refused(call, script, run)
+    path.write_text(text)
+
+
+@pytest.mark.usefixtures("_patched")
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text.replace(",bad", ",x").replace(",good", ",bad").replace(",x", ",good"), "train examples"),
+        (lambda text: text.replace(",bad", ",worse"), "train examples, dev examples, classes"),
+        (lambda text: text.replace(",bad", ",zad"), "train examples, dev examples, classes"),
+        (lambda text: text.replace("film", "movie"), "train examples, dev examples"),
+    ],
+    ids=["swapped", "renamed", "renamed, in another order", "a word"],
+)
+def test_other_classes_are_refused(call, monkeypatch, change, said):
+    pytest.importorskip("tokenizers")
+    texts = [f"{a} {b} {c},{a}\n" for c in "abcdefgh" for a in ("good", "bad") for b in ("film", "book")]
+    Path("train.csv").write_text("text,label\n" + "".join(texts[:24]))
+    Path("dev.csv").write_text("text,label\n" + "".join(texts[24:]))
+    options = {"task": "classify", "train": "train.csv", "dev": "dev.csv", **SMALL, "steps": STEPS}
+    cut(train_sft, options, call, monkeypatch)
+    for name in ("train.csv", "dev.csv"):
+        header, _, rest = Path(name).read_text().partition("\n")
+        Path(name).write_text(f"{header}\n{change(rest)}")
+    code, _, err = call(train_sft, resume="cut")
+    assert code == 2
+    assert re.fullmatch(f"error: cut cannot go on, .*: {said}(, dev examples)?; put it back, or .*\n", err)
+
+
+def other_symbols(content):
+    fields = json.loads(content)
+    fields["symbols"][0], fields["symbols"][1] = fields["symbols"][1], fields["symbols"][0]
+    return json.dumps(fields).encode()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "args.json"])
+@pytest.mark.parametrize("spoil", ["lost", "cut", "zeros", "other"])
+def test_other_files_are_refused(interrupted, call, name, spoil):
+    script, _, run = interrupted
+    path = run / name
+    content = path.read_bytes()
+    other = {"tokenizer.json": other_symbols, "config.json": lambda x: x.replace(b"gelu-erf", b"gelu")}
+    change = other.get(name, lambda x: x.replace(b'"seed": 0', b'"seed": 1'))
+    spoiled = {"cut": content[: len(content) // 2], "zeros": bytes(len(content)), "other": change(content)}
+    path.unlink() if spoil == "lost" else path.write_bytes(spoiled[spoil])
+    assert name in refused(call, script, run)
+    path.write_bytes(content)
+
+
+def test_with_its_data_and_files_back_it_goes_on(interrupted, training, call):
+    script, folder, run = interrupted
+    lines = (folder / "train.txt").read_text()
+    (folder / "train.txt").write_text(";;; the same words\n" + lines)
+    code, _, err = call(script, resume=run)
+    assert code == 0, err
+    assert_equal_runs(training[2], run)
+
+
+@pytest.mark.usefixtures("_patched")
+def test_what_is_good_enough_stays_so(words, call, monkeypatch):
+    """--until was reached and the end was being scored: no step is taken any more."""
+    monkeypatch.setattr(train_sft, "UNTIL_EVERY", 3)
+    monkeypatch.setattr(train_sft, "mean_reward", lambda *_: 0.75)
+    options = {**words, **SMALL, "steps": STEPS, "until": 0.75}
+    assert call(train_sft, **options, out="whole")[0] == 0
+    assert scripts.steps_of(Path("whole")) == [1, 2, 3]
+    with monkeypatch.context() as patch:
+        patch.setattr(train_sft, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        assert call(train_sft, **options, out="cut")[0] == 130
+    assert call(train_sft, resume="cut")[0] == 0
+    assert weights("whole").keys() == weights("cut").keys()
+    assert all(torch.equal(weights("whole")[name], w) for name, w in weights("cut").items())
+    assert scripts.steps_of(Path("cut")) == [1, 2, 3]
+
+
+# ---- a disk that is full, a terminal that is gone --------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_disk_that_is_full_when_a_checkpoint_is_written(training, call, monkeypatch, number):
+    """The run goes on from the one before; without one, the same command begins anew."""
+    script, options, whole = training
+    real, saves = minillm.files.save_file, []
+
+    def save_file(tensors, path, *rest):
+        saves.append("checkpoint" in path.name)
+        real(tensors, path, *rest)
+        if sum(saves) == number and saves[-1]:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(minillm.files, "save_file", save_file)
+        patch.setattr(minillm.session, "SAVE_SECONDS", 0.0)
+        code, _, err = call(script, **options, out="cut")
+    assert (code, err) == (2, "error: cannot write cut/checkpoint.safetensors: No space left on device\n")
+    assert Path("cut").exists() == (number > 1)
+    code, _, err = call(script, **({**options, "out": "cut"} if number == 1 else {"resume": "cut"}))
+    assert code == 0, err
+    assert_equal_runs(whole, "cut")
+
+
+def test_a_terminal_that_closes(tmp_path, words):
+    """It says so by SIGHUP, and nothing can be written to it any more: the run is saved."""
+    pty = pytest.importorskip("pty")
+    options = scripts.command_line(**words, **SMALL, steps=500, out="cut")
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(tmp_path)
+        os.execve(sys.executable, [sys.executable, str(scripts.ROOT / "train_sft.py"), *options], scripts.environment())
+    log, deadline = tmp_path / "cut" / "log.jsonl", time.monotonic() + 60
+    while not (log.exists() and log.read_text().count("\n") > 3):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+    saved = read_state(tmp_path / "cut" / "checkpoint.safetensors")["progress"]["step"]
+    assert saved == len(scripts.steps_of(tmp_path / "cut")) > 0
+    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == [
+        "args.json",
+        "checkpoint.safetensors",
+        "config.json",
+        "log.jsonl",
+        "tokenizer.json",
+    ]
 
 
 @pytest.mark.usefixtures("_patched")

@@ -14,13 +14,17 @@ from test_state import full_disk
 from tiny import batch_of, gpt, packed, sequences
 
 import minillm.curves
-from minillm import optim, session
+from minillm import optim, session, state
 from minillm.cli import STOP_SIGNALS, postponed_signals
 from minillm.errors import UserError
+from minillm.files import write_tensors
 from minillm.metrics import Interval
 from minillm.run import Run
 from minillm.session import BEST, CHECKPOINT, Progress, ProgressBar, Session, schedule
 from minillm.state import weights_of
+from minillm.tokenizer import SymbolTokenizer
+
+TOKENIZER = SymbolTokenizer("arithmetic", r"[\s\S]", "0123456789+=")
 
 
 def budget(**choices):
@@ -324,6 +328,109 @@ def test_checkpoints_are_a_minute_apart(make, clock, monkeypatch):
     assert saved == [3, 6, 9, 10]
 
 
+def test_the_time_of_a_look_at_the_dev_set_counts(make, clock):
+    """Also of the last one before a checkpoint; and a long one is followed by a checkpoint."""
+    session = make(minutes=60.0)
+    for _ in session:
+        clock.now += 1.0
+        session.log(loss=1.0)
+        if session.progress.step == 2:
+            clock.now += 100.0  # a look
+        if session.progress.step == 3:
+            break
+    other = make(minutes=60.0)
+    other.restore()
+    assert (other.progress.step, other.progress.seconds) == (2, 102.0)
+
+
+def test_all_processes_seconds_count(make, clock, monkeypatch):
+    """From the beginning of each, until it saved for the last time; of the last one, until the end."""
+    monkeypatch.setattr(minillm.curves, "draw", lambda *_: None)
+    args = SimpleNamespace(resume=None, options=SimpleNamespace())
+    session = make(steps=2)
+    clock.now = 130.0  # it prepared for half a minute
+    session.begin("sft", args, TOKENIZER, {"classes": "ab"}, started=100.0)
+    for _ in session:
+        clock.now += 5.0
+        session.log(loss=1.0)
+    assert session.progress.process_seconds == 40.0
+    clock.now = 1000.0  # it was killed while it scored
+    other = make(steps=2)
+    args.resume = other.run.folder
+    clock.now += 3.0
+    other.begin("sft", args, TOKENIZER, {}, started=1000.0)
+    assert other.progress.data == {"classes": "ab"}
+    assert other.progress.files.keys() == {"args.json", "config.json", "tokenizer.json"}
+    assert list(other) == []
+    clock.now += 4.0
+    other.finish({}, {"dev_wer": 0.5}, [], "a title")
+    assert json.loads(other.run.path("metrics.json").read_text())["seconds"] == 47.0
+    assert [record["step"] for record in other.run.read_log()] == [1, 2, 2]
+
+
+def test_a_log_is_as_long_as_the_checkpoint_says(make):
+    """Not as long as its steps: a look that comes after a checkpoint is taken again."""
+    session = make(steps=9)
+    session.write(before=1.0)
+    session.save()
+    session.write(before=2.0)
+    session.save()
+    session.write(before=3.0)  # and then it died
+    other = make(steps=9)
+    other.restore()
+    other.write(before=4.0)
+    assert [record["before"] for record in other.run.read_log()] == [1.0, 2.0, 4.0]
+    assert other.progress.records == 3
+
+
+def test_a_log_that_lacks_records_is_said(make):
+    session = make(steps=9)
+    for value in (1.0, 2.0, 3.0):
+        session.write(loss=value)
+    session.save()
+    lines = session.run.path("log.jsonl").read_bytes().splitlines(keepends=True)
+    session.run.path("log.jsonl").write_bytes(lines[0] + b"\0" * 300 + lines[1] + lines[2])
+    other = make(steps=9)
+    other.restore()
+    assert "log.jsonl lacks 1 of its records, lost or spoiled; going on without" in said(other)
+    other.write(loss=4.0)
+    assert [record["loss"] for record in other.run.read_log()] == [1.0, 3.0, 4.0]
+    assert other.progress.records == 3
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_not_saved(make, value):
+    """A last step with far too high a rate leaves no loss that would tell."""
+    session = make(steps=2)
+    session.save()
+    good = session.run.path(CHECKPOINT).read_bytes()
+
+    def work(step):
+        session.log(loss=1.0)
+        session.model.tokens.weight.data[0, 0] = value if step == 1 else 0.0
+
+    with pytest.raises(UserError, match="the weights became NaN or infinite by step 2; try a lower --lr"):
+        go_through(session, work)
+    assert session.run.path(CHECKPOINT).read_bytes() == good
+
+
+@pytest.mark.parametrize("spoil", ["lost", "cut", "bit", "other"])
+def test_best_weights_that_are_spoiled_are_named(make, spoil):
+    session = make(steps=4)
+    session.keep_if_best(0.75)
+    session.save()
+    path = session.run.path(BEST)
+    content = path.read_bytes()
+    if spoil == "lost":
+        path.unlink()
+    elif spoil == "other":
+        write_tensors(path, {"x": torch.ones(2)}, {"worst": 1.0})
+    else:
+        path.write_bytes(content[:-1] if spoil == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"best\.safetensors"):
+        make(steps=4).restore()
+
+
 def test_a_training_that_is_over_has_no_further_step(make):
     session = make(steps=2)
     for _ in session:
@@ -342,6 +449,22 @@ def test_progress_survives_a_checkpoint(make):
     other.restore()
     assert other.progress == session.progress
     assert session.progress.seconds == 1.5
+
+
+@pytest.mark.parametrize("name", vars(Progress()))
+def test_a_checkpoint_that_lacks_a_part_of_the_progress_is_named(make, name):
+    """Or has one of another type."""
+    session = make(steps=9)
+    progress = vars(Progress())
+    path = session.run.path(CHECKPOINT)
+    for saved, said in (
+        ({key: value for key, value in progress.items() if key != name}, f"it lacks '{name}'"),
+        ({**progress, name: ["x"]}, rf"'{name}' cannot be \['x'\]"),
+        ({**progress, "colour": 1}, "'colour' cannot be 1"),
+    ):
+        state.save(path, session.model, session.optimizers, saved)
+        with pytest.raises(UserError, match=rf"checkpoint\.safetensors is .*{said}"):
+            make(steps=9).restore()
 
 
 def test_a_finished_run_keeps_nothing_to_go_on_from(make, monkeypatch):

@@ -93,6 +93,18 @@ def test_options_that_there_are_not_are_named(run):
         resumed(train_sft.Args(resume=run.folder), "sft", TASKS)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("lr", "high"), ("steps", 0.5), ("train", 5), ("task", 7), ("task", None), ("seed", None)]
+)
+def test_options_of_other_types_are_named(run, name, value):
+    run.path("args.json").write_text(json.dumps(run.options() | {name: value}))
+    with pytest.raises(UserError, match=rf"args\.json .*{value!r}"):
+        resumed(train_sft.Args(resume=run.folder), "sft", TASKS)
+    if name == "train":
+        with pytest.raises(UserError, match=r"args\.json is spoiled: 'train' cannot be 5"):
+            inherited_options(run.folder, Pronounce)
+
+
 def other_value(field):
     """A value of the type of an option's default that is not the default."""
     if field.metadata.get("choices"):
@@ -196,6 +208,17 @@ def test_a_model_for_which_there_is_no_memory_is_named(monkeypatch):
         monkeypatch.setattr(task, "new_model", lambda *_, error=error: (_ for _ in ()).throw(error("too much")))
         with pytest.raises(UserError, match="no memory for a model of --layers 1 --width 16 --heads 2: too much"):
             new_start(task, TOKENIZER, Shape())
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"layers": 100_000_000}, {"width": 1_000_000}, {"width": 10**30}, {"layers": 10**7, "width": 8}], ids=str
+)
+def test_a_model_beyond_all_memory_is_refused_at_once(sizes):
+    shape = Shape(**{"heads": 1, **sizes})
+    task = Arithmetic(Arithmetic.Options(5), 0)
+    sentence = f"a model of --layers {shape.layers} --width {shape.width} takes over [0-9,]+ GiB of memory, but this"
+    with pytest.raises(UserError, match=sentence):
+        new_start(task, TOKENIZER, shape)
 
 
 # ---- data of the run to start from ---------------------------------------------------------------
