@@ -3,7 +3,7 @@
 Each command is a process of its own, forked from this one, which has loaded PyTorch and computed nothing. It is killed
 by SIGKILL after some time, or before it opens, renames or removes a certain file, so that no moment is left out.
 
-    python tests/crashes.py kill|damage COUNT SEED FOLDER  →  a line of JSON for each run
+    python tests/crashes.py FOLDER SEED KILLS DAMAGED [CASE …]  →  a line of JSON for each run
 """
 
 import json
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import scripts
 import torch
+import torch._dynamo  # which optimisers load on their first step, for a second
 from safetensors.torch import load_file
 
 import minillm.curves
@@ -64,8 +65,10 @@ def make_cases(folder):
 
 
 def prepare():
-    """Trainings that take a second: few problems, a checkpoint at every step, no drawing, a reward that differs."""
+    """Trainings that take a second: few problems, a checkpoint at every step, no drawing, a reward that differs. The
+    machine does not go down, so that nothing has to wait for its disk."""
     torch.set_num_threads(1)
+    os.fsync = lambda _: None
     minillm.session.SAVE_SECONDS = 0.0
     arithmetic.HELD_OUT = 30
     recipe = {**TINY, "optimizer": "muon", "lr": 0.005, "embedding_lr": 0.005, "warmup": 0.02, "until": 0.9}
@@ -155,14 +158,13 @@ def differences(truth, found):
 # ---- kills ---------------------------------------------------------------------------------------
 
 
-def kill(count, seed, folder):
+def kill(count, rng, folder, cases, truths):
     """Runs that are killed at most MOST times each, `count` times in all, until they are done."""
-    rng, cases, left = random.Random(seed), make_cases(folder), count
-    truths = {name: whole(case, folder / f"whole-{name}") for name, case in cases.items()}
+    left = count
     for number, (name, case) in enumerate(cycle(cases.items())):
         if not left:
             return
-        (here := folder / f"{name}-{number}").mkdir()
+        (here := folder / f"killed-{name}-{number}").mkdir()
         moments, complaint = [], None
         while complaint is None and not (here / case.out / "metrics.json").exists():
             kills = min(left, MOST - len(moments))
@@ -176,7 +178,7 @@ def kill(count, seed, folder):
             # What a process that died while it tidied up has left goes when somebody asks for the run again.
             run(case.script, {"resume": case.out}, here)
             complaint = ", ".join(differences(truths[name], results(here / case.out)))
-        print(json.dumps({"run": here.name, "killed": moments, "complaint": complaint}), flush=True)
+        print(json.dumps({"case": name, "killed": moments, "complaint": complaint}), flush=True)
 
 
 def go_on(case, folder, rng):
@@ -209,14 +211,12 @@ def next_options(case, folder):
 # ---- damage --------------------------------------------------------------------------------------
 
 
-def damage(count, seed, folder):
+def damage(count, rng, folder, cases, truths):
     """Interrupted runs of which one file each, or one of their data, is spoiled: refused, or as if nothing was."""
-    rng, cases = random.Random(seed), make_cases(folder)
-    truths = {name: whole(case, folder / f"whole-{name}") for name, case in cases.items()}
-    for name, case in cases.items():
-        interrupt(case, folder / f"cut-{name}")
     for number, (name, case) in zip(range(count), cycle(cases.items()), strict=False):
-        shutil.copytree(folder / f"cut-{name}", here := folder / f"{name}-{number}")
+        if number < len(cases):
+            interrupt(case, folder / f"cut-{name}")
+        shutil.copytree(folder / f"cut-{name}", here := folder / f"damaged-{name}-{number}")
         data = [folder / Path(path).name for key, path in case.options.items() if key in ("train", "dev", "test")]
         there = [path for path in sorted((here / case.out).iterdir()) if path.suffix != ".partial"]
         path = rng.choice([*there, *data])
@@ -225,7 +225,7 @@ def damage(count, seed, folder):
         complaint = judge(code, said, here / case.out, truths[name], path.name)
         if path in data:
             path.write_bytes(before)
-        report = {"run": here.name, "file": path.name, "how": how, "code": code, "complaint": complaint}
+        report = {"case": name, "damaged": path.name, "how": how, "code": code, "complaint": complaint}
         print(json.dumps({**report, "said": said if complaint or code else ""}), flush=True)
 
 
@@ -350,7 +350,15 @@ def state_of_other_type(path, rng):
     write_tensors(path, load_file(path), state)
 
 
-if __name__ == "__main__":
-    what, count, seed, folder = sys.argv[1:]
+def main(folder, seed, kills, damaged, *names):
     prepare()
-    {"kill": kill, "damage": damage}[what](int(count), int(seed), Path(folder).resolve())
+    cases = make_cases(folder)
+    cases = {name: cases[name] for name in names or cases}
+    truths = {name: whole(case, folder / f"whole-{name}") for name, case in cases.items()}
+    rng = random.Random(int(seed))
+    kill(int(kills), rng, folder, cases, truths)
+    damage(int(damaged), rng, folder, cases, truths)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve(), *sys.argv[2:])
