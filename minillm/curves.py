@@ -20,7 +20,7 @@ def draw(records: Sequence[dict[str, Any]], names: Sequence[str], path: Path, ti
     for panel in panels.flat[len(names) :]:
         panel.set_visible(False)
     for panel, name in zip(panels.flat, names, strict=False):
-        points = [(r["seconds"], r[name]) for r in records if r.get(name) is not None]
+        points = [(r["seconds"], r[name]) for r in records if isinstance(r.get(name), int | float)]
         seconds, values = zip(*points, strict=True) if points else ((), ())
         dense = len(points) > 50 and name != "lr"  # which has no noise to smooth
         panel.plot(seconds, values, color="0.75" if dense else "C0", linewidth=1, marker="" if dense else "o")
@@ -29,7 +29,7 @@ def draw(records: Sequence[dict[str, Any]], names: Sequence[str], path: Path, ti
         panel.set(title=name, xlabel="seconds")
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title)
+    figure.suptitle(title.replace("$", r"\$"))  # which would begin a formula
     figure.tight_layout()
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")

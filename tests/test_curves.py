@@ -13,6 +13,18 @@ def test_any_log_can_be_drawn(tmp_path, steps):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("title", [r"$x^{$ in {a folder", r"$\frac$", "a_b^c"])
+def test_a_folder_of_any_name_can_be_a_title(tmp_path, title):
+    """`$…$` would be a formula, and a wrong one would end a training in its last second."""
+    curves.draw([{"step": 1, "seconds": 1.0, "loss": 0.5}], ["loss"], tmp_path / "curves.png", title)
+
+
+def test_values_that_are_no_numbers_are_left_out(tmp_path):
+    """Of a line that was spoiled on a disk and still is JSON."""
+    records = [{"step": 1, "seconds": 1.0, "loss": value} for value in (0.5, "x", None, [1], {"a": 2}, 0.25)]
+    curves.draw(records, ["loss"], tmp_path / "curves.png", "a title")
+
+
 def test_smooth():
     assert curves.smooth([2.0] * 100) == [2.0] * 100
     ramp = curves.smooth([float(i) for i in range(500)])

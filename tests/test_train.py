@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import scripts
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from scripts import FEW, SMALL
 
@@ -21,6 +22,7 @@ from minillm.errors import UserError
 from minillm.gpt import GPT, GPTConfig
 from minillm.metrics import rate
 from minillm.published import checkpoint
+from minillm.run import Run
 from minillm.start import open_start
 from minillm.tasks import TASKS
 from minillm.tasks.base import Example, Splits, WritingTask
@@ -276,6 +278,28 @@ def test_rl_from_python(sums):
     assert steps[0]["kl"] == 0  # exactly: the model is the one it starts from
     assert run.options()["script"] == "rl"
     assert not run.path("checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "made_with"),
+    [
+        ([], {"out": Path("runs/arithmetic-sft")}),
+        (["lock"], {"out": Path("runs/arithmetic-sft")}),
+        (["lock", "config.json", "tokenizer.json", "args.json"], {"out": Path("runs/arithmetic-sft")}),
+        (["args.json", "config.json", "checkpoint.safetensors"], {"resume": Path("runs/arithmetic-sft")}),
+        (["args.json", "config.json", "checkpoint.safetensors", "metrics.json"], None),
+    ],
+    ids=len,
+)
+def test_a_start_is_made_gone_on_with_or_taken(monkeypatch, names, made_with):
+    """Whatever a process that made one and died has left."""
+    folder, made = Path("runs/arithmetic-sft"), []
+    for name in names:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    monkeypatch.setattr(train_sft, "train", lambda args, _: made.append(args) or Run(folder))
+    assert train_rl.find_start(train_rl.Args(), Console(quiet=True)) == folder
+    assert [{name: getattr(args, name) for name in made_with} for args in made] == ([made_with] if made_with else [])
 
 
 @pytest.mark.parametrize(
