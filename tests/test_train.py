@@ -289,7 +289,7 @@ def test_rl_from_python(sums):
         (["args.json", "config.json", "checkpoint.safetensors"], {"resume": Path("runs/arithmetic-sft")}),
         (["args.json", "config.json", "checkpoint.safetensors", "metrics.json"], None),
     ],
-    ids=len,
+    ids=["nothing", "lock", "beginning", "unfinished", "finished"],
 )
 def test_a_start_is_made_gone_on_with_or_taken(monkeypatch, names, made_with):
     """Whatever a process that made one and died has left."""
