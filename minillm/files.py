@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from minillm.errors import UserError
 
-PARTIAL = ".partial"  # ends the names of files that are still being written
+PARTIAL = ".partial"  # ends the names of folders in which files are still being written
 CHECKSUM = "crc32"
 
 
@@ -88,17 +89,21 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The disk has it before it has the name, so that a machine that goes down leaves the old file or the new one.
     """
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")  # no two processes write to one
+    # A folder for it alone: no two processes share it, and what a library writes beside it first, as safetensors does,
+    # goes with it.
+    room = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    temporary = room / path.name
     try:
+        room.mkdir()
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -21,6 +21,7 @@ folder that nobody works in is begun anew by the same command, with one, `--resu
 
 import json
 import shlex
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -159,9 +160,10 @@ class Run:
     def clear(self, only_partial: bool = False) -> None:
         """Removes what processes that died have left: files half written, and beginnings."""
         for path in self.folder.iterdir():
-            if path.name.endswith(PARTIAL) or (not only_partial and path.name in BEGINNING - {LOCK}):
-                with suppress(OSError):
-                    path.unlink()
+            if path.name.endswith(PARTIAL):
+                shutil.rmtree(path, ignore_errors=True)
+            elif not only_partial and path.name in BEGINNING - {LOCK}:
+                path.unlink()
 
     def leave(self) -> None:
         unlock(self.path(LOCK), self.lock)

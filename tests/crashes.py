@@ -132,7 +132,7 @@ def run(script, options, folder):
 
 def results(folder):
     """All that a run leaves behind but what the clock says, and where it lies."""
-    found = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "args.json"}
+    found = {path.name: path.is_file() and path.read_bytes() for path in folder.iterdir() if path.name != "args.json"}
     log = [json.loads(line) for line in found["log.jsonl"].splitlines()]
     metrics = json.loads(found["metrics.json"])
     for each in (*log, metrics):

@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +42,7 @@ def test_the_disk_has_a_file_before_its_name_and_then_the_name(tmp_path, monkeyp
 def test_no_two_writers_share_a_file(tmp_path):
     with replacing(tmp_path / "config.json") as one, replacing(tmp_path / "config.json") as other:
         assert one != other
-        assert one.name.endswith(".partial")
+        assert one.parent.name.endswith(".partial")
         one.write_text("one")
         other.write_text("other")
     assert (tmp_path / "config.json").read_text() == "one"  # which came last
@@ -53,9 +54,56 @@ def test_no_two_writers_share_a_file(tmp_path):
 
 def test_what_is_left_of_a_writer_that_died_hinders_nobody(tmp_path):
     for name in ("file.partial", "file.0123abcd.partial"):
-        (tmp_path / name).write_text("half")
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("half")
     write_text(tmp_path / "file", "whole")
     assert (tmp_path / "file").read_text() == "whole"
+
+
+def test_a_library_that_writes_beside_its_file_leaves_nothing_in_the_folder(tmp_path):
+    """safetensors first writes `.tmp…`, and a process may die then."""
+    with replacing(tmp_path / "file") as temporary:
+        (temporary.parent / ".tmpABCDEF").write_text("half")
+        assert [path.name.endswith(".partial") for path in tmp_path.iterdir()] == [True]
+        temporary.write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def write_and_look(path):
+    """What lies in the folder of `path` while safetensors writes there, at its many moments."""
+    seen, stop = set(), threading.Event()
+
+    def look():
+        while not stop.is_set():
+            seen.update(os.listdir(path.parent))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    write_tensors(path, {"x": torch.zeros(2_000_000)}, {})
+    stop.set()
+    thread.join()
+    return seen
+
+
+def test_no_other_names_than_known_ones_lie_beside_tensors_while_they_are_written(tmp_path):
+    path = tmp_path / "run" / "x"
+    path.parent.mkdir()
+    assert {name for name in write_and_look(path) if not name.endswith(".partial")} <= {"x"}
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["disk", "Ctrl-C"])
+def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path, error):
+    (tmp_path / "file").write_text("old")
+
+    def fail():
+        with replacing(tmp_path / "file") as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises((UserError, KeyboardInterrupt)):
+        fail()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "old"
 
 
 def test_the_same_tensors_are_the_same_bytes(tmp_path):

@@ -115,8 +115,10 @@ def beginning(tmp_path):
     """What a process has left that was killed before its first checkpoint."""
     folder = tmp_path / "begun"
     folder.mkdir()
-    for name in (LOCK, "config.json", "tokenizer.json", "args.json.0123abcd.partial"):
+    for name in (LOCK, "config.json", "tokenizer.json"):
         (folder / name).write_text("{}")
+    (folder / "checkpoint.safetensors.0123abcd.partial").mkdir()
+    (folder / "checkpoint.safetensors.0123abcd.partial" / ".tmpABCDEF").write_text("half")
     return folder
 
 
@@ -189,7 +191,8 @@ def test_of_a_run_that_came_to_nothing_nothing_is_left(tmp_path):
 
 
 def test_what_processes_that_died_have_left_goes(run):
-    run.path("checkpoint.safetensors.89abcdef.partial").write_text("half")
+    run.path("checkpoint.safetensors.89abcdef.partial").mkdir()
+    run.path("checkpoint.safetensors.89abcdef.partial/checkpoint.safetensors").write_text("half")
     with Run.open(run.folder):
         assert not list(run.folder.glob("*.partial"))
     write_json(run.path("metrics.json"), {})  # and then it died
