@@ -144,6 +144,8 @@ def special_tokens(config: Mapping[str, Any]) -> Iterator[str | dict[str, Any]]:
             yield config[f"{role}_token"]
     for key in EXTRA:
         more = config.get(key) or []
+        if not isinstance(more, list | dict):
+            raise UserError(f"tokenizer_config.json: {key}={more!r} is no list of tokens")
         yield from more.values() if isinstance(more, dict) else more
     others = config.keys() - {f"{role}_token" for role in ROLES}
     yield from (config[key] for key in sorted(others) if key.endswith("_token") and isinstance(config[key], str))
