@@ -8,7 +8,8 @@ The files beside them are tokenizer_config.py's. Byte-level BPE: Radford et al. 
 """
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from minillm.published.tokenizer_config import BERT, BYTE_LEVEL, GPT2, WORDPIECE
 from minillm.tokenizer import Stream, Tokenizer, shorten
 
 BYTE_LEVEL_FILES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
+UNHEARD_OF = "\ue000"  # a letter for private use, in no vocabulary
 LONGEST_WORD = 100  # letters; longer ones are unknown to WordPiece, as BERT's authors had it
 
 
@@ -108,10 +110,8 @@ def read_library_file(path: Path) -> Subwords:
     """tokenizer.json, in which the options of tokenizer_config.json overrule what is fixed, as in transformers."""
     library = need("tokenizers", "text", f"reading {path}")
     config = tokenizer_config.read_config(path.parent)
-    try:
+    with complaints(path):
         backend = library.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"cannot read {path}: {error}") from None
     kind = config.get("tokenizer_class")
     if kind in (*WORDPIECE, "MPNetTokenizer") and isinstance(backend.model, library.models.WordPiece):
         backend.normalizer = bert_normalizer(library, config)
@@ -149,10 +149,8 @@ def read_byte_level(vocabulary: Path, merges: Path) -> Subwords:
         raise UserError(f"{merges} makes {''.join(strange[0])!r} of what are no bytes, so it is not of GPT-2's kind")
     is_roberta = config.get("tokenizer_class") == "RobertaTokenizer"
     require(config, ("pad", "unk", "cls", "sep", "mask") if is_roberta else ("eos",), ids, vocabulary)
-    try:
+    with complaints(vocabulary):
         backend = library.Tokenizer(library.models.BPE(ids, pairs))
-    except Exception as error:
-        raise UserError(f"{vocabulary} and {merges} do not belong together: {error}") from None
     prefix = flag(config, "add_prefix_space", False)
     backend.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     backend.decoder = library.decoders.ByteLevel()
@@ -191,13 +189,26 @@ def with_added_tokens(backend: Any, config: Mapping[str, Any], path: Path) -> Su
     """The tokenizer with the tokens that the files beside it add. UserError if one would have another number there."""
     library = need("tokenizers", "text", f"reading {path}")
     tokens = tokenizer_config.added_tokens(path.parent, config)
-    backend.add_tokens([library.AddedToken(**token) for _, token in tokens])
+    with complaints(path):
+        backend.add_tokens([library.AddedToken(**token) for _, token in tokens])
+        backend.encode("a", UNHEARD_OF)  # what is wrong with a file may not show before
     for i, token in tokens:
         found = backend.token_to_id(token["content"])
         if i not in (None, found):
             raise UserError(f"{path}: a file beside it calls {token['content']!r} token {i}, but here it is {found}")
     begin = next(iter(tokenizer_config.ids_of(path.parent, "bos")), None)
     return Subwords(backend, config, tokenizer_config.ids_of(path.parent, "eos"), begin)
+
+
+@contextmanager
+def complaints(path: Path) -> Iterator[None]:
+    """The library's errors as a UserError. It raises nothing narrower, and Rust's panics are not even Exceptions."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise UserError(f"cannot read {path}: {error}") from None
 
 
 def surround(library: Any, backend: Any, begin: str | None, end: str | None = None) -> None:

@@ -132,7 +132,7 @@ def name_of(config: Mapping[str, Any], role: str) -> str | None:
     """How the control token of a role is written: a text, or an object with the text in it."""
     name = config.get(f"{role}_token")
     name = name.get("content") if isinstance(name, dict) else name
-    if name is not None and not isinstance(name, str):
+    if name is not None and not is_text(name):
         raise UserError(f"tokenizer_config.json or special_tokens_map.json: {role}_token={name!r} is no text")
     return name
 
@@ -177,9 +177,14 @@ def properties(token: Any, folder: Path) -> dict[str, Any]:
     kinds = {"content": str, **dict.fromkeys(("special", "lstrip", "rstrip", "normalized", "single_word"), bool)}
     if isinstance(token, dict):
         token = {key: value for key, value in token.items() if key not in ("__type", "id")}
-        if token.get("content") and all(isinstance(value, kinds.get(key, ())) for key, value in token.items()):
+        if is_text(token.get("content")) and all(isinstance(value, kinds.get(key, ())) for key, value in token.items()):
             return token
     raise UserError(f"{folder / 'tokenizer_config.json'} or a file beside it: {token!r} describes no token")
+
+
+def is_text(value: Any) -> bool:
+    """Not empty, and no halves of characters, which JSON can hold."""
+    return isinstance(value, str) and value != "" and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def ids_of(folder: Path, role: str) -> list[int]:
