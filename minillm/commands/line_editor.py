@@ -19,8 +19,10 @@ TERMINAL_BYTES = 4095  # of a line, on Linux; fewer elsewhere
 
 def line_editor() -> Callable[[], str]:
     """What asks for the next question. It raises EOFError at the end, and KeyboardInterrupt for Ctrl-C."""
-    if not (sys.stdin and sys.stdin.isatty() and sys.stdout and sys.stdout.isatty()):
+    if not (sys.stdin and sys.stdin.isatty()):
         return input
+    if not (sys.stdout and sys.stdout.isatty()):  # which prompts do not belong into
+        return bare_line
     if toolkit := found("prompt_toolkit"):
         session = toolkit.PromptSession()
         return lambda: session.prompt(PROMPT)
@@ -28,15 +30,15 @@ def line_editor() -> Callable[[], str]:
         note("(for pasting many lines as one question: pip install -e '.[chat]')")
         return lambda: input(PROMPT)
     note("(without a line editor, which pip install -e '.[chat]' has: no arrow keys, no pasting, only short lines)")
-    return bare_line
+    return lambda: bare_line(PROMPT)
 
 
-def bare_line() -> str:
-    """UserError for a line of which the terminal has kept no more."""
-    line = input(PROMPT)
+def bare_line(prompt: str = "") -> str:
+    """UserError for a line of which the terminal may have kept no more."""
+    line = input(prompt)
     if len(line.encode(errors="replace")) >= TERMINAL_BYTES:
         raise UserError(
-            f"the terminal keeps {TERMINAL_BYTES:,} bytes of a line, so the end of this one is lost; "
+            f"the terminal keeps {TERMINAL_BYTES:,} bytes of a line, so this one may have lost its end; "
             "make it shorter, or pip install -e '.[chat]'"
         )
     return line

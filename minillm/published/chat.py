@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm.errors import UserError, need
-from minillm.published.tokenizer_config import ROLES, name_of
+from minillm.published.tokenizer_config import ROLES, name_of, texts_in
 from minillm.tokenizer import Tokenizer, beginning
 
 Message = Mapping[str, Any]
@@ -43,7 +43,10 @@ class ChatTemplate:
         """The checkpoint's own; None if it has none, as models that were never trained to chat."""
         source = tokenizer.config.get("chat_template")
         if isinstance(source, list):  # several, by name
-            source = {each["name"]: each["template"] for each in source}.get("default")
+            named = (each for each in source if isinstance(each, dict) and each.get("name") == "default")
+            source = next(named, {}).get("template")
+        if not isinstance(source, str | None):
+            raise UserError(f"tokenizer_config.json: chat_template={source!r} is no text")
         return None if source is None else cls(source, tokenizer)
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
@@ -85,7 +88,7 @@ class ChatTemplate:
         for role in ("system", "user", "tool"):
             with suppress(UserError):  # some templates want other conversations, and spell their tokens out
                 written += self.render([{"role": role, "content": "x"}], add_generation_prompt=True)
-        named = {*self.tokenizer.control, *(self.tokenizer.config.get("chat_control_tokens") or ())}
+        named = {*self.tokenizer.control, *texts_in(self.tokenizer.config, "chat_control_tokens")}
         return frozenset(name for name in self.tokenizer.added if name in named or (name in written and name.strip()))
 
     @cached_property

@@ -16,7 +16,7 @@ from typing import Any
 from minillm.errors import UserError, need
 from minillm.files import read_json, read_text, write_json, write_text
 from minillm.published import tokenizer_config
-from minillm.published.tokenizer_config import BERT, BYTE_LEVEL, GPT2, WORDPIECE, choice, flag, name_of
+from minillm.published.tokenizer_config import BERT, BYTE_LEVEL, GPT2, WORDPIECE, choice, flag, name_of, texts_in
 from minillm.tokenizer import Stream, Tokenizer, shorten
 
 BYTE_LEVEL_FILES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
@@ -47,7 +47,7 @@ class Subwords(Tokenizer):
         self.begin = self.id_of("bos") if begin is None else begin
         self.limit = tokenizer_config.limit_of(config) or sys.maxsize
         self.cut_side = choice(config, "truncation_side", "right", "left")
-        self.has_segments = "token_type_ids" in (config.get("model_input_names") or ["token_type_ids"])
+        self.has_segments = "token_type_ids" in texts_in(config, "model_input_names", ["token_type_ids"])
 
     def id_of(self, role: str) -> int | None:
         """The control token of a role: bos, eos, unk, sep, pad, cls, mask."""
@@ -139,15 +139,8 @@ def read_byte_level(vocabulary: Path, merges: Path) -> Subwords:
     config = GPT2 | tokenizer_config.read_config(vocabulary.parent)
     require_kind(config, BYTE_LEVEL, vocabulary)
     tokenizer_config.check_keys(config, tokenizer_config.BYTE_LEVEL_KEYS, vocabulary)
-    ids, pairs = read_json(vocabulary), read_merges(merges)
-    if strange := [token for token, i in ids.items() if not isinstance(i, int) or isinstance(i, bool)]:
-        raise UserError(f"{vocabulary} gives {strange[0]!r} no number")
-    letters = letters_of_bytes()
-    if missing := [token for token in [*letters, *map("".join, pairs)] if token not in ids]:
-        raise UserError(f"{vocabulary} lacks {missing[0]!r}, which {merges} needs")
-    if strange := [pair for pair in pairs if not letters.keys() >= set("".join(pair))]:
-        raise UserError(f"{merges} makes {''.join(strange[0])!r} of what are no bytes, so it is not of GPT-2's kind")
     is_roberta = config.get("tokenizer_class") == "RobertaTokenizer"
+    ids, pairs = read_pairs(vocabulary, merges)
     require(config, ("pad", "unk", "cls", "sep", "mask") if is_roberta else ("eos",), ids, vocabulary)
     with complaints(vocabulary):
         backend = library.Tokenizer(library.models.BPE(ids, pairs))
@@ -164,12 +157,21 @@ def read_byte_level(vocabulary: Path, merges: Path) -> Subwords:
     return made
 
 
-def read_merges(path: Path) -> list[tuple[str, str]]:
-    lines = [line for line in read_text(path).split("\n") if line and not line.startswith("#version")]
+def read_pairs(vocabulary: Path, merges: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The numbers of all tokens, and which two become one, the first pair first. UserError where a byte has none."""
+    ids = read_json(vocabulary)
+    lines = [line for line in read_text(merges).split("\n") if line and not line.startswith("#version")]
     pairs = [tuple(line.split(" ")) for line in lines]
+    if strange := [token for token, i in ids.items() if not isinstance(i, int) or isinstance(i, bool)]:
+        raise UserError(f"{vocabulary} gives {strange[0]!r} no number")
     if strange := [line for line, pair in zip(lines, pairs, strict=True) if len(pair) != 2]:
-        raise UserError(f"{path}: {strange[0]!r} are not two parts with a blank between them")
-    return pairs
+        raise UserError(f"{merges}: {strange[0]!r} are not two parts with a blank between them")
+    letters = letters_of_bytes()
+    if missing := [token for token in [*letters, *map("".join, pairs)] if token not in ids]:
+        raise UserError(f"{vocabulary} lacks {missing[0]!r}, which {merges} needs")
+    if strange := [pair for pair in pairs if not letters.keys() >= set("".join(pair))]:
+        raise UserError(f"{merges} makes {''.join(strange[0])!r} of what are no bytes, so it is not of GPT-2's kind")
+    return ids, pairs
 
 
 def require_kind(config: Mapping[str, Any], kinds: Sequence[str], path: Path) -> None:

@@ -8,7 +8,7 @@ generation_config.json    which tokens begin and end a text; else config.json, w
 Where two of them differ, what counts is what counts in transformers.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,13 @@ def choice(config: Mapping[str, Any], key: str, *values: Any) -> Any:
     if value is not None and value not in values:
         raise UserError(f"tokenizer_config.json: {key}={value!r} is not supported, only {', '.join(map(repr, values))}")
     return values[0] if value is None else value
+
+
+def texts_in(config: Mapping[str, Any], key: str, default: Sequence[str] = ()) -> Sequence[str]:
+    texts = default if config.get(key) is None else config[key]
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"tokenizer_config.json: {key}={texts!r} is no list of texts")
+    return texts
 
 
 def limit_of(config: Mapping[str, Any]) -> int | None:

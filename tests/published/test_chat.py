@@ -275,3 +275,15 @@ def test_the_default_of_several_templates(folders, tmp_path):
     assert ChatTemplate.of(load_tokenizer(tmp_path)).render(TALK) == "yes"
     (tmp_path / "chat_template.jinja").write_text("from a file")
     assert ChatTemplate.of(load_tokenizer(tmp_path)).render(TALK) == "from a file"
+
+
+@pytest.mark.parametrize(("template", "sentence"), [(5, "chat_template=5 is no text"), ({"a": "b"}, "is no text")])
+def test_what_is_no_template(tmp_path, template, sentence):
+    tokenizer = load_tokenizer(small_gpt2(tmp_path, chat_template=template))
+    with pytest.raises(UserError, match=sentence):
+        ChatTemplate.of(tokenizer)
+
+
+@pytest.mark.parametrize("templates", [[], [5], [{"name": "default"}], [{"template": "yes"}]])
+def test_no_default_among_several_templates(tmp_path, templates):
+    assert ChatTemplate.of(load_tokenizer(small_gpt2(tmp_path, chat_template=templates))) is None

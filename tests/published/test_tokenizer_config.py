@@ -320,6 +320,7 @@ REFUSED = {
         "describes no token",
     ),
     "added without a number": (lambda folder: bert(folder, added__tokens_json={"<e1>": "5"}), "gives '<e1>' no number"),
+    "no names": (lambda folder: bert(folder, {"model_input_names": [5]}), r"model_input_names=\[5\] is no list of te"),
     "no list": (
         lambda folder: bert(folder, {"extra_special_tokens": 5}),
         "extra_special_tokens=5 is no list of tokens",
