@@ -99,18 +99,17 @@ def stream(
     samples_per_prompt: int = 1,
     generator: torch.Generator | None = None,
     is_done: Callable[[Token], bool] | None = None,
+    cache: KVCache | None = None,
 ) -> Iterator[Token]:
     """The tokens of all answers as they are drawn, one of each answer at a time.
 
     An answer ends with a token of `stop`, which is part of it, where `is_done(token)` says so, or after
-    `max_new_tokens`; it then leaves the batch. Raises ValueError if a prompt is empty or prompt and answer could exceed
-    `max_seq_len`.
+    `max_new_tokens`; it then leaves the batch. With `cache`, what it holds of each prompt, all but the last token at
+    most, is not read again. Raises ValueError if a prompt is empty or prompt and answer could exceed `max_seq_len`.
     """
     check(prompts, max_new_tokens, model.config.max_seq_len)
     stop = {stop} if isinstance(stop, int) else frozenset(stop)
-    batch = DecodingBatch(
-        model, prompts, max_new_tokens, samples_per_prompt, keep_seen=sampling.repetition_penalty != 1
-    )
+    batch = DecodingBatch(model, prompts, max_new_tokens, samples_per_prompt, sampling.repetition_penalty != 1, cache)
     for step in range(max_new_tokens):
         tokens, logprobs = draw(batch.logits, sampling, generator, batch.seen)
         drawn = list(map(Token, batch.answers, tokens.tolist(), logprobs.tolist()))
@@ -131,18 +130,21 @@ class DecodingBatch:
         max_new_tokens: int,
         samples_per_prompt: int,
         keep_seen: bool,
+        cache: KVCache | None = None,
     ):
         self.model, self.device = model, model.tokens.weight.device
-        lengths = [len(prompt) for prompt in prompts]
-        packing = Packing.from_lengths(lengths, self.device)
-        self.cache = KVCache.of(model, len(prompts), packing.max_len + max_new_tokens - 1)  # the last is not read
-        tokens = torch.tensor([token for prompt in prompts for token in prompt], device=self.device)
+        longest = max(map(len, prompts))
+        self.cache = cache or KVCache.of(model, len(prompts), longest + max_new_tokens - 1)  # the last is not read
+        unread = [prompt[known:] for prompt, known in zip(prompts, self.cache.lengths, strict=True)]
+        packing = Packing.from_lengths([len(part) for part in unread], self.device)
+        tokens = torch.tensor([token for part in unread for token in part], device=self.device)
         hidden = model(tokens, packing, self.cache)
         self.logits = model.logits(hidden[packing.cu_seqlens[1:].long() - 1])
         self.seen = None  # (B,V) bool: which tokens each sequence holds
         if keep_seen:
             self.seen = torch.zeros(self.logits.shape, dtype=torch.bool, device=self.device)
-            self.seen[packing.sequence, tokens] = True
+            for row, prompt in zip(self.seen, prompts, strict=True):
+                row[torch.tensor(prompt, device=self.device)] = True
         self.answers = list(range(len(prompts)))  # the answer that each row of the batch writes
         if samples_per_prompt > 1:  # a prompt is read once, however often it is answered
             self._select([row for row in self.answers for _ in range(samples_per_prompt)])

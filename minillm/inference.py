@@ -194,6 +194,10 @@ class KVCache:
         self.lengths = extension.lengths
         return extension
 
+    def keep(self, length: int) -> None:
+        """Forget what each sequence has behind its first `length` tokens."""
+        self.lengths = tuple(min(length, held) for held in self.lengths)
+
     def _grow(self, room: int) -> None:
         """Room for more tokens. One layer after the other, so that only one of them is held twice."""
         for layer, (keys, values) in enumerate(self.layers):

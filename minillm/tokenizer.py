@@ -5,6 +5,7 @@ checkpoints, and `vocabularies.load_tokenizer`, which reads whichever a folder o
 """
 
 import re
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 import tiktoken
 
 from minillm.errors import UserError
-from minillm.files import read_json, write_json, write_text
+from minillm.files import read_json, write_json
 
 END = "<|end|>"  # closes every answer of a task; the only special token of a SymbolTokenizer
 
@@ -63,7 +64,10 @@ class Tokenizer(Protocol):
     end: int  # closes an answer
     stops: frozenset[int]  # all that do so in this checkpoint; `end` is one of them
     mask: int | None  # what a masked language model fills in
+    begin: int | None  # what stands before a text, or alone where there is none yet
+    limit: int  # the most tokens that `wrap` keeps of a text where it is to cut at all
     control: Mapping[str, int]  # how they are written, for `parse`
+    added: Mapping[str, int]  # all that are found in a text before it is cut: those, and others that plain text becomes
     config: Mapping[str, Any]  # what tokenizer_config.json says, above all the chat template
 
     def encode(self, text: str) -> list[int]:
@@ -78,7 +82,8 @@ class Tokenizer(Protocol):
     def wrap(self, *texts: str, limit: int | None = None, control: bool = False) -> tuple[list[int], list[int]]:
         """One text or two as the model was trained to read them ([CLS] a [SEP] b [SEP]): ids and segments.
 
-        Cut to `limit` tokens by shortening the longer text; with `control`, [MASK] and the like count as such.
+        Cut to `limit` tokens, or fewer if the vocabulary's own limit is lower, by shortening the longer text; with
+        `control`, [MASK] and the like count as such.
         """
 
     def prompt(self, text: str) -> list[int]:
@@ -92,67 +97,27 @@ class Tokenizer(Protocol):
         """Writes the files from which `load_tokenizer(folder)` makes the same tokenizer."""
 
 
-class BytePairs(Tokenizer):
-    """What a `tiktoken.Encoding` does; `files` are what it was read from: by name a text, or what a JSON file holds."""
-
-    mask = None
-
-    def __init__(
-        self,
-        encoding: tiktoken.Encoding,
-        end: str,
-        files: Mapping[str, str | Mapping[str, Any]],
-        config: Mapping[str, Any] | None = None,
-        stops: Sequence[int] = (),
-    ):
-        self.encoding, self.files, self.config = encoding, files, config or {}
-        self.vocab_size = encoding.n_vocab
-        self.control = {name: encoding.encode_single_token(name) for name in encoding.special_tokens_set}
-        self.end = self.control[end]
-        self.stops = frozenset([self.end, *stops])
-
-    def encode(self, text: str) -> list[int]:
-        return self.encoding.encode_ordinary(text)
-
-    def parse(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        ids = self.encoding.encode(text, allowed_special="all")
-        starts = self.encoding.decode_with_offsets(ids)[1]
-        ends = [max(start + 1, after) for start, after in zip(starts, [*starts[1:], len(text)], strict=True)]
-        return ids, list(zip(starts, ends, strict=True))
-
-    def decode(self, ids: Sequence[int]) -> str:
-        unsaid = set(self.control.values())
-        return self.encoding.decode([i for i in ids if i < self.vocab_size and i not in unsaid])
-
-    def wrap(self, *texts: str, limit: int | None = None, control: bool = False) -> tuple[list[int], list[int]]:
-        parts = [self.parse(text)[0] if control else self.encode(text) for text in texts]
-        parts = [part[:size] for part, size in zip(parts, shorten([*map(len, parts)], limit), strict=True)]
-        return [i for part in parts for i in part], [segment for segment, part in enumerate(parts) for _ in part]
-
-    def save(self, folder: Path) -> None:
-        for name, content in self.files.items():
-            if isinstance(content, str):
-                write_text(folder / name, content)
-            else:
-                write_json(folder / name, content)
-
-
-class SymbolTokenizer(BytePairs):
+class SymbolTokenizer(Tokenizer):
     """One token for each symbol that `pattern` cuts from a text, and END.
 
     Unlike byte-level BPE it knows no text beyond its symbols: `encode` raises ValueError naming a stranger.
     """
 
+    mask = begin = None
+    limit = sys.maxsize
+    config: Mapping[str, Any] = {}
+
     def __init__(self, name: str, pattern: str, symbols: Sequence[str]):
         self.name, self.pattern, self.symbols = name, pattern, list(symbols)
-        encoding = tiktoken.Encoding(
+        self.encoding = tiktoken.Encoding(
             name,
             pat_str=pattern,
             mergeable_ranks={symbol.encode(): rank for rank, symbol in enumerate(self.symbols)},
             special_tokens={END: len(self.symbols)},
         )
-        fields = {"name": name, "pattern": pattern, "symbols": self.symbols}
-        super().__init__(encoding, END, {"tokenizer.json": fields})
+        self.end, self.vocab_size = len(self.symbols), len(self.symbols) + 1
+        self.stops, self.control = frozenset([self.end]), {END: self.end}
+        self.added = self.control
         # tiktoken panics on what it does not know, so strangers are looked for before it sees the text.
         self.pieces, self.known = re.compile(pattern).findall, frozenset(self.symbols)
 
@@ -161,12 +126,23 @@ class SymbolTokenizer(BytePairs):
         stranger = next((piece for piece in self.pieces(text) if piece not in self.known), None)
         if stranger is not None:
             raise ValueError(f"the symbol {stranger!r} in {text!r} is not in the vocabulary {self.name!r}")
-        return super().encode(text)
+        return self.encoding.encode_ordinary(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids up to the first END."""
         ids = list(ids)
-        return super().decode(ids[: ids.index(self.end)] if self.end in ids else ids)
+        ids = ids[: ids.index(self.end)] if self.end in ids else ids
+        return self.encoding.decode([i for i in ids if i < self.end])
+
+    def wrap(self, *texts: str, limit: int | None = None, control: bool = False) -> tuple[list[int], list[int]]:
+        """There is no text in which END counts as such, so `control` makes no difference."""
+        parts = [self.encode(text) for text in texts]
+        parts = [part[:size] for part, size in zip(parts, shorten([*map(len, parts)], limit), strict=True)]
+        return [i for part in parts for i in part], [segment for segment, part in enumerate(parts) for _ in part]
+
+    def save(self, folder: Path) -> None:
+        fields = {"name": self.name, "pattern": self.pattern, "symbols": self.symbols}
+        write_json(folder / "tokenizer.json", fields)
 
     @classmethod
     def load(cls, path: Path) -> "SymbolTokenizer":
@@ -211,3 +187,8 @@ def shorten(sizes: Sequence[int], limit: int | None) -> Sequence[int]:
         return [limit]
     shorter = min(*sizes, limit // 2)
     return [limit - shorter, shorter] if sizes[0] > sizes[1] else [shorter, limit - shorter]
+
+
+def beginning(text: str, stop: str) -> int:
+    """How many of the last letters of the text are the beginning of `stop`, at most all but one of it."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

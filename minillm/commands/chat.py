@@ -5,11 +5,12 @@
   python -m minillm chat MODEL --system "Answer in one sentence." --temperature 0
 
 While you talk: Ctrl-C stops an answer, /reset forgets the conversation, /help lists what else there is, Ctrl-D ends.
-When the conversation outgrows what the model reads, the oldest questions are forgotten, and you are told.
+Whatever else begins with / is a question. When the conversation outgrows what the model reads, the oldest questions are
+forgotten, and you are told. Lines are edited, recalled and pasted as one with prompt_toolkit: pip install -e '.[chat]'
 """
 
 import signal
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,8 @@ import torch
 from minillm import cli
 from minillm.commands.common import MODEL, SamplingOptions, check_text, note, print_text
 from minillm.commands.conversation import Conversation
+from minillm.commands.line_editor import line_editor
+from minillm.commands.text_generation import Answer
 from minillm.errors import UserError
 from minillm.generate import Sampling
 
@@ -38,7 +41,8 @@ def main(args: Args) -> None:
     text_generator, rng = args.load(args.model, "chat")
     conversation = Conversation(text_generator, args.system)
     note(f"{args.model}, {text_generator.max_seq_len:,} tokens in all; /help lists what there is besides talking")
-    while (line := next_line()) is not None:
+    read = line_editor()
+    while (line := next_line(read)) is not None:
         match line.strip():
             case "":
                 continue
@@ -49,8 +53,6 @@ def main(args: Args) -> None:
             case "/reset":
                 conversation.reset()
                 note("forgotten")
-            case command if command.startswith("/"):
-                note(f"there is no {command.split()[0]}; /help lists what there is")
             case question:
                 try:
                     check_text(question)
@@ -59,15 +61,17 @@ def main(args: Args) -> None:
                     note(f"error: {error}")
 
 
-def next_line() -> str | None:
+def next_line(read: Callable[[], str]) -> str | None:
     """What is typed next; None at the end."""
     while True:
         try:
-            return input("> " if sys.stdin.isatty() else "")
+            return read()
         except EOFError:
             return None
         except KeyboardInterrupt:
             note("\n(Ctrl-D or /exit ends)")
+        except UserError as error:
+            note(f"error: {error}")
 
 
 def answer(conversation: Conversation, question: str, args: Args, sampling: Sampling, rng: torch.Generator) -> None:
@@ -78,13 +82,13 @@ def answer(conversation: Conversation, question: str, args: Args, sampling: Samp
         which = "oldest question is" if forgotten == 1 else f"{forgotten} oldest questions are"
         note(f"(the {which} forgotten: the model reads {limit:,} tokens)")
     room = min(args.max_new_tokens, limit - len(prompt) + 1)
-    text = ""
+    so_far = Answer()
     with cli.postponed_signals([signal.SIGINT]) as stop:
-        for _, piece in text_generator.stream([prompt], room, args.stop, sampling, rng):
+        cache = conversation.recall(prompt)
+        for so_far, piece in text_generator.stream([prompt], room, args.stop, sampling, rng, cache):  # noqa: B007
             print_text(piece)
-            text += piece
             if stop.is_set():
                 note(" (stopped)")
                 break
     print()
-    conversation.answered(text)
+    conversation.answered(so_far)

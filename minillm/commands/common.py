@@ -89,20 +89,20 @@ def load_reader(saved: Checkpoint, head: str, precision: str) -> tuple[Head, Tok
 
 def note_what_is_cut(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) -> None:
     """`read` keeps of a text what the model reads; whoever asks should know."""
-    limit = model.max_seq_len
+    limit = min(model.max_seq_len, tokenizer.limit)
     if number := sum(len(ids) > limit for ids, _ in read_texts(tokenizer, texts, model.config.vocab_size)):
         note(
             f"of {len(texts):,} texts {number:,} have more than the {limit} tokens this model reads; their ends are cut"
         )
 
 
-def texts_of(given: Sequence[str], file: Path | None, name: str) -> list[str]:
+def texts_of(given: Sequence[str], file: Path | None, name: str, may_be_empty: bool = False) -> list[str]:
     """The texts on the command line, then those of a file, one for each of its lines; `-` is the standard input.
 
-    UserError if there is none, or an empty one on the command line. In a file a blank line is a text: what comes of
-    the n-th line must be in the n-th place.
+    UserError if there is none, or an empty one on the command line that may not be. In a file a blank line is a text:
+    what comes of the n-th line must be in the n-th place.
     """
-    if not all(given):
+    if not all(given) and not may_be_empty:
         raise UserError("there is an empty text: nothing can be made of it")
     content = read_file(file) if file else ""
     texts = [*given, *(content.removesuffix("\n").split("\n") if content else [])]

@@ -1,7 +1,8 @@
-"""A conversation with a model: its turns, and which of them are forgotten when there are too many to read."""
+"""A conversation with a model: its turns, what of them was read, and which are forgotten when there are too many."""
 
-from minillm.commands.text_generation import TextGenerator
+from minillm.commands.text_generation import Answer, TextGenerator
 from minillm.errors import UserError
+from minillm.inference import KVCache
 
 
 class Conversation:
@@ -14,6 +15,8 @@ class Conversation:
             )
         self.text_generator = text_generator
         self.instructions = [{"role": "system", "content": system}] if system else []
+        self.cache = KVCache.of(text_generator.model, 1, text_generator.max_seq_len)
+        self.read: list[int] = []  # the tokens that the cache holds, and perhaps some more
         self.reset()
 
     def reset(self) -> None:
@@ -40,9 +43,17 @@ class Conversation:
         self.turns = turns
         return ids, forgotten
 
-    def answered(self, text: str) -> None:
+    def recall(self, prompt: list[int]) -> KVCache:
+        """What the model has read of this prompt already, in earlier turns: their common beginning."""
+        pairs = zip(prompt[:-1], self.read, strict=False)
+        self.cache.keep(next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(prompt) - 1, len(self.read))))
+        self.read = list(prompt)
+        return self.cache
+
+    def answered(self, answer: Answer) -> None:
         """The answer to the last question; without one it is as if it had not been asked."""
-        if text:
-            self.turns.append({"role": "assistant", "content": text})
+        self.read += answer.tokens
+        if answer.text:
+            self.turns.append({"role": "assistant", "content": answer.text})
         else:
             self.turns.pop()

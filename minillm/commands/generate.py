@@ -7,6 +7,8 @@
   cat story.txt | python -m minillm generate MODEL --prompt - --stop "The End"   a prompt of many lines
   python -m minillm generate MODEL --file prompts.txt --json                     a prompt a line, answered together
 
+An empty prompt lets the model begin as its texts begin, where it has a token for that: --prompt ""
+
 One prompt is answered while you watch; several are answered in batches, each as far as it fits. With --json every
 answer is a line of JSON with its tokens and their log-probabilities under the very distribution that they were drawn
 from.
@@ -42,7 +44,7 @@ class Args(SamplingOptions):
 def main(args: Args) -> None:
     sampling = args.sampling()
     given = [read_file(Path("-")) if prompt == "-" else prompt for prompt in args.prompt]
-    texts = texts_of(given, args.file, "--prompt TEXT")
+    texts = texts_of(given, args.file, "--prompt TEXT", may_be_empty=True)
     text_generator, rng = args.load(args.model, "generate")
     started = time.monotonic()
     if len(texts) == 1 and not args.json:
@@ -78,7 +80,7 @@ def answer_all(
 ) -> tuple[int, dict[int, str]]:
     """Prints an answer for every text → how many tokens they have, and which texts could not be answered, and why.
 
-    A blank line of a file has an empty answer where the vocabulary puts no token before a text.
+    A blank line of a file has an empty answer: nothing was asked.
     """
     prompts: list[list[int]] = []
     rooms: list[int] = []
@@ -86,8 +88,9 @@ def answer_all(
     for number, text in enumerate(texts, 1):
         prompt, room = [], 0
         try:
-            prompt = encode(text, text_generator, args)
-            room = text_generator.room(prompt, args.max_new_tokens) if prompt or text.strip() else 0
+            if text or number <= len(args.prompt):
+                prompt = encode(text, text_generator, args)
+                room = text_generator.room(prompt, args.max_new_tokens)
         except UserError as error:
             failed[number] = str(error)
         prompts.append(prompt)

@@ -10,9 +10,9 @@ from minillm import generate
 from minillm.errors import NOT_FINITE, UserError
 from minillm.generate import Sampling, Token
 from minillm.gpt import GPT
-from minillm.inference import ready
+from minillm.inference import KVCache, ready
 from minillm.published.chat import ChatTemplate
-from minillm.tokenizer import Stream, Tokenizer, read_texts
+from minillm.tokenizer import Stream, Tokenizer, beginning, read_texts
 
 DEFAULT_NEW_TOKENS = 256
 
@@ -35,14 +35,18 @@ class TextGenerator:
         self.template = ChatTemplate.of(tokenizer) if tokenizer.config.get("chat_template") else None
 
     def encode(self, prompt: str) -> list[int]:
-        """The tokens of a text to go on with. UserError for one that has what the vocabulary lacks."""
+        """The tokens of a text to go on with; of an empty one what begins texts, if the model knows such a token.
+
+        UserError for a text that has what the vocabulary lacks.
+        """
         ((ids, _),) = read_texts(self.tokenizer, [(prompt,)], self.model.config.vocab_size)
-        return ids
+        begin = self.tokenizer.begin
+        return ids or ([] if begin is None or begin >= self.model.config.vocab_size else [begin])
 
     def room(self, prompt: Sequence[int], asked: int | None = None) -> int:
         """How many tokens an answer may have: as many as asked for, or what fits of the default. UserError."""
         if not prompt:
-            raise UserError("the prompt is empty: give the model something to go on with")
+            raise UserError("the prompt is empty, and this model has no token that begins a text: give it a beginning")
         most = self.max_seq_len - len(prompt) + 1  # the last token of an answer is not read
         if most < 1:
             raise UserError(
@@ -62,13 +66,14 @@ class TextGenerator:
         stop: Sequence[str] = (),
         sampling: Sampling = Sampling(),  # noqa: B008, it is frozen
         generator: torch.Generator | None = None,
+        cache: KVCache | None = None,
     ) -> Iterator[tuple[Answer, str]]:
         """The answers to all prompts at once, as they grow, each time with the text that is new.
 
         An answer ends before the first of the `stop` strings, with a token that ends texts in this checkpoint, or after
-        `max_new_tokens`, which may be a number for each; there is no answer for 0.
+        `max_new_tokens`, which may be a number for each; there is no answer for 0. `cache`: see `generate.stream`.
         """
-        return self._grow([Answer() for _ in prompts], prompts, max_new_tokens, stop, sampling, generator)
+        return self._grow([Answer() for _ in prompts], prompts, max_new_tokens, stop, sampling, generator, cache)
 
     def answers(
         self,
@@ -92,6 +97,7 @@ class TextGenerator:
         stop: Sequence[str],
         sampling: Sampling,
         generator: torch.Generator | None,
+        cache: KVCache | None = None,
     ) -> Iterator[tuple[Answer, str]]:
         """Appends to the answers. The longest prompt limits a batch; answers that outgrow it go on in another one."""
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
@@ -122,9 +128,8 @@ class TextGenerator:
             begun = [[*prompts[i], *answers[i].tokens] for i in batch]
             wanted = max(limits[i] - len(answers[i].tokens) for i in batch)
             fitting = self.max_seq_len - max(map(len, begun)) + 1
-            for token in generate.stream(
-                self.model, begun, min(wanted, fitting), sampling=sampling, generator=generator, is_done=on_token
-            ):
+            room, draw = min(wanted, fitting), {"sampling": sampling, "generator": generator}
+            for token in generate.stream(self.model, begun, room, **draw, is_done=on_token, cache=cache):
                 yield answers[batch[token.answer]], pieces[batch[token.answer]]
             batch = [i for i in batch if answers[i].ended_by is None]
 
@@ -160,8 +165,3 @@ class StopStringFilter:
         certain = len(text) - max((beginning(text, stop) for stop in self.stop), default=0)
         self.held = text[certain:]
         return text[:certain]
-
-
-def beginning(text: str, stop: str) -> int:
-    """How many of the last letters of the text are the beginning of `stop`, at most all but one of it."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

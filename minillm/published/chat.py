@@ -1,7 +1,8 @@
 """Conversations as text and tokens, by the template that a checkpoint brings along.
 
 A message is {"role": "system" | "user" | "assistant" | …, "content": text, …}. Control tokens that the template writes
-count as such; the same letters in a message are text like any other, so nobody can end a turn by writing its end.
+count as such; the same letters in a message are text like any other, so nobody can end a turn by writing its end. That
+holds for every token of which the template makes a conversation, whether or not the vocabulary calls it special.
 """
 
 import json
@@ -10,18 +11,19 @@ import subprocess
 import sys
 import weakref
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from minillm.errors import UserError, need
-from minillm.published.subwords import name_of
-from minillm.tokenizer import Tokenizer
+from minillm.published.tokenizer_config import ROLES, name_of, texts_in
+from minillm.tokenizer import Tokenizer, beginning
 
 Message = Mapping[str, Any]
 Span = tuple[int, int]
 
-ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # of control tokens that templates may write
 NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # no text has these, by the Unicode standard
 GENERATION = re.compile(r"\{%[-+]?\s*generation\b")
 
@@ -41,7 +43,10 @@ class ChatTemplate:
         """The checkpoint's own; None if it has none, as models that were never trained to chat."""
         source = tokenizer.config.get("chat_template")
         if isinstance(source, list):  # several, by name
-            source = {each["name"]: each["template"] for each in source}.get("default")
+            named = (each for each in source if isinstance(each, dict) and each.get("name") == "default")
+            source = next(named, {}).get("template")
+        if not isinstance(source, str | None):
+            raise UserError(f"tokenizer_config.json: chat_template={source!r} is no text")
         return None if source is None else cls(source, tokenizer)
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
@@ -76,6 +81,21 @@ class ChatTemplate:
                 is_answer[i] = True
         return ids, is_answer
 
+    @cached_property
+    def borders(self) -> frozenset[str]:
+        """The tokens that no message may contain: control tokens, and what the template puts around messages."""
+        written = ""
+        for role in ("system", "user", "tool"):
+            with suppress(UserError):  # some templates want other conversations, and spell their tokens out
+                written += self.render([{"role": role, "content": "x"}], add_generation_prompt=True)
+        named = {*self.tokenizer.control, *texts_in(self.tokenizer.config, "chat_control_tokens")}
+        return frozenset(name for name in self.tokenizer.added if name in named or (name in written and name.strip()))
+
+    @cached_property
+    def spelled(self) -> frozenset[str]:
+        """Further tokens that the template spells out: for nobody but the model, such as those around its thoughts."""
+        return frozenset(name for name in self.tokenizer.added if name in self.source and name.strip()) | self.borders
+
     def _answer(self, messages: Sequence[Message], index: int, text: str, marks: Sequence[str], escape: str) -> Span:
         """From where to where of the text the answer of message `index` reaches."""
         begun = self._render(messages[:index], True, marks)
@@ -93,34 +113,50 @@ class ChatTemplate:
         return len(begun), stop.end() if stop else end
 
     def _escaped(self, messages: Sequence[Message], escape: str) -> list[Message]:
-        """The messages with `escape` before every letter of what looks like a control token."""
-        control = re.compile(alternatives(self.tokenizer.control))
+        """The messages with `escape` before every letter of what looks like a control token, or begins one at an end:
+        a template may join what stands in several texts."""
 
-        def escaped(value: Any) -> Any:
+        def escaped(value: Any, names: Collection[str], control: re.Pattern) -> Any:
             if isinstance(value, str):
-                return control.sub(lambda match: "".join(escape + letter for letter in match[0]), value)
+                rest = len(value) - max((beginning(value, name) for name in names), default=0)
+                whole = control.sub(lambda match: spaced(match[0]), value[:rest])
+                return whole + spaced(value[rest:])
             if isinstance(value, Mapping):
-                return {key: escaped(each) for key, each in value.items()}
-            return [escaped(each) for each in value] if isinstance(value, list | tuple) else value
+                return {key: escaped(each, names, control) for key, each in value.items()}
+            return [escaped(each, names, control) for each in value] if isinstance(value, list | tuple) else value
 
-        return [escaped(message) for message in messages]
+        def spaced(text: str) -> str:
+            return "".join(escape + letter for letter in text)
+
+        kinds = {names: re.compile(alternatives(names)) for names in (self.borders, self.spelled)}
+        of_each = [self.borders if message.get("role") == "assistant" else self.spelled for message in messages]
+        return [escaped(message, names, kinds[names]) for message, names in zip(messages, of_each, strict=True)]
 
     def _parse(self, text: str, escape: str) -> tuple[list[int], list[Span]]:
         """Tokens of a text with escapes, and from where to where of it each reaches."""
+        places = [i for i, letter in enumerate(text) if letter != escape]  # of the letters that are text
+        plain = "".join(text[i] for i in places)
+        is_escaped = [i > 0 and text[i - 1] == escape for i in places]
+        places.append(len(text))  # tokens without letters may stand behind the last one
+        control = re.compile(alternatives(self.spelled))
         ids: list[int] = []
         offsets: list[Span] = []
-        position = 0
-        for piece in re.split(f"((?:{escape}.)+)", text, flags=re.DOTALL):
-            plain = piece.replace(escape, "")
-            if piece.startswith(escape):
-                new = self.tokenizer.encode(plain)
-                offsets += [(position, position + len(piece))] * len(new)
+        for start, end in pieces(is_escaped, control, plain):
+            if end - start == 1 and is_escaped[start]:
+                new = self.tokenizer.encode(plain[start])
+                spans = [(0, 1)] * len(new)
             else:
-                new, places = self.tokenizer.parse(plain)
-                offsets += [(position + start, position + end) for start, end in places]
+                new, spans = self.tokenizer.parse(plain[start:end])
+                self._check(new, control.findall(plain, start, end))
             ids += new
-            position += len(piece)
+            offsets += [(places[start + a], places[start + max(a, b - 1)] + 1) for a, b in spans]
         return ids, offsets
+
+    def _check(self, ids: Sequence[int], written: Sequence[str]) -> None:
+        """UserError for a control token that nobody wrote: a vocabulary may take other letters for its letters."""
+        for name in self.borders:
+            if ids.count(self.tokenizer.added[name]) > written.count(name):
+                raise UserError(f"a message has letters that the vocabulary takes for {name}; write it in other words")
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool, marks: Sequence[str]) -> str:
         present = [{key: value for key, value in message.items() if value is not None} for message in messages]
@@ -164,6 +200,20 @@ def stop_process(process: subprocess.Popen) -> None:
 def alternatives(names: Sequence[str] | Mapping[str, int]) -> str:
     """A pattern for any of these texts, the longest first; without any, one that never fits."""
     return "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)) or "(?!)"
+
+
+def pieces(is_escaped: Sequence[bool], control: re.Pattern, text: str) -> Iterator[Span]:
+    """Where to cut a text so that no control token with an escaped letter is found: its first one stands alone."""
+    start = position = 0
+    while match := control.search(text, position):
+        position = match.end()
+        if any(is_escaped[match.start() : match.end()]):
+            if start < match.start():
+                yield start, match.start()
+            start = position = match.start() + 1
+            yield match.start(), start
+    if start < len(text):
+        yield start, len(text)
 
 
 def unused(messages: Sequence[Message]) -> list[str]:

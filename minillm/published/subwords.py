@@ -1,48 +1,53 @@
 """The tokenizers of published checkpoints, each read from its files without a network; vocabularies.py chooses.
 
 tokenizer.json           everything, for the `tokenizers` library: byte-level BPE, WordPiece, SentencePiece
-vocab.json, merges.txt   GPT-2's byte-level BPE (in its first release encoder.json, vocab.bpe) as a `tiktoken.Encoding`
+vocab.json, merges.txt   byte-level BPE of GPT-2 (in its first release encoder.json, vocab.bpe) and of RoBERTa
 vocab.txt                BERT's WordPiece
 
-Byte-level BPE: Radford et al. 2019; WordPiece: Devlin et al. 2018.
+The files beside them are tokenizer_config.py's. Byte-level BPE: Radford et al. 2019; WordPiece: Devlin et al. 2018.
 """
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import tiktoken
-
 from minillm.errors import UserError, need
 from minillm.files import read_json, read_text, write_json, write_text
-from minillm.tokenizer import BytePairs, Stream, Tokenizer, shorten
+from minillm.published import tokenizer_config
+from minillm.published.tokenizer_config import BERT, BYTE_LEVEL, GPT2, WORDPIECE, choice, flag, name_of, texts_in
+from minillm.tokenizer import Stream, Tokenizer, shorten
 
-GPT2_FILES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
-# Contractions, words, numbers and signs, each with the space before it; of spaces in a row all but the last together.
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-GPT2_CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast", "GPT2TokenizerTorch", None)
+BYTE_LEVEL_FILES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
+UNHEARD_OF = "\ue000"  # a letter for private use, in no vocabulary
 LONGEST_WORD = 100  # letters; longer ones are unknown to WordPiece, as BERT's authors had it
-BERT_ROLES = ("pad", "unk", "cls", "sep", "mask")
-BERT_CONFIG = {"tokenizer_class": "BertTokenizer", **{f"{role}_token": f"[{role.upper()}]" for role in BERT_ROLES}}
 
 
 class Subwords(Tokenizer):
-    """What a `tokenizers.Tokenizer` does; `config` is the content of tokenizer_config.json."""
+    """What a `tokenizers.Tokenizer` does; `config` is what read_config makes of the files beside it."""
 
-    def __init__(self, backend: Any, config: Mapping[str, Any], stops: Sequence[int] = ()):
+    def __init__(self, backend: Any, config: Mapping[str, Any], stops: Sequence[int] = (), begin: int | None = None):
+        """`stops` and `begin`: what ends and begins a text, where it is not (only) what `config` calls eos and bos."""
         self.backend, self.config = backend, config
         backend.no_truncation()  # files often keep what one use of the model asked for
         backend.no_padding()
         backend.encode_special_tokens = True
-        added = backend.get_added_tokens_decoder()
-        self.control = {token.content: i for i, token in added.items() if token.special}
-        self.vocab_size = max([backend.get_vocab_size(), *(i + 1 for i in added)])
-        self.mask = self.id_of("mask")
         named = self.id_of("eos"), *stops, self.id_of("sep")
         ends = [i for i in named if i is not None]
         if not ends:
             raise UserError("the tokenizer names no token that ends a text: its tokenizer_config.json has no eos_token")
         self.end, self.stops = ends[0], frozenset([ends[0], *stops])
+        make_special(backend, self.stops)
+        added = backend.get_added_tokens_decoder()
+        self.added = {token.content: i for i, token in added.items()}
+        self.control = {token.content: i for i, token in added.items() if token.special}
+        self.vocab_size = max(backend.get_vocab().values()) + 1  # numbers may be left out
+        self.mask = self.id_of("mask")
+        self.begin = self.id_of("bos") if begin is None else begin
+        self.limit = tokenizer_config.limit_of(config) or sys.maxsize
+        self.cut_side = choice(config, "truncation_side", "right", "left")
+        self.has_segments = "token_type_ids" in texts_in(config, "model_input_names", ["token_type_ids"])
 
     def id_of(self, role: str) -> int | None:
         """The control token of a role: bos, eos, unk, sep, pad, cls, mask."""
@@ -61,11 +66,13 @@ class Subwords(Tokenizer):
 
     def wrap(self, *texts: str, limit: int | None = None, control: bool = False) -> tuple[list[int], list[int]]:
         parts = [self._encode(text, control) for text in texts]
-        room = None if limit is None else limit - self.backend.num_special_tokens_to_add(len(texts) > 1)
+        room = None
+        if limit is not None:
+            room = min(limit, self.limit) - self.backend.num_special_tokens_to_add(len(texts) > 1)
         for part, size in zip(parts, shorten([*map(len, parts)], room), strict=True):
-            part.truncate(size)
+            part.truncate(size, direction=self.cut_side)
         whole = self.backend.post_process(*parts)
-        return whole.ids, whole.type_ids
+        return whole.ids, whole.type_ids if self.has_segments else [0] * len(whole.ids)
 
     def _encode(self, text: str, control: bool) -> Any:
         self.backend.encode_special_tokens = not control
@@ -82,29 +89,143 @@ class Subwords(Tokenizer):
     def save(self, folder: Path) -> None:
         write_text(folder / "tokenizer.json", self.backend.to_str(pretty=True))
         write_json(folder / "tokenizer_config.json", self.config)
-        if self.stops != {self.end}:
-            write_json(folder / "generation_config.json", {"eos_token_id": sorted(self.stops)})
+        ids = {"eos_token_id": sorted(self.stops)} if self.stops != {self.end} else {}
+        ids |= {"bos_token_id": self.begin} if self.begin != self.id_of("bos") else {}
+        if ids:
+            write_json(folder / "generation_config.json", ids)
+
+
+def make_special(backend: Any, ids: Iterable[int]) -> None:
+    """What ends a text is no part of it, even if a file added it as if it were."""
+    added = backend.get_added_tokens_decoder()
+    for token in (added[i] for i in ids if i in added):
+        token.special = True
+        backend.add_tokens([token])
+
+
+# ---- from files --------------------------------------------------------------------------------------
 
 
 def read_library_file(path: Path) -> Subwords:
+    """tokenizer.json, in which the options of tokenizer_config.json overrule what is fixed, as in transformers."""
     library = need("tokenizers", "text", f"reading {path}")
-    config = read_config(path.parent)
-    try:
+    config = tokenizer_config.read_config(path.parent)
+    with complaints(path):
         backend = library.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"cannot read {path}: {error}") from None
-    return Subwords(backend, config, read_stops(path.parent))
+    kind = config.get("tokenizer_class")
+    if kind in (*WORDPIECE, "MPNetTokenizer") and isinstance(backend.model, library.models.WordPiece):
+        backend.normalizer = bert_normalizer(library, config)
+    if kind in BYTE_LEVEL and isinstance(backend.pre_tokenizer, library.pre_tokenizers.ByteLevel):
+        backend.pre_tokenizer.add_prefix_space = flag(config, "add_prefix_space", False)
+    return with_added_tokens(backend, config, path)
 
 
 def read_wordpiece(path: Path) -> Subwords:
     """BERT's, from a list of tokens, one a line; lower case unless tokenizer_config.json says otherwise."""
-    config = BERT_CONFIG | read_config(path.parent)
+    config = BERT | tokenizer_config.read_config(path.parent)
+    require_kind(config, WORDPIECE, path)
+    tokenizer_config.check_keys(config, tokenizer_config.WORDPIECE_KEYS, path)
+    choice(config, "do_basic_tokenize", True)
+    choice(config, "never_split", None, [])
     tokens = read_text(path).removesuffix("\n").split("\n")  # other signs for line ends are tokens
-    ids = {token: i for i, token in enumerate(tokens)}
-    for role in BERT_ROLES:
-        if (name := name_of(config, role)) not in ids:
-            raise UserError(f"{path} lacks {name}, so it is no vocabulary of a BERT")
-    return Subwords(wordpiece(ids, config), config, read_stops(path.parent))
+    ids = {token.rstrip(): i for i, token in enumerate(tokens)}  # of a token that is there twice the last counts
+    require(config, ("pad", "unk", "cls", "sep", "mask"), ids, path)
+    return with_added_tokens(wordpiece(ids, config), config, path)
+
+
+def read_byte_level(vocabulary: Path, merges: Path) -> Subwords:
+    """GPT-2's, or RoBERTa's where config.json or tokenizer_config.json says so."""
+    library = need("tokenizers", "text", f"reading {vocabulary}")
+    config = GPT2 | tokenizer_config.read_config(vocabulary.parent)
+    require_kind(config, BYTE_LEVEL, vocabulary)
+    tokenizer_config.check_keys(config, tokenizer_config.BYTE_LEVEL_KEYS, vocabulary)
+    is_roberta = config.get("tokenizer_class") == "RobertaTokenizer"
+    ids, pairs = read_pairs(vocabulary, merges)
+    require(config, ("pad", "unk", "cls", "sep", "mask") if is_roberta else ("eos",), ids, vocabulary)
+    with complaints(vocabulary):
+        backend = library.Tokenizer(library.models.BPE(ids, pairs))
+    prefix = flag(config, "add_prefix_space", False)
+    backend.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    backend.decoder = library.decoders.ByteLevel()
+    made = with_added_tokens(backend, config, vocabulary)
+    if is_roberta:
+        sep, cls = ((name_of(config, role), made.id_of(role)) for role in ("sep", "cls"))
+        backend.post_processor = library.processors.RobertaProcessing(sep, cls, add_prefix_space=prefix)
+    else:
+        around = {role: flag(config, f"add_{role}_token", False) for role in ("bos", "eos")}
+        surround(library, backend, *(name_of(config, role) if is_on else None for role, is_on in around.items()))
+    return made
+
+
+def read_pairs(vocabulary: Path, merges: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The numbers of all tokens, and which two become one, the first pair first. UserError where a byte has none."""
+    ids = read_json(vocabulary)
+    lines = [line for line in read_text(merges).split("\n") if line and not line.startswith("#version")]
+    pairs = [tuple(line.split(" ")) for line in lines]
+    if strange := [token for token, i in ids.items() if not isinstance(i, int) or isinstance(i, bool)]:
+        raise UserError(f"{vocabulary} gives {strange[0]!r} no number")
+    if strange := [line for line, pair in zip(lines, pairs, strict=True) if len(pair) != 2]:
+        raise UserError(f"{merges}: {strange[0]!r} are not two parts with a blank between them")
+    letters = letters_of_bytes()
+    if missing := [token for token in [*letters, *map("".join, pairs)] if token not in ids]:
+        raise UserError(f"{vocabulary} lacks {missing[0]!r}, which {merges} needs")
+    if strange := [pair for pair in pairs if not letters.keys() >= set("".join(pair))]:
+        raise UserError(f"{merges} makes {''.join(strange[0])!r} of what are no bytes, so it is not of GPT-2's kind")
+    return ids, pairs
+
+
+def require_kind(config: Mapping[str, Any], kinds: Sequence[str], path: Path) -> None:
+    if (kind := config.get("tokenizer_class", kinds[0])) not in kinds:
+        raise UserError(f"{path} alone does not say how {kind} cuts a text; a tokenizer.json beside it would")
+
+
+def require(config: Mapping[str, Any], roles: Sequence[str], ids: Mapping[str, int], path: Path) -> None:
+    """UserError for a control token that no file has: without its number it means nothing to the model."""
+    added = {token["content"] for i, token in tokenizer_config.added_tokens(path.parent, config) if i is not None}
+    for role in roles:
+        if (name := name_of(config, role)) not in ids and name not in added:
+            raise UserError(f"{path} lacks {name}, the {role} token: it is no vocabulary of this kind")
+
+
+def with_added_tokens(backend: Any, config: Mapping[str, Any], path: Path) -> Subwords:
+    """The tokenizer with the tokens that the files beside it add. UserError if one would have another number there."""
+    library = need("tokenizers", "text", f"reading {path}")
+    tokens = tokenizer_config.added_tokens(path.parent, config)
+    with complaints(path):
+        backend.add_tokens([library.AddedToken(**token) for _, token in tokens])
+        backend.encode("a", UNHEARD_OF)  # what is wrong with a file may not show before
+    for i, token in tokens:
+        found = backend.token_to_id(token["content"])
+        if i not in (None, found):
+            raise UserError(f"{path}: a file beside it calls {token['content']!r} token {i}, but here it is {found}")
+    begin = next(iter(tokenizer_config.ids_of(path.parent, "bos")), None)
+    return Subwords(backend, config, tokenizer_config.ids_of(path.parent, "eos"), begin)
+
+
+@contextmanager
+def complaints(path: Path) -> Iterator[None]:
+    """The library's errors as a UserError. It raises nothing narrower, and Rust's panics are not even Exceptions."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+
+
+def surround(library: Any, backend: Any, begin: str | None, end: str | None = None) -> None:
+    """Every text gets these control tokens around it; the second of two is segment 1."""
+    single, second = (
+        " ".join([*([f"{begin}:{i}"] if begin else []), f"${'AB'[i]}:{i}", *([f"{end}:{i}"] if end else [])])
+        for i in range(2)
+    )
+    names = [(name, backend.token_to_id(name)) for name in (begin, end) if name]
+    backend.post_processor = library.processors.TemplateProcessing(
+        single=single, pair=f"{single} {second}", special_tokens=names
+    )
+
+
+# ---- their parts -------------------------------------------------------------------------------------
 
 
 def learn_wordpiece(texts: Sequence[str], vocab_size: int) -> Subwords:
@@ -114,8 +235,8 @@ def learn_wordpiece(texts: Sequence[str], vocab_size: int) -> Subwords:
     by number. Naming them beforehand, as if they were special, makes the same texts the same vocabulary.
     """
     library = need("tokenizers", "text", "learning a vocabulary")
-    special = [name_of(BERT_CONFIG, role) for role in BERT_ROLES]
-    learner = wordpiece({name: i for i, name in enumerate(special)}, BERT_CONFIG)
+    special = list(BERT.values())
+    learner = wordpiece({name: i for i, name in enumerate(special)}, BERT)
     letters = sorted({letter for text in texts for letter in "".join(learner.normalizer.normalize_str(text).split())})
     trainer = library.trainers.WordPieceTrainer(
         vocab_size=vocab_size,
@@ -126,7 +247,8 @@ def learn_wordpiece(texts: Sequence[str], vocab_size: int) -> Subwords:
     )
     short = [without_long_words(learner, text) for text in texts]  # before the learner is locked
     learner.train_from_iterator(short, trainer)
-    return Subwords(wordpiece(learner.get_vocab(with_added_tokens=False), BERT_CONFIG), BERT_CONFIG)
+    config = {"tokenizer_class": "BertTokenizer", **BERT}
+    return Subwords(wordpiece(learner.get_vocab(with_added_tokens=False), config), config)
 
 
 def without_long_words(tokenizer: Any, text: str) -> str:
@@ -144,57 +266,29 @@ def without_long_words(tokenizer: Any, text: str) -> str:
 def wordpiece(ids: Mapping[str, int], config: Mapping[str, Any]) -> Any:
     """The longest token that fits first, a word at a time; text read as [CLS] a [SEP] or [CLS] a [SEP] b [SEP]."""
     library = need("tokenizers", "text", "reading WordPiece")
-    names = {role: name_of(config, role) for role in BERT_ROLES}
-    choices = {name: config.get(name) for name in ("do_lower_case", "strip_accents", "tokenize_chinese_chars")}
-    for name, value in choices.items():
-        if not isinstance(value, bool | None):
-            raise UserError(f"tokenizer_config.json: {name}={value!r} is not true or false")
-    cls, sep = names["cls"], names["sep"]
+    names = {role: name_of(config, role) for role in ("pad", "unk", "cls", "sep", "mask")}
     backend = library.Tokenizer(
         library.models.WordPiece(ids, unk_token=names["unk"], max_input_chars_per_word=LONGEST_WORD)
     )
-    backend.normalizer = library.normalizers.BertNormalizer(
-        lowercase=choices["do_lower_case"] is not False,
-        strip_accents=choices["strip_accents"],
-        handle_chinese_chars=choices["tokenize_chinese_chars"] is not False,
-    )
+    backend.normalizer = bert_normalizer(library, config)
     backend.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
     backend.decoder = library.decoders.WordPiece()
+    backend.add_special_tokens(list(names.values()))
+    cls, sep = names["cls"], names["sep"]
     backend.post_processor = library.processors.TemplateProcessing(
         single=f"{cls} $A {sep}",
         pair=f"{cls} $A {sep} $B:1 {sep}:1",
-        special_tokens=[(cls, ids[cls]), (sep, ids[sep])],
+        special_tokens=[(name, backend.token_to_id(name)) for name in (cls, sep)],
     )
-    backend.add_special_tokens(list(names.values()))
     return backend
 
 
-def read_gpt2(vocabulary: Path, merges: Path) -> BytePairs:
-    """Byte-level BPE for tiktoken, in which the id of a token also says how early its merge comes."""
-    config = read_config(vocabulary.parent)
-    if (name := config.get("tokenizer_class")) not in GPT2_CLASSES:
-        raise UserError(f"{vocabulary} alone does not say how {name} cuts a text; a tokenizer.json beside it would")
-    ids, text = read_json(vocabulary), read_text(merges)
-    if strange := [token for token, i in ids.items() if not isinstance(i, int)]:
-        raise UserError(f"{vocabulary} gives {strange[0]!r} no number")
-    merged = [line.replace(" ", "", 1) for line in text.split("\n") if line and not line.startswith("#version")]
-    letters = letters_of_bytes()
-    if missing := [token for token in [*letters, *merged] if token not in ids]:
-        raise UserError(f"{vocabulary} lacks {missing[0]!r}, which {merges} needs")
-    if strange := [token for token in merged if not letters.keys() >= set(token)]:
-        raise UserError(f"{merges} makes {strange[0]!r} of what are no bytes, so it is not of GPT-2's kind")
-    order = [ids[token] for token in merged]
-    if order != sorted(set(order)):
-        raise UserError(f"{vocabulary} numbers tokens in another order than {merges}, so it is not of GPT-2's kind")
-    ranks = {bytes(letters[letter] for letter in token): ids[token] for token in [*letters, *merged]}
-    special = {token: ids[token] for token in ids.keys() - {*letters, *merged}}
-    if (added := vocabulary.parent / "added_tokens.json").exists():
-        special |= read_json(added)
-    if (end := name_of(config, "eos") or "<|endoftext|>") not in special:
-        raise UserError(f"{vocabulary} lacks {end}, the token that ends a text")
-    encoding = tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
-    files = {"vocab.json": ids | special, "merges.txt": text, "tokenizer_config.json": config}
-    return BytePairs(encoding, end, files, config, read_stops(vocabulary.parent))
+def bert_normalizer(library: Any, config: Mapping[str, Any]) -> Any:
+    return library.normalizers.BertNormalizer(
+        lowercase=flag(config, "do_lower_case", True),
+        strip_accents=flag(config, "strip_accents", None),
+        handle_chinese_chars=flag(config, "tokenize_chinese_chars", True),
+    )
 
 
 def letters_of_bytes() -> dict[str, int]:
@@ -202,35 +296,3 @@ def letters_of_bytes() -> dict[str, int]:
     printable = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json with the names of special_tokens_map.json and the template of chat_template.jinja in it."""
-    config = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (folder / name).exists():
-            config |= read_json(folder / name)
-    if (folder / "chat_template.jinja").exists():
-        config["chat_template"] = read_text(folder / "chat_template.jinja")
-    return config
-
-
-def read_stops(folder: Path) -> list[int]:
-    """The ids that end a text according to generation_config.json or else config.json."""
-    for name in ("generation_config.json", "config.json"):
-        ids = read_json(folder / name).get("eos_token_id") if (folder / name).exists() else None
-        if ids is not None:
-            ids = ids if isinstance(ids, list) else [ids]
-            if any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in ids):
-                raise UserError(f"{folder / name}: eos_token_id={ids} are no numbers of tokens")
-            return ids
-    return []
-
-
-def name_of(config: Mapping[str, Any], role: str) -> str | None:
-    """How the control token of a role is written: a text, or an object with the text in it."""
-    name = config.get(f"{role}_token")
-    name = name.get("content") if isinstance(name, dict) else name
-    if name is not None and not isinstance(name, str):
-        raise UserError(f"tokenizer_config.json or special_tokens_map.json: {role}_token={name!r} is no text")
-    return name

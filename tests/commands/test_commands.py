@@ -36,7 +36,7 @@ def here(tmp_path_factory):
     write_bert(folder / "judge", SequenceClassifier, ["bad", "fair", "good"])
     write_bert(folder / "embedder", SentenceEmbedder)
     write_bert(folder / "tagger", TokenClassifier, ["noun", "verb"])
-    for name in ("no-tokenizer", "torn", "pickled", "strange", "nan"):
+    for name in ("no-tokenizer", "torn", "pickled", "strange", "nan", "endless"):
         shutil.copytree(folder / "gpt", folder / name)
     for name, source in (("foreign", "embedder"), ("foreign-mask", "masked"), ("broken", "embedder")):
         shutil.copytree(folder / source, folder / name)
@@ -50,6 +50,7 @@ def here(tmp_path_factory):
             folder / name / "model.safetensors",
         )
     (folder / "no-tokenizer" / "vocab.json").unlink()
+    (folder / "endless" / "tokenizer_config.json").write_text('{"bos_token": null}')
     weights = folder / "torn" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     (folder / "pickled" / "model.safetensors").rename(folder / "pickled" / "pytorch_model.bin")
@@ -113,6 +114,16 @@ def test_generate(run):
     assert code == 0
     assert re.fullmatch(r"[A-Za-z]{12}\n", out)
     assert re.fullmatch(r"12 tokens in .* s, .* tokens/s.*\n", err)
+
+
+def test_an_empty_prompt_is_the_beginning_of_a_text(run):
+    code, out, _ = run("generate", "HERE/gpt", "--prompt", "", "--json", *GREEDY)
+    (answer,) = lines(out)
+    _, other, _ = run("generate", "HERE/gpt", "--prompt", "", "--prompt", "x", "--json", *GREEDY)
+    assert code == 0
+    assert len(answer["tokens"]) == 12
+    assert lines(other)[0]["tokens"] == answer["tokens"]
+    assert run("generate", "HERE/gpt", "--prompt", "-", *GREEDY)[1].strip() == answer["text"]
 
 
 def test_generate_many_as_json(run):
@@ -185,8 +196,8 @@ def test_generate_in_the_chat_template(run):
 
 def test_chat_remembers_until_it_is_told_not_to(run):
     options = ("--temperature", 0, "--precision", "fp32", "--max-new-tokens", 5)
-    code, out, err = run("chat", "HERE/gpt", *options, stdin="hi\nhi\n/help\n/what\n/reset\nhi\n\n/exit\nhi\n")
-    first, second, third = out.splitlines()
+    code, out, err = run("chat", "HERE/gpt", *options, stdin="hi\nhi\n/help\n/reset\nhi\n\n/reset\n/usr\n/exit\nhi\n")
+    first, second, third, fourth = out.splitlines()
     assert code == 0
     assert first == third
     _, again, _ = run(
@@ -194,7 +205,8 @@ def test_chat_remembers_until_it_is_told_not_to(run):
     )
     assert second == again.strip()
     assert "/reset   forget" in err
-    assert "there is no /what" in err
+    _, path, _ = run("generate", "HERE/gpt", "--chat", "--prompt", "/usr", *options)
+    assert fourth == path.strip()  # no command, so a question
 
 
 def test_chat_forgets_the_oldest_when_it_must(run):
@@ -314,6 +326,19 @@ def test_embed_reads_as_far_as_the_files_say(run, here):
         limits.write_bytes(before)
 
 
+@pytest.mark.parametrize(("command", "model"), [("embed", "embedder"), ("classify", "judge")])
+def test_no_more_is_read_than_the_vocabulary_says(run, here, tmp_path, command, model):
+    shutil.copytree(here / model, tmp_path / model)
+    (tmp_path / model / "sentence_bert_config.json").unlink(missing_ok=True)
+    (tmp_path / model / "tokenizer_config.json").write_text('{"model_max_length": 5}')
+    code, out, note = run(command, tmp_path / model, "the sky is", "the sky is blue good", "--json")
+    key = "vector" if command == "embed" else "probabilities"
+    first, second = (line[key] for line in lines(out))
+    assert code == 0
+    assert first == pytest.approx(second, rel=1e-5)
+    assert "of 2 texts 1 have more than the 5 tokens" in note
+
+
 def test_classes_do_not_command_the_terminal(run, here, tmp_path):
     shutil.copytree(here / "judge", tmp_path / "judge")
     config = json.loads((tmp_path / "judge" / "config.json").read_text())
@@ -416,8 +441,9 @@ MISTAKES = {
     "too long a prompt": (("generate", "HERE/gpt", "--prompt", 65 * "x"), "has 65 tokens, .* at most 64; shorten"),
     "too long an answer": (("generate", "HERE/gpt", *HI, "--max-new-tokens", 64), "ask for at most 63"),
     "no prompt": (("generate", "HERE/gpt"), "there is no text: give --prompt TEXT, or --file"),
-    "empty prompt": (("generate", "HERE/gpt", "--prompt", ""), "there is an empty text"),
-    "empty input": (("generate", "HERE/gpt", "--prompt", "-"), "there is an empty text"),
+    "empty text": (("embed", "HERE/embedder", ""), "there is an empty text"),
+    "empty prompt": (("generate", "HERE/endless", "--prompt", ""), "has no token that begins a text: give it a begi"),
+    "empty input": (("generate", "HERE/endless", "--prompt", "-"), "has no token that begins a text: give it a begi"),
     "no UTF-8": (("generate", "HERE/gpt", "--prompt", "a\udcff"), "its bytes are not UTF-8"),
     "no file": (("embed", "HERE/embedder", "--file", "HERE/no.txt"), "cannot read HERE/no.txt"),
     "no text": (("embed", "HERE/embedder"), "there is no text: give TEXT"),

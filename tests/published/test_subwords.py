@@ -180,7 +180,7 @@ def spoil(name: str, text: str):
         (lambda folder: (folder / "merges.txt").unlink(), "holds no tokenizer"),
         (spoil("vocab.json", "{"), "cannot read .*vocab.json"),
         (spoil("vocab.json", "{}"), "lacks '!', which .*merges.txt needs"),
-        (spoil("merges.txt", "l l\nh e\n"), "another order"),
+        (spoil("merges.txt", "h e l\n"), "are not two parts"),
         (spoil("merges.txt", "x y\n"), "lacks 'xy'"),
         (spoil("vocab.json", '{"a": "0"}'), "gives 'a' no number"),
         (
