@@ -6,6 +6,8 @@ from typing import Any
 
 from minillm.files import replacing
 
+DENSE = 50  # points; fewer are marked one by one
+
 
 def draw(records: Sequence[dict[str, Any]], names: Sequence[str], path: Path, title: str) -> None:
     """One panel for each name, over the seconds of training; records without the name are left out."""
@@ -22,9 +24,10 @@ def draw(records: Sequence[dict[str, Any]], names: Sequence[str], path: Path, ti
     for panel, name in zip(panels.flat, names, strict=False):
         points = [(r["seconds"], r[name]) for r in records if isinstance(r.get(name), int | float)]
         seconds, values = zip(*points, strict=True) if points else ((), ())
-        dense = len(points) > 50 and name != "lr"  # which has no noise to smooth
-        panel.plot(seconds, values, color="0.75" if dense else "C0", linewidth=1, marker="" if dense else "o")
-        if dense:  # the noise in grey, its moving average in front
+        dense, noisy = len(points) > DENSE, name != "lr"  # which a schedule sets
+        faint = dense and noisy
+        panel.plot(seconds, values, color="0.75" if faint else "C0", linewidth=1, marker="" if dense else "o")
+        if faint:  # the noise in grey, its moving average in front
             panel.plot(seconds, smooth(values), color="C0", linewidth=1.8)
         panel.set(title=name, xlabel="seconds")
         panel.grid(alpha=0.3)
