@@ -1,6 +1,7 @@
 """Edit distance by its definition, intervals by known values and by their coverage."""
 
 import functools
+import math
 
 import numpy as np
 import pytest
@@ -50,7 +51,6 @@ def test_edit_distance_of_words_and_of_lists_of_words():
         (81, 263, 0.2553, 0.3662),
         (15, 148, 0.0624, 0.1605),
         (0, 20, 0.0000, 0.1611),
-        (1, 29, 0.0061, 0.1718),
     ],
 )
 def test_wilson_interval_is_the_published_one(right, n, low, high):
@@ -71,19 +71,67 @@ def test_wilson_interval_holds_its_value_and_is_symmetric(right, n):
     assert mirrored.low == pytest.approx(1 - found.high)
 
 
+@pytest.mark.parametrize(
+    ("right", "n", "low"),
+    [(1, 29, 0.0009), (2, 100, 0.0024), (3, 1000, 0.0006), (4, 50, 0.0222)],  # Clopper and Pearson (1934)
+)
+def test_few_successes_set_nearly_the_exact_bound(right, n, low):
+    interval = rate([True] * right + [False] * (n - right))
+    assert low / 2 < interval.low < low * 1.05
+    assert rate([False] * right + [True] * (n - right)).high == pytest.approx(1 - interval.low)
+
+
+@pytest.mark.parametrize("n", [20, 37, 100, 400])
+def test_rates_are_held_whatever_they_are(n):
+    """The probability of all outcomes whose interval holds the rate: 0.83 at worst of Wilson's own interval."""
+    bounds = np.array([rate([i < right for i in range(n)]) for right in range(n + 1)])
+    rates = np.concatenate([np.linspace(0.005, 0.995, 199), np.geomspace(0.01, 10, 200) / n])
+    coverage = [binomial(n, p) @ ((bounds[:, 1] <= p) & (p <= bounds[:, 2])) for p in rates]
+    assert 0.94 < np.mean(coverage[:199]) < 0.97
+    assert min(coverage) > 0.92
+
+
+def binomial(n, p):
+    return np.array([math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1)])
+
+
+# ---- ratios --------------------------------------------------------------------------------------
+
+
 def test_ratio_is_of_sums_and_not_of_means():
     assert ratio([1, 0, 3], [1, 4, 5]).value == pytest.approx(0.4)
+    assert ratio([5, 6], [2, 2]).value == 2.75  # more edits than phones
 
 
-def test_ratio_interval_covers_the_truth():
-    rng = np.random.default_rng(0)
-    covered = 0
-    for _ in range(100):
-        lengths = rng.integers(1, 10, size=200)
-        edits = rng.binomial(lengths, 0.2)
-        interval = ratio(edits, lengths, samples=300)
-        covered += interval.low <= 0.2 <= interval.high
-    assert 88 <= covered <= 99
+def held(draw, repeats, seed=0):
+    """How often an interval holds the truth."""
+    rng = np.random.default_rng(seed)
+    return np.mean([low <= truth <= high for (_, low, high), truth in (draw(rng) for _ in range(repeats))])
+
+
+@pytest.mark.parametrize(
+    ("n", "p", "least", "most"),
+    [
+        (10, 0.03, 0.95, 1.0),
+        (10, 0.2, 0.93, 1.0),
+        (20, 0.2, 0.93, 1.0),
+        (200, 0.2, 0.93, 0.97),
+        (2000, 0.02, 0.93, 0.97),
+    ],
+)
+def test_ratio_intervals_hold_the_truth(n, p, least, most):
+    """Edits of words, most of which are right, and the wrong ones wrong in a third of their phones and at least one."""
+
+    def draw(rng):
+        lengths = rng.integers(3, 13, size=n)
+        wrong = rng.random(n) < p * lengths / 8
+        edits = wrong * (1 + rng.binomial(lengths - 1, 0.3))
+        return ratio(edits, lengths), p * np.mean(ALL * (1 + (ALL - 1) * 0.3)) / 8 / ALL.mean()
+
+    assert least <= held(draw, 1500) <= most
+
+
+ALL = np.arange(3, 13)  # lengths
 
 
 def test_ratio_interval_is_repeatable_and_shrinks():
@@ -91,13 +139,27 @@ def test_ratio_interval_is_repeatable_and_shrinks():
     assert few[0] == few[1]
     widths = [x.high - x.low for x in (few[0], many[0])]
     assert widths[0] / widths[1] == pytest.approx(10, rel=0.2)
-    assert ratio([1, 1], [2, 2]) == (0.5, 0.5, 0.5)
 
 
-def test_ratio_holds_its_value_even_if_errors_are_rare():
-    for edits in ([0] * 50, [0] * 49 + [3], [3] * 50):
-        found = ratio(edits, [3] * 50)
-        assert found.low <= found.value <= found.high
+def test_ratio_of_shares_is_as_sure_as_a_rate():
+    """Words of one phone: the error rate of phones is that of words."""
+    wrong = [True] * 30 + [False] * 70
+    assert ratio(wrong, [1] * 100) == pytest.approx(rate(wrong), abs=0.02)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=20), st.integers(1, 9))
+def test_ratio_holds_its_value_and_is_never_sure(pairs, length):
+    edits, lengths = zip((0, length), *pairs, strict=True)
+    found = ratio(edits, lengths)
+    assert 0 <= found.low <= found.value <= found.high
+    assert found.low < found.high
+
+
+def test_nothing_wrong_is_no_proof():
+    """Of n words without an error, 1 − 0.025^(1/n) and less may be wrong in truth; here all phones of them."""
+    for n in (1, 5, 10, 100, 10_000):
+        assert ratio([0] * n, [7] * n).low == 0
+        assert 1 - 0.025 ** (1 / n) < ratio([0] * n, [7] * n).high < 4 / n
 
 
 # ---- F1 ------------------------------------------------------------------------------------------
@@ -109,8 +171,8 @@ def test_f1_by_hand():
     # b      1/1        1/3      1/2
     # c      0/1        0/0      0     never true, but answered once
     assert macro_f1("aabbb", "aabac").value == pytest.approx((4 / 5 + 1 / 2 + 0) / 3)
-    assert macro_f1("ab", "ab") == (1, 1, 1)
-    assert macro_f1("ab", "ba") == (0, 0, 0)
+    assert macro_f1("ab", "ab").value == 1
+    assert macro_f1("ab", "ba").value == 0
 
 
 def f1_by_definition(truth, answers, name):
@@ -126,22 +188,45 @@ def f1_by_definition(truth, answers, name):
 def test_f1_is_its_definition(pairs):
     truth, answers = map(list, zip(*pairs, strict=True))
     scores = [f1_by_definition(truth, answers, name) for name in {*truth, *answers}]
-    found = macro_f1(truth, answers, samples=50)
+    found = macro_f1(truth, answers)
     assert found.value == pytest.approx(sum(scores) / len(scores))
-    assert 0 <= found.low <= found.high <= 1
+    assert 0 <= found.low <= found.value <= found.high <= 1
+    assert found.low < found.high
+    assert macro_f1([f"class {name}" for name in truth], [f"class {name}" for name in answers]) == pytest.approx(found)
 
 
-def test_f1_interval_covers_the_truth():
-    """Two classes of 80 and 20 %, told apart nine times in ten: F1 = 2·0.72/(0.8+0.74) and 2·0.18/(0.2+0.26)."""
-    truth = (2 * 0.72 / 1.54 + 2 * 0.18 / 0.46) / 2
-    rng = np.random.default_rng(0)
-    covered = 0
-    for _ in range(200):
-        labels = rng.random(300) < 0.2
-        answers = labels ^ (rng.random(300) < 0.1)
-        interval = macro_f1(labels.tolist(), answers.tolist(), samples=300)
-        covered += interval.low <= truth <= interval.high
-    assert 180 <= covered <= 198
+def test_f1_of_two_even_classes_is_as_sure_as_accuracy():
+    truth, answers = "ab" * 200, "ab" * 150 + "ba" * 50
+    assert macro_f1(truth, answers) == pytest.approx(
+        rate([t == a for t, a in zip(truth, answers, strict=True)]), abs=0.01
+    )
+    assert macro_f1("ab" * 50, "ab" * 50) == pytest.approx(rate([True] * 100), abs=1e-6)
+
+
+@pytest.mark.parametrize("chosen", [False, True], ids=["classes drawn", "as many of each"])
+@pytest.mark.parametrize(
+    ("classes", "each", "accuracy", "most"),
+    [(2, 10, 0.7, 0.985), (2, 100, 0.9, 0.97), (20, 5, 0.6, 0.985), (100, 5, 0.5, 0.985), (100, 10, 0.8, 0.97)],
+)
+def test_f1_intervals_hold_the_truth(classes, each, accuracy, most, chosen):
+    """Errors fall on all other classes alike, so that every class has an F1 of `accuracy`. The percentiles of a
+    bootstrap hold it in 60 to 90 % of these cases."""
+
+    def draw(rng):
+        n = classes * each
+        truth = np.repeat(np.arange(classes), each) if chosen else rng.integers(classes, size=n)
+        wrong = (truth + rng.integers(1, classes, size=n)) % classes
+        answers = np.where(rng.random(n) < accuracy, truth, wrong)
+        return macro_f1(truth.tolist(), answers.tolist()), accuracy
+
+    assert 0.93 <= held(draw, 800) <= most
+
+
+def test_f1_of_large_test_sets_is_quick_and_narrow():
+    truth = [f"class {i % 1000}" for i in range(10_000)]
+    found = macro_f1(truth, truth[:9000] + truth[:1000][::-1])
+    assert found.value == pytest.approx(0.9, abs=0.001)
+    assert found.high - found.low < 0.02
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,35 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
         assert records.read(path)[0].fields == {"text": "a", "label": "b"}
 
 
+DELIMITED = {
+    "commas": ("a.csv", "text,label\na;b,c\n", "a;b"),
+    "semicolons": ("a.csv", "text;label\na,b;c\n", "a,b"),
+    "tabs": ("a.csv", "text\tlabel\na,b;c\tc\n", "a,b;c"),
+    "bars": ("a.csv", "text|label\na,b|c\n", "a,b"),
+    "tsv": ("a.tsv", "text\tlabel\na,b\tc\n", "a,b"),
+    "tsv with commas in its names": ("a.TSV", "text\tlabel\ta, b, c\nx\tc\t\n", "x"),
+    "declared": ("a.csv", "sep=;\ntext;label\na,b;c\n", "a,b"),
+    "declared, quoted, Windows": ("a.csv", '"SEP=|"\r\ntext|label\r\na,b;|c\r\n', "a,b;"),
+    "a declared tab": ("a.csv", "\ufeffsep=\t\ntext\tlabel\na,b\tc\n", "a,b"),
+    "most fields": ("a.csv", "text;label;name, surname\na, b;c;d, e\n", "a, b"),
+    "quoted names": ("a.csv", '"text","label","of; what; it; is"\na,c,1\n', "a"),
+    "blank lines first": ("a.csv", "\n \n\ntext;label\na;c\n", "a"),
+    "old line ends": ("a.csv", "text;label\ra;c\r", "a"),
+    "empty columns": ("a.csv", "text,label,,\na,c,,\n,,,\n", "a"),
+    "empty columns of the rows": ("a.csv", "text,label\na,c,,,\n", "a"),
+    "a column without a name": ("a.csv", ",text,,label\n0,a,x,c\n", "a"),
+    "invisible around the names": ("a.csv", "\ufeff\u200btext\u00a0;label\u200b\na;c\n", "a"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "text"), DELIMITED.values(), ids=DELIMITED)
+def test_tables_of_spreadsheets(tmp_path, name, content, text):
+    (record,) = records.read(write(tmp_path, name, content))
+    assert (record.fields["text"], record.fields["label"]) == (text, "c")
+    lines = content.splitlines()
+    assert record.place.endswith(f":{next(i for i, line in enumerate(lines, 1) if line.startswith((text, '0,')))}")
+
+
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
 
 
@@ -69,6 +98,15 @@ WRONG = {
     "too many fields": ("a.csv", "text,label\nwell, well,1\n", r"a\.csv:2 has 3 fields, but the first line names 2"),
     "too few fields": ("a.csv", "text,label\nwell\n", r"a\.csv:2 has 1 fields, but the first line names 2"),
     "same name": ("a.csv", "text,text\na,b\n", r"a\.csv:1 names the field 'text' twice"),
+    "same name but for blanks": ("a.csv", "text,text\u200b\na,b\n", r"a\.csv:1 names the field 'text' twice"),
+    "same name in json": ("a.jsonl", '{"a": 1}\n{"a": 1, "b": 2, "b": 3}\n', r"a\.jsonl:2 .* names 'b' twice"),
+    "other delimiter": ("a.csv", "text;label\na,b\n", r"a\.csv:2 has 1 fields, but .* names 2; they end at ';'"),
+    "behind sep": ("a.csv", "sep=;\ntext;label\na;b;c\n", r"a\.csv:3 has 3 fields"),
+    "sep only": ("a.csv", "sep=;\n", r"a\.csv holds no records"),
+    "NUL": ("a.csv", "text,label\na,b\n\0\0\0,b\n", r"a\.csv:3 holds NUL bytes: .* damaged, or not UTF-8"),
+    "NUL in json": ("a.jsonl", '{"text": "a"}\n\0\0\n', r"a\.jsonl:2 holds NUL bytes"),
+    "UTF-16": ("a.csv", "text,label\n".encode("utf-16-le"), r"a\.csv:1 holds NUL bytes"),
+    "UTF-16 with its mark": ("a.csv", "text,label\n".encode("utf-16"), r"a\.csv is not UTF-8"),
 }
 
 
@@ -91,7 +129,13 @@ def record(**fields):
 
 
 def test_texts():
-    assert record(a=" x\n").text("a") == "x"
+    for blanks in (" ", "\n", "\u00a0", "\u200b", "\ufeff", "\u2060 \u200e", "\u3000"):
+        assert record(a=f"{blanks}x y{blanks}").text("a") == "x y"
+        with pytest.raises(UserError, match=r"a\.jsonl:7: 'a' is empty"):
+            record(a=blanks).text("a")
+    assert (
+        record(a="cafe\u0301 \U0001f469\u200d\U0001f4bb").text("a") == "cafe\u0301 \U0001f469\u200d\U0001f4bb"
+    )  # as it is
     for value, sentence in (
         ("  ", "a.jsonl:7: 'a' is empty"),
         (None, "a.jsonl:7: 'a' is null, but a text"),
@@ -108,6 +152,50 @@ def test_labels():
     for value in (None, [1], {"a": 1}, float("nan"), "", " "):
         with pytest.raises(UserError, match=r"a\.jsonl:7: 'a' is "):
             record(a=value).label("a")
+
+
+def labels(*values):
+    return records.labels([record(a=value) for value in values], "a")
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        (("0", "1.0", "0.0", "1"), ("0", "1", "0", "1")),
+        ((0, 1.0, 0.0, 1, "1.00", "+1"), ("0", "1", "0", "1", "1", "1")),
+        (("-0.0", -0.0, "2.50", 2.5, "-3", -3), ("0", "0", "2.5", "2.5", "-3", "-3")),
+        (("10", "100", 100.0, "1000.0"), ("10", "100", "100", "1000")),
+        (("1", "1.0", "beta"), ("1", "1.0", "beta")),  # versions, not numbers
+        (("007", "7", "7.0"), ("007", "7", "7.0")),  # codes
+        ((1.0, "1", "1.0", "a"), ("1", "1", "1.0", "a")),
+        ((True, "true", 1, False, "True"), ("true", "true", "1", "false", "True")),
+        (("caf\u00e9", "cafe\u0301", " caf\u00e9\u200b"), ("caf\u00e9",) * 3),
+        (("pos\u200b", "\ufeffpos", "pos\u00a0", "pos"), ("pos",) * 4),
+        (("pos", "Pos", "nan"), ("pos", "Pos", "nan")),
+        (("12345678901234567890123456789012345.0", "12345678901234567890123456789012346"), None),
+        ((1e22, 10**22, "1" + "0" * 22), ("1" + "0" * 22,) * 3),
+        ((1e-7, "0.0000001"), ("0.0000001",) * 2),
+        (("1e3", "1000"), ("1e3", "1000")),
+        (("\u0661", "1"), ("\u0661", "1")),  # digits of another script
+    ],
+)
+def test_what_counts_as_one_class(values, names):
+    assert labels(*values) == [
+        *(names or ("12345678901234567890123456789012345", "12345678901234567890123456789012346"))
+    ]
+
+
+def test_numbers_in_csv_are_the_same_classes_as_in_jsonl(tmp_path):
+    values = ["0", "1.0", "0.0", "1", "2.50"]
+    table = write(tmp_path, "a.csv", "text;label\n" + "".join(f"x;{value}\n" for value in values))
+    lines = write(tmp_path, "a.jsonl", "".join(f'{{"label": {value}}}\n' for value in values))
+    assert records.labels(records.read(table), "label") == records.labels(records.read(lines), "label")
+
+
+def test_a_table_of_one_column_asks_for_its_delimiter(tmp_path):
+    (first,) = records.read(write(tmp_path, "a.csv", "text/label\na/b\n"))
+    with pytest.raises(UserError, match=r"a\.csv:2 has no field 'label', only 'text/label'; .*separate the fields"):
+        first.label("label")
 
 
 def test_a_missing_field_tells_what_there_is():
