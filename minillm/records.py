@@ -8,7 +8,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,18 +60,24 @@ class Record(NamedTuple):
         return unicodedata.normalize("NFC", self.text(name))
 
 
-def labels(records: Sequence[Record], name: str) -> list[str]:
-    """A field of all records as names of classes. One class are
+def labels(records: Sequence[Record], name: str, known: Collection[str] = ()) -> list[str]:
+    """A field of all records as names of classes, where given of `known` ones. One class are
 
     - equal numbers, however written: 1, 1.0 and 1.00, and also the texts "1" and "1.0" if the field holds nothing but
-      numbers (in CSV all are texts). Among words, "1.0" is a name like any other; so is 007 everywhere;
+      numbers (in CSV all are texts), or if the number is known and the text is not. Among words, "1.0" is a name like
+      any other; so is 007 everywhere;
     - true and "true", false and "false"; but not 1, and not "True";
     - names that differ only in what is invisible at their ends, or in how Unicode composes them (NFC, NFD).
 
     All else makes two classes, such as case and misspellings: minillm.labels.suspicious finds those.
     """
     names = [record.label(name) for record in records]
-    return [by_value(name) for name in names] if all(map(NUMBER.fullmatch, names)) else names
+    values = [by_value(name) if NUMBER.fullmatch(name) else name for name in names]
+    if known:
+        return [
+            value if value in known and name not in known else name for name, value in zip(names, values, strict=True)
+        ]
+    return values if all(map(NUMBER.fullmatch, names)) else names
 
 
 def by_value(number: str) -> str:

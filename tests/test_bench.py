@@ -73,6 +73,15 @@ def test_quick_generation(tmp_path):
     assert rows[1]["error"] == 0  # the same answers
 
 
+def test_quick_simulation_of_intervals():
+    script = [sys.executable, str(ROOT / "bench" / "intervals.py"), "--quick"]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()[2:]]
+    assert {metric for metric, *_ in cells} == {"rate", "ratio", "macro-F1"}
+    assert all(float(mean.rstrip("%")) > 90 for *_, mean, _ in cells)
+
+
 def test_a_foreign_package_named_kernels_is_named(tmp_path):
     """Imported before ours can be put first on the path, as a start-up file of an environment might."""
     (tmp_path / "kernels").mkdir()

@@ -53,6 +53,7 @@ def test_rare_misspellings(slip):
         ("A-", "A", "A+"),
         ("C", "C++", "C#"),
         ("1", "2", "10", "1.5"),
+        ("1-2", "12", "1 2"),
         ("unknown", "known", "no", "yes", "other"),
         ("true", "false"),
         ("increase", "decrease", "like", "unlike"),

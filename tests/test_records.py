@@ -47,6 +47,7 @@ DELIMITED = {
     "tsv": ("a.tsv", "text\tlabel\na,b\tc\n", "a,b"),
     "tsv with commas in its names": ("a.TSV", "text\tlabel\ta, b, c\nx\tc\t\n", "x"),
     "declared": ("a.csv", "sep=;\ntext;label\na,b;c\n", "a,b"),
+    "declared comma": ("a.csv", 'sep=,\r\n"text","label"\r\n"a;b","c"\r\n', "a;b"),
     "declared, quoted, Windows": ("a.csv", '"SEP=|"\r\ntext|label\r\na,b;|c\r\n', "a,b;"),
     "a declared tab": ("a.csv", "\ufeffsep=\t\ntext\tlabel\na,b\tc\n", "a,b"),
     "most fields": ("a.csv", "text;label;name, surname\na, b;c;d, e\n", "a, b"),
@@ -64,8 +65,9 @@ DELIMITED = {
 def test_tables_of_spreadsheets(tmp_path, name, content, text):
     (record,) = records.read(write(tmp_path, name, content))
     assert (record.fields["text"], record.fields["label"]) == (text, "c")
-    lines = content.splitlines()
-    assert record.place.endswith(f":{next(i for i, line in enumerate(lines, 1) if line.startswith((text, '0,')))}")
+    starts = (text, f'"{text}', "0,")
+    number = next(i for i, line in enumerate(content.splitlines(), 1) if line.startswith(starts))
+    assert record.place.endswith(f":{number}")
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
@@ -183,6 +185,19 @@ def test_what_counts_as_one_class(values, names):
     assert labels(*values) == [
         *(names or ("12345678901234567890123456789012345", "12345678901234567890123456789012346"))
     ]
+
+
+@pytest.mark.parametrize(
+    ("known", "values", "names"),
+    [
+        (("0", "1"), ("1.0", "0", "0.0"), ("1", "0", "0")),
+        (("0", "1"), ("1.0", "beta"), ("1", "beta")),  # only the word is new
+        (("1", "1.0", "beta"), ("1.0", "1"), ("1.0", "1")),  # numbers, but training told them apart
+        (("a", "b"), ("1.0", "a"), ("1.0", "a")),
+    ],
+)
+def test_other_files_follow_the_classes_of_training(known, values, names):
+    assert records.labels([record(a=value) for value in values], "a", known) == [*names]
 
 
 def test_numbers_in_csv_are_the_same_classes_as_in_jsonl(tmp_path):

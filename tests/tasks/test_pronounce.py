@@ -69,6 +69,8 @@ def test_lines_of_comments(write, before, comment):
 def test_a_byte_order_mark_and_other_invisible_characters_are_no_letters(write):
     lines = "\ufeffCAT\t K\u00a0AE1 T\u200b\nCAFE\u0301  K AE0\ncaf\u00e9(2)  K\n\u200eowl  AW L\r\n"
     assert pronunciations(write(lines)) == {"cat": ["K AE T"], "café": ["K AE", "K"], "owl": ["AW L"]}
+    for comment in ("# a comment", ";;; a comment"):
+        assert pronunciations(write(f"\ufeff{comment}\n{OWL}")) == {"owl": ["AW L"]}
 
 
 def test_arpabet_in_any_case_bears_stress_on_its_vowels(write):
