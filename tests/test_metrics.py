@@ -2,12 +2,16 @@
 
 import functools
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minillm import metrics
 from minillm.metrics import Interval, edit_distance, macro_f1, rate, ratio
 
 words = st.lists(st.sampled_from("abc"), max_size=6).map(tuple)
@@ -220,6 +224,18 @@ def test_f1_intervals_hold_the_truth(classes, each, accuracy, most, chosen):
         return macro_f1(truth.tolist(), answers.tolist()), accuracy
 
     assert 0.93 <= held(draw, 800) <= most
+
+
+def test_f1_does_not_depend_on_the_order_of_a_set():
+    """Or a run that goes on in another process would end with other last digits."""
+    code = f"""import runpy
+macro_f1 = runpy.run_path({metrics.__file__!r})["macro_f1"]
+truth = ["class %d" % (i % 97) for i in range(1000)]
+print(repr(macro_f1(truth, [name if i % 7 and i % 11 else truth[i * i % 1000] for i, name in enumerate(truth)])))"""
+    environments = [{**os.environ, "PYTHONHASHSEED": str(seed)} for seed in range(3)]
+    command = [sys.executable, "-c", code]
+    printed = {subprocess.run(command, env=env, capture_output=True, check=True).stdout for env in environments}
+    assert len(printed) == 1
 
 
 def test_f1_of_large_test_sets_is_quick_and_narrow():
