@@ -1,6 +1,6 @@
 """Do the 95 % intervals of minillm/metrics.py hold the true value in 95 % of cases? Simulated over kinds of data.
 
-python bench/intervals.py            # about four minutes on one core; writes bench/results/intervals.json
+python bench/intervals.py            # two minutes on one core; writes bench/results/intervals.json
 python bench/intervals.py --quick    # seconds, and nothing is written
 
 The truth is that of the population that the examples are drawn from: of macro-F1, that of its confusion matrix. Kinds
