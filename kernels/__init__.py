@@ -11,6 +11,7 @@ attention.py               one attention for training, prefill and decoding
     cpu/blocks.py              blocks of queries for all else
     cpu/dropout.py             what dropout multiplies by
     gpu/attention.py           formula, forward, backward in Triton
+    gpu/attention_walk.py      which tiles those walk over
     gpu/attention_launch.py    launch tables and operators
     philox.py                  dropout as a function of the place, the same on a CPU and on a GPU
 

@@ -12,16 +12,15 @@ Letters: B batch, T queries, S keys (N and M in a packed row), H query heads, G 
 """
 
 import math
+from operator import index
 
 import torch
 from torch import Tensor
 
 from kernels import reference
 from kernels.arguments import AttentionOptions as Options
-from kernels.arguments import Layout
-from kernels.backend import implementation
+from kernels.arguments import Layout, chosen
 from kernels.cpu import attention as cpu
-from kernels.operators import constant
 from kernels.packing import Packing
 
 
@@ -70,10 +69,11 @@ def attention(
     _check_tensors(q, k, v, layout)
     if window is not None and window >= _longest(q, k, layout):
         window = None  # as it hides nothing; and numbers of that size would overflow in a kernel
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    head_dim = index(q.shape[-1])  # a number, where torch.compile would have a symbol
+    scale = head_dim**-0.5 if scale is None else scale
     options = Options(bool(causal), window, scale, softcap, dropout_p, dropout_seed)
     _check_options(options)
-    return _IMPLEMENTATIONS[_chosen(q.device, impl, q.dtype, q.shape[-1])](q, k, v, layout, options)
+    return _IMPLEMENTATIONS[chosen(q.device, impl, q.dtype, head_dim)](q, k, v, layout, options)
 
 
 def _longest(q: Tensor, k: Tensor, layout: Layout) -> int:
@@ -100,11 +100,6 @@ def _triton(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options) -
 
 
 _IMPLEMENTATIONS = {"eager": _eager, "torch": cpu.attention, "triton": _triton}
-
-
-@constant  # torch.compile shall not trace the search
-def _chosen(device: torch.device, impl: str | None, dtype: torch.dtype, head_dim: int) -> str:
-    return implementation(device, impl, dtype, head_dim)
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> None:
@@ -142,7 +137,7 @@ def _check_packing(packing: Packing, x: Tensor, what: str) -> None:
 def _check_options(options: Options) -> None:
     if options.window is not None and options.window < 1:
         raise ValueError(f"window={options.window} shows a query nothing; at least 1 shows it its own key")
-    if not math.isfinite(options.scale):
+    if not -math.inf < options.scale < math.inf:
         raise ValueError(f"scale={options.scale} must be finite")
     if options.softcap is not None and not 0.0 < options.softcap < math.inf:
         raise ValueError(f"softcap={options.softcap} must be positive and finite; None caps nothing")

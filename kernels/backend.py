@@ -3,7 +3,8 @@
 eager    kernels/reference.py: the definition in plain PyTorch, any dtype up to float64, nothing clever
 torch    the best that PyTorch offers on this device without Triton
 triton   our own GPU kernels; on a CPU only inside Triton's interpreter (TRITON_INTERPRET=1, for tests)
-auto     triton on a GPU where Triton is installed and takes the tensors, else torch
+auto     triton on a GPU where Triton is installed and takes the tensors, else torch; within torch.func.grad, vmap and
+         their like eager, which alone is made of what these know
 """
 
 import importlib.util
@@ -15,6 +16,7 @@ import torch
 
 IMPLS = ("auto", "triton", "torch", "eager")
 MAX_HEAD_DIM = 256  # of the Triton attention, whose tiles hold whole heads
+is_transformed = torch._C._are_functorch_transforms_active  # () → whether within torch.func.grad, vmap and their like
 _default = "auto"
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None  # looking takes 50 µs: once
 
@@ -43,6 +45,10 @@ def choose(
     impl = impl or _default
     if impl not in IMPLS:
         raise ValueError(f"impl={impl!r} is not one of {', '.join(IMPLS)}")
+    if impl != "eager" and is_transformed():
+        if impl == "auto":
+            return Choice("eager", "the definition, because torch.func sees through nothing else")
+        raise ValueError(f"impl={impl!r} is closed to the transforms of torch.func; use impl='eager' there")
     if impl in ("torch", "eager"):
         return Choice(impl, "as asked for")
     obstacle = triton_obstacle(device, dtype, head_dim)
@@ -59,7 +65,7 @@ def choose(
 
 @cache
 def implementation(device: torch.device, impl: str | None, dtype: torch.dtype, head_dim: int = 0) -> str:
-    """`choose(...).impl`, for the kernels themselves: looked up once, because every layer of every step asks."""
+    """`choose(...).impl`, outside of torch.func: looked up once, because every layer of every step asks."""
     return choose(device, impl, dtype, head_dim).impl
 
 

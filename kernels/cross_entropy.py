@@ -27,10 +27,9 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.arguments import CrossEntropyOptions as Options
-from kernels.backend import implementation
+from kernels.arguments import check_options, check_targets, chosen
 from kernels.cpu import cross_entropy as cpu
-from kernels.cpu.cross_entropy import check_options, check_targets
-from kernels.operators import constant, operator, schema_of
+from kernels.operators import operator, schema_of
 
 REDUCTIONS = ("none", "sum", "mean")
 
@@ -143,21 +142,16 @@ def cross_entropy(
         raise ValueError(f"reduction={reduction!r} is not one of {', '.join(REDUCTIONS)}")
     if logits.shape[:-1] != targets.shape:
         raise ValueError(f"targets {tuple(targets.shape)} don't fit logits {tuple(logits.shape)}")
-    chosen = _chosen(logits.device, impl, logits.dtype)
-    if chosen == "eager":
+    impl = chosen(logits.device, impl, logits.dtype)
+    if impl == "eager":
         check_targets(targets, logits.shape[-1], ignore_index)
         loss, *stats = reference.cross_entropy(logits, targets, **options._asdict())
     else:
         rows, labels = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
-        loss, stats, _ = _operator(rows, labels, return_stats, chosen == "triton", *options)
+        loss, stats, _ = _operator(rows, labels, return_stats, impl == "triton", *options)
         loss = loss.view(targets.shape)
     if reduction != "none":
         loss = loss.sum()
     if reduction == "mean":
         loss = loss / (targets != ignore_index).sum().clamp_min(1)
     return (loss, TokenStats(*(x.view(targets.shape) for x in stats))) if return_stats else loss
-
-
-@constant  # torch.compile shall not trace the search
-def _chosen(device: torch.device, impl: str | None, dtype: torch.dtype) -> str:
-    return implementation(device, impl, dtype)

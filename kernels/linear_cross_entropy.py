@@ -20,10 +20,9 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.arguments import CrossEntropyOptions as Options
-from kernels.backend import implementation
-from kernels.cpu.cross_entropy import check_options, check_targets
+from kernels.arguments import check_options, check_targets, chosen
 from kernels.cross_entropy import TokenStats, rows_module
-from kernels.operators import constant, operator, schema_of
+from kernels.operators import operator, schema_of
 
 CHUNK_BYTES_CPU = 104 << 20  # of float32 logits: 540 rows of 50,257, where the products reach their full rate
 CHUNK_ROWS_GPU = 2048  # fewer starve the products: a V of 128k needs 1,000 rows to be bound by arithmetic
@@ -265,8 +264,8 @@ def linear_cross_entropy(
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
     if isinstance(token_weights, Tensor) and not return_stats:  # a weight of 0 is as good as no target
         targets = targets.where(token_weights != 0, ignore_index)
-    chosen = _chosen(hidden.device, impl, hidden.dtype)
-    if chosen == "eager":
+    impl = chosen(hidden.device, impl, hidden.dtype)
+    if impl == "eager":
         check_targets(targets, weight.shape[0], ignore_index)
         how = {"token_weights": token_weights, "bias": bias, **options._asdict()}
         loss, *stats = reference.linear_cross_entropy(hidden, weight, targets, **how)
@@ -276,14 +275,9 @@ def linear_cross_entropy(
         form = w is not None and torch.is_grad_enabled()
         wanted = [form and x is not None and x.requires_grad for x in tensors]
         rows = chunk_rows or default_chunk_rows(weight.shape[0], hidden.device)
-        loss, stats, *_ = _operator(*tensors, targets, w, rows, wanted, chosen == "triton", return_stats, *options)
+        loss, stats, *_ = _operator(*tensors, targets, w, rows, wanted, impl == "triton", return_stats, *options)
         loss, stats = loss if unit is None else loss * unit, stats.unbind(-1)
     return (loss, TokenStats(*stats)) if return_stats else loss
-
-
-@constant  # torch.compile shall not trace the search
-def _chosen(device: torch.device, impl: str | None, dtype: torch.dtype) -> str:
-    return implementation(device, impl, dtype)
 
 
 def _weights(token_weights: Tensor | float | None, like: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -8,6 +8,7 @@ Letters: B batch, T queries, S keys, H query heads, G key/value heads, D head di
 import torch
 from torch import Tensor
 
+from kernels.arguments import blank
 from kernels.philox import attention_keep
 
 # ---- attention ------------------------------------------------------------------------------------------
@@ -60,6 +61,7 @@ def attention(
     """
     B, T, H, D = q.shape
     S, G = k.shape[1], k.shape[2]
+    q, k, v = blank(q, q_lengths), blank(k, k_lengths), blank(v, k_lengths)
     k, v = (x.repeat_interleave(H // G, dim=2) for x in (k, v))  # query head h reads key head h // (H / G)
     scores = torch.einsum("bthd,bshd->bhts", q, k) * (D**-0.5 if scale is None else scale)
     if softcap is not None:

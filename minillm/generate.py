@@ -223,7 +223,8 @@ def draw(
     if sampling.temperature == 0:
         best, tokens = logits.max(dim=-1)
         return tokens, best - logits.logsumexp(dim=-1)
-    logits = logits / sampling.temperature
+    top = logits.amax(dim=-1, keepdim=True)  # at temperatures near 0 only differences to it are sure not to overflow
+    logits = (logits - top) / max(sampling.temperature, torch.finfo(logits.dtype).tiny)
     logits, candidates = cut(logits, sampling)
     logprobs = torch.log_softmax(logits, dim=-1)
     # The exponential race: argmax p/E with E ~ Exp(1) is a draw from p, and cheaper than multinomial.

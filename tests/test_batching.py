@@ -224,6 +224,12 @@ def test_lengths_are_shuffled():
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.5
 
 
+def test_examples_of_one_length_meet_others_in_every_epoch():
+    first, second = ({frozenset(step) for step in epoch} for epoch in epochs_of(corpus_of([4] * 64), 2))
+    assert len(first) == len(second) == 4
+    assert not first & second
+
+
 def test_the_order_is_fixed_by_the_seed():
     first, same, other = (steps_of(corpus_of(LENGTHS, seed), range(80)) for seed in (3, 3, 4))
     assert first == same != other

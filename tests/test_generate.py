@@ -311,3 +311,12 @@ def test_repetition_is_penalised_over_prompt_and_answer():
             assert token == int(scores.argmax())
             assert logprob == pytest.approx(float(scores.log_softmax(-1)[token]), abs=1e-9)
             text.append(token)
+
+
+def test_penalties_stay_with_their_answers_when_others_leave():
+    model, prompts = small(sharpness=0.3), [[0], [1], [2], [3]]
+    options = {"sampling": Sampling(0, repetition_penalty=4.0)}
+    together = generate(model, prompts, 8, **options, is_done=lambda token: token.answer in (0, 2))
+    assert [len(sample.tokens) for sample in together] == [1, 8, 1, 8]
+    for number in (1, 3):
+        assert together[number].tokens == generate(model, [prompts[number]], 8, **options)[0].tokens

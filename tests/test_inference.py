@@ -39,8 +39,11 @@ def read(model, cache, parts, seen, until):
         [(2, 2, 2), (3, 3, 3), (4, 4, 4)],  # the same of one length
         [(3, 1, 2), (9, 2, 4), (9, 4, 6)],  # several tokens each, also none
         [(3, 0, 2), (5, 4, 2), (9, 4, 6)],  # a sequence that begins later
+        [(3, 1, 2), (4, 4, 4), (9, 4, 6)],  # as long as each other in the end, but not before
+        [(3, 4, 3), (4, 4, 4), (9, 4, 6)],  # the same by a token each, but for one
+        [(3, 2, 2), (4, 2, 2), (9, 4, 6)],  # a token for one alone
     ],
-    ids=["at once", "ragged", "rectangular", "pieces", "late"],
+    ids=["at once", "ragged", "rectangular", "pieces", "late", "level", "level by one", "one alone"],
 )
 def test_pieces_are_the_whole(choices, impl, stops, monkeypatch):
     monkeypatch.setattr(backend, "_default", impl)

@@ -120,6 +120,17 @@ def test_interrupted_in_a_step(training, call, monkeypatch, number, kind):
     assert_equal_runs(whole, "cut")
 
 
+def test_the_seconds_of_a_run_are_those_of_all_its_processes(training, call, monkeypatch):
+    script, options, _ = training
+    with monkeypatch.context() as patch:
+        interrupt_at_step(patch, 6, signal.SIGINT)
+        call(script, **options, out="cut")
+    begin = Session.begin
+    monkeypatch.setattr(Session, "begin", lambda *args: 1000 + begin(*args))
+    assert call(script, resume="cut")[0] == 0
+    assert json.loads(Path("cut/metrics.json").read_text())["seconds"] > 1000
+
+
 @pytest.mark.parametrize("at", [1, 6])
 def test_interrupted_when_weights_have_moved(training, call, at):
     """Ctrl-C comes when it comes: here just after the `at`-th time that an optimiser has moved the weights."""

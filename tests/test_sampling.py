@@ -85,6 +85,21 @@ def test_greedy_takes_the_likeliest_and_says_how_likely_it_was():
     torch.testing.assert_close(logprobs, scores.log_softmax(-1).amax(-1))
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-40, 1e-36, 1e-30, 1e-10])
+@pytest.mark.parametrize(
+    "cuts", [{}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.1}, {"top_k": 4, "top_p": 0.9}], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_temperatures_near_0_take_the_likeliest(temperature, cuts, dtype):
+    """Whatever the size of the logits, whose quotients overflow."""
+    for size in (1e-3, 1.0, 1e4):
+        scores = (size * logits()).to(dtype)
+        scores[:, 3], scores[:, 5] = 2 * scores.abs().amax(-1), -math.inf
+        tokens, logprobs = draw(scores, Sampling(temperature, **cuts))
+        assert tokens.tolist() == [3] * len(scores)
+        assert logprobs.tolist() == [0.0] * len(scores)
+
+
 def test_low_precision_is_drawn_from_in_float32():
     tokens, logprobs = draw(logits().bfloat16(), Sampling(top_p=0.9))
     assert logprobs.dtype == torch.float32

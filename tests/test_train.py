@@ -23,6 +23,7 @@ from minillm.gpt import GPT, GPTConfig
 from minillm.metrics import rate
 from minillm.published import checkpoint
 from minillm.run import Run
+from minillm.session import schedule
 from minillm.start import open_start
 from minillm.tasks import TASKS
 from minillm.tasks.base import Example, Splits, WritingTask
@@ -308,6 +309,7 @@ def test_a_start_is_made_gone_on_with_or_taken(monkeypatch, names, made_with):
         (train_rl, {"samples": 1}, "--samples 1: the leave-one-out baseline needs at least 2"),
         (train_rl, {"prompts": 0}, "--prompts 0 must be positive"),
         (train_rl, {"temperature": 0.0}, r"--temperature 0\.0 must be positive"),
+        (train_rl, {"temperature": 1e-40}, r"--temperature 1e-40 leaves nothing to chance; give at least 0\.001"),
         (train_rl, {"warmup": 1.0}, r"--warmup 1\.0 must be a share"),
         (train_rl, {"minutes": 1.0, "steps": 2}, "--minutes and --steps exclude each other"),
         (train_rl, {"task": "classify"}, "--task classify is not one of pronounce, arithmetic"),
@@ -384,3 +386,27 @@ def test_dropout_is_on_by_example_and_off_by_reward(sums, monkeypatch, script, a
     monkeypatch.setattr(arithmetic.Arithmetic, "reward", made_up)  # so that every step has something to learn
     script.train(script.Args(**args, init=sums, steps=4, evaluations=3, precision="fp32"))
     assert modes == [is_on] * 4
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.5])
+def test_rates_rise_as_long_as_warmup_says(sums, warmup):
+    common = {"init": sums, "steps": 4, "lr": 0.01, "warmup": warmup, "evaluations": 1, "precision": "fp32"}
+    options = arithmetic.Options(20)
+    runs = (
+        train_sft.train(train_sft.Args(task="arithmetic", optimizer="adamw", options=options, **common)),
+        train_rl.train(train_rl.Args(prompts=2, samples=2, **common)),
+    )
+    for run in runs:
+        rates = [record["lr"] for record in run.read_log() if "lr" in record]
+        assert rates == pytest.approx([0.01 * schedule((step + 0.5) / 4, warmup) for step in range(4)])
+
+
+def test_reinforcement_draws_and_learns_at_its_temperature(sums, monkeypatch):
+    drawn, learned, generate, backward = [], [], train_rl.generate, train_rl.backward
+    monkeypatch.setattr(train_rl, "generate", lambda *args: drawn.append(args[4].temperature) or generate(*args))
+    monkeypatch.setattr(train_rl, "backward", lambda *args: learned.append(args[3]) or backward(*args))
+    made_up = staticmethod(lambda _, answers: {"right": [float(i % 2) for i in range(len(answers))]})
+    monkeypatch.setattr(arithmetic.Arithmetic, "reward", made_up)  # so that every step has something to learn
+    run = train_rl.train(train_rl.Args(init=sums, steps=2, **FEW | {"temperature": 0.7}))
+    assert drawn == learned == [0.7] * 2
+    assert run.read_log()[1]["kl"] == 0

@@ -12,13 +12,15 @@
 Letters: B batch, T queries, S keys, N queries of a packed row, H query heads, G key/value heads, D head dim.
 """
 
+from operator import index
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag, scaled_dot_product_attention
 
 from kernels.arguments import AttentionOptions as Options
-from kernels.arguments import Layout
+from kernels.arguments import Layout, blank
 from kernels.cpu.blocks import FEW_KEYS, attention_blocks
 from kernels.cpu.dropout import dropout_factors, generator_of
 from kernels.packing import Groups, Packing, Spans
@@ -73,7 +75,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = N
     if q.shape[1] == 1:  # a branch and no `and`: to torch.compile a comparison of lengths is a symbol, no bool
         causal = False
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    gqa = q.shape[1] != k.shape[1]
+    gqa = index(q.shape[1]) != index(k.shape[1])  # numbers, so that torch.compile has a bool
     out = scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=gqa)
     return out.transpose(1, 2)
 
@@ -84,6 +86,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = N
 def _few_queries(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options) -> Tensor:
     """The scores are small, so a mask costs little, and what counts is overhead."""
     mask = _visible(q, k, layout, options)
+    k, v = blank(k, layout.k_lengths), blank(v, layout.k_lengths)
     attend = plain_products if _is_half_on_cpu(q) else _sdpa
     out = attend(q, k, v, options.scale, mask)
     if mask is not None:  # softmax over nothing is not a number

@@ -14,36 +14,6 @@ from kernels.arguments import Rows
 ENTROPY_BLOCK = 1 << 18  # elements: a block and its logarithm stay in a core's cache
 
 
-# ---- what is refused ---------------------------------------------------------------------------------
-
-
-def check_options(ignore_index: int, label_smoothing: float, z_loss: float, temperature: float) -> Options:
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing={label_smoothing} must lie between 0 and 1")
-    if not z_loss >= 0.0:
-        raise ValueError(f"z_loss={z_loss} must not be negative")
-    if not temperature > 0.0:
-        raise ValueError(f"temperature={temperature} must be positive")
-    return Options(ignore_index, float(label_smoothing), float(z_loss), float(temperature))
-
-
-def check_targets(targets: Tensor, V: int, ignore_index: int) -> None:
-    """Raise for a target that is no word: ValueError, or on a GPU an assertion that stalls nothing."""
-    if targets.dtype != torch.int64:
-        raise ValueError(f"targets are {targets.dtype}, not torch.int64")
-    if targets.device.type == "cuda":
-        right = ~_wrong(targets, V, ignore_index).any()
-        torch._assert_async(right, f"a target is neither in 0 … {V - 1} nor ignore_index={ignore_index}")
-    elif targets.numel() and (targets.min() < 0 or targets.max() >= V):  # mostly not, and then two passes are enough
-        wrong = targets[_wrong(targets, V, ignore_index)].tolist()
-        if wrong:
-            raise ValueError(f"target {wrong[0]} is neither in 0 … {V - 1} nor ignore_index={ignore_index}")
-
-
-def _wrong(targets: Tensor, V: int, ignore_index: int) -> Tensor:
-    return ((targets < 0) | (targets >= V)) & (targets != ignore_index)
-
-
 # ---- all rows, from logits that stay as they are ---------------------------------------------------
 
 

@@ -19,9 +19,6 @@ Two kernels: one owns queries, stores δ and sums dq over the keys; one owns key
 queries of all heads that share them. Every sum has one owner and one order: no atomics, the same bits every
 time.
 
-A walk has up to three parts, so that a mask is computed only where it cuts through a tile: the tiles that the
-edge of the window crosses, the full ones, those that the diagonal or the end crosses.
-
 Letters: B batch, T queries, S keys, N rows of all sequences, H query heads, G key/value heads, D head dim;
 i, n and j, m: index and number of a sequence's queries and keys.
 """
@@ -30,6 +27,8 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
+
+from kernels.gpu.attention_walk import walk_keys, walk_queries
 
 LOG2E = tl.constexpr(1.4426950408889634)
 NEG_INF = tl.constexpr(float("-inf"))
@@ -163,23 +162,6 @@ def _keep(seed, threshold, b, h, query, key):
 # ---- forward ------------------------------------------------------------------------------------------
 
 
-@triton.jit
-def _walk_keys(i0, offset, m, window, CAUSAL: tl.constexpr, BLOCK: tl.constexpr):
-    """Edges of the three parts of the walk of queries i0 … i0 + BLOCK.M over m keys."""
-    first, last = i0 + offset, i0 + BLOCK.M - 1 + offset  # places of the queries among the keys
-    start, full, masked, stop = 0, 0, m, m
-    if CAUSAL:
-        masked, stop = tl.minimum(m, first + 1), tl.minimum(m, last + 1)
-    if window is not None:
-        start = tl.maximum(0, first - window + 1) // BLOCK.N * BLOCK.N
-        full = tl.cdiv(tl.maximum(0, last - window + 1), BLOCK.N) * BLOCK.N
-        if not CAUSAL:
-            masked, stop = tl.minimum(m, first + window), tl.minimum(m, last + window)
-    stop = tl.maximum(stop, start)
-    full = tl.minimum(full, start + tl.cdiv(stop - start, BLOCK.N) * BLOCK.N)
-    return start, full, tl.maximum(full, masked // BLOCK.N * BLOCK.N), stop
-
-
 @triton.jit(do_not_specialize=VARYING)
 def forward_kernel(
     q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, q_bounds, k_bounds,  # (…, T, H, D), (…, S, G, D) twice, (N, H, D), (H, N)
@@ -204,7 +186,7 @@ def forward_kernel(
     top = tl.full((BLOCK.M,), NEG_INF, tl.float32)  # running maximum of the scores
     total = tl.full((BLOCK.M,), 0.0, tl.float32)  # running sum of exp(score − top)
     acc = tl.full((BLOCK.M, BLOCK.D), 0.0, tl.float32)
-    edges = _walk_keys(i0, m - n, tl.where(i0 < n, m, 0), scores.window, CAUSAL, BLOCK)
+    edges = walk_keys(i0, m - n, tl.where(i0 < n, m, 0), scores.window, CAUSAL, BLOCK)
     for PART in tl.static_range(1 if scores.window is None else 0, 3):
         for j0 in range(edges[PART], edges[PART + 1], BLOCK.N):
             key = j0 + tl.arange(0, BLOCK.N)
@@ -264,7 +246,7 @@ def backward_q_kernel(
     tl.store(delta_ptr + row_offset + query, delta, mask=query < T)
     lse = tl.load(lse_ptr + row_offset + query, mask=query < n, other=INF)
     dq = tl.full((BLOCK.M, BLOCK.D), 0.0, tl.float32)
-    edges = _walk_keys(i0, m - n, tl.where(i0 < n, m, 0), scores.window, CAUSAL, BLOCK)
+    edges = walk_keys(i0, m - n, tl.where(i0 < n, m, 0), scores.window, CAUSAL, BLOCK)
     for PART in tl.static_range(1 if scores.window is None else 0, 3):
         for j0 in range(edges[PART], edges[PART + 1], BLOCK.N):
             key = j0 + tl.arange(0, BLOCK.N)
@@ -281,27 +263,6 @@ def backward_q_kernel(
             ds = p * (dp - delta[:, None]) * slope
             dq += _dot(ds.to(k.dtype), k)
     _store(dq_ptr + o_offset, dq * scores.scale, query, T, H * D, D, BLOCK.D)
-
-
-@triton.jit
-def _walk_queries(j0, offset, n, window, CAUSAL: tl.constexpr, BLOCK: tl.constexpr):
-    """Edges of the three parts of the walk of keys j0 … j0 + BLOCK.N over n queries."""
-    first, last = j0 - offset, j0 + BLOCK.N - 1 - offset  # the queries that stand beside the keys
-    start, full, masked, stop = 0, 0, n, n
-    if CAUSAL:
-        start = tl.maximum(0, first) // BLOCK.M * BLOCK.M
-        full = tl.cdiv(tl.maximum(0, last), BLOCK.M) * BLOCK.M
-    if window is not None:
-        masked, stop = tl.minimum(n, first + window), tl.minimum(n, last + window)
-        if not CAUSAL:
-            start = tl.maximum(0, first - window + 1) // BLOCK.M * BLOCK.M
-            full = tl.cdiv(tl.maximum(0, last - window + 1), BLOCK.M) * BLOCK.M
-    stop = tl.maximum(stop, start)
-    end = start + tl.cdiv(stop - start, BLOCK.M) * BLOCK.M
-    full = tl.minimum(full, end)
-    if window is None:  # rows behind the last query have lse = ∞ and need no mask
-        return start, full, tl.maximum(full, end), stop
-    return start, full, tl.maximum(full, masked // BLOCK.M * BLOCK.M), stop
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -326,7 +287,7 @@ def backward_kv_kernel(
     v = _load(v_ptr + k_offset, key, m, k_strides.t, D, BLOCK.D)
     dk = tl.full((BLOCK.N, BLOCK.D), 0.0, tl.float32)
     dv = tl.full((BLOCK.N, BLOCK.D), 0.0, tl.float32)
-    edges = _walk_queries(j0, m - n, tl.where(j0 < m, n, 0), scores.window, CAUSAL, BLOCK)
+    edges = walk_queries(j0, m - n, tl.where(j0 < m, n, 0), scores.window, CAUSAL, BLOCK)
     for PART in tl.static_range(0 if CAUSAL or scores.window is not None else 1, 2 if scores.window is None else 3):
         # Tiles and heads in one loop: in two, one in the other, dk and dv change places and registers spill.
         for step in range(tl.cdiv(edges[PART + 1] - edges[PART], BLOCK.M) * GROUP):

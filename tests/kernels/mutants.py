@@ -27,13 +27,16 @@ SECONDS = 600  # then a bug that makes a kernel run for ever counts as caught
 
 # The tests of each module, those that find most bugs first.
 TESTS = {
-    "reference": ("test_attention_reference", "test_cross_entropy"),
+    "reference": ("test_attention_reference", "test_cross_entropy", "test_attention"),
+    "arguments": ("test_arguments", "test_attention"),
     "philox": ("test_attention_reference",),
     "packing": ("test_attention",),
     "gpu/attention": ("test_gpu_attention", "test_launches"),
+    "gpu/attention_walk": ("test_gpu_attention",),
     "gpu/attention_launch": ("test_gpu_attention",),
     "cpu/attention": ("test_cpu_attention", "test_attention", "test_cpu_blocks"),
     "cpu/blocks": ("test_cpu_blocks", "test_attention"),
+    "cpu/dropout": ("test_cpu_dropout", "test_attention"),
     "gpu/cross_entropy": ("test_gpu_cross_entropy", "test_launches"),
     "cpu/cross_entropy": ("test_cross_entropy", "test_linear_cross_entropy"),
     "linear_cross_entropy": ("test_linear_cross_entropy", "test_gpu_cross_entropy"),

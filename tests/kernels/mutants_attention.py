@@ -1,9 +1,9 @@
 # ruff: noqa: E501 — one bug a line
 """The planted bugs of attention: (name, module of kernels/, what to replace, by what). Run them with mutants.py."""
 
-KERNELS, LAUNCH, BLOCKS = "gpu/attention", "gpu/attention_launch", "cpu/blocks"
+KERNELS, WALK, LAUNCH, BLOCKS = "gpu/attention", "gpu/attention_walk", "gpu/attention_launch", "cpu/blocks"
 CPU = "cpu/attention"
-REFERENCE, PHILOX, PACKING = "reference", "philox", "packing"
+REFERENCE, PHILOX, PACKING, ARGUMENTS, DROPOUT = "reference", "philox", "packing", "arguments", "cpu/dropout"
 
 MUTANTS = [
     ("attention: causal edge one key too far", KERNELS, "(key <= place)", "(key <= place + 1)"),
@@ -12,10 +12,10 @@ MUTANTS = [
     ("attention: window one key too wide", KERNELS, "(place - key < window)", "(place - key <= window)"),
     ("attention: window open ahead", KERNELS, "(key - place < window)", "(key - place < m)"),
     ("attention: keys behind the end are seen", KERNELS, "visible = key < m\n", "visible = key < m + 1\n"),
-    ("attention: full tiles reach over the diagonal", KERNELS, "tl.minimum(m, first + 1), tl.minimum(m, last + 1)", "tl.minimum(m, first + 17), tl.minimum(m, last + 1)"),
-    ("attention: the walk stops before the diagonal", KERNELS, "tl.minimum(m, first + 1), tl.minimum(m, last + 1)", "tl.minimum(m, first + 1), tl.minimum(m, last)"),
-    ("attention: the walk starts inside the window", KERNELS, "first - window + 1) // BLOCK.N", "first - window + 17) // BLOCK.N"),
-    ("attention: keys start behind their first query", KERNELS, "tl.maximum(0, first) // BLOCK.M * BLOCK.M", "tl.maximum(0, first + 32) // BLOCK.M * BLOCK.M"),
+    ("attention: full tiles reach over the diagonal", WALK, "tl.minimum(m, first + 1), tl.minimum(m, last + 1)", "tl.minimum(m, first + 17), tl.minimum(m, last + 1)"),
+    ("attention: the walk stops before the diagonal", WALK, "tl.minimum(m, first + 1), tl.minimum(m, last + 1)", "tl.minimum(m, first + 1), tl.minimum(m, last)"),
+    ("attention: the walk starts inside the window", WALK, "first - window + 1) // BLOCK.N", "first - window + 17) // BLOCK.N"),
+    ("attention: keys start behind their first query", WALK, "tl.maximum(0, first) // BLOCK.M * BLOCK.M", "tl.maximum(0, first + 32) // BLOCK.M * BLOCK.M"),
     ("attention: sum not rescaled", KERNELS, "total = total * rescale", "total = total"),
     ("attention: output not rescaled", KERNELS, "acc = acc * rescale[:, None]", "acc = acc"),
     ("attention: mask after the maximum", KERNELS, "tl.max(s, 1)", "tl.max(tl.where(s == NEG_INF, 1e4, s), 1)"),
@@ -84,5 +84,14 @@ MUTANTS = [
     ("short: scale dropped in dk", CPU, "dk = torch.bmm(dscores.transpose(1, 2), q).mul_(ctx.scale)", "dk = torch.bmm(dscores.transpose(1, 2), q)"),
     ("few queries: aligned at the first key", CPU, "[:, None] + (m - n)", "[:, None]"),
     ("SDPA: a single query stands at the first key", CPU, "causal = False", "causal = causal"),
+    ("few queries: the soft cap forgotten", CPU, "options.softcap is None and options.dropout_p == 0.0 and S", "options.dropout_p == 0.0 and S"),
+    ("few queries: what lies behind the keys counts", CPU, "k, v = blank(k, layout.k_lengths), blank(v, layout.k_lengths)", "pass"),
+    ("definition: what lies behind a sequence counts", REFERENCE, "q, k, v = blank(q, q_lengths), blank(k, k_lengths), blank(v, k_lengths)", "pass"),
+    ("padding: the last token blanked, too", ARGUMENTS, "device=x.device) >= lengths[:, None]", "device=x.device) >= lengths[:, None] - 1"),
+    ("choice: torch.func not noticed", ARGUMENTS, "    if is_transformed():", "    if False:"),
+    ("blocks: the last sequence of every piece left out", BLOCKS, "Part(slice(c, c + sequences)", "Part(slice(c, c + max(1, sequences - 1))"),
+    ("blocks: a fresh generator for each group of the backward", BLOCKS, "[dq_group, dk_group, dv_group], options, generator, rooms", "[dq_group, dk_group, dv_group], options, _generator(options, q.device), rooms"),
+    ("dropout: the factor of p, not of what is kept", DROPOUT, "mul_(LEVELS / kept)", "mul_(1 / (1 - p))"),
+    ("dropout: seed cut to 16 bits", DROPOUT, "low ^ high * 0x9E3779B1 % 2**32", "low & 0xFFFF"),
     ("no keys: memory as it was", CPU, "else _no_groups(q.device)", "else Groups((), None, None)"),
 ]  # fmt: skip

@@ -35,6 +35,7 @@ MUTANTS = [
     ("cross-entropy in PyTorch: ignored rows in the gradient", TORCH, "norm, g * counted, options", "norm, g, options"),
     ("linear: weight gradient of the last chunk only", LINEAR, "total.addmm_(a, b)", "torch.mm(a, b, out=total)"),
     ("linear: weight gradient summed in 16 bits", LINEAR, "hidden.new_zeros(weight.shape if wanted[1] else 0, dtype=wide)", "hidden.new_zeros(weight.shape if wanted[1] else 0)"),
+    ("linear: slices of the weight gradient lose a row", LINEAR, "part = slice(start, start + SLICE)", "part = slice(start, start + SLICE - 1)"),
     ("linear: g dropped", LINEAR, "[x * g for x in ctx.saved_tensors]", "ctx.saved_tensors"),
     ("linear: padding not hidden", LINEAR, 'self.V :] = -float("inf")', "self.V :] = 0.0"),
     ("linear: prompt rows shift the gradient", LINEAR, "index_copy_(0, rows, x)", "index_copy_(0, rows.flip(0), x)"),

@@ -127,6 +127,24 @@ def test_a_window_beyond_all_keys_is_none(impl, causal, S):
             assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("T", [1, 3, 20])  # a step, a few queries, a prompt
+@pytest.mark.parametrize("options", [{"causal": True}, {"window": 3}, {"softcap": 2.0}, {"dropout_p": 0.3}], ids=str)
+def test_what_lies_behind_a_sequence_is_ignored(impl, dtype, value, T, options):
+    """As in the buffers of a cache, which are longer than what they hold: by results and gradients."""
+    q, k, v = draw(2, T, 4, 8, dtype=dtype), draw(2, 25, 2, 8, dtype=dtype), draw(2, 25, 2, 8, dtype=dtype, seed=1)
+    lengths = {"q_lengths": torch.tensor([T, T - 1]), "k_lengths": torch.tensor([21, 0])}
+    function = partial(attention, impl=impl, **lengths, **options)
+    clean = [function(q, k, v), *value_and_gradients(function, q, k, v)]
+    q[1, T - 1 :] = value
+    for x in (k, v):
+        x[0, 21:], x[1] = value, value
+    for a, b in zip(clean, [function(q, k, v), *value_and_gradients(function, q, k, v)], strict=True):
+        assert torch.equal(a, b)
+
+
 def test_high_bits_of_the_dropout_seed_count():
     q, k, v = (draw(1, 40, 2, 8, dtype=dtype) for dtype in [torch.float32] * 3)
     for dtype in (torch.float32, torch.bfloat16):  # blocks and short ones

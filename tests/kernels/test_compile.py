@@ -2,13 +2,15 @@
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from kernels import Packing, linear_cross_entropy, set_default
-from tests.tiny import gpt, packed, sequences
+from kernels import Packing, attention, cross_entropy, linear_cross_entropy, set_default
+from minillm.heads import MaskedLM
+from tests.tiny import batch_of, bert_config, gpt, packed, sequences, shake
 
 compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="inductor needs a C++ compiler")
 CASES = [
@@ -44,6 +46,71 @@ def test_a_whole_model(implementation, backend):
         tokens = sequences(lengths)  # packed twice, so that nothing derived from a packing is there already
         expected = gradients(model, loss(*packed(tokens)))
         torch.testing.assert_close(gradients(model, compiled(*packed(tokens))), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "dtype", "options"),
+    [
+        (None, torch.float32, {}),
+        (True, torch.float32, {}),
+        (True, torch.bfloat16, {"window": 3, "softcap": 5.0}),
+        pytest.param(None, torch.bfloat16, {}, marks=pytest.mark.slow),
+        pytest.param(True, torch.float32, {"dropout_p": 0.3}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_attention_of_other_lengths(dynamic, dtype, options):
+    """One graph, whatever is known of the lengths: the second meets symbols, a single query is special."""
+
+    def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(q * 1, k, v, causal=True, **options).sin().sum()
+
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    for B, T, S in ((2, 20, 20), (2, 33, 33), (3, 9, 9), (2, 20, 31), (2, 1, 31)):
+        leaves = [torch.randn(B, n, heads, 16).to(dtype).requires_grad_() for n, heads in ((T, 4), (S, 2), (S, 2))]
+        expected = torch.autograd.grad(function(*leaves), leaves)
+        torch.testing.assert_close(torch.autograd.grad(compiled(*leaves), leaves), expected)
+
+
+def test_numbers_that_change_are_symbols():
+    """A scale or a temperature that another call chooses otherwise."""
+
+    def function(q: Tensor, logits: Tensor, number: float) -> Tensor:
+        loss = cross_entropy(logits, torch.arange(3), temperature=number, impl="eager")
+        return attention(q, q, q, scale=number, dropout_p=number / 4).sum() + loss.sum()
+
+    compiled = torch.compile(function, backend="eager", fullgraph=True, dynamic=True)
+    for number in (0.5, 0.7, 2.0):
+        inputs = torch.randn(1, 20, 2, 16), torch.randn(3, 5), number
+        torch.testing.assert_close(compiled(*inputs), function(*inputs))
+
+
+def test_a_wrong_target_is_refused_in_a_graph():
+    compiled = torch.compile(partial(cross_entropy, impl="eager"), backend="eager", fullgraph=True)
+    with pytest.raises(RuntimeError, match="a target is neither in 0"):
+        compiled(torch.randn(3, 5), torch.tensor([0, 5, 1]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=compiler)])
+@pytest.mark.parametrize("dynamic", [None, True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "make", [lambda: gpt(num_kv_heads=2), lambda: shake(MaskedLM(bert_config()))], ids=["gpt", "bert"]
+)
+def test_models_of_both_kinds(make, dtype, dynamic, backend):
+    model = make().float().eval()
+    model.compute_dtype = dtype
+
+    def loss(tokens: Tensor, packing: Packing) -> Tensor:
+        return model.loss(batch_of(tokens, packing, tokens.roll(-1)), 1 / len(tokens))
+
+    compiled = torch.compile(loss, backend=backend, dynamic=dynamic)
+    close = {"rtol": 1e-3, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.1}
+    for lengths in ((5, 9, 2), (4, 12), (7, 7), (1,), (16,)):
+        tokens = sequences(lengths)
+        expected = gradients(model, loss(*packed(tokens)))
+        torch.testing.assert_close(gradients(model, compiled(*packed(tokens))), expected, **close)
 
 
 def test_other_lengths_need_no_other_graph():

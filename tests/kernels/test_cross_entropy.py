@@ -181,6 +181,7 @@ def test_target_outside_the_vocabulary(impl, target):
         ({"z_loss": -1.0}, "z_loss=-1.0"),
         ({"z_loss": math.nan}, "z_loss=nan"),
         ({"temperature": 0.0}, "temperature=0.0"),
+        ({"temperature": 1e-36}, "temperature=1e-36 makes logits overflow; at least 1e-30 does not"),
         ({"reduction": "average"}, "reduction='average' is not one of none, sum, mean"),
         ({"impl": "cuda"}, "impl='cuda' is not one of"),
     ],
