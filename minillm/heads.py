@@ -18,7 +18,7 @@ from minillm import modernbert
 from minillm.batching import Batch
 from minillm.bert import BERT, POOLERS, BERTConfig
 from minillm.gpt import GPT, GPTConfig
-from minillm.layers import LayerNorm, Linear, Transform, dropout, initialise, require
+from minillm.layers import ACTIVATIONS, LayerNorm, Linear, Transform, dropout, initialise, require
 from minillm.modernbert import ModernBERT, ModernBERTConfig
 
 EncoderConfig = BERTConfig | ModernBERTConfig
@@ -38,7 +38,9 @@ def make_transform(config: AnyConfig, purpose: str) -> nn.Module:
     if isinstance(config, ModernBERTConfig):
         return Transform(config.width, F.gelu, modernbert.make_norm(config), bias=False)
     if isinstance(config, BERTConfig) and purpose == "lm":
-        return Transform(config.width, F.gelu, LayerNorm(config.width, eps=config.norm_eps), bias=True)
+        return Transform(
+            config.width, ACTIVATIONS[config.activation], LayerNorm(config.width, eps=config.norm_eps), bias=True
+        )
     if isinstance(config, BERTConfig) and purpose == "sequence":
         return Transform(config.width, POOLERS[config.pooler], norm=None, bias=True)
     return nn.Identity()
@@ -99,7 +101,8 @@ class MaskedLM(Head):
         super().__init__(config)
         self.transform = make_transform(config, "lm").apply(initialise)
         self.output = Linear(config.width, config.vocab_size).apply(initialise)
-        self.output.weight = self.encoder.tokens.weight
+        if config.tie_embeddings:
+            self.output.weight = self.encoder.tokens.weight
 
     def forward(self, tokens: Tensor, packing: Packing, segments: Tensor | None = None) -> Tensor:
         """What the output matrix reads, (N, C); `logits` or `loss` turn it into predictions."""

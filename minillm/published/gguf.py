@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from minillm.errors import UserError, need
-from minillm.layers import RopeScaling
+from minillm.layers import Llama3Scaling
 
 STRING, ARRAY = 8, 9
 NUMBERS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}  # type of a metadata value → as `struct` calls it
@@ -205,7 +205,9 @@ class GGUF:
         """Llama 3's, of which the file only has the result: by how much each pair of dimensions is slowed down."""
         slowed = self.read("rope_freqs.weight").double()
         speeds = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-        scaling = RopeScaling(slowed.max().item(), low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=8192)
+        scaling = Llama3Scaling(
+            slowed.max().item(), low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=8192
+        )
         if slowed.shape != speeds.shape or not torch.allclose(speeds / slowed, scaling(speeds), rtol=1e-4):
             raise UserError(f"{self.path}: its rope_freqs are not those of Llama 3, and others are not supported")
         return {

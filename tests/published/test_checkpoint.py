@@ -16,7 +16,7 @@ from tiny import gpt, gpt_config, packed, sequences
 from minillm.errors import UserError
 from minillm.gpt import GPT
 from minillm.heads import SequenceClassifier
-from minillm.layers import RopeScaling
+from minillm.layers import Llama3Scaling
 from minillm.published import checkpoint
 from minillm.published.checkpoint import Checkpoint
 
@@ -58,7 +58,7 @@ def same(first, second):
 
 # ---- which form a model has in files -------------------------------------------------------------
 
-SCALING = RopeScaling(8.0, 1.0, 4.0, 8)
+SCALING = Llama3Scaling(8.0, 1.0, 4.0, 8)
 FORMS = {
     "gpt2": GPT2,
     "gpt2 ": GPT2 | {"tie_embeddings": False, "dropout": 0.2, "attention_dropout": 0.1},

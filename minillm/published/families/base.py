@@ -94,6 +94,26 @@ class Family:
         )
 
 
+ACTIVATIONS = {  # as transformers calls them, the first name being the one that is written → as layers.py does
+    "gelu": "gelu-erf",
+    "gelu_python": "gelu-erf",
+    "gelu_new": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "gelu_fast": "gelu",
+    "relu": "relu",
+}
+
+
+def written(table: Mapping[str, Any], ours: Any) -> str:
+    """The first name under which files have what is ours; empty where they have none."""
+    return next((theirs for theirs, value in table.items() if value == ours), "")
+
+
+def present(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are not null."""
+    return {key: value for key, value in values.items() if value is not None}
+
+
 class Fields:
     """config.json as a family reads it. ValueError, with the key named, where a value is not what it must be."""
 
@@ -121,6 +141,19 @@ class Fields:
 
     def number(self, key: str, default: float | None = None) -> float:
         return float(self._number(key, default, int | float, "number"))
+
+    def share(self, key: str, default: float | None = None) -> float:
+        value = self.number(key, default)
+        if not 0 <= value < 1:
+            raise ValueError(f"{key}={value} is not in [0, 1)")
+        return value
+
+    def choice(self, key: str, table: Mapping[str, Any], default: str) -> Any:
+        """What one of the names in the table stands for."""
+        value = self.get(key, default)
+        if not isinstance(value, str) or value not in table:
+            raise ValueError(f"{key}={value!r} is not supported, only {' or '.join(map(repr, table))}")
+        return table[value]
 
     def flag(self, key: str, default: bool | None = None) -> bool:
         value = self.get(key, default)
