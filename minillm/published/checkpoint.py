@@ -24,7 +24,7 @@ from minillm.published import sentences
 from minillm.published.families import FAMILIES
 from minillm.published.families.base import Family, Fields, Head
 from minillm.published.families.gpt import OWN
-from minillm.published.gguf import open_gguf
+from minillm.published.gguf_model import open_gguf
 from minillm.published.weights import WEIGHTS, allocate, copy_weights, sources, theirs_of, weight_files
 
 log = logging.getLogger("minillm")
