@@ -200,14 +200,15 @@ class YarnScaling(RopeScaling):
     def kept(self, speeds: Tensor) -> Tensor:
         first, last = self.pair_that_turns(self.fast, speeds), self.pair_that_turns(self.slow, speeds)
         if self.whole_pairs:
-            first, last = math.floor(first), math.ceil(last)
-        first, last = max(first, 0), min(last, 2 * len(speeds) - 1)  # 2 ·, as its authors' code has it
+            first, last = first.floor(), last.ceil()
+        first, last = first.clamp_min(0), last.clamp_max(2 * len(speeds) - 1)  # 2 ·, as its authors' code has it
+        distance = torch.where(first == last, 1e-3, last - first)
         pairs = torch.arange(len(speeds), dtype=speeds.dtype, device=speeds.device)
-        return 1 - ((pairs - first) / (last - first or 1e-3)).clamp(0, 1)
+        return 1 - ((pairs - first) / distance).clamp(0, 1)
 
-    def pair_that_turns(self, times: float, speeds: Tensor) -> float:
+    def pair_that_turns(self, times: float, speeds: Tensor) -> Tensor:
         """Which pair, counted in fractions, turns so many times within the original context."""
-        return math.log(self.original_max_seq_len / (2 * math.pi * times)) / -math.log(speeds[1].item())
+        return math.log(self.original_max_seq_len / (2 * math.pi * times)) / -speeds[1].log()
 
 
 def rope(

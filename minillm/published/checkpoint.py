@@ -165,7 +165,8 @@ class Checkpoint:
             model = spec.model(config, **options)
             log.warning("%s: new, from random numbers: %s", self.path, ", ".join(sorted(new)))
         if spec.has_classes:
-            model.transform_is_trained = not any(name.startswith("transform.") for name in new)
+            transform = {name for name, _ in model.named_parameters() if name.startswith("transform.")}
+            model.transform_is_trained = bool(transform) and not transform & new
         self.fill(model, spec, new, dtype)
         return model.eval()
 

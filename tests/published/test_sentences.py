@@ -322,3 +322,36 @@ def test_a_module_lies_beside_the_others(model_folder):
     write(model_folder, "modules.json", [*steps(), {"type": "x.Dense", "path": "../2_Dense"}])
     with pytest.raises(UserError, match=r"modules.json: a description of Dense in .*\.\./2_Dense is not supported"):
         checkpoint.load(model_folder, "embed")
+
+
+def test_texts_of_xlm_r_from_its_unigram_vocabulary(tmp_path):
+    """From text to vector with a tokenizer.json as XLM-R's is; without modules.json it is the mean, of length 1."""
+    library = pytest.importorskip("tokenizers")
+    pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    letters = [(letter, -5.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
+    pieces = [*((name, 0.0) for name in ("<s>", "<pad>", "</s>", "<unk>")), ("▁", -2.0), ("▁the", -3.0), *letters]
+    backend = library.Tokenizer(library.models.Unigram([*pieces, ("<mask>", 0.0)], unk_id=3))
+    backend.normalizer = library.normalizers.NFKC()
+    backend.pre_tokenizer = library.pre_tokenizers.Metaspace()
+    backend.decoder = library.decoders.Metaspace()
+    backend.post_processor = library.processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    backend.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    roles = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>", "cls": "<s>", "sep": "</s>", "mask": "<mask>"}
+    config = {f"{role}_token": name for role, name in roles.items()}
+    config |= {"tokenizer_class": "XLMRobertaTokenizer", "model_max_length": 20}
+    write(tmp_path, "tokenizer_config.json", config)
+    shape = bert_config(vocab_size=len(pieces) + 1, max_seq_len=24, num_segments=1, position_offset=2, norm_eps=1e-5)
+    checkpoint.save(shake(BERT(shape)).float(), tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert fields["model_type"] == "roberta"
+    write(tmp_path, "config.json", {**fields, "model_type": "xlm-roberta", "architectures": ["XLMRobertaModel"]})
+    texts = ["the cat", "A dog", "the end of a text that has more than twenty tokens", "?"]
+    vectors = read(checkpoint.load(tmp_path, "embed"), load_tokenizer(tmp_path), [(text,) for text in texts])
+
+    from sentence_transformers import SentenceTransformer
+
+    theirs = SentenceTransformer(str(tmp_path), device="cpu", local_files_only=True)
+    assert abs(theirs.encode(texts, normalize_embeddings=True) - vectors).max() <= 1e-6
