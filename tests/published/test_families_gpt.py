@@ -178,6 +178,19 @@ def test_scaled_rope(scaling, tmp_path):
         assert (other(tokens, packing) - ours(tokens, packing)).abs().max() > 0.01  # so that it would be seen
 
 
+@pytest.mark.parametrize("kind", ["llama 3", "yarn"])
+def test_the_context_before_may_stand_outside(kind, tmp_path):
+    """And counts more there, as in transformers."""
+    theirs = make("Llama", RELATIVE | {"rope_parameters": {"rope_theta": THETA, **SCALINGS[kind]}})
+    theirs.save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**fields, "original_max_position_embeddings": 7}))
+    ours, parts = checkpoint.load(tmp_path), sequences([14])
+    assert ours.config.rope_scaling.original_max_seq_len == 7
+    logits = transformers.LlamaForCausalLM.from_pretrained(tmp_path)(parts[0][None]).logits[0]
+    close(ours.logits(ours(*packed(parts))), logits, 1e-5)
+
+
 @pytest.mark.parametrize("kind", ["linear", "llama3", "yarn"])
 def test_a_scaling_survives_in_our_own_files(kind, tmp_path):
     scaling = {"linear": RopeScaling(3.0), "llama3": SCALED, "yarn": YarnScaling(4.0, 9, magnitude=1.5)}[kind]
