@@ -199,7 +199,7 @@ class SentenceEmbedder(Head):
         require(similarity in ("cosine", "dot"), f"similarity={similarity!r} is not 'cosine' or 'dot'")
         for name, value in (("max_seq_len", max_seq_len), ("width", width)):
             require(value is None or value > 0, f"{name}={value} must be positive")
-        self.pooling, self.limit, self.lower_case = pooling, max_seq_len or config.max_seq_len, lower_case
+        self.pooling, self.limit, self.lower_case = pooling, max_seq_len, lower_case
         self.normalise, self.width, self.similarity = normalise, width, similarity
         self.steps = tuple(projections)
         widths = [config.width, *(step.width for step in projections)]
@@ -209,7 +209,7 @@ class SentenceEmbedder(Head):
 
     @property
     def max_seq_len(self) -> int:
-        return min(self.limit, self.config.max_seq_len)
+        return min(self.limit or self.config.max_seq_len, self.config.max_seq_len)
 
     def forward(self, tokens: Tensor, packing: Packing, segments: Tensor | None = None) -> Tensor:
         """(B, C), or of another width, in float32 or better."""

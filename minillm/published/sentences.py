@@ -3,8 +3,8 @@
 modules.json                          what hidden states go through: encoder, pooling, projections, normalisation
 1_Pooling/config.json                 which tokens an embedding is made of
 2_Dense/config.json                   a projection, its weights beside it
-sentence_bert_config.json             how many tokens of a text are read; early files are called after other families
-tokenizer_config.json                 the same, where that doesn't say
+sentence_bert_config.json             how many tokens of a text are read; early files are called after other families;
+                                      where it doesn't say, the tokenizer's own limit counts
 config_sentence_transformers.json     how many columns an embedding keeps, and how two are compared
 """
 
@@ -50,7 +50,9 @@ def read_recipe(folder: Path) -> dict[str, Any]:
         recipe["projections"] = [read_dense(path) for kind, path in modules if kind == "Dense"]
     if modules or (folder / POOLING / "config.json").is_file():
         recipe["pooling"] = read_pooling(folder / POOLING / "config.json")
-    return recipe | read_limit(folder) | read_comparison(folder / COMPARISON)
+    if path := next((folder / name for name in LIMITS if (folder / name).is_file()), None):
+        recipe |= read_limit(path)
+    return recipe | read_comparison(folder / COMPARISON)
 
 
 @contextmanager
@@ -116,19 +118,12 @@ def projection_tensors(folder: Path) -> dict[str, Tensor]:
     }
 
 
-def read_limit(folder: Path) -> dict[str, Any]:
-    path = next((folder / name for name in LIMITS if (folder / name).is_file()), folder / LIMITS[0])
-    limits = ((path, "max_seq_length"), (folder / "tokenizer_config.json", "model_max_length"))
+def read_limit(path: Path) -> dict[str, Any]:
     with fields_of(path) as fields:
-        recipe = {"lower_case": fields.flag("do_lower_case", False)}
-    for path, key in limits:
-        with fields_of(path) as fields:
-            limit = fields.get(key)
-            if limit is not None and (not isinstance(limit, int | float) or isinstance(limit, bool) or limit < 1):
-                raise ValueError(f"{key}={limit!r} is no number of tokens")
-        if limit is not None:  # one without end is written as a number beyond all
-            return recipe | {"max_seq_len": int(min(limit, 2**31))}
-    return recipe
+        limit = fields.get("max_seq_length")
+        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+            raise ValueError(f"max_seq_length={limit!r} is no number of tokens")
+        return {"max_seq_len": limit, "lower_case": fields.flag("do_lower_case", False)}
 
 
 def read_comparison(path: Path) -> dict[str, Any]:
@@ -175,7 +170,7 @@ def write_recipe(model: SentenceEmbedder, folder: Path, tensors: dict[str, Tenso
         (folder / path).mkdir(exist_ok=True)
     write_json(folder / "modules.json", modules)
     write_json(folder / POOLING / "config.json", {"word_embedding_dimension": model.config.width, **modes})
-    write_json(folder / LIMITS[0], {"max_seq_length": model.max_seq_len, "do_lower_case": model.lower_case})
+    write_json(folder / LIMITS[0], {"max_seq_length": model.limit, "do_lower_case": model.lower_case})
     write_json(folder / COMPARISON, {"similarity_fn_name": model.similarity, "truncate_dim": model.width})
     for i, path in enumerate(paths[2 : 2 + len(model.steps)]):
         write_dense(model, i, folder / path, tensors)

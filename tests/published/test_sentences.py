@@ -87,8 +87,6 @@ def test_pooling(folder, fields, pool):
             {"similarity_fn_name": "euclidean"},
             "'euclidean' is not supported, only",
         ),
-        ("tokenizer_config.json", {"model_max_length": "long"}, "model_max_length='long' is no number of tokens"),
-        ("tokenizer_config.json", {"model_max_length": 0}, "model_max_length=0 is no number of tokens"),
         ("sentence_bert_config.json", {"do_lower_case": "yes"}, "do_lower_case='yes' is not true or false"),
         ("sentence_bert_config.json", {"max_seq_length": "many"}, "max_seq_length='many' is no number"),
         ("modules.json", modules("Transformer", "Pooling", path="pool"), "pooling in 'pool' is not supported"),
