@@ -31,16 +31,21 @@ class BERTConfig:
     num_segments: int = 2  # sentence A and sentence B; 0: the model knows no segments (DistilBERT)
     position_offset: int = 0  # rows of the table of positions before that of the first token (RoBERTa: 2)
     norm_eps: float = 1e-12
+    activation: str = (
+        "gelu-erf"  # of the MLPs and of the head for masked words: "gelu-erf", "gelu" (tanh form) or "relu"
+    )
     pooler: str = "tanh"  # between the two products of a sequence classifier; "relu" in DistilBERT
     dropout: float = 0.1  # on the embeddings and on what each layer adds
     attention_dropout: float = 0.0  # on the probabilities of attention
     classifier_dropout: float = 0.1  # before the last product of a classifier
+    tie_embeddings: bool = True  # the output matrix for masked words is the embedding matrix
 
     def __post_init__(self):
         layers.check_positive(self, "vocab_size", "max_seq_len", "num_layers", "width", "num_heads", "norm_eps")
         for name in ("mlp_width", "num_segments", "position_offset"):
             require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
         layers.check_multiple(self, "width", "num_heads")
+        layers.check_choice(self, "activation", tuple(layers.ACTIVATIONS))
         layers.check_choice(self, "pooler", tuple(POOLERS))
         layers.check_share(self, "dropout", "attention_dropout", "classifier_dropout")
         object.__setattr__(self, "mlp_width", self.mlp_width or 4 * self.width)
@@ -52,9 +57,9 @@ class Block(nn.Module):
     def __init__(self, config: BERTConfig):
         super().__init__()
         head_dim = config.width // config.num_heads
-        self.attn = Attention(config.width, config.num_heads, config.num_heads, head_dim, bias=True)
+        self.attn = Attention(config.width, config.num_heads, config.num_heads, head_dim, qkv_bias=True, out_bias=True)
         self.attn_norm = LayerNorm(config.width, eps=config.norm_eps)
-        self.mlp = MLP(config.width, config.mlp_width, bias=True, approximate="none")
+        self.mlp = MLP(config.width, config.mlp_width, bias=True, activation=config.activation)
         self.mlp_norm = LayerNorm(config.width, eps=config.norm_eps)
         self.dropout = config.dropout
 

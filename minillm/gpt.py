@@ -21,7 +21,7 @@ class GPTConfig:
     """How the models that people know differ from the defaults:
 
     GPT-2          positions="learned", bias=True
-    Llama, SmolLM2 norm="rmsnorm", mlp="swiglu", num_kv_heads; rope_scaling from Llama 3.1 on
+    Llama, SmolLM2 norm="rmsnorm", mlp="swiglu", num_kv_heads; rope_scaling from Llama 3.1 on; Mistral the same
     Qwen2          the same with qkv_bias=True
     Qwen3          the same with qk_norm=True and its own head_dim
     """
@@ -36,12 +36,13 @@ class GPTConfig:
     mlp_width: int = 0  # 0: four times the width
     positions: str = "rope"  # "rope" turns queries and keys, "learned" adds a vector to the input
     rope_theta: float = 10_000.0  # pair i of D/2 turns by theta^(−2i/D) radians a token
-    rope_scaling: layers.RopeScaling | None = None  # how Llama 3 turns more slowly for longer contexts
+    rope_scaling: layers.RopeScaling | None = None  # turns more slowly for longer contexts (Llama 3.1)
     norm: str = "layernorm"  # "layernorm" (GPT-2) or "rmsnorm" (Llama)
     norm_eps: float = 1e-5
-    mlp: str = "gelu"  # "gelu" (GPT-2's tanh form), "gelu-erf" (the exact one, faster on CPUs) or "swiglu" (Llama)
+    mlp: str = "gelu"  # "gelu" (GPT-2's tanh form), "gelu-erf" (exact, faster on CPUs), "relu" or "swiglu" (Llama)
     bias: bool = False  # biases in linear layers and layer norms
     qkv_bias: bool = False  # biases of queries, keys and values even where nothing else has any
+    out_bias: bool = False  # biases of what attention writes, likewise
     qk_norm: bool = False  # RMSNorm of every query and key before it is turned
     tie_embeddings: bool = True  # the output matrix is the embedding matrix
     dropout: float = 0.0  # on the embeddings and on what each layer adds
@@ -56,9 +57,15 @@ class GPTConfig:
             ("mlp_width", 4 * self.width),
         ):
             object.__setattr__(self, name, getattr(self, name) or default)
+        for name in ("qkv_bias", "out_bias"):
+            object.__setattr__(self, name, getattr(self, name) or self.bias)
         layers.check_multiple(self, "num_heads", "num_kv_heads")
         layers.require(
             self.positions != "rope" or self.head_dim % 2 == 0, f"RoPE needs an even head_dim, not {self.head_dim}"
+        )
+        layers.require(
+            not self.rope_scaling or (self.head_dim > 2 and self.rope_theta > 1),
+            f"rope_scaling needs head_dim={self.head_dim} above 2 and rope_theta={self.rope_theta} above 1",
         )
 
 
@@ -70,7 +77,7 @@ class Block(nn.Module):
         heads = config.num_heads, config.num_kv_heads, config.head_dim
         qk_norm_eps = config.norm_eps if config.qk_norm else None
         self.attn_norm = make_norm(config)
-        self.attn = Attention(config.width, *heads, config.bias, config.qkv_bias, qk_norm_eps)
+        self.attn = Attention(config.width, *heads, config.qkv_bias, config.out_bias, qk_norm_eps)
         self.mlp_norm = make_norm(config)
         self.mlp = make_mlp(config)
         self.dropout = config.dropout
@@ -171,8 +178,7 @@ def make_norm(config: GPTConfig) -> nn.Module:
 def make_mlp(config: GPTConfig) -> nn.Module:
     if config.mlp == "swiglu":
         return layers.SwiGLU(config.width, config.mlp_width, config.bias)
-    approximate = "tanh" if config.mlp == "gelu" else "none"
-    return layers.MLP(config.width, config.mlp_width, config.bias, approximate)
+    return layers.MLP(config.width, config.mlp_width, config.bias, config.mlp)
 
 
 def check_gpt(config: GPTConfig) -> None:
@@ -186,7 +192,7 @@ def check_gpt(config: GPTConfig) -> None:
     for name, choices in {
         "positions": ("rope", "learned"),
         "norm": ("layernorm", "rmsnorm"),
-        "mlp": ("gelu", "gelu-erf", "swiglu"),
+        "mlp": (*layers.ACTIVATIONS, "swiglu"),
     }.items():
         layers.check_choice(config, name, choices)
     layers.check_share(config, "dropout", "attention_dropout")

@@ -7,7 +7,7 @@ Letters: B sequences, N tokens (packed), C width, V vocabulary, K classes.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from minillm import modernbert
 from minillm.batching import Batch
 from minillm.bert import BERT, POOLERS, BERTConfig
 from minillm.gpt import GPT, GPTConfig
-from minillm.layers import LayerNorm, Linear, Transform, dropout, initialise, require
+from minillm.layers import ACTIVATIONS, LayerNorm, Linear, Transform, dropout, initialise, require
 from minillm.modernbert import ModernBERT, ModernBERTConfig
 
 EncoderConfig = BERTConfig | ModernBERTConfig
@@ -38,7 +38,9 @@ def make_transform(config: AnyConfig, purpose: str) -> nn.Module:
     if isinstance(config, ModernBERTConfig):
         return Transform(config.width, F.gelu, modernbert.make_norm(config), bias=False)
     if isinstance(config, BERTConfig) and purpose == "lm":
-        return Transform(config.width, F.gelu, LayerNorm(config.width, eps=config.norm_eps), bias=True)
+        return Transform(
+            config.width, ACTIVATIONS[config.activation], LayerNorm(config.width, eps=config.norm_eps), bias=True
+        )
     if isinstance(config, BERTConfig) and purpose == "sequence":
         return Transform(config.width, POOLERS[config.pooler], norm=None, bias=True)
     return nn.Identity()
@@ -62,6 +64,7 @@ class Head(nn.Module):
     """An encoder and what is put on top of it. Those that can be trained have `loss`, see objective.py."""
 
     lower_case = False  # whether texts are to be read in lower case
+    transform_is_trained = False  # whether what is between encoder and classifier came with a checkpoint, as BERT's
 
     def __init__(self, config: AnyConfig):
         super().__init__()
@@ -99,7 +102,8 @@ class MaskedLM(Head):
         super().__init__(config)
         self.transform = make_transform(config, "lm").apply(initialise)
         self.output = Linear(config.width, config.vocab_size).apply(initialise)
-        self.output.weight = self.encoder.tokens.weight
+        if config.tie_embeddings:
+            self.output.weight = self.encoder.tokens.weight
 
     def forward(self, tokens: Tensor, packing: Packing, segments: Tensor | None = None) -> Tensor:
         """What the output matrix reads, (N, C); `logits` or `loss` turn it into predictions."""
@@ -158,31 +162,73 @@ class TokenClassifier(Head):
         return weighted(cross_entropy(logits, batch.targets, temperature=temperature), weights)
 
 
+@dataclass(frozen=True)
+class Projection:
+    """A product behind the pooling of a `SentenceEmbedder`."""
+
+    width: int  # of what comes out
+    bias: bool = True
+    activation: str = "Tanh"  # one of PROJECTION_ACTIVATIONS
+
+
 class SentenceEmbedder(Head):
-    """One direction a sequence; the cosine of two says how alike they mean (Sentence-BERT, arXiv:1908.10084).
+    """One vector a sequence; how like two of them are says how alike they mean (Sentence-BERT, arXiv:1908.10084).
 
     pooling       what of a sequence counts: the "mean" over its tokens, the "first" or the "last" of them
     max_seq_len   most tokens of a text to read, where that is fewer than the encoder could
     lower_case    whether texts are to be read in lower case, whatever the tokenizer does
+    projections   what the pooled vector goes through
+    normalise     to length 1
+    width         only the first so many numbers are kept (Kusupati et al. 2022, arXiv:2205.13147)
+    similarity    how vectors are compared: by the "cosine" between them or by their "dot" product
     """
 
     def __init__(
-        self, config: EncoderConfig, pooling: str = "mean", max_seq_len: int | None = None, lower_case: bool = False
+        self,
+        config: EncoderConfig,
+        pooling: str = "mean",
+        max_seq_len: int | None = None,
+        lower_case: bool = False,
+        projections: Sequence[Projection] = (),
+        normalise: bool = True,
+        width: int | None = None,
+        similarity: str = "cosine",
     ):
         super().__init__(config)
         require(pooling in POOLING, f"pooling={pooling!r} is not one of {', '.join(POOLING)}")
-        require(max_seq_len is None or max_seq_len > 0, f"max_seq_len={max_seq_len} must be positive")
-        self.pooling, self.limit, self.lower_case = pooling, max_seq_len or config.max_seq_len, lower_case
+        require(similarity in ("cosine", "dot"), f"similarity={similarity!r} is not 'cosine' or 'dot'")
+        for name, value in (("max_seq_len", max_seq_len), ("width", width)):
+            require(value is None or value > 0, f"{name}={value} must be positive")
+        self.pooling, self.limit, self.lower_case = pooling, max_seq_len, lower_case
+        self.normalise, self.width, self.similarity = normalise, width, similarity
+        self.steps = tuple(projections)
+        widths = [config.width, *(step.width for step in projections)]
+        self.projections = nn.ModuleList(
+            Linear(before, step.width, step.bias) for before, step in zip(widths, projections, strict=False)
+        )
 
     @property
     def max_seq_len(self) -> int:
-        return min(self.limit, self.config.max_seq_len)
+        return min(self.limit or self.config.max_seq_len, self.config.max_seq_len)
 
     def forward(self, tokens: Tensor, packing: Packing, segments: Tensor | None = None) -> Tensor:
-        """(B, C) of length 1, in float32 or better."""
+        """(B, C), or of another width, in float32 or better."""
         hidden = self.encode(tokens, packing, segments)
-        pooled = POOLING[self.pooling](hidden.to(torch.promote_types(hidden.dtype, torch.float32)), packing)
-        return F.normalize(pooled, dim=-1)
+        x = POOLING[self.pooling](hidden.to(torch.promote_types(hidden.dtype, torch.float32)), packing)
+        for step, projection in zip(self.steps, self.projections, strict=True):
+            x = PROJECTION_ACTIVATIONS[step.activation](projection(x))
+        x = F.normalize(x, dim=-1) if self.normalise else x
+        return x[:, : self.width]
+
+
+PROJECTION_ACTIVATIONS = {  # as PyTorch calls their modules
+    "Identity": lambda x: x,
+    "Tanh": torch.tanh,
+    "ReLU": F.relu,
+    "GELU": F.gelu,
+    "SiLU": F.silu,
+    "Sigmoid": torch.sigmoid,
+}
 
 
 def weighted(losses: Tensor, weights: Tensor | float | None) -> Tensor:

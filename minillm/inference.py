@@ -33,6 +33,8 @@ WORTH_PACKING = {torch.float32: 100_000, torch.bfloat16: 16_000}
 WORTH_QUANTISING = 100_000  # weights of a product; smaller ones gain nothing
 # PyTorch's product with int8 weights takes time for every row; from here on, decoding the weights once is faster.
 FEW_ROWS = 16
+# Activations within a product, as oneDNN calls them.
+FUSED = {"gelu": ("gelu", "tanh"), "gelu-erf": ("gelu", "none"), "relu": ("relu", "")}
 AHEAD = 32  # tokens, at least, that a cache grows by; a quarter of its tokens where that is more
 
 # ---- a model made ready ------------------------------------------------------------------------------
@@ -94,7 +96,7 @@ class _Converter:
     def mlp(self, module: MLP) -> Layer:
         """The activation is computed within the first product, while its results are at hand."""
         weight, bias = module.up.weight.detach().to(self.dtype), self.parameter(module.up.bias)
-        up, down = packed_linear(weight, bias, "gelu", module.approximate), self.layer(module.down)
+        up, down = packed_linear(weight, bias, *FUSED[module.activation]), self.layer(module.down)
         return lambda x: down(up(x))
 
     def linear(self, module: Linear) -> Layer:
@@ -115,7 +117,7 @@ class _Converter:
 
 def packed_linear(weight: Tensor, bias: Tensor | None, activation: str = "none", approximate: str = "") -> Layer:
     """x (N,I) → activation(x Wᵀ + b) (N,O) over a copy of the weight (O,I) laid out for oneDNN: up to three times as
-    fast as the ordinary product. The activation is "none", or "gelu" with PyTorch's `approximate`.
+    fast as the ordinary product. The activation is "none", "relu", or "gelu" with PyTorch's `approximate`.
     """
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
     product = torch.ops.mkldnn._linear_pointwise.default

@@ -9,6 +9,7 @@ activations that reach it. So a model trains in bfloat16 over float32 weights, o
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,17 +46,24 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
-class MLP(nn.Module):
-    """Two products with a GELU between them; `approximate` is "tanh" (GPT-2) or "none" (the exact one)."""
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": partial(F.gelu, approximate="tanh"),  # GPT-2's
+    "gelu-erf": F.gelu,  # the exact one, BERT's
+    "relu": F.relu,
+}
 
-    def __init__(self, width: int, hidden: int, bias: bool, approximate: str):
+
+class MLP(nn.Module):
+    """Two products with one of ACTIVATIONS between them."""
+
+    def __init__(self, width: int, hidden: int, bias: bool, activation: str):
         super().__init__()
         self.up = Linear(width, hidden, bias)
         self.down = Linear(hidden, width, bias)
-        self.approximate = approximate
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x), approximate=self.approximate))
+        return self.down(ACTIVATIONS[self.activation](self.up(x)))
 
 
 class SwiGLU(nn.Module):
@@ -95,8 +103,8 @@ class Transform(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention with grouped queries: H/G query heads share one key/value head (arXiv:2305.13245).
 
-    `qkv_bias` gives queries, keys and values biases even where the output has none (Qwen2). With `qk_norm_eps`, every
-    query and key is normalised before it is turned (Qwen3; Dehghani et al. 2023, arXiv:2302.05442).
+    Qwen2 has biases of queries, keys and values and none of the output. With `qk_norm_eps`, every query and key is
+    normalised before it is turned (Qwen3; Dehghani et al. 2023, arXiv:2302.05442).
     """
 
     def __init__(
@@ -105,15 +113,15 @@ class Attention(nn.Module):
         num_heads: int,
         num_kv_heads: int,
         head_dim: int,
-        bias: bool,
-        qkv_bias: bool = False,
+        qkv_bias: bool,
+        out_bias: bool,
         qk_norm_eps: float | None = None,
     ):
         super().__init__()
         self.heads = (num_heads, num_kv_heads, num_kv_heads)
         self.head_dim = head_dim
-        self.qkv = Linear(width, sum(self.heads) * head_dim, bias or qkv_bias)
-        self.out = Linear(num_heads * head_dim, width, bias)
+        self.qkv = Linear(width, sum(self.heads) * head_dim, qkv_bias)
+        self.out = Linear(num_heads * head_dim, width, out_bias)
         self.has_qk_norm = qk_norm_eps is not None
         if self.has_qk_norm:
             self.q_norm = RMSNorm(head_dim, eps=qk_norm_eps)
@@ -131,26 +139,76 @@ class Attention(nn.Module):
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3.1's way to longer contexts: pairs that turn slowly turn more slowly still (arXiv:2407.21783)."""
+    """Slower turning for longer contexts: every pair's speed is divided by `factor`, but for the share of it that is
+    kept. Here none is: position interpolation (Chen et al. 2023, arXiv:2306.15595), which files call "linear".
+    """
 
-    factor: float  # how much more slowly
+    factor: float
+
+    def __post_init__(self):
+        require(1 <= self.factor < math.inf, f"factor={self.factor} must be at least 1")
+
+    @property
+    def magnitude(self) -> float:
+        """What turned queries and keys are multiplied by."""
+        return 1.0
+
+    def kept(self, speeds: Tensor) -> Tensor:
+        """Of each pair, in [0, 1]; (D/2,)."""
+        return torch.zeros_like(speeds)
+
+    def __call__(self, speeds: Tensor) -> Tensor:
+        """Radians a token, (D/2,), before and after."""
+        return speeds * torch.lerp(torch.full_like(speeds, 1 / self.factor), torch.ones_like(speeds), self.kept(speeds))
+
+
+@dataclass(frozen=True)
+class Llama3Scaling(RopeScaling):
+    """Llama 3.1's: pairs that turn slowly turn more slowly still (arXiv:2407.21783)."""
+
     low_freq_factor: float  # pairs that turn less often than this within `original_max_seq_len` are slowed down fully
     high_freq_factor: float  # those that turn more often than this not at all; between them, in proportion
     original_max_seq_len: int  # the context that the model was trained with first
 
     def __post_init__(self):
-        require(self.factor >= 1, f"factor={self.factor} must be at least 1")
+        super().__post_init__()
         ordered = 0 <= self.low_freq_factor < self.high_freq_factor
         require(
             ordered, f"low_freq_factor={self.low_freq_factor} is not below high_freq_factor={self.high_freq_factor}"
         )
-        require(self.original_max_seq_len > 0, f"original_max_seq_len={self.original_max_seq_len} must be positive")
+        check_positive(self, "original_max_seq_len")
 
-    def __call__(self, speeds: Tensor) -> Tensor:
-        """Radians a token, (D/2,), before and after."""
+    def kept(self, speeds: Tensor) -> Tensor:
         turns = self.original_max_seq_len * speeds / (2 * math.pi)
-        kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
-        return speeds * torch.lerp(torch.full_like(speeds, 1 / self.factor), torch.ones_like(speeds), kept.clamp(0, 1))
+        return ((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class YarnScaling(RopeScaling):
+    """YaRN (Peng et al. 2023, arXiv:2309.00071): the same from pair to pair, and a sharper softmax."""
+
+    original_max_seq_len: int  # the context that the model was trained with first
+    fast: float = 32.0  # pairs that turn more often than this within it keep their speed
+    slow: float = 1.0  # those that turn less often are slowed down fully; between them, by their place in a head
+    magnitude: float = 1.0  # what turned queries and keys are multiplied by
+    whole_pairs: bool = True  # the two limits are moved outwards to the next pair
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(self, "original_max_seq_len", "fast", "slow", "magnitude")
+
+    def kept(self, speeds: Tensor) -> Tensor:
+        first, last = self.pair_that_turns(self.fast, speeds), self.pair_that_turns(self.slow, speeds)
+        if self.whole_pairs:
+            first, last = first.floor(), last.ceil()
+        first, last = first.clamp_min(0), last.clamp_max(2 * len(speeds) - 1)  # 2 ·, as its authors' code has it
+        distance = torch.where(first == last, 1e-3, last - first)
+        pairs = torch.arange(len(speeds), dtype=speeds.dtype, device=speeds.device)
+        return 1 - ((pairs - first) / distance).clamp(0, 1)
+
+    def pair_that_turns(self, times: float, speeds: Tensor) -> Tensor:
+        """Which pair, counted in fractions, turns so many times within the original context."""
+        return math.log(self.original_max_seq_len / (2 * math.pi * times)) / -speeds[1].log()
 
 
 def rope(
@@ -160,7 +218,10 @@ def rope(
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device) / head_dim
     speeds = theta**-exponents
     angles = positions[:, None] * (scaling(speeds) if scaling else speeds)
-    return angles.cos().to(dtype)[:, None], angles.sin().to(dtype)[:, None]
+    cos, sin = angles.cos(), angles.sin()
+    if scaling and scaling.magnitude != 1:
+        cos, sin = scaling.magnitude * cos, scaling.magnitude * sin
+    return cos.to(dtype)[:, None], sin.to(dtype)[:, None]
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:

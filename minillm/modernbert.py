@@ -32,6 +32,7 @@ class ModernBERTConfig:
     norm_eps: float = 1e-5
     pooling: str = "first"  # what stands for a sequence in a classifier: its "first" token, or the "mean" of all
     classifier_dropout: float = 0.0  # before the last product of a classifier
+    tie_embeddings: bool = True  # the output matrix for masked words is the embedding matrix
 
     def __post_init__(self):
         layers.check_positive(self, "vocab_size", "max_seq_len", "num_layers", "width", "num_heads")
@@ -56,7 +57,9 @@ class Block(nn.Module):
         self.is_global = layer % config.global_every == 0
         # What the first layer reads was normalised already, with the embeddings.
         self.attn_norm = make_norm(config) if layer > 0 else nn.Identity()
-        self.attn = Attention(config.width, config.num_heads, config.num_heads, config.head_dim, bias=False)
+        self.attn = Attention(
+            config.width, config.num_heads, config.num_heads, config.head_dim, qkv_bias=False, out_bias=False
+        )
         self.mlp_norm = make_norm(config)
         self.mlp = GeGLU(config.width, config.mlp_width, bias=False)
 

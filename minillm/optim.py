@@ -39,17 +39,20 @@ def adamw(model: nn.Module, lr: float, embedding_lr: float) -> Optimizers:
 
 
 def adamw_under_head(model: nn.Module, lr: float, head_lr: float) -> Optimizers:
-    """For classifiers: AdamW with one rate for the encoder and one for its head, which often starts from nothing.
+    """For classifiers: AdamW with one rate for the encoder and one for its head, which often starts from nothing. What
+    came with a checkpoint between the two, as BERT's pooler does, learns like the encoder.
+
     Weight decay is for matrices alone. UserError for a model without a head.
     """
     if not any(name.startswith("encoder.") for name, _ in model.named_parameters()):
         raise UserError("--optimizer adamw-head is for classifiers; this model has no head of its own")
+    pretrained = ("encoder.", "transform.") if model.transform_is_trained else ("encoder.",)
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        groups.setdefault((name.startswith("encoder."), parameter.ndim == 2), []).append(parameter)
+        groups.setdefault((name.startswith(pretrained), parameter.ndim == 2), []).append(parameter)
     options = [
-        {"params": parameters, "lr": lr if in_encoder else head_lr, "weight_decay": 0.01 if is_matrix else 0.0}
-        for (in_encoder, is_matrix), parameters in groups.items()
+        {"params": parameters, "lr": lr if is_pretrained else head_lr, "weight_decay": 0.01 if is_matrix else 0.0}
+        for (is_pretrained, is_matrix), parameters in groups.items()
     ]
     return [torch.optim.AdamW(options, betas=(0.9, 0.98), fused=True)]
 

@@ -139,6 +139,8 @@ def with_dropout(model: nn.Module, p: float | None) -> nn.Module:
         raise UserError(f"there is no such model: {error}") from None
     other = GPT(config) if isinstance(model, GPT) else type(model)(config, model.classes)
     other.load_state_dict(model.state_dict())
+    if not isinstance(model, GPT):
+        other.transform_is_trained = model.transform_is_trained
     return other
 
 

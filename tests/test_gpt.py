@@ -259,7 +259,7 @@ def test_a_sequence_may_fill_the_model_but_no_more():
         ({"width": 12}, "even head_dim, not 3"),
         ({"positions": "alibi"}, "positions='alibi'"),
         ({"norm": "batchnorm"}, "norm='batchnorm'"),
-        ({"mlp": "relu"}, "mlp='relu'"),
+        ({"mlp": "quick_gelu"}, "mlp='quick_gelu'"),
         ({"head_dim": -4}, "head_dim=-4"),
         ({"head_dim": 5}, "even head_dim, not 5"),
         ({"dropout": 1.0}, "dropout=1.0"),

@@ -2,15 +2,17 @@
 
 import pytest
 import torch
-from tiny import GPT_FAMILIES, gpt, packed, sequences
+from tiny import GPT_FAMILIES, LLAMA, gpt, packed, sequences
 
 from kernels import backend
 from minillm import inference
 from minillm.generate import generate
 from minillm.inference import KVCache, ready
+from minillm.layers import YarnScaling
 
 LENGTHS = (9, 4, 6)
-CHOICES = {"default": {}, **GPT_FAMILIES}
+CHOICES = {"default": {}, **GPT_FAMILIES, "relu": {"mlp": "relu", "bias": True}}
+CHOICES["yarn"] = LLAMA | {"rope_scaling": YarnScaling(4.0, 6, magnitude=1.2)}
 every_choice = pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
 PROMPTS = [part.tolist() for part in sequences((3, 1, 5, 2, 4), high=4)]
 

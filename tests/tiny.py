@@ -10,7 +10,7 @@ from kernels import Packing, attention
 from minillm.batching import IGNORE, Batch
 from minillm.bert import BERTConfig
 from minillm.gpt import GPT, GPTConfig
-from minillm.layers import RopeScaling
+from minillm.layers import Llama3Scaling
 
 VOCAB = 11
 
@@ -18,7 +18,7 @@ LLAMA = {"norm": "rmsnorm", "mlp": "swiglu", "num_kv_heads": 2}
 GPT_FAMILIES = {  # as choices of gpt_config
     "gpt2": {"positions": "learned", "bias": True},
     "llama 2": LLAMA | {"num_kv_heads": 4, "tie_embeddings": False},
-    "llama 3": LLAMA | {"rope_scaling": RopeScaling(8.0, 1.0, 4.0, 12)},
+    "llama 3": LLAMA | {"rope_scaling": Llama3Scaling(8.0, 1.0, 4.0, 12)},
     "qwen2": LLAMA | {"qkv_bias": True},
     "qwen3": LLAMA | {"qk_norm": True, "head_dim": 6},
 }

@@ -40,7 +40,7 @@ def open_model(name: str, head: str, command: str) -> Checkpoint:
         return saved
     commands = {"lm": "generate and chat", "mlm": "fill", "classify": "classify", "embed": "embed"}
     others = " and ".join(commands[each] for each in sorted(has) if each in commands)
-    what = saved.family.heads[own].architecture
+    what = saved.architecture or saved.family.heads[own].architecture
     raise UserError(f"{name} is a {what}, but {command} needs {NEEDS[head]}; for this one there is {others or 'none'}")
 
 

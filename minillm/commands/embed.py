@@ -1,7 +1,9 @@
-"""Compares the meaning of texts by the cosine of their embeddings: vectors of length 1.
+"""Compares the meaning of texts by their embeddings.
 
-What of a text an embedding is made of, its tokens' mean or the first or last one, and how much of a text is read are
-taken from the model's own files. Some models want words such as "query: " before a text: give them with it.
+What of a text an embedding is made of, its tokens' mean or the first or last one, how much of a text is read, whether
+vectors are brought to length 1 and how they are compared are taken from the model's own files, as sentence-transformers
+does; without such files it is the mean, of length 1. Some models want words such as "query: " before a text: give them
+with it.
 
 python -m minillm embed sentence-transformers/all-MiniLM-L6-v2 "A cat sleeps." "A kitten naps." "Stocks fell."
 python -m minillm embed MODEL --file texts.txt --out vectors.npy     a text a line → a float32 array (texts, width)
@@ -52,8 +54,9 @@ def main(args: Args) -> None:
     if args.out:
         save(args.out, vectors)
     if not args.json and not args.out:
+        what, compared = comparable(vectors, model.similarity)
         table = likeness_table if len(texts) <= FEW else nearest_table
-        Console(soft_wrap=True).print(table(texts, vectors))
+        Console(soft_wrap=True).print(table(texts, compared, what))
 
 
 def save(path: Path, vectors: np.ndarray) -> None:
@@ -62,27 +65,35 @@ def save(path: Path, vectors: np.ndarray) -> None:
     note(f"{len(vectors)} embeddings of width {vectors.shape[1]} saved to {path}")
 
 
-def likeness_table(texts: list[str], vectors: np.ndarray) -> Table:
-    """The cosine of every text with those before it."""
-    table = Table("", "text", *(str(i + 1) for i in range(len(texts) - 1)), title="cosines", title_justify="left")
+def comparable(vectors: np.ndarray, similarity: str) -> tuple[str, np.ndarray]:
+    """What the products of the vectors that are returned are called, which say how alike the texts are."""
+    if similarity == "dot":
+        return "dot product", vectors
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return "cosine", vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+
+
+def likeness_table(texts: list[str], vectors: np.ndarray, what: str = "cosine") -> Table:
+    """The product of every text's vector with those before it."""
+    table = Table("", "text", *(str(i + 1) for i in range(len(texts) - 1)), title=f"{what}s", title_justify="left")
     for i, row in enumerate(vectors @ vectors.T):
-        table.add_row(*cells(str(i + 1), shortened(texts[i], 60), *(f"{cosine:.3f}" for cosine in row[:i])))
+        table.add_row(*cells(str(i + 1), shortened(texts[i], 60), *(f"{product:.3f}" for product in row[:i])))
     return table
 
 
-def nearest_table(texts: list[str], vectors: np.ndarray) -> Table:
+def nearest_table(texts: list[str], vectors: np.ndarray, what: str = "cosine") -> Table:
     """Of every text the one that is most like it."""
-    table = Table("text", "most like it", "cosine")
-    for text, (best, cosine) in zip(texts, nearest(vectors), strict=True):
-        table.add_row(*cells(shortened(text, 60), shortened(texts[best], 60), f"{cosine:.3f}"))
+    table = Table("text", "most like it", what)
+    for text, (best, product) in zip(texts, nearest(vectors), strict=True):
+        table.add_row(*cells(shortened(text, 60), shortened(texts[best], 60), f"{product:.3f}"))
     return table
 
 
 def nearest(vectors: np.ndarray) -> Iterator[tuple[int, float]]:
-    """For each of n vectors the number and the cosine of the nearest other one; never all n × n cosines at a time."""
+    """For each of n vectors the number and the product of the other one with the largest; never all n × n at a time."""
     for start in range(0, len(vectors), PIECE):
-        cosines = vectors[start : start + PIECE] @ vectors.T
-        rows = np.arange(len(cosines))
-        cosines[rows, start + rows] = -np.inf  # itself
-        best = cosines.argmax(axis=1)
-        yield from zip(best.tolist(), cosines[rows, best].tolist(), strict=True)
+        products = vectors[start : start + PIECE] @ vectors.T
+        rows = np.arange(len(products))
+        products[rows, start + rows] = -np.inf  # itself
+        best = products.argmax(axis=1)
+        yield from zip(best.tolist(), products[rows, best].tolist(), strict=True)

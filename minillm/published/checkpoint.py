@@ -5,6 +5,7 @@ What differs from family to family is data, in families/. Nothing here runs code
 
 import logging
 import re
+from collections import ChainMap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,13 +22,11 @@ from minillm.inference import ready
 from minillm.process import return_freed_memory
 from minillm.published import sentences
 from minillm.published.families import FAMILIES
-from minillm.published.families.base import Family, Fields, Head, Rule
+from minillm.published.families.base import Family, Fields, Head
 from minillm.published.families.gpt import OWN
-from minillm.published.gguf import open_gguf
+from minillm.published.gguf_model import open_gguf
+from minillm.published.weights import WEIGHTS, allocate, copy_weights, sources, theirs_of, weight_files
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"  # names the file of each tensor where there are several
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 log = logging.getLogger("minillm")
 
 
@@ -54,7 +53,10 @@ def resolve(name: str | Path) -> Path:
 def download(hub_id: str) -> Path:
     """A folder with what of a model can be read: never pickles, never code."""
     hub = need("huggingface_hub", "hub", f"there is no folder {hub_id}, and downloading it from the hub")
-    wanted, unwanted = ["*.safetensors", "*.json", "*.txt", "*.jinja"], ["[!1]*/*"]  # of all folders but 1_Pooling
+    wanted, unwanted = (
+        ["*.safetensors", "*.json", "*.txt", "*.jinja"],
+        ["[!1-9]*/*"],
+    )  # of all folders but 1_Pooling and its like
     try:
         return Path(hub.snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=unwanted))
     except (hub.errors.HfHubHTTPError, hub.errors.LocalEntryNotFoundError, OSError, ValueError) as error:
@@ -95,20 +97,24 @@ class Checkpoint:
         except (ValueError, TypeError, ArithmeticError) as error:
             raise UserError(f"{self.where}: {error}") from None
 
+    @property
+    def architecture(self) -> Any:
+        """What config.json calls the model; None where it doesn't say."""
+        name = self.fields.get("architecture") or self.fields.get("architectures") or None
+        return name[0] if isinstance(name, list) else name
+
     @cached_property
     def head_name(self) -> str:
-        """What config.json says it is, as one of the family's heads."""
-        architecture = self.fields.get("architecture") or self.fields.get("architectures") or None
-        architecture = architecture[0] if isinstance(architecture, list) else architecture
+        """What config.json says it is, or else the tensors, as one of the family's heads."""
+        if self.architecture is None:
+            return self.family.head_in(self.tensors)
         known: dict[str, str] = {}
         for key, head in self.family.heads.items():
             for name in (head.architecture, *head.also):
                 known.setdefault(name, key)  # where two share a name, the first counts
-        if architecture is None:
-            return next(iter(self.family.heads))
-        if not isinstance(architecture, str) or architecture not in known:
-            raise UserError(f"{self.where}: architecture {architecture} is not supported, only {', '.join(known)}")
-        return known[architecture]
+        if not isinstance(self.architecture, str) or self.architecture not in known:
+            raise UserError(f"{self.where}: architecture {self.architecture} is not supported, only {', '.join(known)}")
+        return known[self.architecture]
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -145,37 +151,66 @@ class Checkpoint:
         At any time only the model and one tensor are in memory. UserError if a tensor is missing, left over or of
         another shape, or if config.json asks for what we don't have.
         """
-        family, config, kind = self.family, self.config, head or self.head_name
-        if kind not in family.heads:
-            raise UserError(f"{self.path}: this is no model for {kind!r}, only for {', '.join(family.heads)}")
-        spec = family.heads[kind]
-        names = tuple(classes or ((self.classes or self.numbered_classes(spec)) if spec.has_classes else ()))
-        if spec.has_classes and not names:
+        kind, config = head or self.head_name, self.config
+        if kind not in self.family.heads:
+            raise UserError(f"{self.path}: this is no model for {kind!r}, only for {', '.join(self.family.heads)}")
+        if config.num_layers > len(self.tensors):
+            raise UserError(f"{self.where}: {config.num_layers} layers, but there are only {len(self.tensors)} tensors")
+        spec = self.family.heads[kind]
+        options = self.options(kind, classes)
+        with torch.device("meta"):  # shapes without memory: there is no initialisation to wait for
+            model = spec.model(config, **options)
+        new = self.new_parameters(model, spec) if classes else set()
+        if new:
+            model = spec.model(config, **options)
+            log.warning("%s: new, from random numbers: %s", self.path, ", ".join(sorted(new)))
+        if spec.has_classes:
+            transform = {name for name, _ in model.named_parameters() if name.startswith("transform.")}
+            model.transform_is_trained = bool(transform) and not transform & new
+        self.fill(model, spec, new, dtype)
+        return model.eval()
+
+    def options(self, kind: str, classes: Sequence[str] | None) -> dict[str, Any]:
+        """What a model for `kind` is made of besides its config."""
+        if kind == "embed":
+            return sentences.read_recipe(self.path)
+        spec = self.family.heads[kind]
+        if not spec.has_classes:
+            return {}
+        names = tuple(classes or self.classes or self.numbered_classes(spec))
+        if not names:
             raise UserError(f"{self.path} names no classes: it is no classifier yet")
         if kind == "classify" and not classes:
             self.check_problem(len(names))
-        if config.num_layers > len(self.tensors):
-            raise UserError(f"{self.where}: {config.num_layers} layers, but there are only {len(self.tensors)} tensors")
-        more = {"classes": names} if spec.has_classes else {}
-        if kind == "embed":
-            more = sentences.read_recipe(self.path)
-        with torch.device("meta"):  # shapes without memory: there is no initialisation to wait for
-            model = spec.model(config, **more)
-        new = new_parameters(model, self, spec, names) if classes else set()
-        if new:
-            model = spec.model(config, **more)
-            log.warning("%s: new, from random numbers: %s", self.path, ", ".join(sorted(new)))
+        return {"classes": names}
+
+    def fill(self, model: nn.Module, spec: Head, new: Collection[str], dtype: torch.dtype) -> None:
         try:
             allocate(model, dtype)
         except RuntimeError as error:
             raise UserError(f"{self.where}: there is no memory for a model of these sizes: {error}") from None
-        copy_weights(model, self.tensors, self.path, family, spec, new)
-        return model.eval()
+        tensors = self.tensors
+        if isinstance(model, SentenceEmbedder) and model.projections:
+            tensors = ChainMap(sentences.projection_tensors(self.path), tensors)
+        copy_weights(model, tensors, self.path, self.family, spec, new)
 
     def new(self) -> nn.Module:
         """A model of this shape, from random numbers."""
         spec = self.family.heads[self.head_name]
-        return spec.model(self.config, self.classes) if spec.has_classes else spec.model(self.config)
+        if not spec.has_classes:
+            return spec.model(self.config)
+        model = spec.model(self.config, self.classes)
+        model.transform_is_trained = self.fields.get("transform_is_trained") is True
+        return model
+
+    def new_parameters(self, model: nn.Module, spec: Head) -> set[str]:
+        """Those of a new classifier that the checkpoint doesn't have, or has for other classes."""
+        found = {self.family.plain(name) for name in self.tensors}
+        own = [name for name, _ in model.named_parameters() if not name.startswith("encoder.")]
+        theirs = {name: map(self.family.plain, sources(name, self.family, spec)[1]) for name in own}
+        absent = {name for name in own if not found.issuperset(theirs[name])}
+        is_outdated = model.classes != self.matching_classes(model.classes)
+        return absent | {name for name in own if is_outdated and name.startswith("classifier.")}
 
     def numbered_classes(self, spec: Head) -> tuple[str, ...]:
         """LABEL_0, LABEL_1, … for the outputs of a classifier without names, as transformers calls them."""
@@ -199,22 +234,6 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, read_json(path / "config.json"), Tensors(weight_files(path)))
 
 
-def weight_files(folder: Path) -> list[Path]:
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if (folder / INDEX).is_file():
-        names = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(names, dict) or any(Path(str(name)).name != name for name in names.values()):
-            raise UserError(f"{folder / INDEX} names no files of this folder in its weight_map")
-        return [folder / name for name in sorted(set(names.values()))]
-    if pickles := sorted(path.name for pattern in PICKLES for path in folder.glob(pattern)):
-        raise UserError(
-            f"{folder} has its weights only as a pickle ({pickles[0]}), which can run any code when it is opened; "
-            "convert it with transformers, if you trust it: AutoModel.from_pretrained(…).save_pretrained(…)"
-        )
-    raise UserError(f"{folder} has no weights: there is no {WEIGHTS}")
-
-
 def load(
     path: Path, head: str | None = None, classes: Sequence[str] | None = None, dtype: torch.dtype = torch.float32
 ) -> nn.Module:
@@ -230,100 +249,6 @@ def load_ready(
     model = ready(model, quantize)
     return_freed_memory()
     return model
-
-
-def new_parameters(model: nn.Module, saved: Checkpoint, spec: Head, classes: tuple[str, ...]) -> set[str]:
-    """Those of a new classifier that the checkpoint doesn't have, or has for other classes."""
-    found = {saved.family.plain(name) for name in saved.tensors}
-    own = [name for name, _ in model.named_parameters() if not name.startswith("encoder.")]
-    absent = {
-        name for name in own if not found.issuperset(map(saved.family.plain, sources(name, saved.family, spec)[1]))
-    }
-    outdated = {name for name in own if name.startswith("classifier.") and classes != saved.matching_classes(classes)}
-    return absent | outdated
-
-
-def allocate(model: nn.Module, dtype: torch.dtype) -> None:
-    """Gives every parameter memory, without values where it had none, and keeps shared ones shared."""
-    places: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        places.setdefault(id(parameter), []).append(name)
-    for names in places.values():
-        old = model.get_parameter(names[0])
-        new = nn.Parameter(torch.empty_like(old, dtype=dtype, device="cpu") if old.is_meta else old.detach().to(dtype))
-        for name in names:
-            module, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(module), leaf, new)
-
-
-def sources(parameter: str, family: Family, head: Head) -> tuple[Rule, list[str]]:
-    """How a parameter of ours is made from theirs, whose names have their prefix where such files have one."""
-    name = parameter.removeprefix("encoder.")
-    rule = family.rule(name, head)
-    prefix = "" if head.is_bare or rule in head.rules else family.prefix
-    return rule, [prefix + theirs for theirs in rule.names(name)]
-
-
-def shares(rule: Rule, config: Any, parameter: Tensor) -> list[Tensor]:
-    """The parameter as views, one for each of theirs that it is stacked from."""
-    count = len(rule.theirs)
-    return list(parameter.split(list(rule.rows(config)) if rule.rows else len(parameter) // count))
-
-
-@torch.no_grad()
-def copy_weights(
-    model: nn.Module,
-    tensors: Mapping[str, Tensor],
-    path: Path,
-    family: Family = OWN,
-    head: Head = OWN.heads["lm"],
-    new: Collection[str] = (),
-) -> None:
-    """Fills all parameters but the `new` ones, one tensor at a time. Every tensor is accounted for: UserError."""
-    left = {family.plain(name): name for name in tensors}
-    if len(left) < len(tensors):
-        twice = min(tensors.keys() - left.values())
-        raise UserError(f"{path} holds {twice!r} twice, with and without a prefix")
-    needed = dict(model.named_parameters())
-    steps = []  # (its parameter is needed, its rule, where it goes, what it is called there)
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        rule, theirs = sources(name, family, head)
-        for source, part in zip(theirs, shares(rule, model.config, parameter), strict=True):
-            found = left.pop(family.plain(source), None)
-            if name not in new:
-                steps.append((name in needed, rule, part, source, found))
-    missing = [source for is_needed, _, _, source, found in steps if is_needed and found is None]
-    unexpected = [name for name in left.values() if not family.is_known(name, head)]
-    if missing:
-        raise UserError(f"{path} lacks {listed(missing)}, which this architecture needs")
-    if unexpected:
-        raise UserError(f"{path} holds {listed(unexpected)}, which this architecture does not have")
-    wrong = []
-    for is_needed, rule, part, source, found in steps:
-        if found is not None:
-            wrong += copy_tensor(tensors[found], part, rule, source, is_needed)
-    if wrong:
-        raise UserError(f"{path}: {'; '.join(wrong[:3])}{' …' if len(wrong) > 3 else ''}")
-
-
-def copy_tensor(tensor: Tensor, part: Tensor, rule: Rule, name: str, is_needed: bool) -> list[str]:
-    """Into the part of a parameter that it belongs to; or what is wrong with it."""
-    if rule.transpose and part.ndim == 2:
-        part = part.T
-    if not tensor.is_floating_point():
-        return [f"{name!r} is of {tensor.dtype}, not floating point"]
-    if tensor.shape != part.shape:
-        return [f"{name!r} has shape {tuple(tensor.shape)}, but this architecture needs {tuple(part.shape)}"]
-    if is_needed:
-        part.copy_(tensor)
-    elif not torch.equal(tensor.to(part), part):
-        return [f"{name!r} should be tied to another tensor, but has other values"]
-    return []
-
-
-def listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(map(repr, sorted(names)[:3])) + more
 
 
 # ---- out -----------------------------------------------------------------------------------------
@@ -350,18 +275,9 @@ def describe(model: nn.Module, **more: Any) -> dict[str, Any]:
     if head.has_classes:
         fields["id2label"] = {str(i): name for i, name in enumerate(model.classes)}
         fields["label2id"] = {name: i for i, name in enumerate(model.classes)}
+        if model.transform_is_trained:
+            fields["transform_is_trained"] = True  # for a run that goes on
     return {**fields, **more}
-
-
-def theirs_of(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters as the model's family calls and stores them, a tied one once."""
-    family, head = family_of(model)
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        rule, theirs = sources(name, family, head)
-        for target, part in zip(theirs, shares(rule, model.config, parameter.detach()), strict=True):
-            tensors[target] = part.T.contiguous() if rule.transpose and part.ndim == 2 else part.clone()
-    return tensors
 
 
 def save(model: nn.Module, folder: Path, **more: Any) -> None:
@@ -371,6 +287,7 @@ def save(model: nn.Module, folder: Path, **more: Any) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", describe(model, **more))
-    write_tensors(folder / WEIGHTS, theirs_of(model))
+    tensors = theirs_of(model, *family_of(model))
     if isinstance(model, SentenceEmbedder):
-        sentences.write_recipe(model, folder)
+        tensors = sentences.write_recipe(model, folder, tensors)
+    write_tensors(folder / WEIGHTS, tensors)

@@ -15,6 +15,8 @@ from minillm.published.subwords import Subwords
 CONTROL, USER_DEFINED = 3, 4  # kinds of tokens besides parts of plain text
 ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": "seperator"}  # sic
 STOPS = ("eos", "eot", "eom")  # the ends of a text, of a turn and of a message
+# The same by their names: not every file says which of its control tokens they are.
+ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<EOT>")
 
 CONTRACTIONS = r"'s|'t|'re|'ve|'m|'ll|'d"
 GPT2 = rf"{CONTRACTIONS}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+"
@@ -48,9 +50,11 @@ def read_vocabulary(path: Path) -> Subwords:
         backend = build(library, tokens, about)
     except Exception as error:  # the library raises nothing narrower for merges that lead to no token
         raise UserError(f"{path}: its vocabulary is incomplete or wrong ({error})") from None
-    kinds = about.get("token_type", [])
-    for kind, add in ((CONTROL, backend.add_special_tokens), (USER_DEFINED, backend.add_tokens)):
-        names = [token for token, its in zip(tokens, kinds, strict=False) if its == kind]
+    control, user_defined = added_tokens(tokens, about.get("token_type", []))
+    for names, kind, add in (
+        (control, CONTROL, backend.add_special_tokens),
+        (user_defined, USER_DEFINED, backend.add_tokens),
+    ):
         add([library.AddedToken(name, normalized=False, special=kind == CONTROL) for name in names])
     config = {
         f"{role}_token": tokens[about[f"{word}_token_id"]]
@@ -62,8 +66,15 @@ def read_vocabulary(path: Path) -> Subwords:
     if template := about.get("tokenizer.chat_template"):
         config["chat_template"] = template
     ends = [about.get(f"{name}_token_id", len(tokens)) for name in STOPS]
-    stops = [i for i in ends if i < len(tokens)]
+    stops = [i for i in ends if i < len(tokens)] + [tokens.index(name) for name in control if name in ENDS]
     return Subwords(backend, {"tokenizer_class": "PreTrainedTokenizerFast", **config}, stops)
+
+
+def added_tokens(tokens: Sequence[str], kinds: Sequence[int]) -> tuple[list[str], list[str]]:
+    """Control tokens, among them every one that ends a turn, and the others that no text is cut within."""
+    kind_of = dict(zip(tokens, kinds, strict=False))
+    control = [name for name, kind in kind_of.items() if kind == CONTROL or (kind == USER_DEFINED and name in ENDS)]
+    return control, [name for name, kind in kind_of.items() if kind == USER_DEFINED and name not in ENDS]
 
 
 def byte_level(library: Any, tokens: Sequence[str], about: Mapping[str, Any]) -> Any:

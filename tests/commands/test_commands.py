@@ -36,19 +36,24 @@ def here(tmp_path_factory):
     write_bert(folder / "judge", SequenceClassifier, ["bad", "fair", "good"])
     write_bert(folder / "embedder", SentenceEmbedder)
     write_bert(folder / "tagger", TokenClassifier, ["noun", "verb"])
-    for name in ("no-tokenizer", "torn", "pickled", "strange", "nan", "endless"):
+    for name in ("no-tokenizer", "torn", "pickled", "strange", "nan", "huge", "endless"):
         shutil.copytree(folder / "gpt", folder / name)
     for name, source in (("foreign", "embedder"), ("foreign-mask", "masked"), ("broken", "embedder")):
         shutil.copytree(folder / source, folder / name)
     for name in ("foreign", "foreign-mask"):
         words = (folder / name / "vocab.txt").read_text()
         (folder / name / "vocab.txt").write_text(words.replace("the\n", "a\n") + "the\n")
-    for name in ("broken", "nan"):
-        weights = load_file(folder / name / "model.safetensors")
-        save_file(
-            {key: torch.full_like(value, torch.nan) for key, value in weights.items()},
-            folder / name / "model.safetensors",
-        )
+    for name, change in (
+        ("broken", lambda _, weight: torch.full_like(weight, 1e38)),
+        ("huge", lambda key, weight: weight * 1e20 if key in ("model.norm.weight", "lm_head.weight") else weight),
+        ("nan", lambda _, weight: torch.full_like(weight, torch.nan)),
+    ):
+        file = folder / name / "model.safetensors"
+        save_file({key: change(key, weight) for key, weight in load_file(file).items()}, file)
+    shutil.copytree(folder / "embedder", folder / "routed")
+    kinds = ("Transformer", "Pooling", "Router")
+    modules = [{"type": f"sentence_transformers.models.{kind}", "path": "1_Pooling"} for kind in kinds]
+    (folder / "routed" / "modules.json").write_text(json.dumps(modules))
     (folder / "no-tokenizer" / "vocab.json").unlink()
     (folder / "endless" / "tokenizer_config.json").write_text('{"bos_token": null}')
     weights = folder / "torn" / "model.safetensors"
@@ -339,6 +344,61 @@ def test_no_more_is_read_than_the_vocabulary_says(run, here, tmp_path, command, 
     assert "of 2 texts 1 have more than the 5 tokens" in note
 
 
+def changed(folder, name, **fields):
+    old = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+    (folder / name).write_text(json.dumps({**old, **fields}))
+
+
+def test_embed_gives_vectors_of_the_files_and_compares_as_they_say(run, here, tmp_path):
+    folder, texts = tmp_path / "embedder", ("the sky", "the film", "the sky")
+    shutil.copytree(here / "embedder", folder)
+
+    def embedded():
+        _, out, _ = run("embed", folder, *texts, "--json")
+        table = run("embed", folder, *texts)[1]
+        return np.array([line["vector"] for line in lines(out)]), table
+
+    normalised, _ = embedded()
+    (folder / "modules.json").write_text(json.dumps(json.loads((folder / "modules.json").read_text())[:2]))
+    vectors, table = embedded()
+    lengths = np.linalg.norm(vectors, axis=1)
+    assert np.allclose(vectors / lengths[:, None], normalised, atol=1e-6)
+    assert abs(lengths - 1).min() > 0.1
+    assert "cosines" in table
+    assert table.count("1.000") == 1
+    changed(folder, "config_sentence_transformers.json", similarity_fn_name="dot")
+    vectors, table = embedded()
+    assert "dot products" in table
+    assert f"{vectors[0] @ vectors[2]:.3f}" in table
+    changed(folder, "config_sentence_transformers.json", truncate_dim=8, similarity_fn_name="cosine")
+    assert (embedded()[0] == vectors[:, :8]).all()
+    changed(folder, "sentence_bert_config.json", max_seq_length=None)
+    changed(folder, "tokenizer_config.json", model_max_length=3)
+    assert "1 have more than the 3 tokens" in run("embed", folder, "the", "the sky is blue")[2]
+
+
+def test_embed_of_a_question_answerer(run, here, tmp_path):
+    folder = tmp_path / "answerer"
+    shutil.copytree(here / "embedder", folder)
+    changed(folder, "config.json", architectures=["BertForQuestionAnswering"])
+    more = {"qa_outputs.weight": torch.ones(2, 16), "qa_outputs.bias": torch.ones(2)}
+    save_file({**load_file(folder / "model.safetensors"), **more}, folder / "model.safetensors")
+    texts = ("the sky", "film", "--json")
+    assert run("embed", folder, *texts)[1] == run("embed", "HERE/embedder", *texts)[1]
+    code, _, error = run("fill", folder, "[MASK]")
+    assert code != 0
+    assert "is a BertForQuestionAnswering, but fill needs a BERT" in error
+
+
+def test_fill_by_a_model_that_does_not_say_what_it_is(run, here, tmp_path):
+    shutil.copytree(here / "masked", tmp_path / "masked")
+    changed(tmp_path / "masked", "config.json", architectures=None)
+    command = "the [MASK]", "--json"
+    code, out, _ = run("fill", tmp_path / "masked", *command)
+    assert code == 0
+    assert out == run("fill", "HERE/masked", *command)[1]
+
+
 def test_classes_do_not_command_the_terminal(run, here, tmp_path):
     shutil.copytree(here / "judge", tmp_path / "judge")
     config = json.loads((tmp_path / "judge" / "config.json").read_text())
@@ -461,7 +521,9 @@ MISTAKES = {
     ),
     "another vocabulary to fill": (("fill", "HERE/foreign-mask", "the [MASK]"), "they do not belong together"),
     "not finite": (("embed", "HERE/broken", "the sky"), "the model computes NaN or infinite values"),
-    "not finite to generate": (("generate", "HERE/nan", *HI), "NaN or infinite values.*: token 1 of an answer has no"),
+    "not finite to generate": (("generate", "HERE/huge", *HI), "NaN or infinite values.*: token 1 of an answer has no"),
+    "no numbers": (("generate", "HERE/nan", *HI), "HERE/nan: 'model.embed_tokens.weight' holds NaN or infinite values"),
+    "projections": (("embed", "HERE/routed", "hi"), "HERE/routed/modules.json: .* go through .*, Router are not"),
     "no name": (("embed", "", "x"), "'' is no name of a model"),
     "a long name": (("embed", "x" * 5000, "x"), "is no name of a model"),
     "no pair": (("classify", "HERE/judge", "hi", "--pairs"), "'hi' is no pair"),

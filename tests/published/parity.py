@@ -13,7 +13,7 @@ from tiny import gradients, sequences
 from torch import Tensor, nn
 
 from kernels import Packing
-from minillm.published import checkpoint
+from minillm.published import checkpoint, weights
 
 LENGTHS = (5, 1, 7, 3)
 
@@ -75,8 +75,8 @@ def arranged(theirs: Mapping[str, Tensor], ours: nn.Module) -> dict[str, Tensor]
     family, head = checkpoint.family_of(ours)
     with torch.device("meta"):
         model = type(ours)(ours.config, *([ours.classes] if head.has_classes else []))
-    checkpoint.allocate(model, next(iter(theirs.values())).dtype)
-    checkpoint.copy_weights(model, theirs, Path("theirs"), family, head)
+    weights.allocate(model, next(iter(theirs.values())).dtype)
+    weights.copy_weights(model, theirs, Path("theirs"), family, head)
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 

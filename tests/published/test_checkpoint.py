@@ -16,7 +16,7 @@ from tiny import gpt, gpt_config, packed, sequences
 from minillm.errors import UserError
 from minillm.gpt import GPT
 from minillm.heads import SequenceClassifier
-from minillm.layers import RopeScaling
+from minillm.layers import Llama3Scaling
 from minillm.published import checkpoint
 from minillm.published.checkpoint import Checkpoint
 
@@ -58,7 +58,7 @@ def same(first, second):
 
 # ---- which form a model has in files -------------------------------------------------------------
 
-SCALING = RopeScaling(8.0, 1.0, 4.0, 8)
+SCALING = Llama3Scaling(8.0, 1.0, 4.0, 8)
 FORMS = {
     "gpt2": GPT2,
     "gpt2 ": GPT2 | {"tie_embeddings": False, "dropout": 0.2, "attention_dropout": 0.1},
@@ -173,6 +173,11 @@ Q, NORM = "model.layers.1.self_attn.q_proj.weight", "model.norm.weight"
             lambda t: t.update({NORM: t[NORM].int(), Q: t[Q][:8]}),
             rf"'{Q}' has shape .*; '{NORM}' is of torch.int32, not",
         ),
+        (lambda t: t[Q].view(-1)[3:4].fill_(float("nan")), f"'{Q}' holds NaN or infinite values"),
+        (lambda t: t[NORM].fill_(float("nan")), f"'{NORM}' holds NaN or infinite values"),
+        (lambda t: t[NORM][-1:].fill_(float("inf")), f"'{NORM}' holds NaN or infinite values"),
+        (lambda t: t["lm_head.weight"][-1].fill_(-float("inf")), "'lm_head.weight' holds NaN or infinite values"),
+        (lambda t: t.update({Q: t[Q].half() * 1e6}), f"'{Q}' holds NaN or infinite values"),
         (lambda t: t.update({NORM.removeprefix("model."): t[NORM]}), f"holds '(model.)?{NORM[6:]}' twice"),
     ],
 )
@@ -263,6 +268,10 @@ def test_heads_are_those_of_the_family(llama):
     change_config(llama, architectures=["LlamaForQuestionAnswering"])
     refused(llama, "architecture LlamaForQuestionAnswering is not supported, only LlamaForCausalLM, LlamaModel, Llama")
     assert isinstance(checkpoint.load(llama, head="lm"), GPT)
+    change_weights(llama, lambda t: t.update({"score.weight": torch.ones(2, 16)}))
+    change_config(llama, architectures=None)
+    assert checkpoint.open_checkpoint(llama).head_name == "classify"
+    change_weights(llama, lambda t: {name: t[name] for name in t if name != "score.weight"})
     for nothing in (None, []):
         change_config(llama, architectures=nothing)
         assert isinstance(checkpoint.load(llama), GPT)
@@ -382,7 +391,7 @@ def test_damaged_weights(llama):
         (b'{"model_type": "llama", ', r"cannot read .*config\.json"),
         (b"\xff\xfe", r"cannot read .*config\.json"),
         (b"[]", r"config\.json holds no JSON object"),
-        (b"{}", r"config\.json: model_type=None is not supported, only gpt2, llama, qwen2, qwen3"),
+        (b"{}", r"config\.json: model_type=None is not supported, only gpt2, llama, mistral, qwen2, qwen3"),
         (b'{"model_type": "mamba"}', "model_type='mamba' is not supported, only gpt2, llama, "),
         (b'{"model_type": ["llama"]}', r"model_type=\['llama'\] is not supported"),
         (b'{"model_type": "llama"}', "config.json: 'vocab_size' is missing"),
@@ -454,13 +463,13 @@ def test_downloads(llama, monkeypatch):
     for name in ("gpt2", "owner/some-model_1.5"):
         assert checkpoint.resolve(name) == llama
         assert asked["name"] == name
-    files = ["model.safetensors", "config.json", "1_Pooling/config.json"]
+    files = ["model.safetensors", "config.json", "1_Pooling/config.json", "2_Dense/model.safetensors"]
     unwanted = [
         "pytorch_model.bin",
         "model.py",
         "onnx/config.json",
         "original/a.safetensors",
-        "2_Dense/model.safetensors",
+        "2_Dense/pytorch_model.bin",
     ]
     patterns = {key: asked[key] for key in ("allow_patterns", "ignore_patterns")}
     assert list(hub.utils.filter_repo_objects([*files, *unwanted], **patterns)) == files

@@ -1,4 +1,4 @@
-"""GPT-2, Llama, Qwen2 and Qwen3 against transformers: values, gradients, files in both directions."""
+"""GPT-2, Llama, Mistral, Qwen2 and Qwen3 against transformers: values, gradients, files in both directions."""
 
 import dataclasses
 import json
@@ -11,9 +11,9 @@ from parity import LENGTHS, assert_parity, assert_round_trip, close, exact, load
 from tiny import VOCAB, packed, sequences
 
 from minillm.errors import UserError
-from minillm.gpt import GPT
+from minillm.gpt import GPT, GPTConfig
 from minillm.heads import SequenceClassifier
-from minillm.layers import RopeScaling, rope
+from minillm.layers import Llama3Scaling, RopeScaling, YarnScaling, rope
 from minillm.published import checkpoint
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed; pip install transformers")
@@ -43,10 +43,14 @@ RELATIVE = {
 }
 GPT2 = {"vocab_size": VOCAB, "n_positions": 16, "n_embd": 24, "n_layer": 2, "n_head": 4, "n_inner": 20}
 GPT2 |= {"bos_token_id": 0, "eos_token_id": 0}
+SCALED = Llama3Scaling(8.0, 1.0, 4.0, 40)
 CASES = {
     "gpt2": ("GPT2", GPT2),
     "gpt2, untied": ("GPT2", GPT2 | {"tie_word_embeddings": False}),
     "gpt2, default mlp": ("GPT2", GPT2 | {"n_inner": None}),
+    "gpt2, relu": ("GPT2", GPT2 | {"activation_function": "relu"}),
+    "gpt2, exact gelu": ("GPT2", GPT2 | {"activation_function": "gelu"}),
+    "gpt2, dropouts": ("GPT2", GPT2 | {"embd_pdrop": 0.0, "resid_pdrop": 0.2, "attn_pdrop": 0.3}),
     "llama 2": ("Llama", RELATIVE | {"num_key_value_heads": 4}),
     "llama 3.1": ("Llama", RELATIVE | {"rope_parameters": {"rope_theta": THETA, **LLAMA3}}),
     "llama 3.2": (
@@ -55,10 +59,15 @@ CASES = {
     ),
     "smollm2": ("Llama", RELATIVE | {"num_key_value_heads": 1, "tie_word_embeddings": True}),
     "llama, biases": ("Llama", RELATIVE | {"attention_bias": True, "mlp_bias": True}),
+    "llama, biases of attention": ("Llama", RELATIVE | {"attention_bias": True}),
     "llama, own head dim": ("Llama", RELATIVE | {"head_dim": 10}),
+    "mistral": ("Mistral", RELATIVE | {"sliding_window": None}),
+    "mistral, window": ("Mistral", RELATIVE | {"sliding_window": 7, "head_dim": 10}),
     "qwen2": ("Qwen2", RELATIVE),
+    "qwen2, windows": ("Qwen2", RELATIVE | {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}),
     "qwen2.5, tied": ("Qwen2", RELATIVE | {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", RELATIVE | {"head_dim": 16, "tie_word_embeddings": True}),
+    "qwen3, biases": ("Qwen3", RELATIVE | {"head_dim": 6, "attention_bias": True}),
     "qwen3, untied": ("Qwen3", RELATIVE | {"head_dim": 6}),
 }
 every_case = pytest.mark.parametrize(("name", "fields"), CASES.values(), ids=CASES)
@@ -134,12 +143,86 @@ def test_classifiers(name, fields, tmp_path):
         close(again(**batch).logits, truth, 1e-6)
 
 
+SCALINGS = {
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 4.0},  # nothing changes within max_position_embeddings
+    "llama 3": LLAMA3 | {"original_max_position_embeddings": 200, "low_freq_factor": 2.0},
+    "llama 3, context of the model": {name: LLAMA3[name] for name in LLAMA3 if not name.startswith("original")},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 200},
+    "yarn, context of the model": {"rope_type": "yarn", "factor": 8.0},
+    "yarn, no steps": {"rope_type": "yarn", "factor": 2.5, "beta_fast": 16, "beta_slow": 0.5, "truncate": False}
+    | {"original_max_position_embeddings": 1000},
+    "yarn, no scale": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.0},
+    "yarn, deepseek": {"rope_type": "yarn", "factor": 40.0, "mscale": 0.8, "mscale_all_dim": 0.4},
+    "yarn, half of deepseek": {"rope_type": "yarn", "factor": 40.0, "mscale": 0.8},
+    "yarn, everything within": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2},
+}
+
+
+@pytest.mark.parametrize("scaling", SCALINGS.values(), ids=SCALINGS)
+def test_scaled_rope(scaling, tmp_path):
+    """Values, gradients and files; once in rope_parameters, once in an older file's rope_scaling."""
+    theirs = make("Llama", RELATIVE | {"head_dim": 16, "rope_parameters": {"rope_theta": THETA, **scaling}})
+    ours = loaded(theirs, tmp_path / "theirs")
+    assert_parity(ours, theirs, 1e-5)
+    assert_round_trip(ours, theirs, tmp_path / "ours")
+    fields = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    del fields["rope_parameters"]
+    early = {("type" if name == "rope_type" else name): value for name, value in scaling.items()}
+    assert config_of(fields | {"rope_theta": THETA, "rope_scaling": early}) == ours.config
+    if scaling["rope_type"] != "dynamic":
+        plain = dataclasses.replace(ours.config, rope_scaling=None)
+        tokens, packing = packed(sequences([14]))
+        other = GPT(plain)
+        other.load_state_dict(ours.state_dict())
+        assert (other(tokens, packing) - ours(tokens, packing)).abs().max() > 0.01  # so that it would be seen
+
+
+@pytest.mark.parametrize("kind", ["llama 3", "yarn"])
+def test_the_context_before_may_stand_outside(kind, tmp_path):
+    """And counts more there, as in transformers."""
+    theirs = make("Llama", RELATIVE | {"rope_parameters": {"rope_theta": THETA, **SCALINGS[kind]}})
+    theirs.save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**fields, "original_max_position_embeddings": 7}))
+    ours, parts = checkpoint.load(tmp_path), sequences([14])
+    assert ours.config.rope_scaling.original_max_seq_len == 7
+    logits = transformers.LlamaForCausalLM.from_pretrained(tmp_path)(parts[0][None]).logits[0]
+    close(ours.logits(ours(*packed(parts))), logits, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["linear", "llama3", "yarn"])
+def test_a_scaling_survives_in_our_own_files(kind, tmp_path):
+    scaling = {"linear": RopeScaling(3.0), "llama3": SCALED, "yarn": YarnScaling(4.0, 9, magnitude=1.5)}[kind]
+    model = GPT(GPTConfig(vocab_size=VOCAB, max_seq_len=16, rope_scaling=scaling, num_layers=1, width=16, num_heads=2))
+    checkpoint.save(model, tmp_path)
+    assert "architecture" in json.loads((tmp_path / "config.json").read_text())
+    assert checkpoint.load(tmp_path).config == model.config
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"), [CASES["mistral, window"], CASES["qwen2, windows"]], ids=["mistral", "qwen2"]
+)
+def test_texts_end_where_a_window_would_hide_something(name, fields, tmp_path):
+    theirs = make(name, fields)
+    ours = loaded(theirs, tmp_path)
+    assert ours.config.max_seq_len == 7
+    parts = sequences([7])
+    logits = theirs(parts[0][None]).logits[0]
+    close(ours.logits(ours(*packed(parts))), logits, 1e-5)
+    (tokens,) = sequences([8])
+    longer = make(name, fields | {"sliding_window": 8})
+    assert not torch.allclose(theirs(tokens[None]).logits[0, -1], longer(tokens[None]).logits[0, -1], atol=1e-4)
+    with pytest.raises(ValueError, match="a sequence has 8 tokens but max_seq_len=7"):
+        ours(*packed([tokens]))
+
+
 @pytest.mark.parametrize("factor", [8.0, 32.0])
 def test_llama3_turns_as_theirs(factor):
     fields = LLAMA3 | {"rope_theta": 500_000.0, "factor": factor, "original_max_position_embeddings": 8192}
     config = transformers.LlamaConfig(hidden_size=4096, num_attention_heads=32, rope_parameters=fields)
     theirs, _ = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
-    cos, sin = rope(torch.ones(1), 128, 500_000.0, torch.float64, RopeScaling(factor, 1.0, 4.0, 8192))
+    cos, sin = rope(torch.ones(1), 128, 500_000.0, torch.float64, Llama3Scaling(factor, 1.0, 4.0, 8192))
     angles = torch.atan2(sin, cos)[0, 0]
     torch.testing.assert_close(angles.float(), theirs, rtol=1e-5, atol=0)
     assert (angles[-1] * factor / 500_000.0 ** (-126 / 128)).item() == pytest.approx(1)
@@ -265,20 +348,35 @@ def test_published_configs(fields, parameters):
 @pytest.mark.parametrize(
     ("base", "change", "sentence"),
     [
-        (GPT2_124M, {"activation_function": "relu"}, "activation_function='relu' is not supported, only 'gelu_new' or"),
+        (
+            GPT2_124M,
+            {"activation_function": "quick_gelu"},
+            "activation_function='quick_gelu' is not supported, only 'ge",
+        ),
+        (GPT2_124M, {"activation_function": ["relu"]}, r"activation_function=\['relu'\] is not supported"),
         (GPT2_124M, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True is not supported"),
         (GPT2_124M, {"scale_attn_weights": False}, "scale_attn_weights=False is not supported"),
         (GPT2_124M, {"add_cross_attention": True}, "add_cross_attention=True is not supported"),
-        (GPT2_124M, {"embd_pdrop": 0.2}, "embd_pdrop=0.2 is not supported, only 0.1"),
+        (GPT2_124M, {"embd_pdrop": 1.0}, r"embd_pdrop=1.0 is not in \[0, 1\)"),
+        (GPT2_124M, {"resid_pdrop": "0.1"}, "resid_pdrop='0.1' is no number"),
         (GPT2_124M, {"n_layer": None}, "'n_layer' is missing"),
         (GPT2_124M, {"n_layer": "12"}, "n_layer='12' is no whole number"),
         (GPT2_124M, {"n_layer": 12.0}, "n_layer=12.0 is no whole number"),
         (GPT2_124M, {"n_head": 7}, "width=768 is no multiple of num_heads=7"),
         (LLAMA32, {"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
-        (LLAMA32, {"attention_bias": True}, "attention_bias=True is not supported, only False"),
+        (LLAMA32, {"mlp_bias": True}, "mlp_bias=True is not supported without attention_bias=True"),
+        (LLAMA32, {"layer_types": ["full_attention", "chunked_attention"]}, "'chunked_attention' is not supported"),
         (LLAMA32, {"mlp_bias": 1}, "mlp_bias=1 is not true or false"),
-        (LLAMA32, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type='linear' is not supported, only"),
-        (LLAMA32, {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type='yarn' is not supported"),
+        (LLAMA32, {"rope_scaling": {"type": "longrope", "factor": 2.0}}, "rope_type='longrope' is not supported, only"),
+        (LLAMA32, {"rope_scaling": {"rope_type": "mrope"}}, "rope_type='mrope' is not supported, only 'default' or"),
+        (LLAMA32, {"rope_scaling": {"type": "linear"}}, "'factor' is missing"),
+        (LLAMA32, {"rope_scaling": {"type": "linear", "factor": 0.5}}, "factor=0.5 must be at least 1"),
+        (LLAMA32, {"rope_scaling": {"type": "dynamic", "factor": "2"}}, "factor='2' is no number"),
+        (LLAMA32, {"rope_scaling": {"type": "yarn", "factor": None}}, "'factor' is missing"),
+        (LLAMA32, {"rope_scaling": {"type": "yarn", "factor": float("inf")}}, "factor=inf must be at least 1"),
+        (LLAMA32, {"rope_scaling": {"type": "yarn", "factor": 2.0, "attention_factor": -1}}, "magnitude=-1.0 must be"),
+        (LLAMA32, {"rope_scaling": {"type": "yarn", "factor": 2.0}, "rope_theta": 1.0}, "rope_theta=1.0 above 1"),
+        (LLAMA32, {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported"),
         (LLAMA32, {"rope_scaling": LLAMA3 | {"factor": None}}, "'factor' is missing"),
         (LLAMA32, {"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0}}, "low_freq_factor=4.0 is not below"),
         (LLAMA32, {"rope_scaling": "llama3"}, "rope_scaling='llama3' is no table"),
@@ -290,13 +388,14 @@ def test_published_configs(fields, parameters):
         ),
         (LLAMA32, {"rope_parameters": {"rope_theta": 1e4}}, "rope_scaling hides rope_parameters and its rope_theta=1"),
         (LLAMA32, {"quantization_config": {"quant_method": "gptq"}}, "quantization_config 'gptq' is not supported"),
-        (QWEN25, {"use_sliding_window": True}, "use_sliding_window=True is not supported"),
+        (QWEN25, {"use_sliding_window": 1}, "use_sliding_window=1 is not true or false"),
+        (QWEN25, {"use_sliding_window": True, "sliding_window": "all"}, "sliding_window='all' is no whole number"),
+        (QWEN25, {"use_sliding_window": True, "sliding_window": 0}, "max_seq_len=0 must be positive"),
         (
             QWEN25,
             {"layer_types": ["full_attention", "sliding_attention"]},
-            "layer_types=.*sliding_attention.* is not",
+            "layer_types names 'sliding_attention', but use_sliding_window is false",
         ),
-        (QWEN3, {"attention_bias": True}, "attention_bias=True is not supported"),
     ],
     ids=str,
 )
@@ -304,6 +403,25 @@ def test_what_we_lack_is_named(base, change, sentence):
     with pytest.raises(UserError, match=sentence) as caught:
         config_of(base | change)
     assert str(caught.value).startswith("model: ")
+
+
+@pytest.mark.parametrize(
+    ("base", "change", "context"),
+    [
+        (QWEN25, {"use_sliding_window": True, "max_window_layers": 24, "sliding_window": 8}, 32768),
+        (QWEN25, {"use_sliding_window": True, "max_window_layers": 99, "sliding_window": 8}, 32768),
+        (QWEN25, {"use_sliding_window": True, "max_window_layers": 23, "sliding_window": 8}, 8),
+        (QWEN25, {"use_sliding_window": True, "sliding_window": 40000}, 32768),
+        (QWEN25, {"use_sliding_window": True, "sliding_window": None}, 32768),
+        (QWEN25, {"use_sliding_window": True, "layer_types": ["full_attention"] * 24, "sliding_window": 8}, 32768),
+        (QWEN25, {"use_sliding_window": True, "layer_types": ["sliding_attention"] * 24, "sliding_window": 8}, 8),
+        (QWEN3, {"use_sliding_window": True, "max_window_layers": 28, "sliding_window": 8}, 40960),
+        (LLAMA32 | {"model_type": "mistral"}, {"sliding_window": 4096}, 4096),
+        (LLAMA32 | {"model_type": "mistral"}, {"sliding_window": None}, 131072),
+    ],
+)
+def test_how_far_texts_are_read(base, change, context):
+    assert config_of(base | change).max_seq_len == context
 
 
 def test_null_is_nothing():
@@ -319,7 +437,7 @@ def test_new_and_old_files_say_rope_differently():
     new = {name: value for name, value in old.items() if name not in ("rope_theta", "rope_scaling")}
     new |= {"rope_parameters": {"rope_theta": 7.0, **scaling}}
     assert config_of(old) == config_of(new)
-    assert config_of(old).rope_scaling == RopeScaling(32.0, 1.0, 4.0, 8192)
+    assert config_of(old).rope_scaling == Llama3Scaling(32.0, 1.0, 4.0, 8192)
 
 
 def test_rope_scaling_added_by_hand_hides_rope_parameters(tmp_path):
@@ -328,14 +446,15 @@ def test_rope_scaling_added_by_hand_hides_rope_parameters(tmp_path):
     theirs.save_pretrained(tmp_path)
     fields = json.loads((tmp_path / "config.json").read_text())
     assert fields["rope_parameters"] == RELATIVE["rope_parameters"]
-    for scaling in (LLAMA3 | {"rope_theta": THETA}, {"rope_type": "default", "rope_theta": THETA}):
+    for scaling in ({"rope_type": "default"}, *SCALINGS.values()):
+        scaling = scaling | {"rope_theta": THETA}
         (tmp_path / "config.json").write_text(json.dumps(fields | {"rope_scaling": scaling}))
         parts = sequences([14])
         logits = transformers.LlamaForCausalLM.from_pretrained(tmp_path)(parts[0][None]).logits[0]
         ours = checkpoint.load(tmp_path)
         close(ours.logits(ours(*packed(parts))), logits, 1e-5)
-    for scaling in ({"rope_type": "yarn", "factor": 4.0, "rope_theta": THETA}, {"type": "linear", "factor": 2.0}):
-        with pytest.raises(UserError, match=r"is not supported|hides rope_parameters"):
+    for scaling in ({"rope_type": "yarn", "factor": 4.0}, {"type": "linear", "factor": 2.0}, {"rope_theta": 7.0}):
+        with pytest.raises(UserError, match=r"rope_scaling hides rope_parameters and its rope_theta=500\.0"):
             config_of(fields | {"rope_scaling": scaling})
 
 

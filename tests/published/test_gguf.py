@@ -1,5 +1,6 @@
 """GGUF files: every kind of quantisation, damage in one sentence, and a real model against transformers."""
 
+import math
 import struct
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import torch
 from weights import smollm
 
 from minillm.errors import UserError
+from minillm.layers import RopeScaling, YarnScaling
 from minillm.published import checkpoint
-from minillm.published.gguf import GGUF, open_gguf, unpermuted
+from minillm.published.gguf import GGUF
+from minillm.published.gguf_model import open_gguf, unpermuted
 from minillm.published.vocabularies import load_tokenizer
 
 TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
@@ -29,7 +32,8 @@ def llama(path: Path, kind: str = "F32", architecture: str = "llama", **metadata
     writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(1e-5)
     for key, value in metadata.items():
-        writer.add_key_value(f"{architecture}.{key.replace('__', '.')}", value, gguf.GGUFValueType.UINT32)
+        kind_of = gguf.GGUFValueType.UINT32 if type(value) is int else gguf.GGUFValueType.get_type(value)
+        writer.add_key_value(f"{architecture}.{key.replace('__', '.')}", value, kind_of)
     kind = gguf.GGMLQuantizationType[kind]
     for name, tensor in matrices().items():
         if tensor.ndim == 1:
@@ -179,12 +183,156 @@ def test_unknown_type(tmp_path):
 def test_what_is_not_supported_is_named(tmp_path):
     with pytest.raises(UserError, match="architecture 'mamba' is not supported"):
         open_gguf(llama(tmp_path / "a.gguf", architecture="mamba"))
-    with pytest.raises(UserError, match="expert_count=8 is not supported"):
-        open_gguf(llama(tmp_path / "b.gguf", expert_count=8))
     with pytest.raises(UserError, match="holds no vocabulary"):
-        load_tokenizer(tmp_path / "b.gguf")
+        load_tokenizer(llama(tmp_path / "b.gguf"))
     with pytest.raises(UserError, match="cannot read"):
         GGUF(tmp_path / "none.gguf")
+
+
+# ---- what the metadata says of the architecture --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("expert_count", 8),
+        ("attention__sliding_window", 4096),
+        ("attention__causal", False),
+        ("attention__clamp_kqv", 8.0),
+        ("attention__max_alibi_bias", 8.0),
+        ("attention__scale", 0.5),
+        ("attention__value_length", 32),
+        ("attention__layer_norm_epsilon", 1e-5),
+        ("attn_logit_softcapping", 50.0),
+        ("final_logit_softcapping", 30.0),
+        ("logit_scale", 0.0625),
+        ("residual_scale", 0.22),
+        ("embedding_scale", 12.0),
+        ("vocab_size", VOCAB + 1),
+        ("rope__scaling__yarn_ext_factor", 0.5),
+        ("rope__scaling__attn_factor", 0.8),
+        ("rope__scaling__yarn_log_multiplier", 0.1),
+        ("rope__dimension_sections", [1, 2]),
+        ("use_parallel_residual", True),
+        ("something_of_next_year", "on"),
+        ("something_of_next_year", False),  # whatever that would mean
+    ],
+)
+def test_what_is_not_understood_is_named(tmp_path, key, value):
+    with pytest.raises(UserError, match=rf"llama\.{key.replace('__', '.')}=.* is not supported"):
+        checkpoint.load(llama(tmp_path / "a.gguf", **{key: value}))
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"attention__causal": True},
+        {"attention__clamp_kqv": 0.0, "attention__max_alibi_bias": 0.0, "attention__scale": 0.25},
+        {"attention__sliding_window": 0, "expert_count": 0, "expert_used_count": 0, "pooling_type": 0},
+        {"logit_scale": 1.0, "residual_scale": 1.0, "embedding_scale": 0.0, "attn_logit_softcapping": 0.0},
+        {"attention__key_length": 16, "attention__value_length": 16, "rope__dimension_count": 16},
+        {"vocab_size": VOCAB, "tensor_data_layout": "Meta AI original pth"},
+        {"rope__scaling__type": "none", "rope__scaling__factor": 4.0},
+        {"rope__scaling__type": "none"},
+        {"rope__scaling__type": "linear"},
+        {"rope__scaling__factor": 1.0, "rope__scaling__attn_factor": 1.0},
+        {"rope__scaling__factor": 0.0, "rope__scale_linear": 1.0, "rope__scaling__finetuned": False},
+    ],
+    ids=str,
+)
+def test_what_changes_nothing_is_accepted(tmp_path, metadata):
+    config = checkpoint.load(llama(tmp_path / "a.gguf", **metadata)).config
+    assert config == checkpoint.load(llama(tmp_path / "b.gguf")).config
+
+
+@pytest.mark.parametrize(
+    ("metadata", "scaling"),
+    [
+        ({"scale_linear": 4.0}, RopeScaling(4.0)),
+        ({"scaling__factor": 2.0, "scale_linear": 4.0}, RopeScaling(2.0)),
+        ({"scaling__type": "linear", "scaling__factor": 8.0}, RopeScaling(8.0)),
+        ({"scaling__type": "yarn", "scaling__factor": 4.0}, YarnScaling(4.0, 32, magnitude=0.1 * math.log(4) + 1)),
+        (
+            {"scaling__type": "yarn", "scaling__factor": 4.0, "scaling__original_context_length": 8}
+            | {"scaling__yarn_beta_fast": 16.0, "scaling__yarn_beta_slow": 2.0, "scaling__yarn_ext_factor": 1.0},
+            YarnScaling(4.0, 8, 16.0, 2.0, magnitude=0.1 * math.log(4) + 1),
+        ),
+    ],
+)
+def test_scaled_rope(tmp_path, metadata, scaling):
+    model = checkpoint.load(llama(tmp_path / "a.gguf", **{f"rope__{key}": value for key, value in metadata.items()}))
+    assert model.config.rope_scaling == scaling
+
+
+@pytest.mark.parametrize(
+    ("metadata", "sentence"),
+    [
+        ({"scaling__type": "yarn"}, r"rope\.scaling\.type='yarn' with factor 0\.0 is not supported"),
+        ({"scaling__type": "longrope", "scaling__factor": 4.0}, "type='longrope' with factor 4.0 is not supported"),
+        ({"scaling__factor": 0.5}, "factor=0.5 must be at least 1"),
+        (
+            {"scaling__type": "linear", "scaling__factor": 2.0, "scaling__yarn_ext_factor": 1.0},
+            "yarn_ext_factor=1.0 is",
+        ),
+        ({"dimension_count": 8}, r"llama\.rope\.dimension_count=8 is not supported"),
+    ],
+)
+def test_rope_that_is_not_understood(tmp_path, metadata, sentence):
+    with pytest.raises(UserError, match=sentence):
+        checkpoint.load(llama(tmp_path / "a.gguf", **{f"rope__{key}": value for key, value in metadata.items()}))
+
+
+# ---- the ends of turns ---------------------------------------------------------------------------
+
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
+
+
+def vocabulary(path: Path, special: dict[str, int], **ids: int) -> Path:
+    """Byte-level BPE of single letters; `special` gives each further token its kind."""
+    letters = [chr(code) for code in range(33, 127)] + ["Ġ", "Ċ"]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    letters.append("<=")
+    writer.add_token_list([*letters, *special])
+    writer.add_token_types([NORMAL] * len(letters) + list(special.values()))
+    writer.add_token_merges(["< ="])
+    for role, name in ids.items():
+        writer.add_uint32(f"tokenizer.ggml.{role}_token_id", len(letters) + list(special).index(name))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+TURNS = {"<|endoftext|>": CONTROL, "<|im_start|>": CONTROL, "<|im_end|>": CONTROL}
+
+
+@pytest.mark.parametrize(
+    ("special", "ids", "ends"),
+    [
+        (TURNS, {"eos": "<|endoftext|>"}, {"<|endoftext|>", "<|im_end|>"}),
+        (TURNS, {"eos": "<|im_end|>"}, {"<|endoftext|>", "<|im_end|>"}),
+        (TURNS, {"eos": "<|endoftext|>", "eot": "<|im_end|>"}, {"<|endoftext|>", "<|im_end|>"}),
+        ({"</s>": CONTROL, "<|end|>": CONTROL}, {"eos": "</s>"}, {"</s>", "<|end|>"}),
+        ({"</s>": CONTROL, "<|im_end|>": USER_DEFINED}, {"eos": "</s>"}, {"</s>", "<|im_end|>"}),
+        ({"</s>": CONTROL, "<|im_end|>": NORMAL}, {"eos": "</s>"}, {"</s>"}),
+        ({"</s>": CONTROL, "<tool>": CONTROL, "<b>": USER_DEFINED}, {"eos": "</s>"}, {"</s>"}),
+        ({"<eos>": CONTROL, "<end_of_turn>": CONTROL}, {"eos": "<eos>"}, {"<eos>", "<end_of_turn>"}),
+        (
+            {"</s>": CONTROL, "<|eot_id|>": CONTROL, "<x>": CONTROL},
+            {"eos": "</s>", "eom": "<x>"},
+            {"</s>", "<|eot_id|>", "<x>"},
+        ),
+    ],
+)
+def test_a_turn_ends_at_every_token_of_that_name(tmp_path, special, ids, ends):
+    tokenizer = load_tokenizer(vocabulary(tmp_path / "a.gguf", special, **ids))
+    assert {tokenizer.backend.id_to_token(i) for i in tokenizer.stops} == ends
+    assert tokenizer.backend.id_to_token(tokenizer.end) == ids["eos"]
+    for name in ends:  # and no message can write one
+        assert len(tokenizer.parse(name)[0]) == 1
+        assert len(tokenizer.encode(name)) == len(name)
 
 
 # ---- a real one ----------------------------------------------------------------------------------

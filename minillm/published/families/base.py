@@ -1,7 +1,7 @@
 """What a family of published models calls things: data by which checkpoint.py reads and writes its files."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +60,7 @@ class Family:
     config_from: Callable[["Fields"], Any]  # ValueError where something is not supported
     config_to: Callable[[Any], dict[str, Any]]
     old_names: Mapping[str, str] = field(default_factory=dict)  # endings of names in early files → today's
+    twins: Mapping[str, str] = field(default_factory=dict)  # a second name of a tensor → the one that counts
     ignored: tuple[str, ...] = ()  # endings of names that are no weights, such as buffers
 
     def covers(self, config: Any) -> bool:
@@ -86,12 +87,54 @@ class Family:
                 name = name.removesuffix(old) + new
         return name.removeprefix(self.prefix)
 
+    def by_plain_name(self, names: Iterable[str]) -> dict[str, str]:
+        """Names of a file by what they are without what varies. ValueError for two of one tensor."""
+        plain: dict[str, str] = {}
+        for name in names:
+            if plain.setdefault(self.plain(name), name) is not name:
+                raise ValueError(f"holds {name!r} twice, with and without a prefix")
+        for second, first in self.twins.items():
+            if second in plain:
+                plain.setdefault(first, plain.pop(second))
+        return plain
+
+    def head_in(self, names: Iterable[str]) -> str:
+        """Which of the heads a file has that doesn't say so: the one with the most in it, or else the first."""
+        modules = {self.plain(name).removesuffix(".weight") for name in names}
+        whole = {}
+        for key, head in self.heads.items():
+            own = {self.plain(name) for rule in head.rules if rule.ours != "output" for name in rule.theirs}
+            if own <= modules:
+                whole[key] = len(own)
+        return max(whole, key=whole.get)
+
     def is_known(self, name: str, head: Head) -> bool:
         """Whether a tensor that `head` has no use for may be left out: no weight, or one of another head."""
+        plain = self.plain(name)
         others = (rule for other in self.heads.values() if other is not head for rule in other.rules)
         return name.endswith(self.ignored) or any(
-            fits(self.plain(theirs), self.plain(name)) for rule in others for theirs in rule.theirs
+            fits(self.plain(theirs), self.twins.get(plain, plain)) for rule in others for theirs in rule.theirs
         )
+
+
+ACTIVATIONS = {  # as transformers calls them, the first name being the one that is written → as layers.py does
+    "gelu": "gelu-erf",
+    "gelu_python": "gelu-erf",
+    "gelu_new": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "gelu_fast": "gelu",
+    "relu": "relu",
+}
+
+
+def written(table: Mapping[str, Any], ours: Any) -> str:
+    """The first name under which files have what is ours; empty where they have none."""
+    return next((theirs for theirs, value in table.items() if value == ours), "")
+
+
+def present(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are not null."""
+    return {key: value for key, value in values.items() if value is not None}
 
 
 class Fields:
@@ -121,6 +164,19 @@ class Fields:
 
     def number(self, key: str, default: float | None = None) -> float:
         return float(self._number(key, default, int | float, "number"))
+
+    def share(self, key: str, default: float | None = None) -> float:
+        value = self.number(key, default)
+        if not 0 <= value < 1:
+            raise ValueError(f"{key}={value} is not in [0, 1)")
+        return value
+
+    def choice(self, key: str, table: Mapping[str, Any], default: str) -> Any:
+        """What one of the names in the table stands for."""
+        value = self.get(key, default)
+        if not isinstance(value, str) or value not in table:
+            raise ValueError(f"{key}={value!r} is not supported, only {' or '.join(map(repr, table))}")
+        return table[value]
 
     def flag(self, key: str, default: bool | None = None) -> bool:
         value = self.get(key, default)

@@ -1,4 +1,4 @@
-"""BERT (MiniLM is one), RoBERTa, DistilBERT and ModernBERT: what they call what bert.py and modernbert.py have."""
+"""BERT (MiniLM is one), RoBERTa and its kin, DistilBERT, ModernBERT: what they call what the files of models have."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import nn
 from minillm.bert import BERT, BERTConfig
 from minillm.heads import MaskedLM, SentenceEmbedder, SequenceClassifier, TokenClassifier
 from minillm.modernbert import ModernBERT, ModernBERTConfig
-from minillm.published.families.base import Family, Fields, Head, Rule, rule
+from minillm.published.families.base import ACTIVATIONS, Family, Fields, Head, Rule, rule, written
 
 
 def heads(
@@ -18,8 +18,9 @@ def heads(
     tag: tuple[Rule, ...] = (rule("classifier", "classifier"),),
     pretraining: tuple[str, ...] = (),
 ) -> dict[str, Head]:
+    others = tuple(f"{name}For{what}" for what in ("QuestionAnswering", "MultipleChoice", "NextSentencePrediction"))
     return {
-        "encoder": Head(encoder, f"{name}Model", is_bare=True),
+        "encoder": Head(encoder, f"{name}Model", also=others, is_bare=True),  # of the others it is what is used
         "mlm": Head(MaskedLM, f"{name}ForMaskedLM", also=pretraining, rules=mlm),
         "classify": Head(SequenceClassifier, f"{name}ForSequenceClassification", rules=classify, has_classes=True),
         "tag": Head(TokenClassifier, f"{name}ForTokenClassification", rules=tag, has_classes=True),
@@ -35,9 +36,7 @@ def bert_from(fields: Fields) -> BERTConfig:
 
 
 def bert_like_from(fields: Fields, max_seq_len: int, position_offset: int = 0) -> BERTConfig:
-    fields.expect("hidden_act", "gelu")
     fields.expect("position_embedding_type", "absolute")
-    fields.expect("tie_word_embeddings", True)
     fields.expect("is_decoder", False)
     fields.expect("add_cross_attention", False)
     dropout = fields.number("hidden_dropout_prob", 0.1)
@@ -50,10 +49,12 @@ def bert_like_from(fields: Fields, max_seq_len: int, position_offset: int = 0) -
         mlp_width=fields.count("intermediate_size"),
         num_segments=max(1, fields.count("type_vocab_size", 2)),
         position_offset=position_offset,
+        activation=fields.choice("hidden_act", ACTIVATIONS, "gelu"),
         norm_eps=fields.number("layer_norm_eps", 1e-12),
         dropout=dropout,
         attention_dropout=fields.number("attention_probs_dropout_prob", 0.1),
         classifier_dropout=fields.number("classifier_dropout", dropout),
+        tie_embeddings=fields.flag("tie_word_embeddings", True),
     )
 
 
@@ -66,11 +67,12 @@ def bert_to(config: BERTConfig) -> dict[str, Any]:
         "num_attention_heads": config.num_heads,
         "intermediate_size": config.mlp_width,
         "type_vocab_size": config.num_segments,
-        "hidden_act": "gelu",
+        "hidden_act": written(ACTIVATIONS, config.activation),
         "layer_norm_eps": config.norm_eps,
         "hidden_dropout_prob": config.dropout,
         "attention_probs_dropout_prob": config.attention_dropout,
         "classifier_dropout": config.classifier_dropout,
+        "tie_word_embeddings": config.tie_embeddings,
     }
 
 
@@ -91,6 +93,7 @@ BERT_RULES = (
     rule("blocks.*.mlp.down", "encoder.layer.*.output.dense"),
     rule("blocks.*.mlp_norm", "encoder.layer.*.output.LayerNorm"),
 )
+QUESTION_ANSWERING = "qa_outputs.weight", "qa_outputs.bias"
 EARLY_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 FAMILY_BERT = Family(
@@ -103,8 +106,7 @@ FAMILY_BERT = Family(
         mlm=(
             rule("transform.dense", "cls.predictions.transform.dense"),
             rule("transform.norm", "cls.predictions.transform.LayerNorm"),
-            rule("output.bias", "cls.predictions.bias"),
-            rule("output.weight", "cls.predictions.decoder.weight"),
+            rule("output", "cls.predictions.decoder"),
         ),
         classify=(rule("transform.dense", "bert.pooler.dense"), rule("classifier", "classifier")),
         pretraining=("BertForPreTraining",),
@@ -113,9 +115,10 @@ FAMILY_BERT = Family(
     config_from=bert_from,
     config_to=bert_to,
     old_names=EARLY_NAMES,
+    twins={"cls.predictions.bias": "cls.predictions.decoder.bias"},
     ignored=(
         "embeddings.position_ids",
-        "cls.predictions.decoder.bias",  # the same as cls.predictions.bias
+        *QUESTION_ANSWERING,
         "cls.seq_relationship.weight",  # BERT was also trained to tell which sentences follow each other
         "cls.seq_relationship.bias",
     ),
@@ -127,6 +130,7 @@ FAMILY_BERT = Family(
 
 def roberta_from(fields: Fields) -> BERTConfig:
     """Its positions begin behind the number of the padding token."""
+    fields.expect("hidden_act", "gelu")  # its head for masked words knows no other
     offset = fields.count("pad_token_id", 1) + 1
     return bert_like_from(fields, fields.count("max_position_embeddings") - offset, offset)
 
@@ -135,39 +139,43 @@ def roberta_to(config: BERTConfig) -> dict[str, Any]:
     return {**bert_to(config), "pad_token_id": config.position_offset - 1}
 
 
-ROBERTA = Family(
-    model_type="roberta",
-    prefix="roberta.",
-    rules=BERT_RULES,
-    heads=heads(
-        "Roberta",
-        BERT,
-        mlm=(
-            rule("transform.dense", "lm_head.dense"),
-            rule("transform.norm", "lm_head.layer_norm"),
-            rule("output.bias", "lm_head.bias"),
-            rule("output.weight", "lm_head.decoder.weight"),
+def roberta(model_type: str, name: str) -> Family:
+    return Family(
+        model_type=model_type,
+        prefix="roberta.",
+        rules=BERT_RULES,
+        heads=heads(
+            name,
+            BERT,
+            mlm=(
+                rule("transform.dense", "lm_head.dense"),
+                rule("transform.norm", "lm_head.layer_norm"),
+                rule("output", "lm_head.decoder"),
+            ),
+            classify=(rule("transform.dense", "classifier.dense"), rule("classifier", "classifier.out_proj")),
         ),
-        classify=(rule("transform.dense", "classifier.dense"), rule("classifier", "classifier.out_proj")),
-    ),
-    config_type=BERTConfig,
-    config_from=roberta_from,
-    config_to=roberta_to,
-    ignored=(
-        "embeddings.position_ids",
-        "lm_head.decoder.bias",  # the same as lm_head.bias
-        "pooler.dense.weight",  # never trained: its classifiers have their own
-        "pooler.dense.bias",
-    ),
-)
+        config_type=BERTConfig,
+        config_from=roberta_from,
+        config_to=roberta_to,
+        twins={"lm_head.bias": "lm_head.decoder.bias"},
+        ignored=(
+            "embeddings.position_ids",
+            "pooler.dense.weight",  # never trained: its classifiers have their own
+            "pooler.dense.bias",
+            *QUESTION_ANSWERING,
+        ),
+    )
+
+
+ROBERTA = roberta("roberta", "Roberta")
+XLM_ROBERTA = roberta("xlm-roberta", "XLMRoberta")  # these two are written as the RoBERTa that they are
+CAMEMBERT = roberta("camembert", "Camembert")
 
 
 # ---- DistilBERT ----------------------------------------------------------------------------------
 
 
 def distilbert_from(fields: Fields) -> BERTConfig:
-    fields.expect("activation", "gelu")
-    fields.expect("tie_word_embeddings", True)
     return BERTConfig(
         vocab_size=fields.count("vocab_size"),
         max_seq_len=fields.count("max_position_embeddings"),
@@ -176,10 +184,12 @@ def distilbert_from(fields: Fields) -> BERTConfig:
         num_heads=fields.count("n_heads"),
         mlp_width=fields.count("hidden_dim"),
         num_segments=0,
+        activation=fields.choice("activation", ACTIVATIONS, "gelu"),
         pooler="relu",
         dropout=fields.number("dropout", 0.1),
         attention_dropout=fields.number("attention_dropout", 0.1),
         classifier_dropout=fields.number("seq_classif_dropout", 0.2),
+        tie_embeddings=fields.flag("tie_word_embeddings", True),
     )
 
 
@@ -191,10 +201,11 @@ def distilbert_to(config: BERTConfig) -> dict[str, Any]:
         "dim": config.width,
         "n_heads": config.num_heads,
         "hidden_dim": config.mlp_width,
-        "activation": "gelu",
+        "activation": written(ACTIVATIONS, config.activation),
         "dropout": config.dropout,
         "attention_dropout": config.attention_dropout,
         "seq_classif_dropout": config.classifier_dropout,
+        "tie_word_embeddings": config.tie_embeddings,
     }
 
 
@@ -230,7 +241,7 @@ DISTILBERT = Family(
     config_type=BERTConfig,
     config_from=distilbert_from,
     config_to=distilbert_to,
-    ignored=("embeddings.position_ids",),
+    ignored=("embeddings.position_ids", *QUESTION_ANSWERING),
 )
 
 
@@ -245,9 +256,8 @@ def modernbert_from(fields: Fields) -> ModernBERTConfig:
     for key in ("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"):
         fields.expect(key, False)
     for key in ("embedding_dropout", "attention_dropout", "mlp_dropout"):
-        fields.expect(key, 0.0)
+        fields.share(key, 0.0)  # there is none here, in training neither
     fields.expect("decoder_bias", True)
-    fields.expect("tie_word_embeddings", True)
     fields.expect("classifier_pooling", *POOLINGS)
     return ModernBERTConfig(
         vocab_size=fields.count("vocab_size"),
@@ -263,6 +273,7 @@ def modernbert_from(fields: Fields) -> ModernBERTConfig:
         norm_eps=fields.number("norm_eps", 1e-5),
         pooling=POOLINGS[fields.get("classifier_pooling", "cls")],
         classifier_dropout=fields.number("classifier_dropout", 0.0),
+        tie_embeddings=fields.flag("tie_word_embeddings", True),
     )
 
 
@@ -306,8 +317,9 @@ def modernbert_to(config: ModernBERTConfig) -> dict[str, Any]:
         "global_rope_theta": config.global_theta,
         "local_rope_theta": config.local_theta,
         "norm_eps": config.norm_eps,
-        "classifier_pooling": {ours: theirs for theirs, ours in POOLINGS.items()}[config.pooling],
+        "classifier_pooling": written(POOLINGS, config.pooling),
         "classifier_dropout": config.classifier_dropout,
+        "tie_word_embeddings": config.tie_embeddings,
     }
 
 

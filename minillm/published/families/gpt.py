@@ -1,12 +1,16 @@
-"""GPT-2, Llama (SmolLM2 is one), Qwen2 and Qwen3: what they call what gpt.py has."""
+"""GPT-2, Llama (SmolLM2 is one), Mistral, Qwen2 and Qwen3: what they call what gpt.py has."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from minillm.gpt import GPT, GPTConfig
 from minillm.heads import SequenceClassifier
-from minillm.layers import RopeScaling
-from minillm.published.families.base import Family, Fields, Head, rule
+from minillm.layers import Llama3Scaling, RopeScaling, YarnScaling
+from minillm.published.families.base import ACTIVATIONS, Family, Fields, Head, rule, written
+from minillm.published.families.rope import rope_from, scaling_to
+
+FULL, SLIDING = "full_attention", "sliding_attention"  # what a layer sees: everything before, or a window of it
 
 
 def heads(lm: str, bare: str, classifier: str) -> dict[str, Head]:
@@ -20,12 +24,10 @@ def heads(lm: str, bare: str, classifier: str) -> dict[str, Head]:
 
 
 def gpt2_from(fields: Fields) -> GPTConfig:
-    fields.expect("activation_function", "gelu_new", "gelu_pytorch_tanh")  # two names of one function
     fields.expect("scale_attn_weights", True)
     fields.expect("scale_attn_by_inverse_layer_idx", False)
     fields.expect("add_cross_attention", False)
-    dropout = fields.number("resid_pdrop", 0.1)
-    fields.expect("embd_pdrop", dropout)
+    fields.share("embd_pdrop", 0.1)  # embeddings are trained with the rate of the layers here
     return GPTConfig(
         vocab_size=fields.count("vocab_size"),
         max_seq_len=fields.count("n_positions"),
@@ -33,12 +35,13 @@ def gpt2_from(fields: Fields) -> GPTConfig:
         width=fields.count("n_embd"),
         num_heads=fields.count("n_head"),
         mlp_width=fields.count("n_inner", 0),
+        mlp=fields.choice("activation_function", ACTIVATIONS, "gelu_new"),
         positions="learned",
         norm_eps=fields.number("layer_norm_epsilon", 1e-5),
         bias=True,
         tie_embeddings=fields.flag("tie_word_embeddings", True),
-        dropout=dropout,
-        attention_dropout=fields.number("attn_pdrop", 0.1),
+        dropout=fields.share("resid_pdrop", 0.1),
+        attention_dropout=fields.share("attn_pdrop", 0.1),
     )
 
 
@@ -50,7 +53,7 @@ def gpt2_to(config: GPTConfig) -> dict[str, Any]:
         "n_embd": config.width,
         "n_head": config.num_heads,
         "n_inner": config.mlp_width,
-        "activation_function": "gelu_new",
+        "activation_function": written(ACTIVATIONS, config.mlp),
         "layer_norm_epsilon": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
         "embd_pdrop": config.dropout,
@@ -85,29 +88,52 @@ GPT2 = Family(
 
 
 def llama_from(fields: Fields) -> GPTConfig:
-    bias = fields.flag("mlp_bias", False)
-    fields.expect("attention_bias", bias)
-    return relative_from(fields, bias=bias)
+    attention, mlp = fields.flag("attention_bias", False), fields.flag("mlp_bias", False)
+    if mlp and not attention:
+        raise ValueError("mlp_bias=True is not supported without attention_bias=True")
+    kinds = fields.get("layer_types", [FULL])
+    return relative_from(fields, kinds, bias=mlp, qkv_bias=attention, out_bias=attention)
+
+
+def mistral_from(fields: Fields) -> GPTConfig:
+    return relative_from(fields, [FULL if fields.get("sliding_window") is None else SLIDING])
 
 
 def qwen2_from(fields: Fields) -> GPTConfig:
-    return relative_from(fields, qkv_bias=True)
+    return relative_from(fields, qwen_kinds(fields), qkv_bias=True)
 
 
 def qwen3_from(fields: Fields) -> GPTConfig:
-    fields.expect("attention_bias", False)
-    return relative_from(fields, head_dim=fields.count("head_dim", 128), qk_norm=True)
+    bias = fields.flag("attention_bias", False)
+    special = {"head_dim": fields.count("head_dim", 128), "qk_norm": True, "qkv_bias": bias, "out_bias": bias}
+    return relative_from(fields, qwen_kinds(fields), **special)
 
 
-def relative_from(fields: Fields, **special: Any) -> GPTConfig:
+def qwen_kinds(fields: Fields) -> Sequence[str]:
+    """What each layer sees: files name it, or say from which layer on it is a window."""
+    layers, full = fields.count("num_hidden_layers"), fields.count("max_window_layers", 28)
+    may_slide = fields.flag("use_sliding_window", False)
+    slide = may_slide and fields.get("sliding_window") is not None
+    named = fields.get("layer_types", [SLIDING if slide and layer >= full else FULL for layer in range(layers)])
+    if SLIDING in named and not may_slide:
+        raise ValueError(f"layer_types names {SLIDING!r}, but use_sliding_window is false")
+    return named
+
+
+def reach(fields: Fields, kinds: Sequence[str]) -> int:
+    """Most tokens of a text. Where layers see a window only, not more than that: up to there it hides nothing."""
+    context = fields.count("max_position_embeddings")
+    if unknown := set(kinds) - {FULL, SLIDING}:
+        raise ValueError(f"layer_types: {min(unknown)!r} is not supported, only {FULL!r} or {SLIDING!r}")
+    return min(context, fields.count("sliding_window")) if SLIDING in kinds else context
+
+
+def relative_from(fields: Fields, kinds: Sequence[str], **special: Any) -> GPTConfig:
     """What they have in common, and `special`."""
-    fields.expect("hidden_act", "silu")
-    fields.expect("use_sliding_window", False)
-    if set(fields.get("layer_types", [])) - {"full_attention"}:
-        raise ValueError(f"layer_types={fields.get('layer_types')!r} is not supported, only 'full_attention'")
+    fields.expect("hidden_act", "silu", "swish")  # two names of one function
     common = {
         "vocab_size": fields.count("vocab_size"),
-        "max_seq_len": fields.count("max_position_embeddings"),
+        "max_seq_len": reach(fields, kinds),
         "num_layers": fields.count("num_hidden_layers"),
         "width": fields.count("hidden_size"),
         "num_heads": fields.count("num_attention_heads"),
@@ -124,36 +150,12 @@ def relative_from(fields: Fields, **special: Any) -> GPTConfig:
     return GPTConfig(**{**common, **rope_from(fields), **special})
 
 
-def rope_from(fields: Fields) -> dict[str, Any]:
-    """RoPE as files described it until 2025 (rope_theta, rope_scaling) and since (rope_parameters).
-
-    Where both are there, people added the older one by hand, and it hides the whole of the newer one, as in
-    transformers, which goes on with a default in place of the hidden rope_theta; that is refused here.
-    """
-    newer, older = fields.table("rope_parameters"), fields.table("rope_scaling")
-    rope = Fields({"rope_theta": fields.get("rope_theta", 10_000.0), **(older or newer)})
-    if older and newer.get("rope_theta", rope.get("rope_theta")) != rope.get("rope_theta"):
-        raise ValueError(
-            f"rope_scaling hides rope_parameters and its rope_theta={newer['rope_theta']}; "
-            "write that into rope_scaling too, or remove one of them"
-        )
-    rope.expect("partial_rotary_factor", 1.0)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "llama3"):
-        raise ValueError(f"rope_type={kind!r} is not supported, only 'default' or 'llama3'")
-    scaling = None
-    if kind == "llama3":
-        scaling = RopeScaling(
-            factor=rope.number("factor"),
-            low_freq_factor=rope.number("low_freq_factor"),
-            high_freq_factor=rope.number("high_freq_factor"),
-            original_max_seq_len=rope.count("original_max_position_embeddings"),
-        )
-    return {"rope_theta": rope.number("rope_theta"), "rope_scaling": scaling}
-
-
 def llama_to(config: GPTConfig) -> dict[str, Any]:
-    return {**relative_to(config), "attention_bias": config.bias, "mlp_bias": config.bias}
+    return {**relative_to(config), "attention_bias": config.out_bias, "mlp_bias": config.bias}
+
+
+def qwen3_to(config: GPTConfig) -> dict[str, Any]:
+    return {**relative_to(config), "attention_bias": config.out_bias}
 
 
 def relative_to(config: GPTConfig) -> dict[str, Any]:
@@ -171,15 +173,8 @@ def relative_to(config: GPTConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.tie_embeddings,
         "rope_theta": config.rope_theta,
         "attention_dropout": config.attention_dropout,
+        **scaling_to(config.rope_scaling),
     }
-    if config.rope_scaling:
-        fields["rope_scaling"] = {
-            "rope_type": "llama3",
-            "factor": config.rope_scaling.factor,
-            "low_freq_factor": config.rope_scaling.low_freq_factor,
-            "high_freq_factor": config.rope_scaling.high_freq_factor,
-            "original_max_position_embeddings": config.rope_scaling.original_max_seq_len,
-        }
     if config.dropout:
         fields["residual_dropout"] = config.dropout
     return fields
@@ -224,8 +219,9 @@ def relative(model_type: str, name: str, config_from: Any, config_to: Any = rela
 
 
 LLAMA = relative("llama", "Llama", llama_from, llama_to)
+MISTRAL = relative("mistral", "Mistral", mistral_from)  # written as the Llama that it is
 QWEN2 = relative("qwen2", "Qwen2", qwen2_from)
-QWEN3 = relative("qwen3", "Qwen3", qwen3_from)
+QWEN3 = relative("qwen3", "Qwen3", qwen3_from, qwen3_to)
 
 
 # ---- our own: what no family can say -------------------------------------------------------------
@@ -244,8 +240,19 @@ def own_from(fields: Fields) -> GPTConfig:
         if field.type in readers and (name in fields.values or field.default is dataclasses.MISSING)
     }
     if scaling := fields.table("rope_scaling"):
-        values["rope_scaling"] = RopeScaling(**scaling)
+        kind = Fields(scaling).choice("rope_type", OWN_SCALINGS, "llama3")
+        values["rope_scaling"] = kind(**{key: value for key, value in scaling.items() if key != "rope_type"})
     return GPTConfig(**values)
+
+
+OWN_SCALINGS = {"linear": RopeScaling, "llama3": Llama3Scaling, "yarn": YarnScaling}
+
+
+def own_to(config: GPTConfig) -> dict[str, Any]:
+    fields = dataclasses.asdict(config)
+    if scaling := config.rope_scaling:
+        fields["rope_scaling"]["rope_type"] = written(OWN_SCALINGS, type(scaling))
+    return fields
 
 
 OWN = Family(
@@ -260,5 +267,5 @@ OWN = Family(
     },
     config_type=GPTConfig,
     config_from=own_from,
-    config_to=dataclasses.asdict,
+    config_to=own_to,
 )
