@@ -73,10 +73,11 @@ class Args:
         None, "peak learning rate of embeddings and norms, or of a classifier's head"
     )
     warmup: float | None = cli.option(None, "share of the training in which the learning rates rise")
-    evaluations: int = cli.option(4, "looks at the dev set, the last one included")
-    keep: str = cli.option(
-        "last", "the model to save: of the last step, or the best of the evaluations", ("last", "best")
+    evaluations: int | None = cli.option(None, "looks at the dev set, the last one included")
+    keep: str | None = cli.option(
+        None, "the model to save: of the last step, or the best of the evaluations", ("last", "best")
     )
+    patience: int | None = cli.option(None, "with --keep best, stop after so many looks that were no better")
     precision: str = cli.option("auto", "of the activations; weights stay float32", choices=PRECISIONS)
     kernels: str = cli.option("auto", "implementation of attention and loss", choices=kernels.IMPLS)
     options: Any = None  # those of the task, an instance of its Options; None: its defaults
@@ -94,7 +95,9 @@ def check(args: Args) -> None:
     if args.options:
         cli.require_choices(args.options)
     cli.require_seed(args)
-    cli.require_positive(args, *BUDGETS, "until", "evaluations", "layers", "width", "heads", "lr", "embedding_lr")
+    cli.require_positive(
+        args, *BUDGETS, "until", "evaluations", "patience", "layers", "width", "heads", "lr", "embedding_lr"
+    )
     cli.require_positive(args, "batch_tokens", "batch_examples", "micro_tokens")
     if args.warmup is not None and not 0 <= args.warmup < 1:
         raise UserError(f"--warmup {args.warmup} must be a share of the training, from 0 to below 1")
@@ -145,6 +148,8 @@ def fit(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: T
             session.report(measured, len(examples))
             if args.keep == "best":
                 session.keep_if_best(score_of(task, measured))
+            if args.patience and session.progress.worse >= args.patience:
+                session.end(f"the last {args.patience} looks at the dev set were no better than the best before")
         if args.until and (step + 1) % UNTIL_EVERY == 0 and mean_reward(task, model, tokenizer) >= args.until:
             session.end(f"good enough, as --until {args.until} says")
     if args.keep == "best":
@@ -181,6 +186,8 @@ def finish(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer)
             metrics |= {f"{split}_{name}": value for name, value in task.details(examples, answers).items()}
             session.console.print(f"{split}: {figures(measured)} on {len(examples):,} examples never trained on")
     session.console.print(task.table(examples, answers))
+    for remark in task.remarks(measured):
+        session.console.print(f"note: {remark}", markup=False)
     session.finish(metrics, flat(measured, "dev"), ["loss", "lr", f"dev_{task.headline}"], f"{task.name}, by example")
     session.console.print(f"next: {task.next_command(session.run.folder)}", markup=False)
 

@@ -55,6 +55,7 @@ class Progress:
     seconds: float = 0.0  # of the training, from its first step on, which a budget of minutes counts
     process_seconds: float = 0.0  # of all processes that worked on it, from their beginning on
     best: float | None = None  # the highest score that `keep_if_best` saw
+    worse: int = 0  # looks at the dev set since then
     is_over: bool = False  # what remains is to score
     totals: dict[str, float] = dataclasses.field(default_factory=dict)  # of what is counted, such as tokens
     files: dict[str, str] = dataclasses.field(default_factory=dict)  # digests of what it began with, by name
@@ -173,8 +174,9 @@ class Session:
 
     def keep_if_best(self, score: float) -> None:
         """Remember the weights if no score before, of which higher is better, was as high."""
+        self.progress.worse += 1
         if self.progress.best is None or score > self.progress.best:
-            self.progress.best = score
+            self.progress.best, self.progress.worse = score, 0
             write_tensors(self.run.path(BEST), state.weights_of(self.model), {"best": score})
 
     def take_best(self) -> None:

@@ -24,6 +24,7 @@ from minillm.tokenizer import Tokenizer
 
 Args = TypeVar("Args")  # the options of a script, a dataclass
 BUDGETS = ("minutes", "steps", "epochs")  # options, of which one is given
+UNSAID = {"evaluations": 4, "keep": "last"}  # where neither the user nor the recipe says anything
 SIZES = ("batch_tokens", "batch_examples")  # of a step, likewise
 OF_DROPOUT = ("dropout", "attention_dropout", "classifier_dropout")  # fields of configs
 OF_SHAPE = ("layers", "width", "heads")  # options that a checkpoint has decided
@@ -151,7 +152,7 @@ def complete(args: Args, recipe: Mapping[str, Any]) -> Args:
         recipe = {name: value for name, value in recipe.items() if name not in (*BUDGETS, "until")}
     if given.keys() & set(SIZES):
         recipe = {name: value for name, value in recipe.items() if name not in SIZES}
-    return dataclasses.replace(args, **{**recipe, **given})
+    return dataclasses.replace(args, **{**UNSAID, **recipe, **given})
 
 
 def inherited_options(start: Path, task: type[Task], options: Any = None) -> Any:

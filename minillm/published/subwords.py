@@ -8,6 +8,7 @@ The files beside them are tokenizer_config.py's. Byte-level BPE: Radford et al. 
 """
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -226,6 +227,23 @@ def surround(library: Any, backend: Any, begin: str | None, end: str | None = No
 
 
 # ---- their parts -------------------------------------------------------------------------------------
+
+
+def learn_vocabulary(texts: Sequence[str], vocab_size: int) -> Subwords:
+    """For models that start from nothing, in lower case: the words that occur more than once where they are few and
+    make up most of the texts, any other being [UNK]; else pieces of words.
+
+    Of few texts, pieces of rare words are no more than noise; in many, or where words hardly recur, they say much.
+    """
+    special = list(BERT.values())
+    reader = wordpiece({name: i for i, name in enumerate(special)}, BERT)
+    normal = map(reader.normalizer.normalize_str, texts)
+    counts = Counter(word for text in normal for word, _ in reader.pre_tokenizer.pre_tokenize_str(text))
+    words = sorted(word for word, count in counts.items() if count > 1 and word not in special)
+    if len(words) + len(special) > vocab_size or sum(map(counts.get, words)) < counts.total() / 2:
+        return learn_wordpiece(texts, vocab_size)
+    config = {"tokenizer_class": "BertTokenizer", **BERT}
+    return Subwords(wordpiece({name: i for i, name in enumerate([*special, *words])}, config), config)
 
 
 def learn_wordpiece(texts: Sequence[str], vocab_size: int) -> Subwords:

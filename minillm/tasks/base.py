@@ -104,6 +104,10 @@ class Task(Protocol):
     def table(self, examples: Sequence[Any], answers: Sequence[Any]) -> Table:
         """Some answers, for a person."""
 
+    def remarks(self, measured: Mapping[str, Interval]) -> list[str]:
+        """What a person should know of the result."""
+        return []
+
     def next_command(self, folder: Path) -> str:
         """What to do with a finished run."""
 

@@ -1,10 +1,10 @@
-"""Classification: which class a text, or a pair of texts, belongs to. The data is the user's own, JSONL or CSV."""
+"""Classification: which class a text, or a pair of texts, belongs to. The data is the user's own, JSONL, CSV or TSV."""
 
 import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,25 +12,30 @@ import numpy as np
 from rich.table import Table
 from torch import nn
 
-from minillm import cli, evaluate, records
+from minillm import cli, evaluate, labels, records
 from minillm.batching import Document
 from minillm.bert import BERTConfig
 from minillm.errors import UserError
 from minillm.gpt import GPTConfig
 from minillm.heads import SequenceClassifier
 from minillm.metrics import Interval, macro_f1, rate
-from minillm.published.subwords import learn_wordpiece
+from minillm.modernbert import ModernBERTConfig
+from minillm.naive_bayes import NaiveBayes
+from minillm.published.subwords import learn_vocabulary
 from minillm.report import mistakes_table
 from minillm.tasks.base import Files, Shape, Splits, Task
 from minillm.tokenizer import Tokenizer, read_texts
 
 KINDS = {
+    "modernbert": partial(ModernBERTConfig, pooling="mean"),
     "bert": BERTConfig,
     "gpt": partial(GPTConfig, positions="learned", bias=True),
-}  # of models from scratch, as BERT and GPT-2 are published
+}  # of models from scratch; the mean over a text learns most from few texts
 LONGEST = 512  # tokens of a text that a model from scratch reads
-VOCABULARY = 8000  # word pieces learned from the training texts
+VOCABULARY = 8000  # words, or pieces of them, learned from the training texts
 MOST_CLASSES = 1000  # more are no classes; most likely the field is not the label
+HELD_OUT = 0.1  # share of each class that is taken from --train for want of --dev
+SHOWN = 20  # classes that are listed with their number of examples
 WORST = 10
 
 
@@ -39,7 +44,7 @@ class Options(Files):
     fields: str | None = cli.option(
         None, "names of the fields, e.g. text=review,label=stars, with text2=NAME for pairs"
     )
-    model: str | None = cli.option(None, "what a model from scratch is (default: bert)", choices=tuple(KINDS))
+    model: str | None = cli.option(None, "what a model from scratch is (default: modernbert)", choices=tuple(KINDS))
 
 
 @dataclass(frozen=True)
@@ -73,30 +78,45 @@ class Classify(Task):
         self.majority = max(self.classes, key=lambda name: counts[name])  # in training: the guess without reading
         self.limit, self.vocab_size = LONGEST, None
 
+    @cached_property
+    def naive_bayes(self) -> NaiveBayes:
+        train = self.splits.train
+        return NaiveBayes([example.texts for example in train], [example.label for example in train])
+
     def tokenizer(self) -> Tokenizer:
         texts = [text for example in self.splits.train for text in example.texts]
-        tokenizer = learn_wordpiece(texts, VOCABULARY)
+        tokenizer = learn_vocabulary(texts, VOCABULARY)
         if self.kind == "gpt":  # or transformers would hand its GPT-2 segments, and that would add them
             tokenizer.config = {**tokenizer.config, "model_input_names": ["input_ids", "attention_mask"]}
         return tokenizer
 
     def recipe(self, model: nn.Module | None, minutes: float | None) -> dict[str, Any]:
-        """A published model needs few epochs; one from scratch must be small and drop much not to learn by heart."""
-        both = {"optimizer": "adamw-head", "warmup": 0.06}
+        """A published model needs few epochs; one from scratch many, and a rate that falls with its width. Few texts
+        need a least number of steps, many a most; of all looks at the dev set the best counts, and five that bring
+        nothing end the training."""
         if model and self.kind:
             raise UserError(
                 f"--model {self.kind} is for a model from scratch, but --init brings its own; leave one out"
             )
+        both = {"optimizer": "adamw-head", "warmup": 0.06, "evaluations": 12, "keep": "best", "patience": 5}
         if model:
             rates = {"lr": 1e-4, "embedding_lr": 1e-3, "dropout": 0.1}
-            return {**both, **rates, "batch_examples": 32, "epochs": 2.5}
-        shape = {"layers": 2, "width": 64, "heads": 4, "dropout": 0.3}
-        return {**both, **shape, "lr": 5e-4, "embedding_lr": 5e-4, "batch_examples": 64, "epochs": 6.0}
+            return {**both, **rates, "batch_examples": 32, "epochs": self.epochs(3.0, 32, least=150, most=10_000)}
+        shape = {"layers": 2, "width": 128, "heads": 4, "dropout": 0.3}
+        rates = {"lr": 5e-4, "embedding_lr": 5e-4}
+        return {**both, **shape, **rates, "batch_examples": 64, "epochs": self.epochs(6.0, 64, least=400, most=6000)}
+
+    def epochs(self, usual: float, batch: int, least: int, most: int) -> float:
+        """As usual, but not fewer steps than `least` nor more than `most`."""
+        per_step = batch / len(self.splits.train)
+        return min(max(usual, least * per_step), most * per_step)
 
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> SequenceClassifier:
         sizes = {"num_layers": shape.layers, "width": shape.width, "num_heads": shape.heads, "dropout": shape.dropout}
-        config = KINDS[self.kind or "bert"](vocab_size=tokenizer.vocab_size, max_seq_len=LONGEST, **sizes)
-        return SequenceClassifier(config, self.classes)
+        kind = KINDS[self.kind or next(iter(KINDS))]
+        if kind is KINDS["modernbert"]:  # whose only dropout is before the last product
+            sizes["classifier_dropout"] = sizes.pop("dropout")
+        return SequenceClassifier(kind(tokenizer.vocab_size, LONGEST, **sizes), self.classes)
 
     def adapt(self, model: SequenceClassifier, tokenizer: Tokenizer) -> None:
         """Take over the order of the model's classes and what it reads of a text."""
@@ -124,13 +144,24 @@ class Classify(Task):
         return {"right": [float(a.label == e.label) for e, a in zip(examples, answers, strict=True)]}
 
     def measure(self, examples: Sequence[Labelled], answers: Sequence[Prediction]) -> dict[str, Interval]:
-        """Beside accuracy and macro-F1 what always the same answer, the commonest in training, would get right."""
+        """Beside accuracy and macro-F1 what naive Bayes gets right, and always the commonest class of training."""
         truth = [example.label for example in examples]
         return {
             "accuracy": rate([answer.label == label for answer, label in zip(answers, truth, strict=True)]),
             "macro_f1": macro_f1(truth, [answer.label for answer in answers]),
+            "naive_bayes": rate([self.naive_bayes.answer(e.texts) == e.label for e in examples]),
             "majority": rate([label == self.majority for label in truth]),
         }
+
+    def remarks(self, measured: dict[str, Interval]) -> list[str]:
+        """Where nothing, or less than by counting words, was learned."""
+        accuracy, majority, bayes = (measured[name] for name in ("accuracy", "majority", "naive_bayes"))
+        hint = "try --init with a published model, more examples, or more --epochs"
+        if accuracy.low <= majority.value:
+            return [f"this is hardly better than always answering {self.majority!r}, the commonest class: {hint}"]
+        if accuracy.value < bayes.value:
+            return [f"naive Bayes, which only counts words, does better here ({bayes.value:.1%}): {hint}"]
+        return []
 
     def details(self, examples: Sequence[Labelled], answers: Sequence[Prediction]) -> dict[str, Any]:
         """What else is worth keeping: who is taken for whom, and the worst mistakes."""
@@ -183,32 +214,81 @@ class Fields(NamedTuple):
 
 def load(options: Options) -> tuple[Splits, list[str], list[str]]:
     """Splits, classes, and notes for a person. UserError says what is wrong with the files, and where."""
-    train, dev, test = options.train, options.dev, options.test
-    if train is None or dev is None:
-        raise UserError("--task classify learns from your own examples: give --train FILE and --dev FILE")
+    if options.train is None:
+        raise UserError("--task classify learns from your own examples: give --train FILE")
     names = Fields.parse(options.fields)
-    examples = read(train, names)
-    classes = in_order({example.label for example in examples})
+    examples = read(options.train, names)
+    counts = Counter(example.label for example in examples)
+    classes = in_order(set(counts))
     if len(classes) == 1:
-        raise UserError(f"{train} holds one class only, {classes[0]!r}; there is nothing to tell apart")
+        raise UserError(f"{options.train} holds one class only, {classes[0]!r}; there is nothing to tell apart")
     if len(classes) > MOST_CLASSES:
-        raise UserError(f"{train}: {names.label!r} has {len(classes):,} different values; is it the label?")
-    held_out = [read(path, names, known=classes) if path else [] for path in (dev, test)]
-    seen = {example.texts for split in held_out for example in split}
-    unseen = [example for example in examples if example.texts not in seen]
-    if {example.label for example in unseen} != set(classes):
-        raise UserError(f"all examples of a class of {train} are held out by --dev or --test; give other texts")
-    twice = len(examples) - len(unseen)
-    notes = [f"{twice:,} training texts are held out, too; not trained on"] if twice else []
-    return Splits(unseen, *held_out), classes, notes
+        raise UserError(f"{options.train}: {names.label!r} has {len(classes):,} different values; is it the label?")
+    test = read(options.test, names, known=classes) if options.test else []
+    train = without(examples, test, options.train, "--test")
+    if options.dev:
+        if same_file(options.train, options.dev):
+            raise UserError(f"--dev is the file of --train, {options.train}: leave it out, so that a part is held out")
+        dev, notes = read(options.dev, names, known=classes), []
+        train = without(train, dev, options.train, "--dev")
+    else:
+        train, dev = divide(train, HELD_OUT)
+        notes = [f"--dev is not given: {len(dev):,} texts of --train, of each class its share, are held out instead"]
+    if twice := len(examples) - len(train) - (0 if options.dev else len(dev)):
+        notes.append(f"{twice:,} training texts are held out, too; not trained on")
+    return Splits(train, dev, test), classes, [*notes, *notes_on(train, counts)]
+
+
+def notes_on(train: Sequence[Labelled], counts: Counter[str]) -> list[str]:
+    """The classes with their sizes, and what of them and of the texts looks like a mistake."""
+    shown = ", ".join(f"{name} {count:,}" for name, count in counts.most_common(SHOWN))
+    more = f" and {len(counts) - SHOWN:,} more" if len(counts) > SHOWN else ""
+    of_text: dict[tuple[str, ...], set[str]] = {}
+    for example in train:
+        of_text.setdefault(example.texts, set()).add(example.label)
+    notes = [f"{len(counts):,} classes: {shown}{more}", *labels.suspicious(counts)]
+    if contradictory := sum(len(names) > 1 for names in of_text.values()):
+        notes.append(f"{contradictory:,} texts stand in --train with different labels")
+    return notes
+
+
+def same_file(first: Path, second: Path) -> bool:
+    return first.exists() and second.exists() and first.samefile(second)
+
+
+def without(examples: list[Labelled], held_out: list[Labelled], path: Path, option: str) -> list[Labelled]:
+    """Those whose texts are not held out. UserError where a class has no other."""
+    seen = {example.texts for example in held_out}
+    left = [example for example in examples if example.texts not in seen]
+    if missing := {example.label for example in examples} - {example.label for example in left}:
+        raise UserError(f"all examples of the class {min(missing)!r} of {path} are held out by {option}")
+    return left
+
+
+def divide(examples: Sequence[Labelled], share: float) -> tuple[list[Labelled], list[Labelled]]:
+    """Most examples, and a share of the texts of each class, one at least where a class has several. Examples of one
+    text stay together. The same division for every seed. UserError where nothing can be held out."""
+    of_class: dict[str, list[tuple[str, ...]]] = {}
+    for texts, label in {example.texts: example.label for example in examples}.items():
+        of_class.setdefault(label, []).append(texts)
+    rng = np.random.default_rng(0)
+    held_out: set[tuple[str, ...]] = set()
+    for texts in of_class.values():
+        count = max(len(texts) > 1, round(share * len(texts)))
+        held_out.update(texts[i] for i in rng.permutation(len(texts))[:count])
+    train = [example for example in examples if example.texts not in held_out]
+    dev = [example for example in examples if example.texts in held_out]
+    if not dev or {example.label for example in train} != {example.label for example in examples}:
+        raise UserError("--train has too few texts of a class to hold any out; give --dev FILE")
+    return train, dev
 
 
 def read(path: Path, names: Fields, known: Sequence[str] = ()) -> list[Labelled]:
     """The examples of a file; their labels must be among the known ones, if any are."""
     roles = [names.text] if names.text2 is None else [names.text, names.text2]
+    found = records.read(path)
     examples = []
-    for record in records.read(path):
-        label = record.label(names.label)
+    for record, label in zip(found, records.labels(found, names.label, known), strict=True):
         if known and label not in known:
             among = ", ".join(map(repr, known[:10])) + (", …" if len(known) > 10 else "")
             raise UserError(f"{record.place}: no training example has the label {label!r}, only {among}")
