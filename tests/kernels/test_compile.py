@@ -99,18 +99,25 @@ def test_a_wrong_target_is_refused_in_a_graph():
     "make", [lambda: gpt(num_kv_heads=2), lambda: shake(MaskedLM(bert_config()))], ids=["gpt", "bert"]
 )
 def test_models_of_both_kinds(make, dtype, dynamic, backend):
-    model = make().float().eval()
+    """Against float64, with at most twice the error of the same model as it is: the compiler rounds elsewhere."""
+    truth, model = make().eval(), make().float().eval()
     model.compute_dtype = dtype
 
-    def loss(tokens: Tensor, packing: Packing) -> Tensor:
+    def loss(model: torch.nn.Module, tokens: Tensor, packing: Packing) -> Tensor:
         return model.loss(batch_of(tokens, packing, tokens.roll(-1)), 1 / len(tokens))
 
     compiled = torch.compile(loss, backend=backend, dynamic=dynamic)
-    close = {"rtol": 1e-3, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.1}
     for lengths in ((5, 9, 2), (4, 12), (7, 7), (1,), (16,)):
         tokens = sequences(lengths)
-        expected = gradients(model, loss(*packed(tokens)))
-        torch.testing.assert_close(gradients(model, compiled(*packed(tokens))), expected, **close)
+        right = gradients(truth, loss(truth, *packed(tokens)))
+        plain, ours = (gradients(model, f(model, *packed(tokens))) for f in (loss, compiled))
+        assert error(ours, right) <= 2 * error(plain, right) + 1e-6
+
+
+def error(found: list[Tensor], right: list[Tensor]) -> float:
+    """Of all gradients as one vector, relative."""
+    found, right = (torch.cat([x.double().flatten() for x in each]) for each in (found, right))
+    return float((found - right).norm() / right.norm())
 
 
 def test_other_lengths_need_no_other_graph():
