@@ -227,7 +227,7 @@ def test_the_best_model_is_kept(make):
         session.log(loss=1.0, norm=session.update())
         seen[step] = {name: p.clone() for name, p in weights_of(session.model).items()}
         session.keep_if_best(next(scores))
-    assert session.progress.best == -0.25
+    assert (session.progress.best, session.progress.worse) == (-0.25, 2)
     session.take_best()
     assert all(torch.equal(seen[1][name], p) for name, p in weights_of(session.model).items())  # the earlier of equals
 
@@ -443,7 +443,8 @@ def test_a_training_that_is_over_has_no_further_step(make):
 
 def test_progress_survives_a_checkpoint(make):
     session = make(steps=9)
-    session.progress = Progress(5, 2, 0, 1.5, 0.0, None, False, {"tokens": 7}, {"args.json": "ab"}, {"classes": "cd"})
+    digests = {"args.json": "ab"}, {"classes": "cd"}
+    session.progress = Progress(5, 2, 0, 1.5, 0.0, None, 3, False, {"tokens": 7}, *digests)
     session.save()
     other = make(steps=9)
     other.restore()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from weights import minilm, smollm
 
 from minillm.errors import UserError
-from minillm.published.subwords import Subwords, learn_wordpiece, letters_of_bytes
+from minillm.published.subwords import Subwords, learn_vocabulary, learn_wordpiece, letters_of_bytes
 from minillm.published.vocabularies import load_tokenizer
 from minillm.tokenizer import SymbolTokenizer, shorten
 
@@ -311,6 +311,33 @@ def test_pieces_of_wordpiece(ids):
 
 def load_cached(path: Path, loaded: dict = {}):  # noqa: B006, the default is the cache
     return loaded.get(path) or loaded.setdefault(path, load_tokenizer(path))
+
+
+def test_few_words_that_recur_are_tokens_and_rare_ones_unknown():
+    texts = ["The film was good", "the film was BAD, very bad", "a good book", "zyzzyva"]
+    tokenizer = learn_vocabulary(texts, 100)
+    words = {"the", "film", "was", "good", "bad"}
+    assert set(tokenizer.backend.get_vocab()) == words | {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}
+    assert tokenizer.decode(tokenizer.encode("the bad film")) == "the bad film"
+    unknown = tokenizer.id_of("unk")
+    assert tokenizer.encode("a zyzzyva") == [unknown, unknown]
+    again = learn_vocabulary(texts[::-1], 100)  # the same words, so the same numbers
+    assert again.backend.get_vocab() == tokenizer.backend.get_vocab()
+
+
+@pytest.mark.parametrize(
+    ("texts", "vocab_size"),
+    [
+        (["the film was good"] * 2, 8),  # more words than there is room for
+        ([f"{a}{b}ing" for a in "bcdfg" for b in "aeiou"], 100),  # no word recurs
+        (["abcabc", "abcab", "bcabc", "cabca"], 100),
+    ],
+)
+def test_otherwise_there_are_pieces(texts, vocab_size):
+    assert (
+        learn_vocabulary(texts, vocab_size).backend.get_vocab()
+        == learn_wordpiece(texts, vocab_size).backend.get_vocab()
+    )
 
 
 def test_a_learned_vocabulary_is_the_same_each_time():

@@ -1,10 +1,13 @@
 """Classification: files become examples, mistakes in them are named, answers are measured."""
 
 import json
+import random
+from collections import Counter
 
 import pytest
 
 from minillm.errors import UserError
+from minillm.metrics import Interval
 from minillm.tasks.classify import Classify, Fields, Labelled, Options, Prediction, in_order, worst_mistakes
 
 
@@ -79,18 +82,88 @@ def test_what_is_held_out_is_never_trained_on(write):
     assert [example.texts[0] for example in task.splits.train] == ["good", "bad"]
 
 
+# ---- without --dev -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [(100, 100), (150, 7, 2), (3, 2), (40, 1), (1000, 10, 10, 10)])
+def test_a_share_of_every_class_is_held_out(write, sizes):
+    rows = [(f"text {i} of {name}", name) for name, size in enumerate(sizes) for i in range(size)]
+    random.Random(0).shuffle(rows)
+    task = load(write("a.jsonl", rows), None)
+    train, dev = (Counter(e.label for e in split) for split in (task.splits.train, task.splits.dev))
+    for name, size in enumerate(sizes):
+        assert dev[str(name)] == (max(1, round(size / 10)) if size > 1 else 0)
+        assert train[str(name)] == size - dev[str(name)]
+    assert {(e.texts[0], int(e.label)) for e in task.splits.train + task.splits.dev} == set(rows)
+    assert f"--dev is not given: {sum(dev.values()):,} texts of --train" in task.notes[0]
+    assert load(write("a.jsonl", rows), None).splits == task.splits
+
+
+def test_examples_of_one_text_are_on_one_side(write):
+    rows = [(f"text {i // 3}", i % 2) for i in range(300)]
+    splits = load(write("a.jsonl", rows), None).splits
+    assert len(splits.train) + len(splits.dev) == 300
+    assert not {e.texts for e in splits.train} & {e.texts for e in splits.dev}
+
+
+def test_of_what_is_tested_nothing_is_held_out_from_training_again(write):
+    rows = [(f"text {i}", i % 2) for i in range(100)]
+    task = load(write("a.jsonl", rows), None, write("test.jsonl", rows[:20]))
+    assert (len(task.splits.train), len(task.splits.dev), len(task.splits.test)) == (72, 8, 20)
+    assert "20 training texts are held out, too" in task.notes[1]
+
+
+# ---- what looks like a mistake -------------------------------------------------------------------
+
+
+def test_what_a_person_should_know_of_the_classes(write):
+    rows = [*[(f"text {i}", "positive") for i in range(60)], ("a", "Negative"), ("b", "negative"), ("c", "nan")]
+    notes = "\n".join(load(write("a.jsonl", [*rows, ("a", "positive")]), write("b.jsonl", [("x", "nan")])).notes)
+    assert "4 classes: positive 61, Negative 1, negative 1, nan 1" in notes
+    for sentence in ("missing value", "differ only in how they are written", "1 texts stand in --train with different"):
+        assert sentence in notes
+
+
+def test_equal_numbers_are_one_class_in_every_kind_of_file(write, tmp_path):
+    (tmp_path / "a.csv").write_text("text;label\nw;0\nx;1.0\ny;0.0\nz;1\n")
+    task = load(tmp_path / "a.csv", write("dev.jsonl", [("v", 1.0), ("u", "0")]))
+    assert task.classes == ["0", "1"]
+    assert [example.label for example in task.splits.dev] == ["1", "0"]
+
+
+# ---- what suits the data -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "steps"), [(200, 400), (6920, 650), (100_000, 6000)])
+def test_few_texts_take_a_least_number_of_steps_and_many_a_most(write, size, steps):
+    task = load(write("a.jsonl", [(f"text {i}", i % 2) for i in range(size)]), write("b.jsonl", [("x", 1)]))
+    recipe = task.recipe(None, None)
+    assert recipe["epochs"] * size / recipe["batch_examples"] == pytest.approx(steps, rel=0.01)
+
+
+def test_a_result_that_says_little_is_said_in_words(write):
+    rows = [("good film", "a"), ("bad film", "b"), ("fine film", "a")]
+    task = load(write("a.jsonl", rows), write("b.jsonl", [("x", "a")]))
+    sure, unsure, better = (Interval(x, x - 0.1, x + 0.1) for x in (0.9, 0.55, 0.95))
+    said = {"accuracy": sure, "majority": unsure, "naive_bayes": unsure}
+    assert task.remarks(said) == []
+    assert "naive Bayes, which only counts words, does better here" in task.remarks(said | {"naive_bayes": better})[0]
+    assert "always answering 'a', the commonest class" in task.remarks(said | {"accuracy": unsure})[0]
+
+
 def test_wrong_data(write):
     good = write("good.jsonl", ROWS)
     cases = [
-        (good, None, "give --train FILE and --dev FILE"),
-        (None, good, "give --train FILE and --dev FILE"),
+        (None, good, "give --train FILE"),
+        (good, good, r"--dev is the file of --train, .*good\.jsonl: leave it out"),
+        (write("two.jsonl", ROWS[:2]), None, "too few texts of a class to hold any out; give --dev FILE"),
         (write("one.jsonl", [("a", 1), ("b", "1")]), good, r"one\.jsonl holds one class only, '1'"),
         (good, write("new.jsonl", [("x", 1), ("y", 2)]), r"new\.jsonl:2: no .* has the label '2', only '0', '1'"),
         (good, write("empty.jsonl", [("x", 1), (" ", 1)]), r"empty\.jsonl:2: 'text' is empty"),
         (write("name.jsonl", ROWS, text="body"), good, r"name\.jsonl:1 has no field 'text', only 'body', 'label'"),
         (write("null.jsonl", [("a", None)]), good, r"null\.jsonl:1: 'label' is null"),
         (write("ids.jsonl", [(f"text {i}", i) for i in range(1001)]), good, r"ids\.jsonl: 'label' has 1,001 different"),
-        (good, write("all.jsonl", [("bad", 0)]), r"all examples of a class of .*good\.jsonl are held out"),
+        (good, write("all.jsonl", [("bad", 0)]), r"all examples of the class '0' of .*good\.jsonl are held"),
     ]  # fmt: skip
     for train, dev, sentence in cases:
         with pytest.raises(UserError, match=sentence):
@@ -113,6 +186,7 @@ def test_measures_stand_beside_the_commonest_class(write):
     assert measured["accuracy"].value == 0.75
     assert measured["macro_f1"].value == pytest.approx((0.8 + 2 / 3) / 2)
     assert measured["majority"].value == 0.5  # "b", the commonest in training
+    assert measured["naive_bayes"].value == 0.75  # the number in the text tells 0 b, 1 a, 2 b, 3 b
     assert task.reward(examples("b", "b"), [answers[0], Prediction("a", 1.0)]) == {"right": [1.0, 0.0]}
 
 

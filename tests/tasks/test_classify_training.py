@@ -18,7 +18,7 @@ from minillm.errors import UserError
 from minillm.objective import backward
 from minillm.published import checkpoint
 from minillm.session import Session
-from minillm.start import open_start
+from minillm.start import OF_DROPOUT, open_start
 from minillm.tasks.classify import Classify, Options
 
 pytest.importorskip("tokenizers")
@@ -55,7 +55,7 @@ def main(**options):
         return scripts.main(train_sft, **options)
 
 
-@pytest.fixture(scope="module", params=["bert", "gpt"])
+@pytest.fixture(scope="module", params=["modernbert", "bert", "gpt"])
 def run(request, tmp_path_factory, files):
     """A finished run of each kind."""
     folder = tmp_path_factory.mktemp(request.param) / "run"
@@ -84,7 +84,7 @@ def test_it_learns(run):
 def test_metrics_say_what_there_is_to_say(run):
     metrics = json.loads((run / "metrics.json").read_text())
     for split, size in (("dev", 60), ("test", 40)):
-        for name in ("accuracy", "macro_f1", "majority"):
+        for name in ("accuracy", "macro_f1", "naive_bayes", "majority"):
             low, value, high = (metrics[f"{split}_{name}{end}"] for end in ("_low", "", "_high"))
             assert 0 <= low <= value <= high <= 1
         confusion = metrics[f"{split}_confusion"]
@@ -201,12 +201,24 @@ def test_dropout_is_what_was_asked_for(run, files, tmp_path, monkeypatch):
     options = Options(files["train"], files["dev"])
     train_sft.train(train_sft.Args(task="classify", init=run, out=tmp_path / "out", dropout=0.25, options=options))
     (model,) = seen
-    config = model.config
-    assert config.dropout == config.attention_dropout == getattr(config, "classifier_dropout", 0.25) == 0.25
-    assert all(block.dropout == 0.25 for block in model.encoder.blocks)
+    named = [value for name, value in vars(model.config).items() if name in OF_DROPOUT]
+    assert named
+    assert all(value == 0.25 for value in named)
+    assert all(getattr(block, "dropout", 0.25) == 0.25 for block in model.encoder.blocks)
     _, saved, _ = opened(run, files)
     before, now = saved.state_dict(), model.state_dict()
     assert all(torch.equal(before[name], now[name]) for name in before)
+
+
+def test_a_training_ends_when_dev_no_longer_improves(files, tmp_path, capsys):
+    folder = tmp_path / "run"
+    options = {"keep": "best", "patience": 2, "evaluations": 40, "steps": 200}
+    assert main(**FAST | options, **files, out=folder) == 0
+    metrics = json.loads((folder / "metrics.json").read_text())
+    accuracies = [record["dev_accuracy"] for record in scripts.read_log(folder) if "dev_accuracy" in record]
+    assert metrics["steps"] < 200
+    assert metrics["dev_accuracy"] == max(accuracies) == accuracies[-4]  # two looks that were no better, and the last
+    assert "the last 2 looks at the dev set were no better than the best before" in capsys.readouterr().out
 
 
 def test_a_kind_is_for_models_from_scratch(run, files, tmp_path):

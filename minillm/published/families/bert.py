@@ -305,6 +305,7 @@ def theta_from(fields: Fields, kind: str, early_name: str, default: float) -> fl
 def modernbert_to(config: ModernBERTConfig) -> dict[str, Any]:
     return {
         "vocab_size": config.vocab_size,
+        "pad_token_id": None,  # nothing is padded here; the default lies beyond small vocabularies
         "max_position_embeddings": config.max_seq_len,
         "num_hidden_layers": config.num_layers,
         "hidden_size": config.width,
