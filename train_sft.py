@@ -77,7 +77,7 @@ class Args:
     keep: str | None = cli.option(
         None, "the model to save: of the last step, or the best of the evaluations", ("last", "best")
     )
-    patience: int | None = cli.option(None, "with --keep best, stop after so many looks that were no better")
+    patience: int | None = cli.option(None, "stop after so many looks in a row that were no better than the best")
     precision: str = cli.option("auto", "of the activations; weights stay float32", choices=PRECISIONS)
     kernels: str = cli.option("auto", "implementation of attention and loss", choices=kernels.IMPLS)
     options: Any = None  # those of the task, an instance of its Options; None: its defaults
@@ -146,7 +146,7 @@ def fit(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: T
             examples, answers = glance(task, model, tokenizer)
             measured = task.measure(examples, answers)
             session.report(measured, len(examples))
-            if args.keep == "best":
+            if args.keep == "best" or args.patience:
                 session.keep_if_best(score_of(task, measured))
             if args.patience and session.progress.worse >= args.patience:
                 session.end(f"the last {args.patience} looks at the dev set were no better than the best before")

@@ -125,8 +125,13 @@ def test_the_seconds_of_a_run_are_those_of_all_its_processes(training, call, mon
     with monkeypatch.context() as patch:
         interrupt_at_step(patch, 6, signal.SIGINT)
         call(script, **options, out="cut")
-    begin = Session.begin
-    monkeypatch.setattr(Session, "begin", lambda *args: 1000 + begin(*args))
+    restore = Session.restore
+
+    def restore_one_of_hours(session):
+        restore(session)
+        session.progress.process_seconds += 1000
+
+    monkeypatch.setattr(Session, "restore", restore_one_of_hours)
     assert call(script, resume="cut")[0] == 0
     assert json.loads(Path("cut/metrics.json").read_text())["seconds"] > 1000
 
