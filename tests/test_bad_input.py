@@ -160,7 +160,7 @@ SFT = {
 LABELS = {"task": "classify", "train": "HERE/good.jsonl", "dev": "HERE/new.jsonl"}
 
 CLASSIFY = {
-    "no files": ({"train": None, "dev": None}, "--task classify .* give --train FILE and --dev FILE"),
+    "no files": ({"train": None, "dev": None}, "--task classify .* give --train FILE"),
     "missing file": ({"train": "HERE/no.jsonl"}, r"cannot read HERE/no\.jsonl: No such file"),
     "other format": ({"train": "HERE/train.txt"}, r"HERE/train\.txt is neither \.jsonl .* nor \.csv"),
     "broken line": ({"train": "HERE/broken.jsonl"}, r"HERE/broken\.jsonl:2 is not JSON"),
