@@ -100,8 +100,8 @@ class Classify(Task):
             )
         both = {"optimizer": "adamw-head", "warmup": 0.06, "evaluations": 12, "keep": "best", "patience": 5}
         if model:
-            rates = {"lr": 1e-4, "embedding_lr": 1e-3, "dropout": 0.1}
-            return {**both, **rates, "batch_examples": 32, "epochs": self.epochs(3.0, 32, least=150, most=10_000)}
+            rates = {"lr": 6e-5, "embedding_lr": 1e-3, "dropout": 0.1}
+            return {**both, **rates, "batch_examples": 32, "epochs": self.epochs(4.0, 32, least=150, most=10_000)}
         shape = {"layers": 2, "width": 128, "heads": 4, "dropout": 0.3}
         rates = {"lr": 5e-4, "embedding_lr": 5e-4}
         return {**both, **shape, **rates, "batch_examples": 64, "epochs": self.epochs(6.0, 64, least=400, most=6000)}
