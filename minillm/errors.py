@@ -9,8 +9,17 @@ NOT_FINITE = (
 )
 
 
+LONGEST = 800  # characters of a sentence: what it quotes from a file may be all of it
+
+
 class UserError(Exception):
     """One sentence that names the thing that is wrong and what to do; the scripts print it and exit with code 2."""
+
+    def __init__(self, sentence: str):
+        """In one line, whatever it quotes; where that makes it long, its middle is left out."""
+        sentence = " ".join(sentence.splitlines())
+        is_long = len(sentence) > LONGEST
+        super().__init__(f"{sentence[: LONGEST // 2]} … {sentence[-LONGEST // 2 :]}" if is_long else sentence)
 
 
 def need(module: str, extra: str, purpose: str) -> ModuleType:

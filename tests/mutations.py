@@ -1,0 +1,213 @@
+"""Odd and spoiled inputs, drawn from a seed: data files, options, model folders; see test_mutations.py.
+
+Each declares what is right, either that it is refused in a sentence that names the file or the option, or what comes of
+it. What a spoiled file means is told by readers.py, which shares no code with the program.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import readers
+import scripts
+import tiny
+import torch
+from commands.model_folders import END, MERGED, write_bert, write_bytes_vocabulary
+from damage import BYTES, OTHERS
+from readers import Wrong
+
+import train_rl
+import train_sft
+from kernels import Packing
+from minillm import cli
+from minillm.commands import fill, generate
+from minillm.gpt import GPT
+from minillm.heads import SequenceClassifier
+from minillm.published import checkpoint
+from minillm.published.subwords import letters_of_bytes
+from minillm.published.vocabularies import load_tokenizer
+from minillm.tasks.classify import Classify
+from minillm.tasks.classify import Options as ClassifyOptions
+from minillm.tasks.pronounce import Options as PronounceOptions
+from minillm.tasks.pronounce import Pronounce
+
+
+@dataclass(frozen=True)
+class Refused:
+    names: tuple[str, ...]  # what the sentence must name
+
+
+@dataclass(frozen=True)
+class Mutation:
+    what: str  # for a person
+    act: Callable[[], Any]  # what a user does with it
+    right: Any  # Refused, or what comes of it
+
+
+def truth(read: Callable[..., Any], *given: Any) -> Any:
+    """What an independent reader makes of it."""
+    try:
+        return read(*given)
+    except Wrong as wrong:
+        return Refused(wrong.args)
+
+
+# ---- data files ----------------------------------------------------------------------------------
+
+TEXTS = ("a quiet film", 'he said "no"', "one, two; three|four", "tab\tin it", "naïve 日本", "two\nlines", "  around  ")
+ENCODINGS = ("utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252", "utf-8-sig", "shift_jis")
+
+
+def rows_of(rng, many=8):
+    """Texts with a number, so that none is there twice, and their classes."""
+    return [(f"{rng.choice(TEXTS)} {rng.randrange(10**6)}", ("good", "bad")[i % 2]) for i in range(many)]
+
+
+def as_jsonl(rows, rng):
+    """As people write it: blank lines, other line ends, further fields, another order of fields."""
+    end = rng.choice(["\n", "\r\n", "\n\n"])
+    objects = [{"text": text, "label": label} for text, label in rows]
+    if rng.random() < 0.3:
+        objects = [{"n": i, **dict(reversed(each.items()))} for i, each in enumerate(objects)]
+    return end.join(json.dumps(each, ensure_ascii=rng.random() < 0.5) for each in objects) + rng.choice(["", end])
+
+
+def as_table(rows, rng, delimiter):
+    """As spreadsheets write it."""
+    out = io.StringIO()
+    quoting = rng.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+    writer = csv.writer(out, delimiter=delimiter, lineterminator=rng.choice(["\n", "\r\n"]), quoting=quoting)
+    blank = [""] * rng.choice([0, 0, 2])
+    writer.writerows([["text", "label", *blank], *([*row, *blank] for row in rows)])
+    return out.getvalue()
+
+
+def value_of_other_type(lines, rng):
+    i = rng.randrange(len(lines))
+    fields = json.loads(lines[i])
+    others = [*OTHERS, float("nan"), float("inf"), "\ud800", "\u200b", "", "x" * 10**5]
+    fields[rng.choice(["text", "label"])] = rng.choice(others)
+    return [*lines[:i], json.dumps(fields), *lines[i + 1 :]]
+
+
+def field_lost(lines, rng):
+    i = rng.randrange(len(lines))
+    return [*lines[:i], json.dumps({"text": "alone"}), *lines[i + 1 :]]
+
+
+def odd_line(lines, rng):
+    odd = ["[]", "1", "null", "{", "{'text': 'a', 'label': 'b'}", '{"text": "a", "label": "good",}', "[" * 10**5]
+    odd += ['{"text": "a", "text": "b", "label": "good"}', '{"text": "a" "label": "good"}', "// a comment", "\u2028"]
+    odd += ['{"text": "a", "label": "good"} {}', '{"text": "line\u2028end", "label": "good"}', "x" * 10**6]
+    odd += ['{"text": "a", "label": ' + "9" * 5000 + "}", json.dumps({"text": "word " * 10**5, "label": "good"})]
+    at = rng.randrange(len(lines) + 1)
+    return [*lines[:at], rng.choice(odd), *lines[at:]]
+
+
+def cell_lost(lines, rng):
+    i = rng.randrange(len(lines))
+    return [*lines[:i], rng.choice(["alone", '"alone"', "a b"]), *lines[i + 1 :]]
+
+
+def cell_more(lines, rng):
+    i = rng.randrange(len(lines))
+    return [*lines[:i], lines[i] + rng.choice([",x", ",,", ";x", "\tx", "|", ',"']), *lines[i + 1 :]]
+
+
+def quote_spoiled(lines, rng):
+    i = rng.randrange(len(lines))
+    return [*lines[:i], rng.choice(['"', 'a"', '""', '"a"b']) + lines[i], *lines[i + 1 :]]
+
+
+def header_spoiled(lines, rng):
+    others = ["text,text,label", "label,text,label", "Text,Label", "text", "", ",", "a,b", "\ufefftext,label", "text label"]
+    return [rng.choice([*others, "text;label", ",".join(f"column {i}" for i in range(10**4))]), *lines[1:]]
+
+
+def header_twice(lines, rng):
+    return [lines[0], *lines]
+
+
+def huge_cell(lines, rng):
+    return [*lines, ("wörd " * 10**5) + rng.choice([",", ";", "\t", "|"]) + "good"]
+
+
+BY_LINE = {
+    ".jsonl": (value_of_other_type, value_of_other_type, field_lost, odd_line, odd_line),
+    ".csv": (cell_lost, cell_more, quote_spoiled, header_spoiled, header_twice, huge_cell),
+}
+BY_LINE[".tsv"] = BY_LINE[".csv"]
+
+
+def classify_data(rng, folder):
+    """A file of examples, its lines, bytes or encoding spoiled, as --train or --dev."""
+    suffix = rng.choice([".jsonl", ".csv", ".tsv"])
+    delimiter = "\t" if suffix == ".tsv" else rng.choice(",;\t|")
+    rows = {"train": rows_of(rng), "dev": rows_of(rng, 4)}
+    write = as_jsonl if suffix == ".jsonl" else lambda rows, rng: as_table(rows, rng, delimiter)
+    contents = {split: write(rows[split], rng).encode() for split in rows}
+    spoiled, what = rng.choice(["train", "dev"]), rng.choice(["as it is", "line", "line", "encoding", "bytes", "bytes"])
+    if what == "line":
+        way = rng.choice(BY_LINE[suffix])
+        simple = as_jsonl([(f"plain {i}", label) for i, (_, label) in enumerate(rows[spoiled])], rng)
+        if suffix != ".jsonl":
+            simple = "\n".join(["text,label", *(f"plain {i}{delimiter}{c}" for i, (_, c) in enumerate(rows[spoiled]))])
+            simple = simple.replace("text,label", f"text{delimiter}label")
+        lines = way([line for line in simple.splitlines() if line], rng)
+        contents[spoiled], what = "\n".join(lines).encode(errors="surrogatepass"), way.__name__
+    elif what == "encoding":
+        what = rng.choice(ENCODINGS)
+        contents[spoiled] = contents[spoiled].decode().encode(what, errors="replace")
+    elif what == "bytes":
+        contents[spoiled], what = spoil(contents[spoiled], rng)
+    paths = {split: folder / f"{split}{suffix}" for split in contents}
+    for split, path in paths.items():
+        path.write_bytes(contents[split])
+
+    def act():
+        splits = Classify(ClassifyOptions(paths["train"], paths["dev"]), 0).splits
+        return {split: [(*example.texts, example.label) for example in vars(splits)[split]] for split in rows}
+
+    return Mutation(f"{spoiled}{suffix} {what}", act, truth(readers.classify_data, paths["train"], paths["dev"]))
+
+
+def spoil(content, rng):
+    way = rng.choice(BYTES)
+    return way(content, rng), way.__name__
+
+
+WORD_LINES = ("CAT  K AE1 T", "cat(2)  k ae t", "DOG D AO1 G # a comment", ";;; a comment", "# another", "", "\tO'NEIL  OW0 N IY1 L")
+ODD_WORD_LINES = ("OWL", "  # OWL", "CÄT  K AE T", "CAT  K XX T", "(2)  K", "CAT  K AE9 T", "\u200bBAT\u00a0B AE1 T", "\ufeffBEE  B IY1", "A" * 10**5)
+
+
+def pronounce_data(rng, folder):
+    """A dictionary, likewise."""
+    made = scripts.words("abcdefgh", 2).splitlines()
+    lines = {"train": [*rng.sample(made, 10), *rng.sample(WORD_LINES, 3)], "dev": rng.sample(made, 4)}
+    spoiled, what = rng.choice(["train", "dev"]), rng.choice(["as it is", "line", "line", "encoding", "bytes", "bytes"])
+    if what == "line":
+        lines[spoiled].insert(rng.randrange(4), rng.choice(ODD_WORD_LINES))
+    contents = {split: rng.choice(["\n", "\r\n", "\r"]).join(lines[split]).encode() for split in lines}
+    if what == "encoding":
+        what = rng.choice(ENCODINGS)
+        contents[spoiled] = (contents[spoiled].decode() + "\n# naïve").encode(what)if what != "shift_jis" else "# 日本".encode(what)
+    elif what == "bytes":
+        contents[spoiled], what = spoil(contents[spoiled], rng)
+    paths = {split: folder / f"{split}.txt" for split in contents}
+    for split, path in paths.items():
+        path.write_bytes(contents[split])
+
+    def act():
+        splits = Pronounce(PronounceOptions(paths["train"], paths["dev"]), 0).splits
+        return {split: {each.prompt: each.answers for each in vars(splits)[split]} for split in lines}
+
+    return Mutation(f"{spoiled}.txt {what}", act, truth(readers.pronounce_data, paths["train"], paths["dev"]))
