@@ -4,16 +4,11 @@ Each declares what is right, either that it is refused in a sentence that names 
 it. What a spoiled file means is told by readers.py, which shares no code with the program.
 """
 
-import contextlib
 import csv
 import io
 import json
-import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,20 +16,14 @@ import readers
 import scripts
 import tiny
 import torch
-from commands.model_folders import END, MERGED, write_bert, write_bytes_vocabulary
 from damage import BYTES, OTHERS
 from readers import Wrong
+from safetensors.torch import load_file, save_file
 
-import train_rl
-import train_sft
 from kernels import Packing
-from minillm import cli
-from minillm.commands import fill, generate
 from minillm.gpt import GPT
 from minillm.heads import SequenceClassifier
 from minillm.published import checkpoint
-from minillm.published.subwords import letters_of_bytes
-from minillm.published.vocabularies import load_tokenizer
 from minillm.tasks.classify import Classify
 from minillm.tasks.classify import Options as ClassifyOptions
 from minillm.tasks.pronounce import Options as PronounceOptions
@@ -129,7 +118,17 @@ def quote_spoiled(lines, rng):
 
 
 def header_spoiled(lines, rng):
-    others = ["text,text,label", "label,text,label", "Text,Label", "text", "", ",", "a,b", "\ufefftext,label", "text label"]
+    others = [
+        "text,text,label",
+        "label,text,label",
+        "Text,Label",
+        "text",
+        "",
+        ",",
+        "a,b",
+        "\ufefftext,label",
+        "text label",
+    ]
     return [rng.choice([*others, "text;label", ",".join(f"column {i}" for i in range(10**4))]), *lines[1:]]
 
 
@@ -185,8 +184,17 @@ def spoil(content, rng):
     return way(content, rng), way.__name__
 
 
-WORD_LINES = ("CAT  K AE1 T", "cat(2)  k ae t", "DOG D AO1 G # a comment", ";;; a comment", "# another", "", "\tO'NEIL  OW0 N IY1 L")
-ODD_WORD_LINES = ("OWL", "  # OWL", "CÄT  K AE T", "CAT  K XX T", "(2)  K", "CAT  K AE9 T", "\u200bBAT\u00a0B AE1 T", "\ufeffBEE  B IY1", "A" * 10**5)
+WORD_LINES = (
+    "CAT  K AE1 T",
+    "cat(2)  k ae t",
+    "DOG D AO1 G # a comment",
+    ";;; a comment",
+    "# another",
+    "",
+    "\tO'H  OW0 AY1",
+)
+ODD_WORD_LINES = ("OWL", "  # OWL", "CÄT  K AE T", "CAT  K XX T", "(2)  K", "CAT  K AE9 T", "\u200bBAT\u00a0B AE1 T")
+ODD_WORD_LINES += ("\ufeffBEE  B IY1", "A" * 10**5, "CAT  " + "K " * 10**5, "CAT,K AE T", "CAT  K  AE\u2028T")
 
 
 def pronounce_data(rng, folder):
@@ -199,7 +207,9 @@ def pronounce_data(rng, folder):
     contents = {split: rng.choice(["\n", "\r\n", "\r"]).join(lines[split]).encode() for split in lines}
     if what == "encoding":
         what = rng.choice(ENCODINGS)
-        contents[spoiled] = (contents[spoiled].decode() + "\n# naïve").encode(what)if what != "shift_jis" else "# 日本".encode(what)
+        contents[spoiled] = (
+            (contents[spoiled].decode() + "\n# naïve").encode(what) if what != "shift_jis" else "# 日本".encode(what)
+        )
     elif what == "bytes":
         contents[spoiled], what = spoil(contents[spoiled], rng)
     paths = {split: folder / f"{split}.txt" for split in contents}
@@ -211,3 +221,146 @@ def pronounce_data(rng, folder):
         return {split: {each.prompt: each.answers for each in vars(splits)[split]} for split in lines}
 
     return Mutation(f"{spoiled}.txt {what}", act, truth(readers.pronounce_data, paths["train"], paths["dev"]))
+
+
+# ---- model folders -------------------------------------------------------------------------------
+
+NUMBERS = (0, 1, 2, 3, 8, 16, 0.1, 1.5, 16.0, -1e-6, 1e400, float("nan"), False, "16", "silu", "relu", "gelu_new")
+CLASSES = (
+    {},
+    {"0": "a"},
+    {"0": "a", "1": "a"},
+    {"0": "b", "1": "a"},
+    {"1": "a", "2": "b"},
+    {"a": "b"},
+    {"0": 1, "1": None},
+)
+TOKENS = (5, 6, 7, 9, 2)
+
+
+def model_folder(rng, folder):
+    """A tiny Llama or BERT, its config.json or its tensors spoiled, loaded and computed with."""
+    is_gpt = rng.random() < 0.5
+    kind = GPT(tiny.gpt_config(**tiny.LLAMA | {"tie_embeddings": False})) if is_gpt else None
+    model = kind or SequenceClassifier(tiny.bert_config(), ("bad", "good"))
+    checkpoint.save(tiny.shake(model, rng.randrange(100)).float(), folder)
+    what = rng.choice([config_value, config_value, config_key_lost, *TENSORS, tensor_bytes, tensor_bytes, config_bytes])
+    how = what(folder, rng)
+    reader = readers.llama if is_gpt else readers.bert
+
+    def act():
+        loaded = checkpoint.load(folder)
+        tokens = torch.tensor(TOKENS[: loaded.config.max_seq_len])
+        with torch.no_grad():
+            out = loaded(tokens, Packing.from_lengths([len(tokens)]))
+            return loaded.logits(out).numpy() if is_gpt else [*loaded.classes, *out[0].tolist()]
+
+    with np.errstate(all="ignore"):
+        right = truth(reader, folder, list(TOKENS))
+    right = right if isinstance(right, Refused) else Close(right)
+    return Mutation(f"{reader.__name__} {what.__name__} {how}", act, right)
+
+
+@dataclass(frozen=True)
+class Close:
+    """Equal up to rounding."""
+
+    values: Any  # numbers, or names of classes and then their logits
+
+    def __eq__(self, other):
+        ours, theirs = np.asarray(self.values, object).flatten(), np.asarray(other, object).flatten()
+        return len(ours) == len(theirs) and all(map(close, ours, theirs))
+
+
+def close(a, b):
+    return a == b if isinstance(a, str) or isinstance(b, str) else bool(np.isclose(a, b, 1e-3, 1e-3, equal_nan=True))
+
+
+def config_value(folder, rng):
+    fields = json.loads((folder / "config.json").read_text())
+    key = rng.choice([key for key in fields if key not in ("architectures", "dtype", "label2id", "model_type")])
+    fields[key] = rng.choice(CLASSES if key == "id2label" else [*OTHERS, *NUMBERS, *NUMBERS])
+    (folder / "config.json").write_text(json.dumps(fields))
+    return f"{key} {fields[key]!r}"
+
+
+def config_key_lost(folder, rng):
+    fields = json.loads((folder / "config.json").read_text())
+    key = rng.choice([key for key in fields if key not in ("architectures", "model_type")])
+    del fields[key]
+    (folder / "config.json").write_text(json.dumps(fields))
+    return key
+
+
+def config_bytes(folder, rng):
+    """Cut anywhere but in its last line end."""
+    path = folder / "config.json"
+    content = path.read_bytes().rstrip()
+    path.write_bytes(
+        rng.choice([b"", b"[]", b"null", content[: rng.randrange(len(content))], b"\xff" + content, b"[" * 10**5])
+    )
+    return ""
+
+
+def tensors_changed(change):
+    def changed(folder, rng):
+        tensors = load_file(folder / "model.safetensors")
+        name = rng.choice(sorted(tensors))
+        change(tensors, name, rng)
+        save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "model.safetensors")
+        return name
+
+    changed.__name__ = change.__name__
+    return changed
+
+
+@tensors_changed
+def tensor_lost(tensors, name, rng):
+    del tensors[name]
+
+
+@tensors_changed
+def tensor_extra(tensors, name, rng):
+    tensors[rng.choice([f"{name}.more", "extra", "model.layers.9.mlp.up_proj.weight"])] = torch.zeros(3)
+
+
+@tensors_changed
+def tensor_misshapen(tensors, name, rng):
+    old = tensors[name]
+    tensors[name] = rng.choice([old[:-1], old[None], old.flatten()[:1], torch.cat([old, old]), old[:0], old.sum()])
+
+
+@tensors_changed
+def tensor_of_other_dtype(tensors, name, rng):
+    dtypes = [torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int8, torch.bool]
+    tensors[name] = tensors[name].to(rng.choice(dtypes))
+
+
+@tensors_changed
+def tensor_not_finite(tensors, name, rng):
+    flat = tensors[name].view(-1)
+    flat[rng.randrange(len(flat))] = rng.choice([float("nan"), float("inf"), -float("inf")])
+
+
+@tensors_changed
+def tensor_too_large(tensors, name, rng):
+    tensors[name] = tensors[name].double() * 1e200
+
+
+TENSORS = (tensor_lost, tensor_extra, tensor_misshapen, tensor_of_other_dtype, tensor_not_finite, tensor_too_large)
+
+
+def tensor_bytes(folder, rng):
+    """Cut off, or its header spoiled."""
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    ways = {
+        "cut": lambda: content[: rng.randrange(len(content))],
+        "longer": lambda: content + bytes(rng.randint(1, 9)),
+        "header": lambda: spoil(content[:header], rng)[0] + content[header:],
+        "size": lambda: rng.randbytes(8) + content[8:],
+    }
+    way = rng.choice(sorted(ways))
+    path.write_bytes(ways[way]())
+    return way
