@@ -15,7 +15,7 @@ from typing import Any, TextIO, TypeVar, get_type_hints
 
 from rich.console import Console
 
-from minillm.errors import UserError
+from minillm.errors import UserError, require_path
 
 Args = TypeVar("Args")
 BESIDE_RESUME = "--resume goes on under the options that the run was started with; leave out --{}"
@@ -130,9 +130,14 @@ def add(parser: Any, field: dataclasses.Field, hint: Any, hidden: bool = False) 
 
 
 def with_paths(args: Args) -> Args:
-    """The same, and the task's options in it, with a Path for each text where one is meant: for callers from Python."""
-    paths = {f.name: vars(args)[f.name] for f in dataclasses.fields(args) if "Path" in str(f.type)}
-    changed: dict[str, Any] = {name: Path(x) for name, x in paths.items() if isinstance(x, str)}
+    """The same, and the task's options in it, with a Path for each text where one is meant: for callers from Python.
+
+    UserError for what can be none.
+    """
+    given = {f.name: vars(args)[f.name] for f in dataclasses.fields(args) if "Path" in str(f.type)}
+    changed: dict[str, Any] = {name: Path(path) for name, path in given.items() if path is not None}
+    for name, path in changed.items():
+        require_path(path, f"--{name.replace('_', '-')}")
     if options := vars(args).get("options"):
         changed["options"] = with_paths(options)
     return dataclasses.replace(args, **changed)

@@ -1,6 +1,9 @@
 """Mistakes of the user, as opposed to mistakes of this program."""
 
+import errno
 import importlib
+import os
+from pathlib import Path
 from types import ModuleType
 
 NOT_FINITE = (
@@ -20,6 +23,17 @@ class UserError(Exception):
         sentence = " ".join(sentence.splitlines())
         is_long = len(sentence) > LONGEST
         super().__init__(f"{sentence[: LONGEST // 2]} … {sentence[-LONGEST // 2 :]}" if is_long else sentence)
+
+
+def require_path(path: Path, what: str) -> None:
+    """UserError for what can be no path, before anything asks whether something is there."""
+    try:
+        os.lstat(path)
+    except ValueError as error:
+        raise UserError(f"{what} {path} is no path: {error}") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{what} {path} is no path: {error.strerror}") from None
 
 
 def need(module: str, extra: str, purpose: str) -> ModuleType:

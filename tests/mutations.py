@@ -4,9 +4,11 @@ Each declares what is right, either that it is refused in a sentence that names 
 it. What a spoiled file means is told by readers.py, which shares no code with the program.
 """
 
+import contextlib
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +18,18 @@ import readers
 import scripts
 import tiny
 import torch
+from commands.model_folders import END, MERGED, write_bytes_vocabulary
 from damage import BYTES, OTHERS
 from readers import Wrong
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+import train_rl
+import train_sft
 from kernels import Packing
+from minillm import cli
+from minillm.commands import generate
+from minillm.errors import UserError
 from minillm.gpt import GPT
 from minillm.heads import SequenceClassifier
 from minillm.published import checkpoint
@@ -364,3 +373,177 @@ def tensor_bytes(folder, rng):
     way = rng.choice(sorted(ways))
     path.write_bytes(ways[way]())
     return way
+
+
+# ---- options -------------------------------------------------------------------------------------
+
+WRITTEN = ("0", "-1", "1", "2", "0.5", "1.5", "0.999", "nan", "inf", "-inf", "1e30", "-1e-30", "", "x", "0x10", "1,5")
+WRITTEN += ("9" * 30, "True", "None", "1 2", "cpu", "fp32")
+COUNTS = {"sft": ("layers", "batch_tokens", "batch_examples", "micro_tokens", "evaluations", "patience", "steps")}
+COUNTS["rl"] = ("prompts", "evaluations", "steps")
+RATES = {"sft": ("minutes", "epochs", "until", "lr", "embedding_lr"), "rl": ("minutes", "lr")}
+SHARES = {"sft": ("warmup",), "rl": ("warmup",)}
+NAMES = ("optimizer", "keep", "precision", "kernels", "task", "baseline", "symbols")
+PATHS = ("train", "dev", "test", "init", "out", "resume")
+
+
+def number(text):
+    """None where it is none."""
+    with contextlib.suppress(ValueError):
+        return float(text)
+
+
+def is_right(script, name, text):
+    """Whether an option may be this."""
+    value, is_whole = number(text), re.fullmatch(r"-?\d+", text) is not None
+    if name in COUNTS[script]:
+        return is_whole and 0 < value < 2**31
+    if name == "seed":
+        return is_whole and 0 <= value < 2**63
+    if name in SHARES[script]:
+        return value is not None and 0 <= value < 1
+    return value is not None and 0 < value < np.inf
+
+
+def training_option(rng, folder):
+    """One option of a training, of which no step is made, is something else."""
+    script = rng.choice(["sft", "rl"])
+    module, name = {"sft": train_sft, "rl": train_rl}[script], rng.choice((*COUNTS[script], *RATES[script], "seed"))
+    name = rng.choice([name, name, *SHARES[script]])
+    text = rng.choice(WRITTEN)
+    options = {"task": "arithmetic", "out": folder / "run"}
+    usual = {"layers": "1", "width": "16", "heads": "2", "batch_tokens": "64"} if script == "sft" else {}
+    options |= {key: value for key, value in usual.items() if (key, name) != ("batch_tokens", "batch_examples")}
+    argv = scripts.command_line(**options | {"steps": None if name in ("minutes", "epochs") else "1"})
+    argv += [f"--{name.replace('_', '-')}={text}"]
+    right = number(text) if is_right(script, name, text) else Refused((f"--{name.replace('_', '-')}",))
+
+    def act():
+        args = parsed(module, argv)
+        module.check(args)
+        return float(vars(args)[name])
+
+    return Mutation(f"{script} --{name} {text!r}", act, right)
+
+
+def parsed(module, argv):
+    """What a command line says. What argparse refuses, it says on the standard error output."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return cli.parse_with_task(module.Args, train_sft.TASKS, "", argv)
+    except SystemExit:
+        raise UserError(said.getvalue().splitlines()[-1]) from None
+
+
+def named_option(rng, folder):
+    """A name that there is not, or two options that exclude each other."""
+    script = rng.choice(["sft", "rl"])
+    module = {"sft": train_sft, "rl": train_rl}[script]
+    known = [name for name in NAMES if name in cli.names_of(module.Args)]
+    together = [("minutes", "steps"), ("resume", "lr"), ("resume", "seed")]
+    together += (
+        [("batch_tokens", "batch_examples"), ("epochs", "minutes"), ("init", "layers")] if script == "sft" else []
+    )
+    if rng.random() < 0.5:
+        names = (rng.choice(known),)
+        values = (rng.choice([*WRITTEN, "fp8", "sgd", "first", "cuda", "../x", "Best"]).replace("fp32", "fp33"),)
+    else:
+        names = rng.choice(together)
+        values = (rng.choice(["1", "2", "3"]), rng.choice(["1", "7"]))
+    argv = [f"--{name.replace('_', '-')}={value}" for name, value in zip(names, values, strict=True)]
+
+    def act():
+        args = parsed(module, argv)
+        return module.check(args)
+
+    return Mutation(f"{script} {argv}", act, Refused(tuple(f"--{name.replace('_', '-')}" for name in names)))
+
+
+def path_option(rng, folder):
+    """A path that is not what the option needs; the sentence names the path as it was given."""
+    (folder / "a folder").mkdir()
+    (folder / "file.txt").write_text(scripts.words("abcdefgh", 2))
+    (folder / "file.csv").write_text("text,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(40)))
+    (folder / "empty.jsonl").write_text("")
+    there = {
+        "a folder": "as file",
+        "missing.txt": "",
+        "file.txt/below": "",
+        "x" * 300: "",
+        "a\0b": "",
+        "empty.jsonl": "",
+    }
+    given, option = folder / rng.choice(sorted(there)), rng.choice(PATHS)
+    task = "pronounce" if option in ("init", "out") else rng.choice(["pronounce", "classify"])
+    kind, good = {
+        "pronounce": (PronounceOptions, folder / "file.txt"),
+        "classify": (ClassifyOptions, folder / "file.csv"),
+    }[task]
+    if option == "out":
+        given = folder / rng.choice(["file.txt", "file.txt/below", "a\0b", "x" * 300])
+    if option == "resume":
+        options = {option: given}
+    elif option in ("init", "out"):
+        options = {"task": task, "options": kind(good), "out": folder / "run", option: given}
+    else:
+        options = {"task": task, "options": kind(**{"train": good, option: given}), "out": folder / "run"}
+
+    def act():
+        train_sft.train(train_sft.Args(**options), Console(quiet=True))
+
+    return Mutation(f"--{option} {task} {given.name[:20]!r}", act, Refused((str(given),)))
+
+
+def command_option(rng, folder):
+    """An option of `python -m minillm generate`; what it writes greedily is what numpy would."""
+    model = GPT(tiny.gpt_config(vocab_size=256 + len(MERGED) + 1, **tiny.LLAMA | {"tie_embeddings": False}))
+    write_bytes_vocabulary(folder)
+    checkpoint.save(tiny.shake(model, rng.randrange(100)).float(), folder)
+    rules = {
+        "top-k": lambda x: x is not None and 0 <= x < 2**63,
+        "top-p": lambda x: x is not None and 0 < x <= 1,
+        "min-p": lambda x: x is not None and 0 <= x <= 1,
+        "max-new-tokens": lambda x: x is not None and 0 < x < np.inf,
+        "seed": lambda x: x is not None and 0 <= x < 2**63,
+    }
+    name, text = rng.choice(sorted(rules)), rng.choice(WRITTEN)
+    is_whole = name in ("top-p", "min-p") or re.fullmatch(r"-?\d+", text)
+    is_fine = is_whole and rules[name](number(text))
+    few = [] if name == "max-new-tokens" else ["--max-new-tokens=4"]
+    argv = [str(folder), "--prompt=the", "--json", "--temperature=0", "--precision=fp32", *few, f"--{name}={text}"]
+
+    def act():
+        said, out = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(out):
+            try:
+                generate.main(cli.parse(generate.Args, "", argv))
+            except SystemExit:
+                raise UserError(said.getvalue().splitlines()[-1]) from None
+        return json.loads(out.getvalue())["tokens"]
+
+    wanted = int(text) if name == "max-new-tokens" and is_fine else 4
+    right = greedy(folder, min(wanted, 15)) if is_fine else Refused((f"--{name}",))
+    return Mutation(f"generate --{name} {text!r}", act, right)
+
+
+def greedy(folder, count):
+    """The likeliest token each time, by numpy, behind the token "the"."""
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    ids = [vocabulary["the"]]
+    for _ in range(count):
+        ids.append(int(readers.llama(folder, ids)[-1].argmax()))
+        if ids[-1] == vocabulary[END]:
+            return ids[1:-1]
+    return ids[1:]
+
+
+KINDS = {  # with their shares in a hundred
+    classify_data: 25,
+    pronounce_data: 15,
+    model_folder: 25,
+    training_option: 10,
+    named_option: 8,
+    path_option: 9,
+    command_option: 8,
+}

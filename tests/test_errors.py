@@ -3,7 +3,10 @@
 import pytest
 
 from minillm import records
+from minillm.cli import with_paths
 from minillm.errors import LONGEST, UserError
+from minillm.published.checkpoint import resolve
+from minillm.tasks.pronounce import Options
 
 
 @pytest.mark.parametrize("given", ["short", "x" * LONGEST, "é" * LONGEST])
@@ -25,3 +28,15 @@ def test_a_table_of_many_columns(tmp_path):
     with pytest.raises(UserError, match=r"a\.csv:2 has no field 'text', only 'column 0'.*--fields") as refusal:
         records.read(tmp_path / "a.csv")[0].value("text")
     assert len(str(refusal.value)) <= LONGEST + 3
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300, "x" * 300 + "/y", "/".join(["x" * 200] * 30)])
+def test_what_can_be_no_path(name):
+    with pytest.raises(UserError, match=r"^--train .* is no path"):
+        with_paths(Options(train=name))
+    with pytest.raises(UserError, match="is no "):
+        resolve(name)
+
+
+def test_a_path_where_nothing_is_may_be_one(tmp_path):
+    assert with_paths(Options(train=str(tmp_path / "new" / "file"))).train == tmp_path / "new" / "file"
