@@ -18,6 +18,7 @@ from rich.console import Console
 from minillm.errors import UserError, require_path
 
 Args = TypeVar("Args")
+MOST_COUNTED, LARGEST = 2**31 - 1, 3e38  # of whole numbers, and of others
 BESIDE_RESUME = "--resume goes on under the options that the run was started with; leave out --{}"
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -144,11 +145,13 @@ def with_paths(args: Args) -> Args:
 
 
 def require_positive(args: Any, *names: str) -> None:
-    """UserError for an option that was given and is not above 0."""
+    """UserError for an option that was given and is not above 0, or is more than arrays and float32 can hold."""
     for name in names:
         value = vars(args)[name]
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{name.replace('_', '-')} {value} must be positive")
+        if value is not None and value > (most := MOST_COUNTED if isinstance(value, int) else LARGEST):
+            raise UserError(f"--{name.replace('_', '-')} {value} is too large; {most} is the most there can be")
 
 
 def require_choices(args: Any, skip: Sequence[str] = ()) -> None:

@@ -378,9 +378,9 @@ def tensor_bytes(folder, rng):
 # ---- options -------------------------------------------------------------------------------------
 
 WRITTEN = ("0", "-1", "1", "2", "0.5", "1.5", "0.999", "nan", "inf", "-inf", "1e30", "-1e-30", "", "x", "0x10", "1,5")
-WRITTEN += ("9" * 30, "True", "None", "1 2", "cpu", "fp32")
+WRITTEN += ("9" * 30, "1e300", "3000000000", "True", "None", "1 2", "cpu", "fp32")
 COUNTS = {"sft": ("layers", "batch_tokens", "batch_examples", "micro_tokens", "evaluations", "patience", "steps")}
-COUNTS["rl"] = ("prompts", "evaluations", "steps")
+COUNTS["rl"] = ("prompts", "samples", "evaluations", "steps")
 RATES = {"sft": ("minutes", "epochs", "until", "lr", "embedding_lr"), "rl": ("minutes", "lr")}
 SHARES = {"sft": ("warmup",), "rl": ("warmup",)}
 NAMES = ("optimizer", "keep", "precision", "kernels", "task", "baseline", "symbols")
@@ -396,13 +396,15 @@ def number(text):
 def is_right(script, name, text):
     """Whether an option may be this."""
     value, is_whole = number(text), re.fullmatch(r"-?\d+", text) is not None
+    if name == "samples":  # times 128 prompts; without another one there is no baseline
+        return is_whole and 1 < value < 2**13
     if name in COUNTS[script]:
         return is_whole and 0 < value < 2**31
     if name == "seed":
         return is_whole and 0 <= value < 2**63
     if name in SHARES[script]:
         return value is not None and 0 <= value < 1
-    return value is not None and 0 < value < np.inf
+    return value is not None and 0 < value < 1e38
 
 
 def training_option(rng, folder):
@@ -501,7 +503,7 @@ def command_option(rng, folder):
     write_bytes_vocabulary(folder)
     checkpoint.save(tiny.shake(model, rng.randrange(100)).float(), folder)
     rules = {
-        "top-k": lambda x: x is not None and 0 <= x < 2**63,
+        "top-k": lambda x: x is not None and 0 <= x < np.inf,
         "top-p": lambda x: x is not None and 0 < x <= 1,
         "min-p": lambda x: x is not None and 0 <= x <= 1,
         "max-new-tokens": lambda x: x is not None and 0 < x < np.inf,
@@ -523,7 +525,8 @@ def command_option(rng, folder):
         return json.loads(out.getvalue())["tokens"]
 
     wanted = int(text) if name == "max-new-tokens" and is_fine else 4
-    right = greedy(folder, min(wanted, 15)) if is_fine else Refused((f"--{name}",))
+    is_fine = is_fine and wanted < 16  # beside the prompt, which is a token
+    right = greedy(folder, wanted) if is_fine else Refused((f"--{name}",))
     return Mutation(f"generate --{name} {text!r}", act, right)
 
 
@@ -534,7 +537,7 @@ def greedy(folder, count):
     for _ in range(count):
         ids.append(int(readers.llama(folder, ids)[-1].argmax()))
         if ids[-1] == vocabulary[END]:
-            return ids[1:-1]
+            break
     return ids[1:]
 
 

@@ -1,4 +1,4 @@
-"""Odd and spoiled inputs get what is right, as mutations.py declares it: no traceback, no hang, nothing wrong accepted."""
+"""Odd and spoiled inputs get what is right, as mutations.py declares: no traceback, no hang, nothing wrong accepted."""
 
 import random
 import signal
