@@ -101,8 +101,8 @@ def check(args: Args) -> Args:
         raise UserError(f"--samples {args.samples}: the leave-one-out baseline needs at least 2")
     if args.prompts * args.samples > MOST_ANSWERS:
         raise UserError(
-            f"--prompts {args.prompts} with --samples {args.samples} are too many answers in a step; {MOST_ANSWERS} are "
-            "the most there can be"
+            f"--prompts {args.prompts} with --samples {args.samples} are too many answers in a step; "
+            f"{MOST_ANSWERS} are the most there can be"
         )
     if args.temperature < LEAST_TEMPERATURE:
         raise UserError(
