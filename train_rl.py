@@ -59,6 +59,7 @@ DEFAULT_MINUTES = 3.0
 LR = 1e-3  # of a model of width 128; AdamW's rates fall with the width (arXiv:2203.03466)
 LOOK_EVERY = 10  # steps between looks at the KL to the start, which costs a pass of the starting model
 LEAST_TEMPERATURE = 1e-3  # of the policy: its gradients are divided by it, and soon all its answers are alike
+MOST_ANSWERS = 2**20  # in a step, all of which lie in memory
 GLANCE = 500  # dev examples looked at during training; all of them before and after
 
 
@@ -98,6 +99,11 @@ def check(args: Args) -> Args:
     cli.require_positive(args, "minutes", "steps", "prompts", "samples", "temperature", "lr", "evaluations")
     if args.baseline == "leave-one-out" and args.samples < 2:
         raise UserError(f"--samples {args.samples}: the leave-one-out baseline needs at least 2")
+    if args.prompts * args.samples > MOST_ANSWERS:
+        raise UserError(
+            f"--prompts {args.prompts} with --samples {args.samples} are too many answers in a step; "
+            f"{MOST_ANSWERS} are the most there can be"
+        )
     if args.temperature < LEAST_TEMPERATURE:
         raise UserError(
             f"--temperature {args.temperature} leaves nothing to chance; give at least {LEAST_TEMPERATURE} to learn"

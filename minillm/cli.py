@@ -15,9 +15,10 @@ from typing import Any, TextIO, TypeVar, get_type_hints
 
 from rich.console import Console
 
-from minillm.errors import UserError
+from minillm.errors import UserError, require_path
 
 Args = TypeVar("Args")
+MOST_COUNTED, LARGEST = 2**31 - 1, 3e38  # of whole numbers, and of others
 BESIDE_RESUME = "--resume goes on under the options that the run was started with; leave out --{}"
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -130,20 +131,27 @@ def add(parser: Any, field: dataclasses.Field, hint: Any, hidden: bool = False) 
 
 
 def with_paths(args: Args) -> Args:
-    """The same, and the task's options in it, with a Path for each text where one is meant: for callers from Python."""
-    paths = {f.name: vars(args)[f.name] for f in dataclasses.fields(args) if "Path" in str(f.type)}
-    changed: dict[str, Any] = {name: Path(x) for name, x in paths.items() if isinstance(x, str)}
+    """The same, and the task's options in it, with a Path for each text where one is meant: for callers from Python.
+
+    UserError for what can be none.
+    """
+    given = {f.name: vars(args)[f.name] for f in dataclasses.fields(args) if "Path" in str(f.type)}
+    changed: dict[str, Any] = {name: Path(path) for name, path in given.items() if path is not None}
+    for name, path in changed.items():
+        require_path(path, f"--{name.replace('_', '-')}")
     if options := vars(args).get("options"):
         changed["options"] = with_paths(options)
     return dataclasses.replace(args, **changed)
 
 
 def require_positive(args: Any, *names: str) -> None:
-    """UserError for an option that was given and is not above 0."""
+    """UserError for an option that was given and is not above 0, or is more than arrays and float32 can hold."""
     for name in names:
         value = vars(args)[name]
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{name.replace('_', '-')} {value} must be positive")
+        if value is not None and value > (most := MOST_COUNTED if isinstance(value, int) else LARGEST):
+            raise UserError(f"--{name.replace('_', '-')} {value} is too large; {most} is the most there can be")
 
 
 def require_choices(args: Any, skip: Sequence[str] = ()) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 import scripts
 import torch
 import torch._dynamo  # which optimisers load on their first step, for a second
+from damage import BYTES, OTHERS
 from safetensors.torch import load_file
 
 import minillm.curves
@@ -249,7 +250,7 @@ def judge(code, said, folder, truth, spoiled):
 
 def spoil(path, rng):
     """Spoils a file in one of many ways → which."""
-    ways = [cut_off, zeros, bits, nothing, removed, nuls, chunk_lost, chunk_twice, noise]
+    ways = [*BYTES[:4], removed, *BYTES[4:]]
     ways += [other_value, key_lost] * 3 if path.suffix == ".json" else []
     ways += [tensor_lost, state_lost, state_of_other_type] * 3 if path.suffix == ".safetensors" else []
     way = rng.choice(ways)
@@ -262,57 +263,8 @@ def spoil(path, rng):
     return way.__name__
 
 
-def place(content, rng):
-    """Where a chunk of the content begins and ends."""
-    start = rng.randrange(len(content) + 1)
-    return start, min(len(content), start + rng.randint(1, 300))
-
-
-def cut_off(content, rng):
-    return content[: place(content, rng)[0]]
-
-
-def zeros(content, rng):
-    start, stop = place(content, rng)
-    return content[:start] + bytes(stop - start) + content[stop:]
-
-
-def bits(content, rng):
-    spoiled = bytearray(content)
-    for _ in range(rng.randint(1, 3) if content else 0):
-        spoiled[rng.randrange(len(spoiled))] ^= 1 << rng.randrange(8)
-    return bytes(spoiled)
-
-
-def nothing(content, rng):
-    return b""
-
-
 def removed(content, rng):
     raise AssertionError("there is no content then")
-
-
-def nuls(content, rng):
-    start = place(content, rng)[0]
-    return content[:start] + bytes(300) + content[start:]
-
-
-def chunk_lost(content, rng):
-    start, stop = place(content, rng)
-    return content[:start] + content[stop:]
-
-
-def chunk_twice(content, rng):
-    start, stop = place(content, rng)
-    return content[:stop] + content[start:]
-
-
-def noise(content, rng):
-    start, stop = place(content, rng)
-    return content[:start] + rng.randbytes(stop - start) + content[stop:]
-
-
-OTHERS = (None, True, -1, 10**30, 0.5, "x", [], {"a": 1}, "\0", [None])
 
 
 def other_value(content, rng):

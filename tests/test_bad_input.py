@@ -194,6 +194,7 @@ RL = {
     "init has no model": ({"init": "HERE/cut"}, "HERE/cut is not finished; go on with --resume HERE/cut first"),
     "init of another task": ({"init": "HERE/sums"}, "HERE/sums was trained on --task arithmetic"),
     "one sample": ({"samples": 1}, "--samples 1: .* at least 2"),
+    "too many answers": ({"prompts": 2**17, "samples": 9}, "--prompts 131072 with --samples 9 are too many answers"),
     "no prompts": ({"prompts": 0}, "--prompts 0 must be positive"),
     "negative minutes": ({"minutes": -2}, r"--minutes -2\.0 must be positive"),
     "negative steps": ({"steps": -2}, "--steps -2 must be positive"),

@@ -304,3 +304,14 @@ def test_help_shows_the_options_of_a_task_once_it_is_named(capsys):
     assert "--mood" not in shown["--task two --help"]
     assert shown["--help --task two"] == shown["--task two --help"]
     assert all("--steps INT" in text for text in shown.values())
+
+
+@pytest.mark.parametrize("value", [2**31, 2**63, 10**30, 1e39, 1e300])
+def test_more_than_arrays_and_float32_hold(value):
+    with pytest.raises(UserError, match=rf"^--batch-tokens {re.escape(str(value))} is too large; .* is the most"):
+        cli.require_positive(SimpleNamespace(batch_tokens=value), "batch_tokens")
+
+
+@pytest.mark.parametrize("value", [None, 1, 2**31 - 1, 1e-300, 1e30])
+def test_what_they_hold(value):
+    cli.require_positive(SimpleNamespace(batch_tokens=value), "batch_tokens")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minillm.errors import UserError, need
+from minillm.errors import UserError, need, require_path
 from minillm.files import Tensors, read_json, write_json, write_tensors
 from minillm.heads import SentenceEmbedder
 from minillm.inference import ready
@@ -41,6 +41,7 @@ def resolve(name: str | Path) -> Path:
     path = Path(name)
     if not str(name).strip() or len(str(name)) > 4000:
         raise UserError(f"{str(name)[:20]!r} is no name of a model; give a folder, a .gguf file or an id of the hub")
+    require_path(path, "the model")
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path
     if path.is_file():

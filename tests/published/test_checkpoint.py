@@ -411,10 +411,10 @@ def test_spoiled_configs(llama, content, sentence):
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"rms_norm_eps": -1}, "norm_eps=-1.0 must be positive"),
-        ({"rms_norm_eps": float("nan")}, "norm_eps=nan must be positive"),
+        ({"rms_norm_eps": -1}, "rms_norm_eps=-1.0 is not positive"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps=nan is not positive"),
         ({"rms_norm_eps": 10**400}, "too large"),
-        ({"rope_theta": 0}, "rope_theta=0.0 must be positive"),
+        ({"rope_theta": 0}, "rope_theta=0.0 is not positive"),
         ({"vocab_size": 10**30}, "vocab_size=1.* is too large"),
         ({"vocab_size": 2**31 - 1, "hidden_size": 2**20}, "there is no memory for a model of these sizes"),
         ({"num_hidden_layers": 10**6}, "1000000 layers, but there are only"),

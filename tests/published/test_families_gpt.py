@@ -390,7 +390,7 @@ def test_published_configs(fields, parameters):
         (LLAMA32, {"quantization_config": {"quant_method": "gptq"}}, "quantization_config 'gptq' is not supported"),
         (QWEN25, {"use_sliding_window": 1}, "use_sliding_window=1 is not true or false"),
         (QWEN25, {"use_sliding_window": True, "sliding_window": "all"}, "sliding_window='all' is no whole number"),
-        (QWEN25, {"use_sliding_window": True, "sliding_window": 0}, "max_seq_len=0 must be positive"),
+        (QWEN25, {"use_sliding_window": True, "sliding_window": 0}, "sliding_window=0 is not at least 1"),
         (
             QWEN25,
             {"layer_types": ["full_attention", "sliding_attention"]},

@@ -1,5 +1,6 @@
 """What a family of published models calls things: data by which checkpoint.py reads and writes its files."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -162,8 +163,21 @@ class Fields:
             raise ValueError(f"{key}={value} is too large")
         return value
 
+    def size(self, key: str, default: int | None = None) -> int:
+        """A count of at least 1, or the default."""
+        value = self.count(key, default)
+        if value < 1 and self.get(key) is not None:
+            raise ValueError(f"{key}={value} is not at least 1")
+        return value
+
     def number(self, key: str, default: float | None = None) -> float:
         return float(self._number(key, default, int | float, "number"))
+
+    def positive(self, key: str, default: float | None = None) -> float:
+        value = self.number(key, default)
+        if not 0 < value < math.inf:
+            raise ValueError(f"{key}={value} is not positive")
+        return value
 
     def share(self, key: str, default: float | None = None) -> float:
         value = self.number(key, default)

@@ -32,28 +32,28 @@ def heads(
 
 
 def bert_from(fields: Fields) -> BERTConfig:
-    return bert_like_from(fields, max_seq_len=fields.count("max_position_embeddings"))
+    return bert_like_from(fields, max_seq_len=fields.size("max_position_embeddings"))
 
 
 def bert_like_from(fields: Fields, max_seq_len: int, position_offset: int = 0) -> BERTConfig:
     fields.expect("position_embedding_type", "absolute")
     fields.expect("is_decoder", False)
     fields.expect("add_cross_attention", False)
-    dropout = fields.number("hidden_dropout_prob", 0.1)
+    dropout = fields.share("hidden_dropout_prob", 0.1)
     return BERTConfig(
-        vocab_size=fields.count("vocab_size"),
+        vocab_size=fields.size("vocab_size"),
         max_seq_len=max_seq_len,
-        num_layers=fields.count("num_hidden_layers"),
-        width=fields.count("hidden_size"),
-        num_heads=fields.count("num_attention_heads"),
-        mlp_width=fields.count("intermediate_size"),
+        num_layers=fields.size("num_hidden_layers"),
+        width=fields.size("hidden_size"),
+        num_heads=fields.size("num_attention_heads"),
+        mlp_width=fields.size("intermediate_size"),
         num_segments=max(1, fields.count("type_vocab_size", 2)),
         position_offset=position_offset,
         activation=fields.choice("hidden_act", ACTIVATIONS, "gelu"),
-        norm_eps=fields.number("layer_norm_eps", 1e-12),
+        norm_eps=fields.positive("layer_norm_eps", 1e-12),
         dropout=dropout,
-        attention_dropout=fields.number("attention_probs_dropout_prob", 0.1),
-        classifier_dropout=fields.number("classifier_dropout", dropout),
+        attention_dropout=fields.share("attention_probs_dropout_prob", 0.1),
+        classifier_dropout=fields.share("classifier_dropout", dropout),
         tie_embeddings=fields.flag("tie_word_embeddings", True),
     )
 
@@ -132,7 +132,7 @@ def roberta_from(fields: Fields) -> BERTConfig:
     """Its positions begin behind the number of the padding token."""
     fields.expect("hidden_act", "gelu")  # its head for masked words knows no other
     offset = fields.count("pad_token_id", 1) + 1
-    return bert_like_from(fields, fields.count("max_position_embeddings") - offset, offset)
+    return bert_like_from(fields, fields.size("max_position_embeddings") - offset, offset)
 
 
 def roberta_to(config: BERTConfig) -> dict[str, Any]:
@@ -177,18 +177,18 @@ CAMEMBERT = roberta("camembert", "Camembert")
 
 def distilbert_from(fields: Fields) -> BERTConfig:
     return BERTConfig(
-        vocab_size=fields.count("vocab_size"),
-        max_seq_len=fields.count("max_position_embeddings"),
-        num_layers=fields.count("n_layers"),
-        width=fields.count("dim"),
-        num_heads=fields.count("n_heads"),
-        mlp_width=fields.count("hidden_dim"),
+        vocab_size=fields.size("vocab_size"),
+        max_seq_len=fields.size("max_position_embeddings"),
+        num_layers=fields.size("n_layers"),
+        width=fields.size("dim"),
+        num_heads=fields.size("n_heads"),
+        mlp_width=fields.size("hidden_dim"),
         num_segments=0,
         activation=fields.choice("activation", ACTIVATIONS, "gelu"),
         pooler="relu",
-        dropout=fields.number("dropout", 0.1),
-        attention_dropout=fields.number("attention_dropout", 0.1),
-        classifier_dropout=fields.number("seq_classif_dropout", 0.2),
+        dropout=fields.share("dropout", 0.1),
+        attention_dropout=fields.share("attention_dropout", 0.1),
+        classifier_dropout=fields.share("seq_classif_dropout", 0.2),
         tie_embeddings=fields.flag("tie_word_embeddings", True),
     )
 
@@ -260,19 +260,19 @@ def modernbert_from(fields: Fields) -> ModernBERTConfig:
     fields.expect("decoder_bias", True)
     fields.expect("classifier_pooling", *POOLINGS)
     return ModernBERTConfig(
-        vocab_size=fields.count("vocab_size"),
-        max_seq_len=fields.count("max_position_embeddings"),
-        num_layers=fields.count("num_hidden_layers"),
-        width=fields.count("hidden_size"),
-        num_heads=fields.count("num_attention_heads"),
-        mlp_width=fields.count("intermediate_size"),
+        vocab_size=fields.size("vocab_size"),
+        max_seq_len=fields.size("max_position_embeddings"),
+        num_layers=fields.size("num_hidden_layers"),
+        width=fields.size("hidden_size"),
+        num_heads=fields.size("num_attention_heads"),
+        mlp_width=fields.size("intermediate_size"),
         global_every=global_every_from(fields),
-        window=fields.count("local_attention", 128) // 2 + 1,  # theirs counts both sides, without the token itself
+        window=fields.size("local_attention", 128) // 2 + 1,  # theirs counts both sides, without the token itself
         global_theta=theta_from(fields, "full_attention", "global_rope_theta", 160_000.0),
         local_theta=theta_from(fields, "sliding_attention", "local_rope_theta", 10_000.0),
-        norm_eps=fields.number("norm_eps", 1e-5),
+        norm_eps=fields.positive("norm_eps", 1e-5),
         pooling=POOLINGS[fields.get("classifier_pooling", "cls")],
-        classifier_dropout=fields.number("classifier_dropout", 0.0),
+        classifier_dropout=fields.share("classifier_dropout", 0.0),
         tie_embeddings=fields.flag("tie_word_embeddings", True),
     )
 
@@ -287,10 +287,10 @@ def global_every_from(fields: Fields) -> int:
     if named is not None and not isinstance(named, list):
         raise ValueError(f"layer_types={named!r} is no list")
     if named is None or fields.get("global_attn_every_n_layers"):
-        every = fields.count("global_attn_every_n_layers", 3)
+        every = fields.size("global_attn_every_n_layers", 3)
     else:
         every = next((i for i, name in enumerate(named) if i > 0 and name == "full_attention"), len(named))
-    if named not in (None, layer_types(fields.count("num_hidden_layers"), every)):
+    if named not in (None, layer_types(fields.size("num_hidden_layers"), every)):
         raise ValueError(f"layer_types={named} is not supported, only every so many layers 'full_attention'")
     return every
 
@@ -299,7 +299,7 @@ def theta_from(fields: Fields, kind: str, early_name: str, default: float) -> fl
     """Of RoPE in layers of this kind, as files had it until 2025 and since."""
     rope = Fields({**Fields(fields.table("rope_parameters")).table(kind), **fields.table("rope_scaling")})
     rope.expect("rope_type", "default")
-    return rope.number("rope_theta", fields.number(early_name, default))
+    return rope.positive("rope_theta", fields.positive(early_name, default))
 
 
 def modernbert_to(config: ModernBERTConfig) -> dict[str, Any]:

@@ -29,15 +29,15 @@ def gpt2_from(fields: Fields) -> GPTConfig:
     fields.expect("add_cross_attention", False)
     fields.share("embd_pdrop", 0.1)  # embeddings are trained with the rate of the layers here
     return GPTConfig(
-        vocab_size=fields.count("vocab_size"),
-        max_seq_len=fields.count("n_positions"),
-        num_layers=fields.count("n_layer"),
-        width=fields.count("n_embd"),
-        num_heads=fields.count("n_head"),
-        mlp_width=fields.count("n_inner", 0),
+        vocab_size=fields.size("vocab_size"),
+        max_seq_len=fields.size("n_positions"),
+        num_layers=fields.size("n_layer"),
+        width=fields.size("n_embd"),
+        num_heads=fields.size("n_head"),
+        mlp_width=fields.size("n_inner", 0),
         mlp=fields.choice("activation_function", ACTIVATIONS, "gelu_new"),
         positions="learned",
-        norm_eps=fields.number("layer_norm_epsilon", 1e-5),
+        norm_eps=fields.positive("layer_norm_epsilon", 1e-5),
         bias=True,
         tie_embeddings=fields.flag("tie_word_embeddings", True),
         dropout=fields.share("resid_pdrop", 0.1),
@@ -105,13 +105,13 @@ def qwen2_from(fields: Fields) -> GPTConfig:
 
 def qwen3_from(fields: Fields) -> GPTConfig:
     bias = fields.flag("attention_bias", False)
-    special = {"head_dim": fields.count("head_dim", 128), "qk_norm": True, "qkv_bias": bias, "out_bias": bias}
+    special = {"head_dim": fields.size("head_dim", 128), "qk_norm": True, "qkv_bias": bias, "out_bias": bias}
     return relative_from(fields, qwen_kinds(fields), **special)
 
 
 def qwen_kinds(fields: Fields) -> Sequence[str]:
     """What each layer sees: files name it, or say from which layer on it is a window."""
-    layers, full = fields.count("num_hidden_layers"), fields.count("max_window_layers", 28)
+    layers, full = fields.size("num_hidden_layers"), fields.count("max_window_layers", 28)
     may_slide = fields.flag("use_sliding_window", False)
     slide = may_slide and fields.get("sliding_window") is not None
     named = fields.get("layer_types", [SLIDING if slide and layer >= full else FULL for layer in range(layers)])
@@ -122,30 +122,30 @@ def qwen_kinds(fields: Fields) -> Sequence[str]:
 
 def reach(fields: Fields, kinds: Sequence[str]) -> int:
     """Most tokens of a text. Where layers see a window only, not more than that: up to there it hides nothing."""
-    context = fields.count("max_position_embeddings")
+    context = fields.size("max_position_embeddings")
     if unknown := set(kinds) - {FULL, SLIDING}:
         raise ValueError(f"layer_types: {min(unknown)!r} is not supported, only {FULL!r} or {SLIDING!r}")
-    return min(context, fields.count("sliding_window")) if SLIDING in kinds else context
+    return min(context, fields.size("sliding_window")) if SLIDING in kinds else context
 
 
 def relative_from(fields: Fields, kinds: Sequence[str], **special: Any) -> GPTConfig:
     """What they have in common, and `special`."""
     fields.expect("hidden_act", "silu", "swish")  # two names of one function
     common = {
-        "vocab_size": fields.count("vocab_size"),
+        "vocab_size": fields.size("vocab_size"),
         "max_seq_len": reach(fields, kinds),
-        "num_layers": fields.count("num_hidden_layers"),
-        "width": fields.count("hidden_size"),
-        "num_heads": fields.count("num_attention_heads"),
-        "num_kv_heads": fields.count("num_key_value_heads", 0),
-        "head_dim": fields.count("head_dim", 0),
-        "mlp_width": fields.count("intermediate_size"),
+        "num_layers": fields.size("num_hidden_layers"),
+        "width": fields.size("hidden_size"),
+        "num_heads": fields.size("num_attention_heads"),
+        "num_kv_heads": fields.size("num_key_value_heads", 0),
+        "head_dim": fields.size("head_dim", 0),
+        "mlp_width": fields.size("intermediate_size"),
         "norm": "rmsnorm",
-        "norm_eps": fields.number("rms_norm_eps", 1e-6),
+        "norm_eps": fields.positive("rms_norm_eps", 1e-6),
         "mlp": "swiglu",
         "tie_embeddings": fields.flag("tie_word_embeddings", False),
-        "dropout": fields.number("residual_dropout", 0.0),  # ours: other libraries know none here
-        "attention_dropout": fields.number("attention_dropout", 0.0),
+        "dropout": fields.share("residual_dropout", 0.0),  # ours: other libraries know none here
+        "attention_dropout": fields.share("attention_dropout", 0.0),
     }
     return GPTConfig(**{**common, **rope_from(fields), **special})
 

@@ -24,13 +24,13 @@ def rope_from(fields: Fields) -> dict[str, Any]:
         )
     rope.expect("partial_rotary_factor", 1.0)
     scaling = rope.choice("rope_type", SCALINGS, rope.get("type", "default"))
-    return {"rope_theta": rope.number("rope_theta"), "rope_scaling": scaling(rope, original_context(fields, rope))}
+    return {"rope_theta": rope.positive("rope_theta"), "rope_scaling": scaling(rope, original_context(fields, rope))}
 
 
 def original_context(fields: Fields, rope: Fields) -> int:
     """The context that a model was trained with first; it may stand in three places."""
     key = "original_max_position_embeddings"
-    return fields.count(key, rope.count(key, fields.count("max_position_embeddings")))
+    return fields.count(key, rope.count(key, fields.size("max_position_embeddings")))
 
 
 def dynamic_scaling(rope: Fields, context: int) -> None:
