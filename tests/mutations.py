@@ -202,7 +202,16 @@ WORD_LINES = (
     "",
     "\tO'H  OW0 AY1",
 )
-ODD_WORD_LINES = ("OWL", "  # OWL", "CÄT  K AE T", "CAT  K XX T", "(2)  K", "CAT  K AE9 T", "\u200bBAT\u00a0B AE1 T")
+ODD_WORD_LINES = (
+    "OWL",
+    "  # OWL",
+    "CÄT  K AE T",
+    "CAT  K XX T",
+    "(2)  K",
+    "CAT  K AE9 T",
+    "CAT  K1 AE T",
+    "\u200bBAT\u00a0B AE1 T",
+)
 ODD_WORD_LINES += ("\ufeffBEE  B IY1", "A" * 10**5, "CAT  " + "K " * 10**5, "CAT,K AE T", "CAT  K  AE\u2028T")
 
 
@@ -234,7 +243,7 @@ def pronounce_data(rng, folder):
 
 # ---- model folders -------------------------------------------------------------------------------
 
-NUMBERS = (0, 1, 2, 3, 8, 16, 0.1, 1.5, 16.0, -1e-6, 1e400, float("nan"), False, "16", "silu", "relu", "gelu_new")
+NUMBERS = (0, 0, 0, 1, 2, 3, 8, 16, 0.1, 1.5, 16.0, -1e-6, 1e400, float("nan"), False, "16", "silu", "relu", "gelu_new")
 CLASSES = (
     {},
     {"0": "a"},
