@@ -91,9 +91,8 @@ class Classify(Task):
         return tokenizer
 
     def recipe(self, model: nn.Module | None, minutes: float | None) -> dict[str, Any]:
-        """A published model needs few epochs; one from scratch many, and a rate that falls with its width. Few texts
-        need a least number of steps, many a most; of all looks at the dev set the best counts, and five that bring
-        nothing end the training."""
+        """A published model learns slowly, one from scratch faster and longer. Few texts need a least number of steps,
+        many a most; of all looks at the dev set the best counts, and five that bring nothing end the training."""
         if model and self.kind:
             raise UserError(
                 f"--model {self.kind} is for a model from scratch, but --init brings its own; leave one out"
