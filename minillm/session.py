@@ -66,6 +66,7 @@ class Session:
     def __init__(self, budget: Budget, run: Run, model: nn.Module, optimizers: Optimizers, console: Console):
         self.budget, self.run, self.model, self.optimizers, self.console = budget, run, model, optimizers, console
         self.progress = Progress()
+        self.kept: float | None = None  # the score of the weights in BEST, which is replaced more often than CHECKPOINT
         self.peak_lrs = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
         self.share = 0.0  # of the training that was over when the step began
         self.log_file: TextIO | None = None
@@ -177,11 +178,14 @@ class Session:
         self.progress.worse += 1
         if self.progress.best is None or score > self.progress.best:
             self.progress.best, self.progress.worse = score, 0
+        # After an interruption a look may be repeated, and by the clock's budget with another result.
+        if self.kept is None or score > self.kept:
+            self.kept = score
             write_tensors(self.run.path(BEST), state.weights_of(self.model), {"best": score})
 
     def take_best(self) -> None:
         """The weights that `keep_if_best` remembered."""
-        if self.progress.best is not None:
+        if self.kept is not None:
             state.read_weights(self.run.path(BEST), self.model)
 
     def best_score(self) -> float:
@@ -214,7 +218,7 @@ class Session:
             raise UserError(f"{path} is no checkpoint of this training: it lacks {min(lacking)!r}")
         self.progress = Progress(**fields_from(Progress, saved, path))
         if self.run.path(BEST).exists() or self.progress.best is not None:
-            self.progress.best = self.best_score()  # it is replaced more often than the checkpoint
+            self.kept = self.best_score()
         there = self.run.cut_log(self.progress.records)
         if lost := self.progress.records - there:
             self.console.print(f"log.jsonl lacks {lost} of its records, lost or spoiled; going on without them")

@@ -56,11 +56,12 @@ def make_cases(folder):
     (folder / "more.csv").write_text("text,label\n" + "".join([*lines[5:8], *lines[40:]]))
     words = {split: f"../{split}.txt" for split in ("train", "dev", "test")}
     texts = {"train": "../texts.csv", "dev": "../more.csv"}
+    deep = "my deep/er/run"
     few = {"prompts": 4, "samples": 4, "precision": "fp32", "evaluations": 3, "steps": 6, "examples": 40}
     return {
         "pronounce": Case(train_sft, {**words, **TINY, "keep": "best", "evaluations": 4}, "runs/pronounce-sft"),
         "arithmetic": Case(train_sft, {"task": "arithmetic", "examples": 40, **TINY, "out": "run"}, "run"),
-        "classify": Case(train_sft, {"task": "classify", **texts, **TINY, "out": "my deep/er/run"}, "my deep/er/run"),
+        "classify": Case(train_sft, {"task": "classify", **texts, **TINY, "patience": 2, "out": deep}, deep),
         "rl": Case(train_rl, few, "runs/arithmetic-rl"),
     }
 

@@ -247,6 +247,31 @@ def test_the_best_so_far_outlives_an_interruption(make):
     assert all(torch.equal(best[name], p) for name, p in weights_of(other.model).items())
 
 
+def test_a_look_that_is_repeated_after_a_kill_counts_as_it_did(make):
+    """The best weights are written at once, and the checkpoint later: `worse`, which --patience reads, is its own."""
+    session = make(steps=4)
+    session.keep_if_best(0.25)
+    session.keep_if_best(0.125)
+    session.save()
+    best = {name: p.clone() for name, p in weights_of(session.model).items()}
+    session.keep_if_best(0.75)
+    assert session.progress.worse == 0
+
+    other = make(steps=4)
+    other.restore()
+    assert (other.progress.best, other.progress.worse) == (0.25, 1)
+    other.keep_if_best(0.75)
+    assert (other.progress.best, other.progress.worse) == (0.75, 0)
+
+    third = make(steps=4)
+    third.restore()
+    third.model.tokens.weight.data += 1
+    third.keep_if_best(0.5)  # where another process saw something better
+    assert (third.progress.best, third.progress.worse) == (0.5, 0)
+    third.take_best()
+    assert all(torch.equal(best[name], p) for name, p in weights_of(third.model).items())
+
+
 def test_without_a_best_the_last_is_taken(make):
     session = make(steps=1)
     before = {name: p.clone() for name, p in weights_of(session.model).items()}
