@@ -35,10 +35,11 @@ from torch import Tensor
 
 import kernels
 import train_sft
-from minillm import cli
+from minillm import cli, trackers
 from minillm.batching import Batch, answering, pack
 from minillm.device import PRECISIONS, place
 from minillm.errors import UserError
+from minillm.findings import findings
 from minillm.generate import Sampling, generate
 from minillm.gpt import GPT
 from minillm.inference import ready
@@ -53,6 +54,7 @@ from minillm.start import inherited_options, open_policy, refuse_beside_resume, 
 from minillm.tasks import TASKS
 from minillm.tasks.base import Task, WritingTask
 from minillm.tokenizer import Tokenizer
+from minillm.trackers import TRACKERS
 
 WRITING = {name: task for name, task in TASKS.items() if issubclass(task, WritingTask)}  # which have policies
 DEFAULT_MINUTES = 3.0
@@ -85,6 +87,7 @@ class Args:
     evaluations: int = cli.option(4, "looks at the dev set after the first, the last one included")
     precision: str = cli.option("auto", "of the activations; weights stay float32", choices=PRECISIONS)
     kernels: str = cli.option("auto", "implementation of attention and loss", choices=kernels.IMPLS)
+    log_to: str | None = cli.option(None, "write the log there, too", choices=tuple(TRACKERS))
     options: Any = None  # those of the task, an instance of its Options; None: its defaults, or the starting run's
 
 
@@ -96,6 +99,7 @@ def check(args: Args) -> Args:
     if args.options:
         cli.require_choices(args.options)
     cli.require_seed(args)
+    trackers.require(args.log_to)
     cli.require_positive(args, "minutes", "steps", "prompts", "samples", "temperature", "lr", "evaluations")
     if args.baseline == "leave-one-out" and args.samples < 2:
         raise UserError(f"--samples {args.samples}: the leave-one-out baseline needs at least 2")
@@ -242,7 +246,8 @@ def train(args: Args, console: Console | None = None) -> Run:
         refuse_beside_resume(args)
     else:
         args = check(args)
-    with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-rl") as run:
+    given = cli.given(args)
+    with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-rl", given) as run:
         if args.resume:
             args = resumed(args, "rl", TASKS)
         else:
@@ -274,11 +279,11 @@ def finish(session: Session, task: Task, model: GPT, tokenizer: Tokenizer, befor
     after = score(session.console, task, model, tokenizer, "after")
     shown = evenly_spaced(task.splits.dev, SAMPLES)
     answers = task.answer(model, tokenizer, shown)
-    session.console.print(samples_table(shown, answers, "held-out examples, greedy"))
+    session.console.print(table := samples_table(shown, answers, "held-out examples, greedy"))
     metrics = {**{f"start_{name}": value for name, value in before.items()}, **after}
     panels = ["reward", f"dev_{task.headline}", "kl", "entropy", "gradient_norm", "groups_without_variance"]
     dev = {name: value for name, value in after.items() if name.startswith("dev")}
-    session.finish(metrics, dev, panels, f"{task.name}, by reward")
+    session.finish(metrics, dev, panels, f"{task.name}, by reward", findings(task, model, [table]))
 
 
 def main() -> None:
