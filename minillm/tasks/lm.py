@@ -53,11 +53,6 @@ class Window(NamedTuple):
     characters: float  # of the text, a token
 
     @property
-    def count(self) -> int:
-        """How many tokens are predicted."""
-        return self.stop - self.first
-
-    @property
     def document(self) -> Document:
         ids = self.text[self.start : self.stop].tolist()
         known = self.first - self.start
@@ -68,6 +63,13 @@ class Window(NamedTuple):
         length = self.stop - self.start
         start = max(0, self.start - int(rng.integers(length - 1)))
         return self._replace(start=start, first=start + 1, stop=min(start + length, len(self.text)))
+
+
+class Scored(NamedTuple):
+    """What a model makes of a window."""
+
+    nats: float  # Σ −log p
+    tokens: int  # over so many
 
 
 class LanguageModelling(Task):
@@ -109,16 +111,21 @@ class LanguageModelling(Task):
             raise UserError(f"--context {self.asked} is more than the {most} tokens that the model reads")
         self.context, self.decode = self.asked or min(CONTEXT, most), tokenizer.decode
         # In training, one begins where the one before ends, give or take what is drawn; held out, at half of it.
+        size = self.window_size()
         self.splits = Splits(
-            self.windows(self.splits.train, tokenizer, step=self.context),
-            *(self.windows(split, tokenizer, step=self.context // 2) for split in (self.splits.dev, self.splits.test)),
+            self.windows(self.splits.train, tokenizer, size, step=size),
+            *(self.windows(split, tokenizer, size, step=size // 2) for split in (self.splits.dev, self.splits.test)),
         )
 
-    def windows(self, passages: Sequence[Passage], tokenizer: Tokenizer, step: int) -> list[Window]:
+    def window_size(self) -> int:
+        """Tokens of a text that are read at once."""
+        return self.context
+
+    def windows(self, passages: Sequence[Passage], tokenizer: Tokenizer, size: int, step: int) -> list[Window]:
         found = [
             window
             for passage in passages
-            for window in cut(self.ids(passage, tokenizer), len(passage.text), self.context, step)
+            for window in cut(self.ids(passage, tokenizer), len(passage.text), size, step)
         ]
         if passages and not found:
             raise UserError("the texts are too short: not one of them has two tokens")
@@ -137,28 +144,32 @@ class LanguageModelling(Task):
     def documents(self, example: Window, tokenizer: Tokenizer, rng: np.random.Generator | None) -> list[Document]:
         return [example.drawn(rng).document]
 
-    def answer(self, model: GPT, tokenizer: Tokenizer, examples: Sequence[Window]) -> list[float]:
-        """Σ −log p of what each window predicts, in nats."""
-        return evaluate.nats(model, [example.document for example in examples])
+    def answer(self, model: nn.Module, tokenizer: Tokenizer, examples: Sequence[Window]) -> list[Scored]:
+        documents = list(map(self.held_out, examples))
+        counts = [sum(target != IGNORE for target in document.targets) for document in documents]
+        return list(map(Scored, evaluate.nats(model, documents), counts))
 
-    def measure(self, examples: Sequence[Window], answers: Sequence[float]) -> dict[str, Interval]:
+    def held_out(self, window: Window) -> Document:
+        return window.document
+
+    def measure(self, examples: Sequence[Window], answers: Sequence[Scored]) -> dict[str, Interval]:
         """Nats a token, perplexity, which is their exponential, and bits a character."""
-        nats = ratio(answers, [example.count for example in examples])
-        characters = [example.count * example.characters for example in examples]
-        bits = ratio([each / math.log(2) for each in answers], characters)
+        nats = ratio([answer.nats for answer in answers], [answer.tokens for answer in answers])
+        characters = [answer.tokens * example.characters for example, answer in zip(examples, answers, strict=True)]
+        bits = ratio([answer.nats / math.log(2) for answer in answers], characters)
         return {"nats": nats, "perplexity": Interval(*map(math.exp, nats)), "bits_per_character": bits}
 
-    def table(self, examples: Sequence[Window], answers: Sequence[float]) -> Table:
+    def table(self, examples: Sequence[Window], answers: Sequence[Scored]) -> Table:
         """Where it was surest, and where least."""
         table = Table("nats", "text", title="held-out text, from the best foreseen to the worst", title_justify="left")
-        means = [nats / example.count for nats, example in zip(answers, examples, strict=True)]
+        means = [answer.nats / answer.tokens for answer in answers]
         for i in evenly_spaced(np.argsort(means), SAMPLES):
             window = examples[i]
             table.add_row(*cells(f"{means[i]:.2f}", shortened(self.decode(window.text[window.first : window.stop]))))
         return table
 
-    def details(self, examples: Sequence[Window], answers: Sequence[float]) -> dict[str, Any]:
-        return {"tokens": sum(example.count for example in examples)}
+    def details(self, examples: Sequence[Window], answers: Sequence[Scored]) -> dict[str, Any]:
+        return {"tokens": sum(answer.tokens for answer in answers)}
 
     def next_command(self, folder: Path) -> str:
         return f"python -m minillm generate {shlex.quote(str(folder))}"
