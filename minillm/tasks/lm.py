@@ -58,11 +58,11 @@ class Window(NamedTuple):
         known = self.first - self.start
         return Document(ids[:-1], [*[IGNORE] * (known - 1), *ids[known:]])
 
-    def drawn(self, rng: np.random.Generator) -> "Window":
-        """A window of this length that begins up to as much earlier, and predicts all that it reads."""
-        length = self.stop - self.start
-        start = max(0, self.start - int(rng.integers(length - 1)))
-        return self._replace(start=start, first=start + 1, stop=min(start + length, len(self.text)))
+    def drawn(self, rng: np.random.Generator, size: int) -> "Window":
+        """A window of so many targets that begins up to half of it earlier or later; it predicts all it reads."""
+        last = max(0, len(self.text) - size - 1)
+        start = min(max(0, self.start + int(rng.integers(-(size // 2), size - size // 2))), last)
+        return self._replace(start=start, first=start + 1, stop=min(start + size + 1, len(self.text)))
 
 
 class Scored(NamedTuple):
@@ -142,7 +142,7 @@ class LanguageModelling(Task):
         return np.array([*begin, *ids, *([tokenizer.end] if passage.is_whole else [])], dtype=np.int32)
 
     def documents(self, example: Window, tokenizer: Tokenizer, rng: np.random.Generator | None) -> list[Document]:
-        return [example.drawn(rng).document]
+        return [example.drawn(rng, self.window_size()).document]
 
     def answer(self, model: nn.Module, tokenizer: Tokenizer, examples: Sequence[Window]) -> list[Scored]:
         documents = list(map(self.held_out, examples))
@@ -210,7 +210,7 @@ def is_plain(path: Path) -> bool:
 
 def read(path: Path, fields: Fields) -> list[Passage]:
     if is_plain(path):
-        if not (text := "".join(records.lines_of(path)).replace("\r\n", "\n").strip()):
+        if not (text := "".join(records.lines_of(path)).replace("\r\n", "\n")).strip():
             raise UserError(f"{path} holds no text")
         return [Passage(text, is_whole=False)]
     return [Passage(fields.text(record, "text"), is_whole=True) for record in records.read(path)]

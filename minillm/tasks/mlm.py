@@ -77,7 +77,7 @@ class MaskedLanguageModelling(LanguageModelling):
         return np.array([self.mask, *tokenizer.encode(passage.text)], dtype=np.int32)
 
     def documents(self, example: Window, tokenizer: Tokenizer, rng: np.random.Generator | None) -> list[Document]:
-        return [self.document(example.drawn(rng), rng)]
+        return [self.document(example.drawn(rng, self.window_size()), rng)]
 
     def document(self, window: Window, rng: np.random.Generator) -> Document:
         """The window with some tokens masked, one of them at least."""
