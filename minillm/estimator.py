@@ -6,6 +6,7 @@ from that, `bench/estimators.py` prints.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from minillm import cli
@@ -18,6 +19,7 @@ from minillm.policy import (
     UPDATES,
     Rewards,
     Tokens,
+    best_of,
     entropy_bonus,
 )
 
@@ -46,26 +48,37 @@ class Estimator:
     kl_target: float | None = cli.option(None, "steer that weight so that the KL of an answer comes to so many nats")
     kl_limit: float | None = cli.option(None, "stop where the KL of an answer is beyond so many nats")
     entropy: float = cli.option(0.0, "weight of a bonus for the entropy of each token")
+    method: str = cli.option(
+        "policy-gradient", "or imitate the best answer to each prompt", choices=("policy-gradient", "best-of")
+    )
+    overlong: str = cli.option(
+        "keep", "answers that did not end: judged as they are, penalised, or left out", ("keep", "penalise", "drop")
+    )
+    sft_share: float = cli.option(0.0, "share of the gradient that is supervised: of given answers to the prompts")
+    shuffle_advantages: bool = cli.option(
+        False, "among the answers of a step: the control that learns from noise alone"
+    )
 
     @property
     def looks_back(self) -> bool:
         """Whether weights depend on log p as it is now, which takes a pass of its own."""
         return self.update != "reinforce" or self.kl in KL_LOSSES or self.entropy != 0
 
-    @property
-    def needs_reference(self) -> bool:
-        return self.kl != "off"
-
     def advantages(self, rewards: Rewards) -> Tensor:
         """(P, K) float."""
-        return BASELINES[self.baseline](rewards)
+        found = best_of(rewards) if self.method == "best-of" else BASELINES[self.baseline](rewards)
+        return found.flatten()[torch.randperm(found.numel())].view_as(found) if self.shuffle_advantages else found
+
+    def counts(self, advantage: float, is_cut: bool) -> bool:
+        """Whether an answer is one of those that the mean over a step is over."""
+        return not (self.overlong == "drop" and is_cut) and (self.method != "best-of" or advantage > 0)
 
     def shares(self, lengths: Tensor, longest: int) -> Tensor:
         """What each token of answers of these lengths (E,) float counts for, (E,)."""
         return AGGREGATIONS[self.aggregate](lengths, longest)
 
     def weights(self, tokens: Tokens, shares: Tensor, beta: float) -> Tensor:
-        """Of the log p of each token, (M,): their sum is what the step climbs. `shares`, (M,), are those of the tokens."""
+        """Of the log p of each token, (M,); `shares`, (M,), are those of the tokens."""
         weights = UPDATES[self.update](tokens, self)
         if self.kl in KL_LOSSES:
             weights = weights + beta * KL_LOSSES[self.kl](tokens)
@@ -88,5 +101,9 @@ def check(estimator: Estimator, samples: int) -> None:
             "--passes and --minibatches learn from answers that an older policy drew: give --update clip, or another "
             "that heeds it"
         )
-    if estimator.kl == "off" and (estimator.kl_target is not None):
+    if estimator.method == "best-of" and samples < 2:
+        raise UserError(f"--samples {samples}: the best of them takes at least 2")
+    if not 0 <= estimator.sft_share < 1:
+        raise UserError(f"--sft-share {estimator.sft_share} must be a share of the gradient, from 0 to below 1")
+    if estimator.kl == "off" and estimator.kl_target is not None:
         raise UserError("--kl-target steers the weight of the KL: give --kl reward, or another")

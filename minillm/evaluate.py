@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from minillm.batching import Document, cut, pack
+from minillm.batching import Document, by_length, pack
 from minillm.errors import NOT_FINITE, UserError
 from minillm.generate import GREEDY, generate
 from minillm.gpt import GPT
@@ -55,7 +55,7 @@ def read(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarra
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    batches = by_length([len(document.tokens) for document in documents])
+    batches = by_length([len(document.tokens) for document in documents], BATCH_TOKENS)
     found = []
     for indices in batches:
         batch = pack([documents[i] for i in indices]).to(device)
@@ -64,12 +64,6 @@ def read(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarra
     if not all(np.isfinite(each).all() for each in found):
         raise UserError(NOT_FINITE)
     return np.concatenate(found)[np.argsort(np.concatenate(batches))]
-
-
-def by_length(lengths: Sequence[int]) -> list[np.ndarray]:
-    """Indices in batches of like length."""
-    order = np.argsort(lengths, kind="stable")
-    return cut(order, np.array(lengths), BATCH_TOKENS)
 
 
 def classify(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarray:

@@ -5,39 +5,19 @@
     KL_LOSSES      what pulls the policy back to a reference → a weight likewise
     AGGREGATIONS   what each token counts for in the mean over a step
 
-Every variant is a weight on log p: the surrogate losses of the literature have the gradient Σ weight · ∇ log p(token) with
-weights that are constants, so objective.py need know none of them. That they have, and how far each is biased, is
+Every variant is a weight on log p: the surrogate losses of the literature have the gradient Σ weight · ∇ log p(token)
+with weights that are constants, so objective.py need know none of them. That they have, and how far each is biased, is
 checked against autograd and against the exact gradient of the expected reward, by enumeration (tests/test_policy.py,
 bench/estimators.py).
 
 Letters: P prompts, K samples of each, M tokens of answers.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-
-
-@dataclass
-class Episode:
-    """An answer that the policy gave, and what became of it. The model learns from the ids, never from the text."""
-
-    example: Any  # of the task
-    prompt: Sequence[int]  # token ids
-    answer: Sequence[int]  # token ids as they were drawn; the last one ends the answer unless it was cut
-    logprobs: Sequence[float]  # of the answer's tokens, under the distribution that they were drawn from
-    text: str  # for the reward and for people
-    reward: float = 0.0
-    parts: Mapping[str, float] = field(default_factory=dict)  # what the reward is the sum of, by name
-
-
-def rewards_of(episodes: Sequence[Episode], samples: int) -> Tensor:
-    """(P, K) float32 of P·K episodes, those of one prompt in a row."""
-    return torch.tensor([episode.reward for episode in episodes]).view(-1, samples)
-
 
 # ---- baselines: rewards (P, K) → advantages (P, K) -----------------------------------------------
 
@@ -59,7 +39,7 @@ def moving_average(rewards: Rewards) -> Tensor:
 
 
 def batch_mean(rewards: Rewards) -> Tensor:
-    """Each minus the mean of the step. Its own share of that biases the gradient towards 0 by the factor 1 − 1/(P·K)."""
+    """Each minus the mean of the step. Its own share of that shortens the gradient by the factor 1 − 1/(P·K)."""
     differences = rewards.drawn - rewards.drawn[0, 0]
     return differences - differences.mean()
 
@@ -116,6 +96,14 @@ BASELINES: dict[str, Callable[[Rewards], Tensor]] = {
 }
 OF_GROUPS = {"leave-one-out", "group-mean", "group-standardised"}  # those that need several samples a prompt
 KEPT = 0.9  # share of the moving average that a step leaves
+
+
+def best_of(rewards: Rewards) -> Tensor:
+    """1 for the best answer to each prompt, the first of several, else 0; all 0 where none is better than another: for
+    supervised learning from one's own best answers (online rejection sampling, arXiv:2310.02743)."""
+    drawn = rewards.drawn
+    best = torch.zeros_like(drawn).scatter(1, drawn.argmax(dim=1, keepdim=True), 1.0)
+    return best * has_variance(drawn)[:, None]
 
 
 def moved(average: float | None, rewards: Tensor) -> float:
@@ -204,8 +192,8 @@ def k3_estimate(logprobs: Tensor, reference: Tensor) -> Tensor:
 
 
 def k2_loss(tokens: Tokens) -> Tensor:
-    """The gradient of −½ (log p − log p_ref)², whose mean on answers just drawn is that of −KL at each token given those
-    before it; what tokens do to the KL of later ones is left out."""
+    """The gradient of −½ (log p − log p_ref)², whose mean on answers just drawn is that of −KL at each token, given
+    those before it; what tokens do to the KL of later ones is left out."""
     return tokens.reference - tokens.now
 
 
@@ -219,7 +207,7 @@ KL_LOSSES: dict[str, Callable[[Tokens], Tensor]] = {"k2": k2_loss, "k3": k3_loss
 
 
 def steered(beta: float, kl: float, target: float) -> float:
-    """The coefficient for the next step, where the KL is to come to a target (Ziegler et al. 2019, arXiv:1909.08593)."""
+    """The weight for the next step, where the KL is to come to a target (Ziegler et al. 2019, arXiv:1909.08593)."""
     return beta * (1 + 0.1 * max(-0.2, min(0.2, kl / target - 1)))
 
 
@@ -267,9 +255,3 @@ AGGREGATIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
 def has_variance(rewards: Tensor) -> Tensor:
     """(P,) bool: whether the samples of a prompt were rewarded differently. If not, leave-one-out learns nothing."""
     return (rewards != rewards[:, :1]).any(dim=1)
-
-
-def entropy(episodes: Sequence[Episode]) -> float:
-    """Nats a token, estimated by the mean of −log p over the tokens drawn."""
-    logprobs = [logprob for episode in episodes for logprob in episode.logprobs]
-    return -sum(logprobs) / len(logprobs)

@@ -1,0 +1,89 @@
+"""Answers that a policy gave: what is kept of each, and how they become a batch to learn from.
+
+Ids travel, texts are made for rewards and for people only.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minillm.batching import IGNORE, Batch, answering, by_length, pack
+from minillm.policy import Tokens
+
+
+@dataclass
+class Episode:
+    """An answer that the policy gave, and what became of it. The model learns from the ids, never from the text."""
+
+    example: Any  # of the task
+    prompt: Sequence[int]  # token ids
+    answer: Sequence[int]  # token ids as they were drawn; the last one ends the answer unless it was cut
+    logprobs: Sequence[float]  # of the answer's tokens, under the distribution that they were drawn from
+    text: str  # for the reward and for people
+    is_cut: bool = False  # whether it did not end by itself
+    reward: float = 0.0
+    parts: Mapping[str, float] = field(default_factory=dict)  # what the reward is the sum of, by name
+    reference: Sequence[float] = ()  # log p of the answer's tokens under the reference, where that is asked for
+
+    @property
+    def kl(self) -> float:
+        """log p − log p_ref of the answer, whose mean is KL(policy ‖ reference), in nats."""
+        return sum(self.logprobs) - sum(self.reference)
+
+
+def rewards_of(episodes: Sequence[Episode], samples: int) -> Tensor:
+    """(P, K) float32 of P·K episodes, those of one prompt in a row."""
+    return torch.tensor([episode.reward for episode in episodes]).view(-1, samples)
+
+
+def entropy(episodes: Sequence[Episode]) -> float:
+    """Nats a token, estimated by the mean of −log p over the tokens drawn."""
+    logprobs = [logprob for episode in episodes for logprob in episode.logprobs]
+    return -sum(logprobs) / len(logprobs)
+
+
+def to_batch(episodes: Sequence[Episode], device: torch.device) -> Batch:
+    """The drawn answers behind their prompts, token for token as they were drawn."""
+    return pack([answering(episode.prompt, episode.answer) for episode in episodes]).to(device)
+
+
+def tokens_of(episodes: Sequence[Episode], advantages: Tensor) -> Tokens:
+    """Of answers in this order, with their advantages (E,); log p as it was when they were drawn."""
+    answer = torch.arange(len(episodes)).repeat_interleave(torch.tensor([len(e.answer) for e in episodes]))
+    then = torch.tensor([logprob for e in episodes for logprob in e.logprobs], dtype=advantages.dtype)
+    reference = torch.tensor([logprob for e in episodes for logprob in e.reference], dtype=advantages.dtype)
+    return Tokens(answer, advantages[answer], then, then, reference if len(reference) else None)
+
+
+def distinct(episodes: Sequence[Episode], advantages: Sequence[float]) -> dict[int, int]:
+    """The first of all that have prompt, answer and advantage in common, by its index → how many there are of them.
+    Scored once, with so many times the weight, they have the same gradient."""
+    first: dict[tuple, int] = {}
+    copies: dict[int, int] = {}
+    for i, (episode, advantage) in enumerate(zip(episodes, advantages, strict=True)):
+        i = first.setdefault((tuple(episode.prompt), tuple(episode.answer), advantage), i)
+        copies[i] = copies.get(i, 0) + 1
+    return copies
+
+
+@torch.no_grad()
+def logprobs_of(model: nn.Module, batch: Batch, temperature: float) -> Tensor:
+    """log p of the answers' tokens of a batch, one answer after the other, (M,) float32."""
+    return -model.loss(batch, temperature=temperature)[batch.targets != IGNORE]
+
+
+def refer(reference: nn.Module, episodes: Sequence[Episode], temperature: float, most_tokens: int) -> None:
+    """Fills in log p under the reference, each answer to a prompt scored once."""
+    firsts = list(distinct(episodes, [0.0] * len(episodes)))
+    device = next(reference.parameters()).device
+    known = {}
+    for part in by_length([len(episodes[i].prompt) + len(episodes[i].answer) for i in firsts], most_tokens):
+        some = [episodes[firsts[j]] for j in part]
+        found = logprobs_of(reference, to_batch(some, device), temperature).cpu()
+        for episode, values in zip(some, found.split([len(e.answer) for e in some]), strict=True):
+            known[tuple(episode.prompt), tuple(episode.answer)] = values.tolist()
+    for episode in episodes:
+        episode.reference = known[tuple(episode.prompt), tuple(episode.answer)]
