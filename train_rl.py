@@ -37,19 +37,29 @@ from torch import Tensor
 
 import kernels
 import train_sft
-from minillm import cli, estimator
+from minillm import cli, policy
 from minillm.batching import IGNORE, Batch, Corpus, by_length
 from minillm.device import PRECISIONS, place
-from minillm.episodes import Episode, distinct, logprobs_of, refer, rewards_of, to_batch, tokens_of
+from minillm.episodes import (
+    Episode,
+    describe,
+    distinct,
+    logprobs_of,
+    look,
+    refer,
+    require_parity,
+    rewards_of,
+    to_batch,
+    tokens_of,
+)
 from minillm.errors import UserError
-from minillm.estimator import Estimator
 from minillm.generate import GREEDY, Sampling, generate
 from minillm.gpt import GPT
 from minillm.inference import ready
 from minillm.objective import backward
 from minillm.optim import adamw
 from minillm.origin import data_of
-from minillm.policy import Rewards, moved, steered
+from minillm.policy import Estimator, Rewards, moved
 from minillm.report import SAMPLES, evenly_spaced, figures, flat, introduce, samples_table
 from minillm.run import Run
 from minillm.session import Session
@@ -57,7 +67,6 @@ from minillm.start import documents_of_epoch, inherited_options, open_policy, re
 from minillm.tasks import TASKS
 from minillm.tasks.base import Task, WritingTask
 from minillm.tokenizer import Tokenizer
-from minillm.watch import describe, look, require_parity
 
 WRITING = {name: task for name, task in TASKS.items() if issubclass(task, WritingTask)}  # which have policies
 DEFAULT_MINUTES = 3.0
@@ -65,7 +74,6 @@ LR = 1e-3  # of a model of width 128; AdamW's rates fall with the width (arXiv:2
 LOOK_EVERY = 10  # steps between looks at the KL to the start, which costs a pass of the starting model
 LEAST_TEMPERATURE = 1e-3  # of the policy: its gradients are divided by it, and soon all its answers are alike
 MOST_ANSWERS = 2**20  # in a step, all of which lie in memory
-GLANCE = 500  # dev examples looked at during training; all of them before and after
 UNFINISHED = 1.0  # what an answer that does not end costs with --overlong penalise
 
 
@@ -104,7 +112,7 @@ def check(args: Args) -> Args:
     cli.require_seed(args)
     cli.require_positive(args, "minutes", "steps", "prompts", "samples", "temperature", "lr", "evaluations")
     cli.require_positive(args, "micro_tokens")
-    estimator.check(args, args.samples)
+    policy.check(args, args.samples)
     if args.prompts * args.samples > MOST_ANSWERS:
         raise UserError(
             f"--prompts {args.prompts} with --samples {args.samples} are too many answers in a step; "
@@ -114,8 +122,7 @@ def check(args: Args) -> Args:
         raise UserError(
             f"--temperature {args.temperature} leaves nothing to chance; give at least {LEAST_TEMPERATURE} to learn"
         )
-    if not 0 <= args.warmup < 1:
-        raise UserError(f"--warmup {args.warmup} must be a share of the training, from 0 to below 1")
+    cli.require_share(args, "warmup", "the training")
     if args.minutes and args.steps:
         raise UserError("--minutes and --steps exclude each other: give one budget")
     return args if args.minutes or args.steps else dataclasses.replace(args, minutes=DEFAULT_MINUTES)
@@ -124,14 +131,10 @@ def check(args: Args) -> Args:
 # ---- the algorithm: roll out, judge, weigh, update --------------------------------------------------
 
 
-def rollout(model: GPT, tokenizer: Tokenizer, task: Task, examples: Sequence[Any], args: Args) -> list[Episode]:
-    """Answers to the examples, `args.samples` of each in a row, not judged yet."""
-    return draw(model, tokenizer, task, examples, Sampling(args.temperature), args.samples)
-
-
-def draw(
+def rollout(
     model: GPT, tokenizer: Tokenizer, task: Task, examples: Sequence[Any], sampling: Sampling, samples: int
 ) -> list[Episode]:
+    """Answers to the examples, so many of each in a row, not judged yet."""
     prompts = [tokenizer.prompt(example.prompt) for example in examples]
     drawn = generate(ready(model), prompts, task.max_answer_tokens(tokenizer), tokenizer.stops, sampling, samples)
     sources = [i for i in range(len(examples)) for _ in range(samples)]
@@ -218,49 +221,46 @@ def beta_of(session: Session, args: Args) -> float:
     return session.progress.numbers.get("beta", args.beta)
 
 
-def heed_kl(session: Session, kl: float, args: Args) -> None:
-    """Steers the weight of the KL, or ends the training, as the options say."""
-    if args.kl_target:
-        session.progress.numbers["beta"] = steered(beta_of(session, args), kl, args.kl_target)
-    if args.kl_limit and kl > args.kl_limit:
-        session.end(f"the KL to the start is {kl:.2f} nats an answer, beyond --kl-limit {args.kl_limit}")
-
-
 def fit(args: Args, session: Session, task: Task, start: GPT, model: GPT, tokenizer: Tokenizer) -> None:
     """Roll out, judge, weigh, update, until the budget is spent."""
     practice = islice(task.practice(args.seed), session.progress.step * args.prompts, None)
     corpus = Corpus(lambda epoch: documents_of_epoch(task, tokenizer, args.seed, epoch), args.seed, task.is_redrawn)
     given_tokens = round(args.prompts * float(corpus.table.lengths.mean()))
-    longest = task.max_answer_tokens(tokenizer)
+    room, sampling = task.max_answer_tokens(tokenizer), Sampling(args.temperature)
     model.eval()  # no dropout: the model that learns is the model that drew
     for step in session:
         examples = list(islice(practice, args.prompts))
-        episodes = judge(task, rollout(model, tokenizer, task, examples, args))
+        episodes = judge(task, rollout(model, tokenizer, task, examples, sampling, args.samples))
         is_due = session.evaluation_is_due()
-        is_looked_at = is_due or step % LOOK_EVERY == 0
+        if is_looked_at := is_due or step % LOOK_EVERY == 0:
+            require_parity(model, episodes, args.temperature)
         if is_looked_at or args.kl != "off" or args.kl_limit:
             refer(start, episodes, args.temperature, args.micro_tokens)
-        if is_looked_at:
-            require_parity(model, episodes, args.temperature)
         greedy = None
         if args.baseline == "greedy":
-            greedy = rewards_of(judge(task, draw(model, tokenizer, task, examples, GREEDY, 1)), 1).flatten()
+            greedy = rewards_of(judge(task, rollout(model, tokenizer, task, examples, GREEDY, 1)), 1).flatten()
         advantages = weigh(episodes, greedy, session, args)
         given = corpus.step(step, given_tokens, args.micro_tokens) if args.sft_share else []
-        norm = learn(model, episodes, advantages, given, longest, session, args)
-        seen = look(episodes, args.samples)
-        if "kl" in seen:
-            heed_kl(session, seen["kl"], args)
-        session.log(**seen, gradient_norm=norm)
-
+        norm = learn(model, episodes, advantages, given, room, session, args)
+        seen = {**look(episodes, args.samples), "gradient_norm": norm}
+        session.progress.numbers["beta"] = args.next_beta(beta_of(session, args), seen.get("kl"))
+        session.log(**seen)
+        if args.kl_limit and seen["kl"] > args.kl_limit:
+            session.end(f"the KL to the start is beyond --kl-limit {args.kl_limit} nats an answer")
         if is_due:
-            some = evenly_spaced(task.splits.dev, GLANCE)
-            shown = episodes[: 3 * args.samples : args.samples]  # the first answer to each of three prompts
-            samples = [{"prompt": episode.example.prompt, "answer": episode.text} for episode in shown]
-            session.report(task.measure(some, task.answer(model, tokenizer, some)), len(some), samples=samples)
-            session.console.print(describe({**seen, "gradient_norm": norm}), highlight=False)
-            texts = [episode.text for episode in shown]
-            session.console.print(samples_table([e.example for e in shown], texts, "answers drawn in practice"))
+            report(session, task, model, tokenizer, episodes[:: args.samples][:3], seen)
+
+
+def report(
+    session: Session, task: Task, model: GPT, tokenizer: Tokenizer, shown: Sequence[Episode], seen: dict[str, float]
+) -> None:
+    """What the model answers on dev, and some of what it tried."""
+    examples, answers = train_sft.glance(task, model, tokenizer)
+    tried = [{"prompt": episode.example.prompt, "answer": episode.text} for episode in shown]
+    session.report(task.measure(examples, answers), len(examples), samples=tried)
+    session.console.print(describe(seen), highlight=False)
+    texts = [episode.text for episode in shown]
+    session.console.print(samples_table([e.example for e in shown], texts, "answers drawn in practice"))
 
 
 # ---- where it starts, and how it ends ---------------------------------------------------------------

@@ -25,8 +25,7 @@ from rich.text import Text
 from torch import Tensor
 
 from minillm import cli
-from minillm.estimator import Estimator
-from minillm.policy import AGGREGATIONS, BASELINES, KL_LOSSES, UPDATES, Rewards, Tokens, kl_estimate
+from minillm.policy import AGGREGATIONS, BASELINES, KL_LOSSES, UPDATES, Estimator, Rewards, Tokens, kl_estimate
 
 BETA = 0.3  # weight of the KL, and of the entropy, in what is estimated
 

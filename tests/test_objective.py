@@ -11,7 +11,7 @@ from tiny import assert_same, gpt, gradients, packed
 import train_rl
 from minillm.batching import IGNORE, Batch, answering, pack
 from minillm.episodes import Episode, entropy, logprobs_of, refer, rewards_of, to_batch
-from minillm.generate import Sample
+from minillm.generate import Sample, Sampling
 from minillm.objective import backward
 from minillm.policy import BASELINES, UPDATES, Rewards, leave_one_out
 from minillm.session import Session
@@ -83,13 +83,14 @@ def exact_gradient(model, prompt, temperature=1.0):
 
 def episodes_of(prompts, answers, temperature=1.0):
     """What train_rl.py rolls out and judges when chance gives these `answers` to each prompt."""
-    drawn = [Sample(answer, [0.0] * len(answer)) for of_one in answers for answer in of_one]
-    args = train_rl.Args(samples=len(answers[0]), temperature=temperature)
+    samples = [Sample(answer, [0.0] * len(answer)) for of_one in answers for answer in of_one]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_rl, "ready", lambda model: model)
-        patch.setattr(train_rl, "generate", lambda *_: drawn)
+        patch.setattr(train_rl, "generate", lambda *_: samples)
         examples = [Example(prompt, ()) for prompt in prompts]
-        return train_rl.judge(Task(), train_rl.rollout(None, TOKENIZER, Task(), examples, args))
+        return train_rl.judge(
+            Task(), train_rl.rollout(None, TOKENIZER, Task(), examples, Sampling(temperature), len(answers[0]))
+        )
 
 
 class Recorder:
@@ -369,8 +370,8 @@ def test_an_episode_says_what_became_of_an_answer():
 def test_what_is_rolled_out_is_drawn_at_the_temperature_of_the_policy(model):
     """The log-probabilities of the episodes are those that the update differentiates."""
     torch.manual_seed(0)
-    args = train_rl.Args(samples=50, temperature=0.5)
-    episodes = train_rl.rollout(model, TOKENIZER, Task(), [Example(prompt, ()) for prompt in PROMPTS], args)
+    examples = [Example(prompt, ()) for prompt in PROMPTS]
+    episodes = train_rl.rollout(model, TOKENIZER, Task(), examples, Sampling(0.5), 50)
     assert len(episodes) == 100
     for episode in episodes:
         truth = log_p(model, episode.example.prompt, episode.answer, 0.5).detach()

@@ -11,19 +11,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 import estimators
 from estimators import BETA, Choice, World, judge
 
-from minillm import estimator
 from minillm.episodes import Episode, distinct, entropy, rewards_of
 from minillm.errors import UserError
-from minillm.estimator import Estimator
 from minillm.policy import (
     AGGREGATIONS,
     BASELINES,
     KL_LOSSES,
     OF_GROUPS,
     UPDATES,
+    Estimator,
     Rewards,
     Tokens,
     best_of,
+    check,
     entropy_bonus,
     has_variance,
     k3_estimate,
@@ -284,11 +284,11 @@ def test_options_that_make_no_sense_together():
         ({"passes": 0, "update": "clip"}, "--passes 0 must be positive"),
     ):
         with pytest.raises(UserError, match=sentence):
-            estimator.check(Estimator(**options), samples=4)
+            check(Estimator(**options), samples=4)
     for options in ({"baseline": "group-mean"}, {"method": "best-of", "baseline": "none"}):
         with pytest.raises(UserError, match="--samples 1"):
-            estimator.check(Estimator(**options), samples=1)
-    estimator.check(Estimator(baseline="none"), samples=1)
+            check(Estimator(**options), samples=1)
+    check(Estimator(baseline="none"), samples=1)
 
 
 def test_shuffled_advantages_are_the_same_ones():
