@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from minillm.batching import Document, cut, pack
+from minillm.batching import Document, by_length, pack
 from minillm.errors import NOT_FINITE, UserError
 from minillm.generate import GREEDY, generate
 from minillm.gpt import GPT
@@ -56,7 +56,7 @@ def read(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarra
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    batches = by_length([len(document.tokens) for document in documents])
+    batches = by_length([len(document.tokens) for document in documents], BATCH_TOKENS)
     found = []
     for indices in batches:
         batch = pack([documents[i] for i in indices]).to(device)
@@ -86,12 +86,6 @@ def finite(values: np.ndarray) -> np.ndarray:
     if not np.isfinite(values).all():
         raise UserError(NOT_FINITE)
     return values
-
-
-def by_length(lengths: Sequence[int]) -> list[np.ndarray]:
-    """Indices in batches of like length."""
-    order = np.argsort(lengths, kind="stable")
-    return cut(order, np.array(lengths), BATCH_TOKENS)
 
 
 def classify(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarray:
