@@ -72,7 +72,7 @@ def nats(model: nn.Module, documents: Sequence[Document]) -> list[float]:
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    batches = by_length([len(document.tokens) for document in documents])
+    batches = by_length([len(document.tokens) for document in documents], BATCH_TOKENS)
     found = []
     for indices in batches:
         batch = pack([documents[i] for i in indices]).to(device)
