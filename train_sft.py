@@ -103,10 +103,8 @@ def check(args: Args) -> None:
         args, *BUDGETS, "until", "evaluations", "patience", "layers", "width", "heads", "lr", "embedding_lr"
     )
     cli.require_positive(args, "batch_tokens", "batch_examples", "micro_tokens")
-    if args.warmup is not None and not 0 <= args.warmup < 1:
-        raise UserError(f"--warmup {args.warmup} must be a share of the training, from 0 to below 1")
-    if args.dropout is not None and not 0 <= args.dropout < 1:
-        raise UserError(f"--dropout {args.dropout} must be a share, from 0 to below 1")
+    cli.require_share(args, "warmup", "the training")
+    cli.require_share(args, "dropout", "activations")
     if args.init and (given := [name for name in OF_SHAPE if vars(args)[name] is not None]):
         raise UserError(
             f"--{given[0]} is for a model from scratch, but --init {args.init} brings its own; leave one out"
@@ -197,7 +195,7 @@ def finish(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer)
     for remark in (remarks := task.remarks(measured)):
         session.console.print(f"note: {remark}", markup=False)
     next_command = task.next_command(session.run.folder)
-    found = findings(task, model, [table], list(baselines), remarks, next_command)
+    found = findings(task, model, [table], measured, list(baselines), remarks, next_command)
     panels = ["loss", "lr", f"dev_{task.headline}"]
     session.finish(metrics, flat(measured, "dev"), panels, f"{task.name}, by example", found)
     session.console.print(f"next: {next_command}", markup=False)

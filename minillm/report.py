@@ -21,8 +21,9 @@ NAMES = {
     "macro_f1": "macro-F1",
     "majority": "always the commonest class",
     "naive_bayes": "naive Bayes",
+    "nats": "nats a token",
+    "bits_per_character": "bits a character",
 }  # of metrics, where a person calls them otherwise
-NO_SHARES = {"nats", "perplexity", "bits_per_character"}  # metrics that are not written in per cent
 
 
 def introduce(console: Console, placement: Placement, task: Any, model: nn.Module, run: Run) -> None:
@@ -43,19 +44,12 @@ def introduce(console: Console, placement: Placement, task: Any, model: nn.Modul
 
 def figures(metrics: Mapping[str, Interval]) -> str:
     """Metrics for a person: `WER 38.2% [36.3%, 40.1%] · PER …`; the brackets hold the 95 % interval."""
-    return " · ".join(f"{named(name)} {written(name, value)}" for name, value in metrics.items())
+    return " · ".join(f"{named(name)} {value}" for name, value in metrics.items())
 
 
 def named(name: str) -> str:
     """What a person calls a metric, or another value of a log."""
     return NAMES.get(name, name.replace("_", " "))
-
-
-def written(name: str, interval: Interval) -> str:
-    """A metric with its interval."""
-    if name in NO_SHARES:
-        return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
-    return str(interval)
 
 
 def flat(metrics: Mapping[str, Interval], split: str) -> dict[str, float]:

@@ -151,7 +151,7 @@ def test_figures_beside_their_baselines():
         ("", "naive Bayes"),
         ("", "always the commonest class"),
         ("own", "macro-F1"),
-        ("own", "nats"),
+        ("own", "nats a token"),
     ]
     assert "1.700" in text  # no share
     assert "170" not in text_of(text)
