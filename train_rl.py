@@ -62,7 +62,7 @@ from minillm.objective import backward
 from minillm.optim import adamw
 from minillm.origin import data_of
 from minillm.policy import Estimator, Rewards, moved
-from minillm.report import SAMPLES, evenly_spaced, figures, flat, introduce, samples_table
+from minillm.report import SAMPLES, evenly_spaced, introduce, samples_table, score
 from minillm.rewards import Reward, open_rewards
 from minillm.run import Run
 from minillm.session import Session
@@ -70,7 +70,6 @@ from minillm.start import documents_of_epoch, inherited_options, open_policy, re
 from minillm.tasks import TASKS
 from minillm.tasks.base import Task, WritingTask
 from minillm.tokenizer import Tokenizer
-from minillm.trackers import TRACKERS
 
 WRITING = {name: task for name, task in TASKS.items() if issubclass(task, WritingTask)}  # which have policies
 DEFAULT_MINUTES = 3.0
@@ -106,7 +105,7 @@ class Args(Estimator):
     evaluations: int = cli.option(4, "looks at the dev set after the first, the last one included")
     precision: str = cli.option("auto", "of the activations; weights stay float32", choices=PRECISIONS)
     kernels: str = cli.option("auto", "implementation of attention and loss", choices=kernels.IMPLS)
-    log_to: str | None = cli.option(None, "write the log there, too", choices=tuple(TRACKERS))
+    log_to: str | None = cli.option(None, "write the log there, too", choices=tuple(trackers.TRACKERS))
     options: Any = None  # those of the task, an instance of its Options; None: its defaults, or the starting run's
 
 
@@ -293,27 +292,15 @@ def find_start(args: Args, console: Console) -> Path:
     return run.folder
 
 
-def score(console: Console, task: Task, model: GPT, tokenizer: Tokenizer, when: str) -> dict[str, float]:
-    """The task's metrics of greedy answers to all that is held out."""
-    metrics: dict[str, float] = {}
-    for split in ("dev", "test"):
-        if examples := vars(task.splits)[split]:
-            measured = task.measure(examples, task.answer(model, tokenizer, examples))
-            metrics |= flat(measured, split)
-            console.print(f"{when}: {split} {figures(measured)} on {len(examples):,} held-out examples")
-    return metrics
-
-
 def train(args: Args, console: Console | None = None) -> Run:
     """From the arguments to the finished run folder. UserError for all that the user can mend."""
     started = time.monotonic()
     console, args = console or cli.console(), cli.with_paths(args)
-    given = cli.given(args)
     if args.resume:
         refuse_beside_resume(args)
     else:
         args = check(args)
-    with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-rl", given) as run:
+    with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-rl", cli.given(args)) as run:
         if args.resume:
             args = resumed(args, "rl", TASKS)
         else:

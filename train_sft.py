@@ -43,7 +43,6 @@ from minillm.start import BUDGETS, OF_SHAPE, prepare, refuse_beside_resume, resu
 from minillm.tasks import TASKS
 from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer
-from minillm.trackers import TRACKERS
 
 UNTIL_EVERY = 10  # steps between looks at whether a training is good enough already
 GLANCE = 500  # dev examples looked at during training; all of them at the end
@@ -82,7 +81,7 @@ class Args:
     patience: int | None = cli.option(None, "stop after so many looks in a row that were no better than the best")
     precision: str = cli.option("auto", "of the activations; weights stay float32", choices=PRECISIONS)
     kernels: str = cli.option("auto", "implementation of attention and loss", choices=kernels.IMPLS)
-    log_to: str | None = cli.option(None, "write the log there, too", choices=tuple(TRACKERS))
+    log_to: str | None = cli.option(None, "write the log there, too", choices=tuple(trackers.TRACKERS))
     options: Any = None  # those of the task, an instance of its Options; None: its defaults
 
 
@@ -116,8 +115,7 @@ def train(args: Args, console: Console | None = None) -> Run:
     started = time.monotonic()
     console, args = console or cli.console(), cli.with_paths(args)
     refuse_beside_resume(args) if args.resume else check(args)
-    given = cli.given(args)
-    with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-sft", given) as run:
+    with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-sft", cli.given(args)) as run:
         args = resumed(args, "sft", TASKS) if args.resume else args
         placement = place(args.precision, args.kernels)
         options = args.options or TASKS[args.task].Options()

@@ -12,6 +12,7 @@ from torch import nn
 from minillm.device import Placement
 from minillm.metrics import Interval
 from minillm.run import Run
+from minillm.tokenizer import Tokenizer
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 SAMPLES = 10
@@ -59,6 +60,17 @@ def flat(metrics: Mapping[str, Interval], split: str) -> dict[str, float]:
         fields[f"{split}_{name}"] = interval.value
         fields[f"{split}_{name}_low"], fields[f"{split}_{name}_high"] = interval.low, interval.high
     return fields
+
+
+def score(console: Console, task: Any, model: nn.Module, tokenizer: Tokenizer, when: str) -> dict[str, float]:
+    """The task's metrics of the answers to all that is held out, for a file; shown, too."""
+    metrics: dict[str, float] = {}
+    for split in ("dev", "test"):
+        if examples := vars(task.splits)[split]:
+            measured = task.measure(examples, task.answer(model, tokenizer, examples))
+            metrics |= flat(measured, split)
+            console.print(f"{when}: {split} {figures(measured)} on {len(examples):,} held-out examples")
+    return metrics
 
 
 def evenly_spaced(examples: Sequence[Any], count: int) -> Sequence[Any]:
