@@ -33,11 +33,29 @@ def introduce(console: Console, placement: Placement, task: Any, model: nn.Modul
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+NAMES = {  # of metrics and baselines, where they are shown
+    "bits_per_character": "bits a character",
+    "bleu": "BLEU",
+    "chrf": "chrF2",
+    "macro_f1": "macro-F1",
+    "majority": "always the commonest class",
+    "naive_bayes": "naive Bayes",
+    "per": "PER",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
+    "wer": "WER",
+}
+
+
 def figures(metrics: Mapping[str, Interval]) -> str:
     """Metrics for a person: `WER 38.2% [36.3%, 40.1%] · PER …`; the brackets hold the 95 % interval."""
-    names = {"wer": "WER", "per": "PER", "macro_f1": "macro-F1", "majority": "always the commonest class"}
-    names["naive_bayes"] = "naive Bayes"
-    return " · ".join(f"{names.get(name, name)} {value}" for name, value in metrics.items())
+    return " · ".join(f"{metric_name(name)} {value}" for name, value in metrics.items())
+
+
+def metric_name(name: str) -> str:
+    """As a person knows it."""
+    return NAMES.get(name, name.replace("_", " "))
 
 
 def flat(metrics: Mapping[str, Interval], split: str) -> dict[str, float]:
