@@ -15,6 +15,21 @@ from minillm.run import Run
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 SAMPLES = 10
+NAMES = {
+    "bits_per_character": "bits a character",
+    "bleu": "BLEU",
+    "chrf": "chrF2",
+    "macro_f1": "macro-F1",
+    "majority": "always the commonest class",
+    "naive_bayes": "naive Bayes",
+    "nats": "nats a token",
+    "per": "PER",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
+    "wer": "WER",
+}  # of metrics and baselines, where a person calls them otherwise
+NO_SHARES = {"nats", "perplexity", "bits_per_character", "bleu", "chrf", "pearson", "spearman"}  # not in per cent
 
 
 def introduce(console: Console, placement: Placement, task: Any, model: nn.Module, run: Run) -> None:
@@ -33,29 +48,19 @@ def introduce(console: Console, placement: Placement, task: Any, model: nn.Modul
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-NAMES = {  # of metrics and baselines, where they are shown
-    "bits_per_character": "bits a character",
-    "bleu": "BLEU",
-    "chrf": "chrF2",
-    "macro_f1": "macro-F1",
-    "majority": "always the commonest class",
-    "naive_bayes": "naive Bayes",
-    "per": "PER",
-    "rouge_1": "ROUGE-1",
-    "rouge_2": "ROUGE-2",
-    "rouge_l": "ROUGE-L",
-    "wer": "WER",
-}
-
-
 def figures(metrics: Mapping[str, Interval]) -> str:
     """Metrics for a person: `WER 38.2% [36.3%, 40.1%] · PER …`; the brackets hold the 95 % interval."""
-    return " · ".join(f"{metric_name(name)} {value}" for name, value in metrics.items())
+    return " · ".join(f"{named(name)} {value}" for name, value in metrics.items())
 
 
-def metric_name(name: str) -> str:
-    """As a person knows it."""
+def named(name: str) -> str:
+    """What a person calls a metric, or another value of a log."""
     return NAMES.get(name, name.replace("_", " "))
+
+
+def written(name: str, interval: Interval) -> str:
+    """A metric that was read from a file with its interval."""
+    return str(Interval(*interval, form=".3f" if name in NO_SHARES else ".1%"))
 
 
 def flat(metrics: Mapping[str, Interval], split: str) -> dict[str, float]:

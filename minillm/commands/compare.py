@@ -20,7 +20,7 @@ from minillm.commands.common import MODEL, as_json
 from minillm.commands.evaluate import Examined, Trial, plain, prepare
 from minillm.errors import UserError
 from minillm.metrics import Interval, difference
-from minillm.report import cells, metric_name
+from minillm.report import cells, named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ def main(args: Args) -> None:
     for name, pair in pairs.items():
         sense = None if name != task.headline else not task.lower_is_better
         verdict = in_words(differences[name], names, count, sense) if name in differences else ""
-        table.add_row(*cells(metric_name(name), *map(str, pair), verdict))
+        table.add_row(*cells(named(name), *map(str, pair), verdict))
     Console(soft_wrap=True).print(table)
 
 

@@ -25,7 +25,7 @@ from minillm.files import fields_from, write_text
 from minillm.metrics import Interval
 from minillm.published.checkpoint import open_checkpoint, resolve
 from minillm.published.vocabularies import load_tokenizer
-from minillm.report import cells, metric_name
+from minillm.report import cells, named
 from minillm.run import Run
 from minillm.tasks import TASKS
 from minillm.tasks.base import Task
@@ -136,5 +136,5 @@ def plain(measured: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
 def table_of(title: str, measured: Mapping[str, Interval]) -> Table:
     table = Table("metric", "value", "95 % interval", title=title, title_justify="left")
     for name, each in measured.items():
-        table.add_row(*cells(metric_name(name), *each.words()))
+        table.add_row(*cells(named(name), *each.words()))
     return table

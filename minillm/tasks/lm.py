@@ -153,7 +153,7 @@ class LanguageModelling(Task):
 
     def measure(self, examples: Sequence[Window], answers: Sequence[Scored]) -> dict[str, Interval]:
         """Nats a token, perplexity, which is their exponential, and bits a character."""
-        nats, tokens = zip(*answers, strict=True)
+        nats, tokens = [answer.nats for answer in answers], [answer.tokens for answer in answers]
         characters = [answer.tokens * example.characters for example, answer in zip(examples, answers, strict=True)]
         return {
             "nats": ratio(nats, tokens, form=".3f"),

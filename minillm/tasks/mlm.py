@@ -97,7 +97,7 @@ class MaskedLanguageModelling(LanguageModelling):
 
     def measure(self, examples: Sequence[Window], answers: Sequence[Scored]) -> dict[str, Interval]:
         """Nats a masked token, and perplexity, which is their exponential."""
-        nats, tokens = zip(*answers, strict=True)
+        nats, tokens = [answer.nats for answer in answers], [answer.tokens for answer in answers]
         return {"nats": ratio(nats, tokens, form=".3f"), "perplexity": perplexity(nats, tokens)}
 
     def next_command(self, folder: Path) -> str:
