@@ -17,14 +17,19 @@ from minillm.tokenizer import Tokenizer
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 SAMPLES = 10
 NAMES = {
-    "wer": "WER",
-    "per": "PER",
+    "bits_per_character": "bits a character",
+    "bleu": "BLEU",
+    "chrf": "chrF2",
     "macro_f1": "macro-F1",
     "majority": "always the commonest class",
     "naive_bayes": "naive Bayes",
     "nats": "nats a token",
-    "bits_per_character": "bits a character",
-}  # of metrics, where a person calls them otherwise
+    "per": "PER",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
+    "wer": "WER",
+}  # of metrics and baselines, where a person calls them otherwise
 
 
 def introduce(console: Console, placement: Placement, task: Any, model: nn.Module, run: Run) -> None:
