@@ -88,6 +88,8 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
+    pretrained = ("",)  # how the names of the parameters begin that come with a checkpoint: all of them
+
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config

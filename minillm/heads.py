@@ -71,6 +71,11 @@ class Head(nn.Module):
         self.encoder = make_encoder(config)
 
     @property
+    def pretrained(self) -> tuple[str, ...]:
+        """How the names of the parameters begin that came with a checkpoint, where the model began as one."""
+        return ("encoder.", "transform.") if self.transform_is_trained else ("encoder.",)
+
+    @property
     def config(self) -> AnyConfig:
         return self.encoder.config
 
@@ -97,6 +102,8 @@ class Head(nn.Module):
 
 class MaskedLM(Head):
     """Predicts the token behind a mask."""
+
+    pretrained = ("",)  # all of it: no checkpoint for masked tokens lacks the head
 
     def __init__(self, config: EncoderConfig):
         super().__init__(config)

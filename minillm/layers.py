@@ -30,6 +30,10 @@ class Linear(nn.Linear):
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), bias)
 
+    def merged(self) -> "Linear":
+        """The layer with nothing beside its weight, for whoever reads that; see lora.py."""
+        return self
+
 
 class LayerNorm(nn.LayerNorm):
     """(x − mean) / std · weight + bias over the last dimension (Ba et al. 2016, arXiv:1607.06450)."""
