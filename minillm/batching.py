@@ -21,7 +21,7 @@ class Document:
 
     tokens: Sequence[int]
     targets: Sequence[int] = ()  # one a token: the token that follows, or its class; IGNORE where it is only read
-    label: int | float | None = None  # one for the whole: a class, or a number
+    label: int | float | Sequence[float] | None = None  # one for the whole: a class, a number, or a number a class
     segments: Sequence[int] = ()  # one a token: 1 in the second text of a pair; nothing: all 0
 
     def __post_init__(self):
@@ -45,10 +45,10 @@ def answering(prompt: Sequence[int], answer: Sequence[int]) -> Document:
 class Batch:
     tokens: Tensor  # (N,) int64
     targets: Tensor  # (N,) int64; see Document, as all below
-    labels: Tensor  # (B,) int64 classes or float32 numbers; (0,) where documents have none
+    labels: Tensor  # (B,) int64 classes, (B,) or (B, K) float32 numbers; (0,) where documents have none
     segments: Tensor | None  # (N,) int64; None where there are no pairs of texts
     packing: Packing
-    count: int  # how many targets and labels there are to learn from
+    count: int  # how many targets and labelled documents there are to learn from
 
     def to(self, device: torch.device) -> "Batch":
         if self.tokens.device == device:
@@ -78,7 +78,7 @@ class DocumentTable:
         labels = [d.label for d in documents if d.label is not None]
         if labels and len(labels) < len(documents):
             raise ValueError("either all documents have a label, or none")
-        self.labels = np.array(labels, dtype=np.float32 if any(isinstance(x, float) for x in labels) else np.int64)
+        self.labels = np.array(labels, dtype=np.int64 if all(isinstance(x, int) for x in labels) else np.float32)
         before = np.concatenate([[0], np.cumsum(sizes)])
         first = self.documents.starts
         self.lengths = before[first + self.documents.sizes] - before[first]  # (E,) tokens of each example

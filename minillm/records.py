@@ -1,14 +1,18 @@
-"""Records from a user's file: JSON lines, or CSV or TSV with a header, as the file's extension says.
+"""Records from a user's file, as its extension says: JSON lines or a JSON list, CSV or TSV with a header, Parquet,
+columns of words and tags (CoNLL); any of the texts also with .gz behind it.
 
-Every record knows its line, so that a mistake can be named where it is.
+Every record knows its place, so that a mistake can be named where it is.
 """
 
 import csv
+import gzip
+import importlib.util
 import json
 import math
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,10 +24,11 @@ INVISIBLE = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\xad\u180e\
 INVISIBLE += "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 NUMBER = re.compile(r"[-+]?(0|[1-9]\d*)(\.\d+)?", re.ASCII)  # 007 is a name
 DELIMITERS = ",;\t|"
+TAG = re.compile(r"O|[BILUSEM]-\S+")
 
 
 class Record(NamedTuple):
-    place: str  # FILE:LINE, for messages
+    place: str  # FILE:LINE, or which record of FILE, for messages
     fields: dict[str, Any]  # by name; in CSV all of them are texts
 
     def value(self, name: str) -> Any:
@@ -38,15 +43,51 @@ class Record(NamedTuple):
 
     def text(self, name: str) -> str:
         """The field as a text that is not empty, without what is invisible around it."""
-        value = self.value(name)
-        if not isinstance(value, str):
-            raise UserError(f"{self.place}: {name!r} is {json.dumps(value)}, but a text was expected")
-        text = value.strip(INVISIBLE)
+        text = self.text_or_nothing(name)
         if not text:
             raise UserError(f"{self.place}: {name!r} is empty; fill it in or remove the line")
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise UserError(f"{self.place}: {name!r} holds half a surrogate pair, which is no character")
         return text
+
+    def text_or_nothing(self, name: str) -> str:
+        """The same, but it may be empty."""
+        return self.checked(name, self.value(name))
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """A field that holds one text, or a list of several, none of them empty."""
+        value = self.value(name)
+        if not isinstance(value, list):
+            return (self.text(name),)
+        texts = tuple(self.checked(name, each) for each in value)
+        if not all(texts) or not texts:
+            raise UserError(f"{self.place}: {name!r} is empty, or a text in it is; fill it in or remove the line")
+        return texts
+
+    def words(self, name: str) -> tuple[str, ...]:
+        """A field that holds a list of words, or a text in which blanks stand between them."""
+        value = self.value(name)
+        words = [self.checked(name, each) for each in value] if isinstance(value, list) else self.text(name).split()
+        if not words or not all(words) or any(map(str.isspace, "".join(words))):
+            raise UserError(f"{self.place}: {name!r} must hold words, none of them empty, without blanks in them")
+        return tuple(words)
+
+    def number(self, name: str) -> float:
+        """A field that holds a number, or a text that is one."""
+        value = self.value(name)
+        try:
+            number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+        except (ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise UserError(f"{self.place}: {name!r} is {shown(value)}, but a number was expected")
+        return number
+
+    def checked(self, name: str, value: Any) -> str:
+        """What is in the field, or in a list of it, as `text_or_nothing` has it."""
+        if not isinstance(value, str):
+            raise UserError(f"{self.place}: {name!r} is {shown(value)}, but a text was expected")
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise UserError(f"{self.place}: {name!r} holds half a surrogate pair, which is no character")
+        return value.strip(INVISIBLE)
 
     def label(self, name: str) -> str:
         """The field as the name of a class, as `labels` says, but for texts that are numbers."""
@@ -56,7 +97,7 @@ class Record(NamedTuple):
         if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
             return by_value(repr(value))
         if not isinstance(value, str):
-            raise UserError(f"{self.place}: {name!r} is {json.dumps(value)}, but a word or a number was expected")
+            raise UserError(f"{self.place}: {name!r} is {shown(value)}, but a word or a number was expected")
         return unicodedata.normalize("NFC", self.text(name))
 
 
@@ -87,22 +128,46 @@ def by_value(number: str) -> str:
     return "0" if shortest == "-0" else shortest
 
 
-def read(path: Path) -> list[Record]:
-    """All records of a .jsonl, .csv or .tsv file, in order. UserError says what is wrong with the file, and where."""
-    readers = {".jsonl": read_jsonl, ".csv": read_csv, ".tsv": read_csv}
-    if path.suffix.lower() not in readers:
-        kinds = ".jsonl (one JSON object a line) nor .csv or .tsv (names in the first line)"
-        raise UserError(f"{path} is neither {kinds}")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            records = list(readers[path.suffix.lower()](path, without_nul(path, file)))
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text; convert it") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+def shown(value: Any) -> str:
+    """As JSON has it, as far as that is short enough for a sentence."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:60] + "…"
+
+
+def read(path: Path, otherwise: "Reader | None" = None) -> list[Record]:
+    """All records of a file, in order. `otherwise` reads files of an extension that says nothing, such as .txt.
+
+    UserError says what is wrong with the file, and where.
+    """
+    reader = READERS.get(extension(path), otherwise)
+    if reader is None:
+        kinds = ", ".join(f"{name} ({what})" for name, what in KINDS.items())
+        raise UserError(f"{path} is none of {kinds}")
+    records = list(reader(path, lines_of(path)))
     if not records:
         raise UserError(f"{path} holds no records")
     return records
+
+
+def extension(path: Path) -> str:
+    """In lower case, what stands before .gz where that is the last one."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return next((suffix for suffix in reversed(suffixes) if suffix != ".gz"), "")
+
+
+def lines_of(path: Path) -> Iterator[str]:
+    """The lines of a text in UTF-8, unpacked where its name ends in .gz, with their ends. UserError."""
+    try:
+        with (gzip.open if path.suffix.lower() == ".gz" else open)(
+            path, "rt", encoding="utf-8-sig", newline=""
+        ) as file:
+            yield from without_nul(path, file)
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; convert it") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} cannot be unpacked: {error}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
 def without_nul(path: Path, lines: Iterable[str]) -> Iterator[str]:
@@ -124,6 +189,20 @@ def read_jsonl(path: Path, lines: Iterable[str]) -> Iterator[Record]:
         if not isinstance(fields, dict):
             raise UserError(f"{place} is no JSON object, which would start with {{")
         yield Record(place, fields)
+
+
+def read_json(path: Path, lines: Iterable[str]) -> Iterator[Record]:
+    """A list of objects, or an object in which one field holds it, such as "data"."""
+    try:
+        content = json.loads("".join(lines), object_pairs_hook=each_once)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}; one object a line is called .jsonl") from None
+    if isinstance(content, dict):
+        lists = [value for value in content.values() if isinstance(value, list)]
+        content = lists[0] if len(lists) == 1 else None
+    if not isinstance(content, list) or not all(isinstance(each, dict) for each in content):
+        raise UserError(f"{path} is no JSON list of objects")
+    yield from (Record(f"{path}, record {number}", fields) for number, fields in enumerate(content, 1))
 
 
 def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -181,7 +260,70 @@ def dialect(path: Path, lines: Sequence[str]) -> tuple[int, str]:
     header = lines[start] if lines else ""
     if declared := re.fullmatch(r'"?sep=([^\w\s"]|\t)"?\s*', header, re.IGNORECASE):
         return start + 1, declared[1]
-    if path.suffix.lower() == ".tsv":
+    if extension(path) == ".tsv":
         return start, "\t"
     outside = re.sub(r'"[^"]*"', "", header)
     return start, max(DELIMITERS, key=outside.count)
+
+
+def read_conll(path: Path, lines: Iterable[str]) -> Iterator[Record]:
+    """Sentences with a blank line between them, a word a line: the word first, its tag last, columns separated by
+    blanks or tabs. The fields are called `tokens` and `tags`."""
+    words: list[list[str]] = []
+    start = 1
+    for number, line in enumerate([*lines, ""], 1):
+        columns = line.strip(INVISIBLE).split("\t" if "\t" in line else None)
+        if not columns or not columns[0] or columns[0] == "-DOCSTART-":
+            if words:
+                yield sentence(f"{path}:{start}", words)
+            words, start = [], number + 1
+        elif columns[0] != "#" or TAG.fullmatch(columns[-1]):  # else a comment, as CoNLL-U has them
+            if len(columns) < 2:
+                raise UserError(f"{path}:{number} has one column, but a word and its tag were expected")
+            words.append([columns[0].strip(), columns[-1].strip()])
+
+
+def sentence(place: str, words: Sequence[Sequence[str]]) -> Record:
+    return Record(place, {"tokens": [word for word, _ in words], "tags": [tag for _, tag in words]})
+
+
+def read_lines(path: Path, lines: Iterable[str]) -> Iterator[Record]:
+    """A text a line, called `text`; blank lines are none."""
+    for number, line in enumerate(lines, 1):
+        if text := line.strip(INVISIBLE):
+            yield Record(f"{path}:{number}", {"text": text})
+
+
+def read_parquet(path: Path, _: Iterable[str]) -> Iterator[Record]:
+    """Rows of a table, as data sets are shared on the hub; it has no lines. Needs pyarrow."""
+    if importlib.util.find_spec("pyarrow") is None:
+        raise UserError(f"to read {path}, pip install pyarrow")
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    yield from (Record(f"{path}, row {number}", fields) for number, fields in enumerate(rows, 1))
+
+
+Reader = Callable[[Path, Iterable[str]], Iterable[Record]]
+READERS: dict[str, Any] = {
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".parquet": read_parquet,
+    ".conll": read_conll,
+    ".bio": read_conll,
+    ".iob": read_conll,
+}
+KINDS = {
+    ".jsonl": "one JSON object a line",
+    ".json": "a list of them",
+    ".csv or .tsv": "names in the first line",
+    ".parquet": "a table",
+    ".conll": "a word and its tag a line",
+}

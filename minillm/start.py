@@ -33,6 +33,7 @@ OF_SHAPE = ("layers", "width", "heads")  # options that a checkpoint has decided
 def prepare(args: Args, task: Task) -> tuple[Args, nn.Module, Tokenizer, Corpus]:
     """All that supervised training needs before its first step: its options, complete, the model, its tokenizer, the
     documents. UserError."""
+    require_examples(task)
     if args.resume:
         model, tokenizer = resume_start(args.resume, task)
     elif args.init:
@@ -53,6 +54,14 @@ def prepare(args: Args, task: Task) -> tuple[Args, nn.Module, Tokenizer, Corpus]
     if args.epochs:
         args = dataclasses.replace(args, steps=max(1, round(args.epochs * corpus.steps_per_epoch(args.batch_tokens))))
     return dataclasses.replace(args, batch_examples=None, epochs=None), model, tokenizer, corpus
+
+
+def require_examples(task: Task) -> None:
+    """UserError for files that are only to be answered."""
+    if not task.splits.train:
+        raise UserError(f"--task {task.name} learns from your own examples: give --train FILE")
+    if not task.splits.dev:
+        raise UserError(f"--task {task.name} has no examples to watch progress on: give --dev FILE")
 
 
 def documents_of_epoch(task: Task, tokenizer: Tokenizer, seed: int, epoch: int) -> list[list]:
@@ -92,6 +101,7 @@ def resume_start(folder: Path, task: Task) -> tuple[nn.Module, Tokenizer]:
 
 def open_policy(args: Args, run: Run, task: Task) -> tuple[GPT, Tokenizer]:
     """What reinforcement learning starts from. Its weights are kept in the run, which needs no other folder then."""
+    require_examples(task)
     if args.resume:
         model, tokenizer = resume_start(run.folder, task)
         read_weights(run.path(START), model)

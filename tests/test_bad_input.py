@@ -162,7 +162,7 @@ LABELS = {"task": "classify", "train": "HERE/good.jsonl", "dev": "HERE/new.jsonl
 CLASSIFY = {
     "no files": ({"train": None, "dev": None}, "--task classify .* give --train FILE"),
     "missing file": ({"train": "HERE/no.jsonl"}, r"cannot read HERE/no\.jsonl: No such file"),
-    "other format": ({"train": "HERE/train.txt"}, r"HERE/train\.txt is neither \.jsonl .* nor \.csv"),
+    "other format": ({"train": "HERE/train.txt"}, r"HERE/train\.txt is none of \.jsonl .*, \.csv or \.tsv"),
     "broken line": ({"train": "HERE/broken.jsonl"}, r"HERE/broken\.jsonl:2 is not JSON"),
     "open quote": ({"train": "HERE/quote.csv"}, r"HERE/quote\.csv:3: .*quoted"),
     "missing field": ({"fields": "label=stars"}, r"good\.jsonl:1 has no field 'stars', only 'text', 'label'"),

@@ -74,6 +74,12 @@ def test_targets_and_labels_are_counted_together():
     assert batch.count == 2 + 2
 
 
+def test_labels_that_are_a_number_for_each_class():
+    batch = pack([Document([1], label=(0, 1.0, 1)), Document([2, 3], label=(1, 0, 0))])
+    assert batch.labels.tolist() == [[0, 1, 1], [1, 0, 0]]
+    assert (batch.labels.dtype, batch.count) == (torch.float32, 2)
+
+
 def test_labels_that_are_numbers_are_float32():
     batch = pack([Document([1], label=2), Document([2], label=0.5)])
     assert batch.labels.tolist() == [2.0, 0.5]

@@ -1,6 +1,7 @@
 """Files of examples: what is in them comes out, and whatever is wrong with them is named with its place."""
 
 import csv
+import gzip
 import json
 
 import pytest
@@ -90,7 +91,7 @@ WRONG = {
     "empty": ("a.jsonl", "\n \n", r"a\.jsonl holds no records"),
     "header only": ("a.csv", "text,label\n", r"a\.csv holds no records"),
     "no text": ("a.jsonl", b"\xff\xfe\x00", r"a\.jsonl is not UTF-8"),
-    "extension": ("a.txt", "text,label\n", r"a\.txt is neither \.jsonl .* nor \.csv"),
+    "extension": ("a.txt", "text,label\n", r"a\.txt is none of \.jsonl .*, \.csv or \.tsv"),
     "open quote": (
         "a.csv",
         'text,label\nfine,1\n"never closed,1\nmore,2\n',
@@ -112,6 +113,18 @@ WRONG = {
 }
 
 
+WRONG |= {
+    "json of numbers": ("a.json", "[1]", r"a\.json is no JSON list of objects"),
+    "json of two lists": ("a.json", '{"a": [], "b": []}', r"a\.json is no JSON list of objects"),
+    "lines in json": ("a.json", '{"a": 1}\n{"a": 2}\n', r"a\.json is not JSON: .*one object a line is called \.jsonl"),
+    "empty json": ("a.json", "[]", r"a\.json holds no records"),
+    "not packed": ("a.csv.gz", "text,label\na,b\n", r"a\.csv\.gz cannot be unpacked: Not a gzipped file"),
+    "cut": ("a.csv.gz", gzip.compress(b"text,label\na,b\n" * 99)[:-9], r"a\.csv\.gz cannot be unpacked"),
+    "no tag": ("a.conll", "a O\nb\n", r"a\.conll:2 has one column, but a word and its tag"),
+    "no table": ("a.parquet", "x", r"cannot read .*a\.parquet|pip install pyarrow"),
+}
+
+
 @pytest.mark.parametrize(("name", "content", "sentence"), WRONG.values(), ids=WRONG)
 def test_wrong_files(tmp_path, name, content, sentence):
     with pytest.raises(UserError, match=sentence):
@@ -124,6 +137,60 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "b.csv").mkdir()
     with pytest.raises(UserError, match=r"cannot read .*b\.csv: Is a directory"):
         records.read(tmp_path / "b.csv")
+
+
+# ---- other kinds of files ------------------------------------------------------------------------
+
+
+ROWS = [{"text": "one", "label": 1}, {"text": "zwei", "label": "gut"}]
+
+
+@pytest.mark.parametrize("content", [ROWS, {"data": ROWS}, {"version": 2, "data": ROWS, "note": "x"}])
+def test_a_json_list(tmp_path, content):
+    path = write(tmp_path, "a.json", json.dumps(content, indent=1))
+    assert [record.fields for record in records.read(path)] == ROWS
+    assert records.read(path)[1].place == f"{path}, record 2"
+
+
+def test_packed_texts_are_as_they_were(tmp_path):
+    for name, content in (("a.csv", "text,label\nä,b\n"), ("a.jsonl", '{"text": "ä", "label": "b"}\n')):
+        path = write(tmp_path, f"{name}.gz", gzip.compress(content.encode()))
+        assert [record.fields for record in records.read(path)] == [{"text": "ä", "label": "b"}]
+
+
+@pytest.mark.parametrize("gap", ["\n", "\n\n\n", " \t\n", "-DOCSTART- -X- O O\n\n"])
+def test_sentences_in_columns(tmp_path, gap):
+    content = "# sent_id = 1\nEU NNP B-ORG\nrejects VBZ O\n" + gap + "# O\n#tag\tB-X\nNew York\tI-X\n"
+    content = content.replace("-DOCSTART-", "\n-DOCSTART-")
+    found = records.read(write(tmp_path, "a.conll", content))
+    assert [record.fields for record in found] == [
+        {"tokens": ["EU", "rejects"], "tags": ["B-ORG", "O"]},
+        {"tokens": ["#", "#tag", "New York"], "tags": ["O", "B-X", "I-X"]},
+    ]
+    assert found[0].place.endswith(":1")
+    same = records.read(write(tmp_path, "a.txt", content), otherwise=records.read_conll)
+    assert [record.fields for record in same] == [record.fields for record in found]
+
+
+def test_a_table(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    import pyarrow
+
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS[:1] * 3), tmp_path / "a.parquet")
+    found = records.read(tmp_path / "a.parquet")
+    assert [record.fields for record in found] == ROWS[:1] * 3
+    assert found[2].place.endswith("a.parquet, row 3")
+
+
+def test_lists_words_and_numbers_in_fields():
+    each = record(a=["x ", "y"], b="x  y", c=[" "], d=[], e=["x", 1], f="1.5", g=True, h="nan", i=7, j=["a b"])
+    assert each.texts("a") == each.words("a") == each.words("b") == ("x", "y")
+    assert each.texts("b") == ("x  y",)
+    assert (each.number("f"), each.number("i")) == (1.5, 7.0)
+    for read, names in ((each.texts, "cde"), (each.words, "cdeij"), (each.number, "abgh")):
+        for name in names:
+            with pytest.raises(UserError, match=f"a.jsonl:7: '{name}' "):
+                read(name)
 
 
 def record(**fields):

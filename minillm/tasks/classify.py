@@ -2,7 +2,7 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,7 +23,9 @@ from minillm.modernbert import ModernBERTConfig
 from minillm.naive_bayes import NaiveBayes
 from minillm.published.subwords import learn_vocabulary
 from minillm.report import mistakes_table
-from minillm.tasks.base import Files, Shape, Splits, Task
+from minillm.tasks import files
+from minillm.tasks.base import Shape, Splits, Task
+from minillm.tasks.files import Fields
 from minillm.tokenizer import Tokenizer, read_texts
 
 KINDS = {
@@ -34,16 +36,12 @@ KINDS = {
 LONGEST = 512  # tokens of a text that a model from scratch reads
 VOCABULARY = 8000  # words, or pieces of them, learned from the training texts
 MOST_CLASSES = 1000  # more are no classes; most likely the field is not the label
-HELD_OUT = 0.1  # share of each class that is taken from --train for want of --dev
 SHOWN = 20  # classes that are listed with their number of examples
 WORST = 10
 
 
 @dataclass(frozen=True)
-class Options(Files):
-    fields: str | None = cli.option(
-        None, "names of the fields, e.g. text=review,label=stars, with text2=NAME for pairs"
-    )
+class Options(files.Options):
     model: str | None = cli.option(None, "what a model from scratch is (default: modernbert)", choices=tuple(KINDS))
 
 
@@ -189,53 +187,31 @@ def worst_mistakes(examples: Sequence[Labelled], answers: Sequence[Prediction]) 
 # ---- the data ------------------------------------------------------------------------------------
 
 
-class Fields(NamedTuple):
-    """How the fields of a file are called."""
-
-    text: str = "text"
-    label: str = "label"
-    text2: str | None = None  # the second text of a pair
-
-    @classmethod
-    def parse(cls, option: str | None) -> "Fields":
-        """From `text=review,label=stars`."""
-        names: dict[str, str] = {}
-        for part in option.split(",") if option else ():
-            role, equals, name = (piece.strip() for piece in part.partition("="))
-            if role not in cls._fields or not equals or not name or role in names:
-                raise UserError(f"--fields {option}: expected text=NAME,label=NAME, and text2=NAME for pairs of texts")
-            names[role] = name
-        fields = cls(**names)
-        if len(set(fields)) < len(fields):
-            raise UserError(f"--fields {option}: text, label and text2 must be different fields of the file")
-        return fields
-
-
 def load(options: Options) -> tuple[Splits, list[str], list[str]]:
     """Splits, classes, and notes for a person. UserError says what is wrong with the files, and where."""
-    if options.train is None:
-        raise UserError("--task classify learns from your own examples: give --train FILE")
-    names = Fields.parse(options.fields)
-    examples = read(options.train, names)
-    counts = Counter(example.label for example in examples)
-    classes = in_order(set(counts))
+    fields = Fields(options.fields, ("text", "label", "text2"))
+
+    def read_split(path: Path, train: Sequence[Labelled]) -> list[Labelled]:
+        examples = read(path, fields, {example.label for example in train})
+        if path == options.train:
+            check_classes({example.label for example in examples}, path, fields)
+        return examples
+
+    splits, notes = files.load(options, "classify", read_split, lambda e: e.texts, lambda e: e.label)
+    everything = splits.train or [*splits.dev, *splits.test]
+    counts = Counter(example.label for example in everything)
+    if missing := {example.label for example in (*splits.dev, *splits.test)} - counts.keys():
+        raise UserError(f"all examples of the class {min(missing)!r} of {options.train} are held out")
+    notes += notes_on(splits.train, counts) if options.train else []
+    return splits, in_order(set(counts)), notes
+
+
+def check_classes(classes: Collection[str], path: Path, fields: Fields) -> None:
     if len(classes) == 1:
-        raise UserError(f"{options.train} holds one class only, {classes[0]!r}; there is nothing to tell apart")
+        raise UserError(f"{path} holds one class only, {min(classes)!r}; there is nothing to tell apart")
     if len(classes) > MOST_CLASSES:
-        raise UserError(f"{options.train}: {names.label!r} has {len(classes):,} different values; is it the label?")
-    test = read(options.test, names, known=classes) if options.test else []
-    train = without(examples, test, options.train, "--test")
-    if options.dev:
-        if same_file(options.train, options.dev):
-            raise UserError(f"--dev is the file of --train, {options.train}: leave it out, so that a part is held out")
-        dev, notes = read(options.dev, names, known=classes), []
-        train = without(train, dev, options.train, "--dev")
-    else:
-        train, dev = divide(train, HELD_OUT)
-        notes = [f"--dev is not given: {len(dev):,} texts of --train, of each class its share, are held out instead"]
-    if twice := len(examples) - len(train) - (0 if options.dev else len(dev)):
-        notes.append(f"{twice:,} training texts are held out, too; not trained on")
-    return Splits(train, dev, test), classes, [*notes, *notes_on(train, counts)]
+        name = fields.name("label")
+        raise UserError(f"{path}: {name!r} has {len(classes):,} different values; is it the label?")
 
 
 def notes_on(train: Sequence[Labelled], counts: Counter[str]) -> list[str]:
@@ -251,47 +227,16 @@ def notes_on(train: Sequence[Labelled], counts: Counter[str]) -> list[str]:
     return notes
 
 
-def same_file(first: Path, second: Path) -> bool:
-    return first.exists() and second.exists() and first.samefile(second)
-
-
-def without(examples: list[Labelled], held_out: list[Labelled], path: Path, option: str) -> list[Labelled]:
-    """Those whose texts are not held out. UserError where a class has no other."""
-    seen = {example.texts for example in held_out}
-    left = [example for example in examples if example.texts not in seen]
-    if missing := {example.label for example in examples} - {example.label for example in left}:
-        raise UserError(f"all examples of the class {min(missing)!r} of {path} are held out by {option}")
-    return left
-
-
-def divide(examples: Sequence[Labelled], share: float) -> tuple[list[Labelled], list[Labelled]]:
-    """Most examples, and a share of the texts of each class, one at least where a class has several. Examples of one
-    text stay together. The same division for every seed. UserError where nothing can be held out."""
-    of_class: dict[str, list[tuple[str, ...]]] = {}
-    for texts, label in {example.texts: example.label for example in examples}.items():
-        of_class.setdefault(label, []).append(texts)
-    rng = np.random.default_rng(0)
-    held_out: set[tuple[str, ...]] = set()
-    for texts in of_class.values():
-        count = max(len(texts) > 1, round(share * len(texts)))
-        held_out.update(texts[i] for i in rng.permutation(len(texts))[:count])
-    train = [example for example in examples if example.texts not in held_out]
-    dev = [example for example in examples if example.texts in held_out]
-    if not dev or {example.label for example in train} != {example.label for example in examples}:
-        raise UserError("--train has too few texts of a class to hold any out; give --dev FILE")
-    return train, dev
-
-
-def read(path: Path, names: Fields, known: Sequence[str] = ()) -> list[Labelled]:
+def read(path: Path, fields: Fields, known: Collection[str] = ()) -> list[Labelled]:
     """The examples of a file; their labels must be among the known ones, if any are."""
-    roles = [names.text] if names.text2 is None else [names.text, names.text2]
     found = records.read(path)
+    roles = ["text", "text2"] if fields.has(found[0], "text2") else ["text"]
     examples = []
-    for record, label in zip(found, records.labels(found, names.label, known), strict=True):
+    for record, label in zip(found, records.labels(found, fields.name("label"), known), strict=True):
         if known and label not in known:
-            among = ", ".join(map(repr, known[:10])) + (", …" if len(known) > 10 else "")
+            among = ", ".join(map(repr, in_order(set(known))[:10])) + (", …" if len(known) > 10 else "")
             raise UserError(f"{record.place}: no training example has the label {label!r}, only {among}")
-        examples.append(Labelled(tuple(map(record.text, roles)), label))
+        examples.append(Labelled(tuple(fields.text(record, role) for role in roles), label))
     return examples
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from minillm.errors import UserError
 from minillm.metrics import Interval
-from minillm.tasks.classify import Classify, Fields, Labelled, Options, Prediction, in_order, worst_mistakes
+from minillm.tasks.classify import Classify, Labelled, Options, Prediction, in_order, worst_mistakes
 
 
 @pytest.fixture
@@ -67,15 +67,6 @@ def test_pairs(tmp_path):
     assert task.splits.train[0].prompt == "a1 / x"
 
 
-@pytest.mark.parametrize("option", ["", "text", "text=", "body=x", "text=a,text=b", "text=a;label=b,"])
-def test_wrong_fields(option):
-    if option == "":
-        assert Fields.parse(option) == ("text", "label", None)
-    else:
-        with pytest.raises(UserError, match=r"--fields .*: expected text=NAME,label=NAME"):
-            Fields.parse(option)
-
-
 def test_what_is_held_out_is_never_trained_on(write):
     train = write("a.jsonl", [*ROWS, ("again", 1), ("again", 0)])
     task = load(train, write("b.jsonl", [("fine", 1)]), write("c.jsonl", [("again", 1)]))
@@ -95,7 +86,7 @@ def test_a_share_of_every_class_is_held_out(write, sizes):
         assert dev[str(name)] == (max(1, round(size / 10)) if size > 1 else 0)
         assert train[str(name)] == size - dev[str(name)]
     assert {(e.texts[0], int(e.label)) for e in task.splits.train + task.splits.dev} == set(rows)
-    assert f"--dev is not given: {sum(dev.values()):,} texts of --train" in task.notes[0]
+    assert f"--dev is not given: {sum(dev.values()):,} examples of --train" in task.notes[0]
     assert load(write("a.jsonl", rows), None).splits == task.splits
 
 
@@ -110,7 +101,7 @@ def test_of_what_is_tested_nothing_is_held_out_from_training_again(write):
     rows = [(f"text {i}", i % 2) for i in range(100)]
     task = load(write("a.jsonl", rows), None, write("test.jsonl", rows[:20]))
     assert (len(task.splits.train), len(task.splits.dev), len(task.splits.test)) == (72, 8, 20)
-    assert "20 training texts are held out, too" in task.notes[1]
+    assert "20 training examples are held out, too" in task.notes[1]
 
 
 # ---- what looks like a mistake -------------------------------------------------------------------
@@ -154,9 +145,9 @@ def test_a_result_that_says_little_is_said_in_words(write):
 def test_wrong_data(write):
     good = write("good.jsonl", ROWS)
     cases = [
-        (None, good, "give --train FILE"),
+        (None, None, "give --train FILE"),
         (good, good, r"--dev is the file of --train, .*good\.jsonl: leave it out"),
-        (write("two.jsonl", ROWS[:2]), None, "too few texts of a class to hold any out; give --dev FILE"),
+        (write("two.jsonl", ROWS[:2]), None, "too few examples to hold any out; give --dev FILE"),
         (write("one.jsonl", [("a", 1), ("b", "1")]), good, r"one\.jsonl holds one class only, '1'"),
         (good, write("new.jsonl", [("x", 1), ("y", 2)]), r"new\.jsonl:2: no .* has the label '2', only '0', '1'"),
         (good, write("empty.jsonl", [("x", 1), (" ", 1)]), r"empty\.jsonl:2: 'text' is empty"),

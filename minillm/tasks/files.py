@@ -1,0 +1,130 @@
+"""Tasks that learn from a person's files: which field is what, what is held out, and what to say of the data."""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minillm import cli
+from minillm.errors import UserError
+from minillm.records import Record
+from minillm.tasks.base import Files, Splits
+
+HELD_OUT = 0.1  # share of --train that is taken for want of --dev
+Key = Callable[[Any], Hashable]
+
+
+@dataclass(frozen=True)
+class Options(Files):
+    fields: str | None = cli.option(
+        None, "which field of the files is what, e.g. text=review,label=stars; a+b joins two into one text"
+    )
+
+
+class Fields:
+    """What the fields of a file are for. Each role of a task is a field of the same name, unless --fields says which.
+
+    A role may be several fields of texts, `prompt=instruction+input`: joined by line breaks, empty ones left out.
+    """
+
+    def __init__(self, option: str | None, roles: Sequence[str]):
+        """From `text=review,label=stars`. UserError."""
+        self.names = {role: [role] for role in roles}
+        self.given = set()
+        for part in option.split(",") if option else ():
+            role, _, name = (piece.strip() for piece in part.partition("="))
+            fields = [field.strip() for field in name.split("+")]
+            if role not in roles or not all(fields) or role in self.given:
+                expected = ", ".join(f"{role}=NAME" for role in roles)
+                raise UserError(f"--fields {option}: expected {expected}, separated by commas, each at most once")
+            self.names[role] = fields
+            self.given.add(role)
+        taken = [field for role, fields in self.names.items() if role in self.given for field in fields]
+        if len(set(taken)) < len(taken):
+            raise UserError(f"--fields {option}: different roles must be different fields of the file")
+
+    def has(self, record: Record, role: str) -> bool:
+        """Whether --fields names the role, or the record has a field of that name."""
+        return role in self.given or self.names[role][0] in record.fields
+
+    def name(self, role: str) -> str:
+        """Of a role that is one field. UserError."""
+        if len(self.names[role]) > 1:
+            raise UserError(f"--fields: {role} must be one field, not {'+'.join(self.names[role])}")
+        return self.names[role][0]
+
+    def text(self, record: Record, role: str) -> str:
+        """A text that is not empty. UserError."""
+        first, *others = self.names[role]
+        if not others:
+            return record.text(first)
+        if not (parts := [text for name in (first, *others) if (text := record.text_or_nothing(name))]):
+            raise UserError(f"{record.place}: {' and '.join(map(repr, self.names[role]))} are empty; remove the line")
+        return "\n".join(parts)
+
+
+def load(
+    options: Files, name: str, read: Callable[[Path, Sequence[Any]], list[Any]], key: Key, stratum: Key | None = None
+) -> tuple[Splits, list[str]]:
+    """The splits of the task called so, and notes for a person. UserError.
+
+    `read(path, train)` gives the examples of a file, those of --train before any other; `key` is what makes two
+    examples the same one, which is never trained on where it is held out; `stratum`, such as the label, is what each
+    share of the data should hold its part of. Without --train the files are only to be answered, not learned from.
+    """
+    if options.train is None:
+        return only_to_answer(options, name, read), []
+    examples = read(options.train, [])
+    test = read(options.test, examples) if options.test else []
+    train = without(examples, test, key)
+    if options.dev:
+        if same_file(options.train, options.dev):
+            raise UserError(f"--dev is the file of --train, {options.train}: leave it out, so that a part is held out")
+        dev = read(options.dev, examples)
+        train, taken, notes = without(train, dev, key), 0, []
+    else:
+        train, dev = divide(train, HELD_OUT, key, stratum)
+        taken = len(dev)
+        notes = [f"--dev is not given: {len(dev):,} examples of --train are held out instead"]
+    if not train:
+        raise UserError(f"all examples of {options.train} are held out, too; there is nothing to learn from")
+    if twice := len(examples) - len(train) - taken:
+        notes.append(f"{twice:,} training examples are held out, too; not trained on")
+    return Splits(train, dev, test), notes
+
+
+def only_to_answer(options: Files, name: str, read: Callable[[Path, Sequence[Any]], list[Any]]) -> Splits:
+    if not (options.dev or options.test):
+        raise UserError(f"--task {name} learns from your own examples: give --train FILE")
+    dev, test = (read(path, []) if path else [] for path in (options.dev, options.test))
+    return Splits([], dev, test)
+
+
+def same_file(first: Path, second: Path) -> bool:
+    return first.exists() and second.exists() and first.samefile(second)
+
+
+def without(examples: Sequence[Any], held_out: Sequence[Any], key: Key) -> list[Any]:
+    """Those that are not held out."""
+    seen = set(map(key, held_out))
+    return [example for example in examples if key(example) not in seen]
+
+
+def divide(examples: Sequence[Any], share: float, key: Key, stratum: Key | None = None) -> tuple[list[Any], list[Any]]:
+    """Most examples, and a share of each stratum, one at least where it has several. Those of one key stay together.
+    The same division for every seed. UserError where nothing can be held out."""
+    of_stratum: dict[Hashable, list[Hashable]] = {}
+    for each, group in {key(example): stratum and stratum(example) for example in examples}.items():
+        of_stratum.setdefault(group, []).append(each)
+    rng = np.random.default_rng(0)
+    held_out: set[Hashable] = set()
+    for keys in of_stratum.values():
+        count = max(len(keys) > 1, round(share * len(keys)))
+        held_out.update(keys[i] for i in rng.permutation(len(keys))[:count])
+    train = [example for example in examples if key(example) not in held_out]
+    dev = [example for example in examples if key(example) in held_out]
+    if not dev or not train:
+        raise UserError("--train has too few examples to hold any out; give --dev FILE")
+    return train, dev
