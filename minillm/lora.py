@@ -77,7 +77,9 @@ def adapters(model: nn.Module) -> dict[str, Adapted]:
 
 
 def merged(model: nn.Module) -> nn.Module:
-    """A model without pairs that computes the same. What has none is shared with it."""
+    """A model without pairs that computes the same. What has none is shared with it, or is the same model."""
+    if not adapters(model):
+        return model
     twin = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     for name, layer in adapters(twin).items():
         parent, _, leaf = name.rpartition(".")
