@@ -44,7 +44,8 @@ from minillm.gpt import GPT
 from minillm.inference import ready
 from minillm.lora import LR_FACTOR
 from minillm.objective import backward
-from minillm.optim import Optimisation, adamw, check_optimisation
+from minillm.optim import adamw
+from minillm.options import Optimisation, check_optimisation
 from minillm.origin import data_of
 from minillm.policy import BASELINES, WEIGHTS, Episode, entropy, has_variance, kl_estimate, rewards_of
 from minillm.report import SAMPLES, evenly_spaced, figures, flat, introduce, samples_table

@@ -33,7 +33,8 @@ from minillm.device import PRECISIONS, place, settle
 from minillm.errors import UserError
 from minillm.metrics import Interval
 from minillm.objective import backward
-from minillm.optim import Supervised, check_optimisation, optimizers_of
+from minillm.optim import optimizers_of
+from minillm.options import Supervised, check_optimisation
 from minillm.origin import data_of
 from minillm.report import evenly_spaced, figures, flat, introduce
 from minillm.run import Run

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
@@ -28,7 +28,7 @@ from minillm import cli, curves, origin, state
 from minillm.errors import UserError
 from minillm.files import fields_from, read_state, read_tensors, write_tensors
 from minillm.metrics import Interval
-from minillm.optim import Average, Optimizers, schedule
+from minillm.optim import Average, Optimizers
 from minillm.report import figures, flat
 from minillm.run import BEST, CHECKPOINT, Run, options_of
 from minillm.tokenizer import Tokenizer
@@ -43,7 +43,7 @@ class Budget(Protocol):
     minutes: float | None  # wall-clock time of the training, or …
     steps: int | None  # … a number of steps
     warmup: float  # share of the training in which the learning rates rise
-    schedule: str  # how they fall from there: one of optim.SCHEDULES
+    schedule: str  # how they fall from there: one of SCHEDULES
     evaluations: int  # looks at the dev set, the last one, after the training, included
 
 
@@ -265,6 +265,25 @@ class Session:
         seconds = round(time.monotonic() - self.born, 1)
         self.run.finish({**metrics, "seconds": seconds, "steps": self.progress.step, **self.progress.totals})
         self.console.print(f"saved to {self.run.folder}: model, log, metrics.json, curves.png", markup=False)
+
+
+# ---- the learning rate ----
+
+COOLDOWN = 0.2  # share of the training in which the rate of "wsd" falls
+SCHEDULES: dict[str, Callable[[float], float]] = {  # share of the peak, at a point of the training behind the warm-up
+    "linear": lambda x: 1 - x,
+    "cosine": lambda x: (1 + math.cos(math.pi * x)) / 2,  # arXiv:1608.03983
+    # Warm up, stay, decay: arXiv:2404.06395, its fall as in Hägele et al. 2024, arXiv:2405.18392.
+    "wsd": lambda x: 1 - max(0.0, (x - 1 + COOLDOWN) / COOLDOWN) ** 0.5,
+    "constant": lambda x: 1.0,
+}
+
+
+def schedule(share: float, warmup: float, shape: str = "linear") -> float:
+    """Share of the peak learning rate at a point of the training from 0 to 1: linear up, then as one of SCHEDULES."""
+    if share < warmup:
+        return share / warmup
+    return SCHEDULES[shape](min(1.0, (share - warmup) / (1 - warmup)))
 
 
 class ProgressBar:
