@@ -42,10 +42,10 @@ class Supervised(Optimisation):
 def check_optimisation(args: Optimisation) -> None:
     """UserError for options that make no sense whatever the model is."""
     cli.require_positive(args, "lr", "clip", "lora", *(["embedding_lr"] if isinstance(args, Supervised) else []))
-    for name, of in {"warmup": " of the training", "label_smoothing": "", "ema": ""}.items():
-        value = vars(args).get(name)
-        if value is not None and not 0 <= value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value} must be a share{of}, from 0 to below 1")
+    cli.require_share(args, "warmup", "the training")
+    if isinstance(args, Supervised):
+        cli.require_share(args, "label_smoothing", "each target")
+        cli.require_share(args, "ema", "the average")
     if isinstance(args, Supervised) and not args.init and (args.lora or args.freeze is not None):
         raise UserError("--lora and --freeze keep what a model knows: name it with --init")
     for name in ("weight_decay", "freeze"):
