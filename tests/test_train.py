@@ -353,7 +353,9 @@ def test_the_best_model_of_the_evaluations_is_kept(monkeypatch):
     current, real = [], train_sft.glance
     monkeypatch.setattr(train_sft, "score_of", score)
     monkeypatch.setattr(
-        train_sft, "glance", lambda task, model, tokenizer: (current.append(model), real(task, model, tokenizer))[1]
+        train_sft,
+        "glance",
+        lambda session, task, model, *rest: (current.append(model), real(session, task, model, *rest))[1],
     )
     run = train_sft.train(train_sft.Args(task="shout", steps=8, evaluations=4, keep="best", precision="fp32"))
     model = checkpoint.load(run.folder)
