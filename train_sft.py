@@ -31,6 +31,7 @@ from minillm import cli
 from minillm.batching import Corpus
 from minillm.device import PRECISIONS, place
 from minillm.errors import UserError
+from minillm.inspection import inspect
 from minillm.metrics import Interval
 from minillm.objective import backward
 from minillm.optim import OPTIMIZERS
@@ -80,6 +81,9 @@ class Args:
     patience: int | None = cli.option(None, "stop after so many looks in a row that were no better than the best")
     precision: str = cli.option("auto", "of the activations; weights stay float32", choices=PRECISIONS)
     kernels: str = cli.option("auto", "implementation of attention and loss", choices=kernels.IMPLS)
+    inspect: int | None = cli.option(
+        None, "print what so many examples teach, token by token; check all; train nothing"
+    )
     options: Any = None  # those of the task, an instance of its Options; None: its defaults
 
 
@@ -96,7 +100,7 @@ def check(args: Args) -> None:
         cli.require_choices(args.options)
     cli.require_seed(args)
     cli.require_positive(
-        args, *BUDGETS, "until", "evaluations", "patience", "layers", "width", "heads", "lr", "embedding_lr"
+        args, *BUDGETS, "until", "evaluations", "patience", "layers", "width", "heads", "lr", "embedding_lr", "inspect"
     )
     cli.require_positive(args, "batch_tokens", "batch_examples", "micro_tokens")
     if args.warmup is not None and not 0 <= args.warmup < 1:
@@ -126,9 +130,20 @@ def train(args: Args, console: Console | None = None) -> Run:
         session = Session(args, run, model, OPTIMIZERS[args.optimizer](model, args.lr, args.embedding_lr), console)
         session.begin("sft", args, tokenizer, data, started)
         introduce(console, placement, task, model, run)
+        if task.looks_first and not args.resume:
+            examples, answers = glance(task, model, tokenizer)
+            session.report(task.measure(examples, answers), len(examples))
+            task.before = list(zip(examples, answers, strict=True))
         fit(args, session, task, model, tokenizer, corpus)
         finish(session, task, model, tokenizer)
     return run
+
+
+def look_into(args: Args, console: Console | None = None) -> None:
+    """What `train` would learn from, for a person. UserError likewise, and where a rule is broken."""
+    check(args)
+    task = TASKS[args.task](args.options or TASKS[args.task].Options(), args.seed)
+    inspect(cli.with_paths(args), task, console or cli.console())
 
 
 def fit(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer, corpus: Corpus) -> None:
@@ -195,7 +210,8 @@ def finish(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer)
 
 
 def main() -> None:
-    train(cli.parse_with_task(Args, TASKS, __doc__))
+    args = cli.parse_with_task(Args, TASKS, __doc__)
+    look_into(args) if args.inspect else train(args)
 
 
 if __name__ == "__main__":

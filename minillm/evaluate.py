@@ -3,14 +3,15 @@
 Letters: n texts, C outputs of the model for each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
+from torch import nn
 
 from minillm.batching import Document, cut, pack
 from minillm.errors import NOT_FINITE, UserError
-from minillm.generate import GREEDY, generate
+from minillm.generate import GREEDY, Sample, generate
 from minillm.gpt import GPT
 from minillm.heads import Head
 from minillm.inference import ready
@@ -24,19 +25,24 @@ Texts = tuple[str, ...]  # what is read as one: a text, or a pair of them
 
 def write(model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
     """The greedy answer to each prompt, in their order. Leaves the model in the mode it found."""
+    ids = [tokenizer.prompt(prompt) for prompt in prompts]
+    return [tokenizer.decode(sample.tokens) for sample in complete(model, ids, max_new_tokens, tokenizer.stops)]
+
+
+def complete(model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int, stops: Collection[int]) -> list[Sample]:
+    """The same from tokens to tokens."""
     was_training = model.training
     model.eval()
     fast = ready(model)
-    ids = [tokenizer.prompt(prompt) for prompt in prompts]
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # like lengths need no padding
-    answers = [""] * len(ids)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # like lengths need no padding
+    samples = [Sample()] * len(prompts)
     for start in range(0, len(order), PROMPTS):
         rows = order[start : start + PROMPTS]
-        samples = generate(fast, [ids[i] for i in rows], max_new_tokens, tokenizer.stops, GREEDY)
-        for i, sample in zip(rows, samples, strict=True):
-            answers[i] = tokenizer.decode(sample.tokens)
+        written = generate(fast, [prompts[i] for i in rows], max_new_tokens, stops, GREEDY)
+        for i, sample in zip(rows, written, strict=True):
+            samples[i] = sample
     model.train(was_training)
-    return answers
+    return samples
 
 
 @torch.inference_mode()
@@ -61,9 +67,30 @@ def read(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarra
         batch = pack([documents[i] for i in indices]).to(device)
         found.append(model(batch.tokens, batch.packing, batch.segments).double().cpu().numpy())
     model.train(was_training)
-    if not all(np.isfinite(each).all() for each in found):
+    return finite(np.concatenate(found)[np.argsort(np.concatenate(batches))])
+
+
+@torch.inference_mode()
+def nats(model: nn.Module, documents: Sequence[Document]) -> list[float]:
+    """Σ −log p of the targets of each document, in their order. Leaves the model in the mode it found. UserError where
+    one is not finite."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    batches = by_length([len(document.tokens) for document in documents])
+    found = []
+    for indices in batches:
+        batch = pack([documents[i] for i in indices]).to(device)
+        losses = model.loss(batch).double()
+        found.append(losses.new_zeros(len(indices)).index_add(0, batch.packing.sequence, losses).cpu().numpy())
+    model.train(was_training)
+    return finite(np.concatenate(found)[np.argsort(np.concatenate(batches))]).tolist()
+
+
+def finite(values: np.ndarray) -> np.ndarray:
+    if not np.isfinite(values).all():
         raise UserError(NOT_FINITE)
-    return np.concatenate(found)[np.argsort(np.concatenate(batches))]
+    return values
 
 
 def by_length(lengths: Sequence[int]) -> list[np.ndarray]:

@@ -2,7 +2,9 @@
 
 from minillm.tasks.arithmetic import Arithmetic
 from minillm.tasks.base import Task
+from minillm.tasks.chat import Chat
 from minillm.tasks.classify import Classify
 from minillm.tasks.pronounce import Pronounce
+from minillm.tasks.seq2seq import Seq2Seq
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Pronounce, Arithmetic, Classify)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Pronounce, Arithmetic, Classify, Seq2Seq, Chat)}

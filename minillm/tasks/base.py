@@ -69,9 +69,11 @@ class Task(Protocol):
     head: ClassVar[str]  # the kind of model that learns it, as in published/families: "lm", "classify", …
     Options: ClassVar[type]  # a dataclass of cli.options: the task's own flags
     is_redrawn: ClassVar[bool]  # whether documents differ from epoch to epoch
+    looks_first: ClassVar[bool] = False  # whether what the model can do before its training is worth a look
     splits: Splits
     classes: Sequence[str] | None  # for heads that have them: what a new one tells apart
     notes: Sequence[str]  # what a person should know of the data
+    before: Sequence[tuple[Any, Any]] = ()  # what it saw then: examples and answers
 
     def tokenizer(self) -> Tokenizer:
         """For models from scratch only; a checkpoint brings its own."""
@@ -88,6 +90,10 @@ class Task(Protocol):
 
     def documents(self, example: Any, tokenizer: Tokenizer, rng: np.random.Generator | None) -> list[Document]:
         """What is learned from an example. `rng` is given where `is_redrawn`, another one in every epoch."""
+
+    def num_read(self, example: Any, tokenizer: Tokenizer) -> int:
+        """How many tokens at the beginning of its documents are a prompt, so that what is learned comes behind them."""
+        return 0
 
     def answer(self, model: nn.Module, tokenizer: Tokenizer, examples: Sequence[Any]) -> list[Any]:
         """The model's answer to each example, in their order. Leaves the model in the mode it found."""
@@ -152,6 +158,9 @@ class WritingTask(Task):
         """One document for each right answer."""
         prompt = tokenizer.prompt(example.prompt)
         return [answering(prompt, [*tokenizer.encode(answer), tokenizer.end]) for answer in example.answers]
+
+    def num_read(self, example: Example, tokenizer: Tokenizer) -> int:
+        return len(tokenizer.prompt(example.prompt))
 
     @cache  # noqa: B019, a task lives as long as the training
     def max_answer_tokens(self, tokenizer: Tokenizer) -> int:
