@@ -48,16 +48,15 @@ def inspect(args: Any, task: Task, console: Console) -> None:
     UserError for the first rule that is broken, its document being printed last.
     """
     args, _, tokenizer, corpus = prepare(args, task)
-    last, left = None, args.inspect
+    shown = args.inspect
     for number, (example, documents) in enumerate(examples_of(args, task, tokenizer, corpus)):
         for document in documents:
             fault = next(faults(document, task, tokenizer), None)
-            if number < left or fault:
+            if number < shown or fault:
                 console.print(table_of(document, task, tokenizer, f"example {example}", fault))
             if fault:
                 raise UserError(f"example {example}, token {fault[0]}: {fault[1]}")
-        last = number
-    console.print(f"{last + 1:,} examples keep the rules: targets, ends and positions are as they should be")
+    console.print(f"{number + 1:,} examples keep the rules: targets, ends and positions are as they should be")
 
 
 def examples_of(args: Any, task: Task, tokenizer: Tokenizer, corpus: Corpus) -> Iterator[tuple[int, list[Seen]]]:
@@ -108,17 +107,14 @@ def table_of(
     document: Seen, task: Task, tokenizer: Tokenizer, title: str, fault: tuple[int, str] | None = None
 ) -> Table:
     """A row a token: green where something is learned, red where a rule is broken."""
-    label = "" if document.label is None else f", label {document.label}, weight {document.weight:.2g}"
+    label = (
+        "" if document.label is None else f", label {name_of_label(document.label, task)}, weight {document.weight:.2g}"
+    )
     table = Table("", "id", "token", "target", "", "weight", title=title + label, title_justify="left")
     for i, row in enumerate(document.rows):
-        is_learned = row.target != IGNORE
-        target = [str(row.target), name_of_target(row.target, task, tokenizer), f"{document.weight:.2g}"]
-        cells = [
-            str(row.position),
-            str(row.token),
-            name_of(row.token, tokenizer),
-            *(target if is_learned else ["", "", "0"]),
-        ]
+        cells = [str(row.position), str(row.token), name_of(row.token, tokenizer), "", "", "0"]
+        if is_learned := row.target != IGNORE:
+            cells[3:] = str(row.target), name_of_target(row.target, task, tokenizer), f"{document.weight:.2g}"
         style = "bold red" if fault and fault[0] == i else "green" if is_learned else "dim"
         table.add_row(*(Text(without_control_characters(cell)) for cell in cells), style=style)
     return table
@@ -132,3 +128,7 @@ def name_of(token: int, tokenizer: Tokenizer) -> str:
 
 def name_of_target(target: int, task: Task, tokenizer: Tokenizer) -> str:
     return str(task.classes[target]) if task.head == "tag" else name_of(target, tokenizer)
+
+
+def name_of_label(label: Any, task: Task) -> str:
+    return str(task.classes[label]) if task.classes and isinstance(label, int) else str(label)

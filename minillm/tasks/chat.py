@@ -21,19 +21,18 @@ from torch import nn
 from minillm import cli, evaluate, records
 from minillm.batching import IGNORE, Document
 from minillm.errors import UserError
-from minillm.gpt import GPT, GPTConfig
+from minillm.gpt import GPT
 from minillm.metrics import Interval, rate, ratio
 from minillm.published.byte_pairs import learn_byte_pairs
 from minillm.published.chat import ChatTemplate, Message
 from minillm.records import Record
 from minillm.report import SAMPLES, cells, evenly_spaced, shortened
-from minillm.tasks import files
+from minillm.tasks import files, from_scratch
 from minillm.tasks.base import Shape, Splits, WritingTask
 from minillm.tasks.files import Fields
 from minillm.tokenizer import Tokenizer
 
 CONTEXT = 2048  # tokens of a conversation, unless told otherwise or the model reads fewer
-VOCABULARY = 8000  # tokens learned from the training texts, at most
 WRITTEN = 50  # held-out conversations in which the model says the last word itself
 LONGEST = 256  # tokens of that
 ROLES = ("system", "user", "assistant", "tool")
@@ -93,11 +92,11 @@ class Chat(WritingTask):
 
     def tokenizer(self) -> Tokenizer:
         texts = [message["content"] for talk in self.splits.train for message in talk.messages]
-        return learn_byte_pairs(texts, VOCABULARY, [f"<|{role}|>" for role in ROLES])
+        return learn_byte_pairs(texts, from_scratch.VOCABULARY, [f"<|{role}|>" for role in ROLES])
 
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> GPT:
-        sizes = {"num_layers": shape.layers, "width": shape.width, "num_heads": shape.heads, "dropout": shape.dropout}
-        return GPT(GPTConfig(tokenizer.vocab_size, self.asked or CONTEXT, mlp="gelu-erf", **sizes))
+        context = (self.asked or CONTEXT) + LONGEST  # so that it can answer the longest conversation
+        return from_scratch.new_model(tokenizer.vocab_size, context, shape)
 
     def adapt(self, model: GPT, tokenizer: Tokenizer) -> None:
         """Takes the template, or gives one, and shortens the conversations to what fits."""
@@ -152,7 +151,7 @@ class Chat(WritingTask):
         return Document(ids[: end - 1], targets[1:end])
 
     def recipe(self, model: nn.Module | None, minutes: float | None) -> dict[str, Any]:
-        return super().recipe(model, minutes)
+        return super().recipe(model, minutes) if model else from_scratch.recipe(minutes)
 
     def documents(self, example: Conversation, tokenizer: Tokenizer, rng: np.random.Generator | None) -> list[Document]:
         return [example.document]

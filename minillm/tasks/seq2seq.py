@@ -17,17 +17,16 @@ from torch import nn
 
 from minillm import cli, records
 from minillm.errors import UserError
-from minillm.gpt import GPT, GPTConfig
+from minillm.gpt import GPT
 from minillm.metrics import Interval, rate
 from minillm.published.byte_pairs import PROMPT, learn_byte_pairs, set_prompt_format
 from minillm.report import samples_table, shortened
-from minillm.tasks import files
+from minillm.tasks import files, from_scratch
 from minillm.tasks.base import Example, Shape, Splits, WritingTask
 from minillm.tasks.files import Fields
 from minillm.tokenizer import Tokenizer
 
 CONTEXT, LEAST_CONTEXT = 1024, 16  # tokens of a prompt with its answer, unless told otherwise
-VOCABULARY = 8000  # tokens learned from the training texts, at most
 ANSWER = "<|answer|>"  # stands behind a prompt where the vocabulary is our own
 FORMAT = f"{PROMPT}\n\nAnswer:\n"  # and this stands around it where the vocabulary is a checkpoint's
 METRICS = {"exact": "exact", "bleu": "bleu", "rouge": "rouge_l"}  # and which of their figures counts
@@ -58,23 +57,18 @@ class Seq2Seq(WritingTask):
 
     def tokenizer(self) -> Tokenizer:
         texts = [text for example in self.splits.train for text in (example.prompt, *example.answers)]
-        tokenizer = learn_byte_pairs(texts, VOCABULARY, [ANSWER])
+        tokenizer = learn_byte_pairs(texts, from_scratch.VOCABULARY, [ANSWER])
         set_prompt_format(tokenizer, PROMPT + ANSWER)
         return tokenizer
 
     def recipe(self, model: nn.Module | None, minutes: float | None) -> dict[str, Any]:
-        if model:
-            return super().recipe(model, minutes)
-        shape = {"layers": 4, "width": 256, "heads": 4, "dropout": 0.1}
-        rates = {"optimizer": "muon", "lr": 0.005, "embedding_lr": 0.005, "warmup": 0.05}
-        return {**shape, **rates, "batch_tokens": 4096, "minutes": 3.0}
+        return super().recipe(model, minutes) if model else from_scratch.recipe(minutes)
 
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> GPT:
         """It reads the longest prompt with the longest answer, as far as that is not beyond all bounds."""
         longest = [max(each) for each in zip(*self.lengths(tokenizer), strict=True)]
         context = min(sum(longest), self.context or CONTEXT)
-        sizes = {"num_layers": shape.layers, "width": shape.width, "num_heads": shape.heads, "dropout": shape.dropout}
-        return GPT(GPTConfig(tokenizer.vocab_size, max(context, LEAST_CONTEXT), mlp="gelu-erf", **sizes))
+        return from_scratch.new_model(tokenizer.vocab_size, max(context, LEAST_CONTEXT), shape)
 
     def lengths(self, tokenizer: Tokenizer) -> list[tuple[int, int]]:
         """Tokens of each prompt of any split, and of its longest answer, the end included."""
