@@ -23,8 +23,8 @@ FORGETFUL = CHATML.replace("m.content +", "(m.content if loop.last else m.conten
 OTHER_PROMPT = CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>\n' }}{% endif")
 MARKED = (  # which writes no beginning of an answer where one is asked for
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}"
-    "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{% else %}{{ m.content + '<|im_end|>' }}{% endif %}"
-    "{{ '\n' }}{% endfor %}"
+    "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ m.content + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
 )
 
 
@@ -171,7 +171,7 @@ def test_of_long_conversations_whole_turns_are_kept(task_of):
     short, long = says("x", "y"), says("word " * 50, "c", "d", "e")
     tokenizer = chatml()
     lengths = [len(document.tokens) for document in adapted(task_of([talk[: 2 * n] for n in range(1, 6)]), tokenizer)]
-    for context in range(lengths[0], lengths[-1] + 2):
+    for context in range(lengths[0] + 2, lengths[-1] + 2):
         task = task_of([short, talk, long], context=context)
         kept = adapted(task, tokenizer)
         assert len(kept) == 2
