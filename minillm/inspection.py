@@ -77,7 +77,7 @@ def documents_of(batch: Batch, count: int) -> Iterator[Seen]:
     labels = batch.labels.tolist() or [None] * len(batch.packing.lengths)
     bounds = pairwise(batch.packing.cu_seqlens.tolist())
     for (start, stop), label in zip(bounds, labels, strict=True):
-        yield Seen(rows[start:stop], label, 1 / count, num_read=0)
+        yield Seen(rows[start:stop], label, 1 / max(count, 1), num_read=0)
 
 
 def faults(document: Seen, task: Task, tokenizer: Tokenizer) -> Iterator[tuple[int, str]]:

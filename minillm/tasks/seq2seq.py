@@ -67,8 +67,8 @@ class Seq2Seq(WritingTask):
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> GPT:
         """It reads the longest prompt with the longest answer, as far as that is not beyond all bounds."""
         longest = [max(each) for each in zip(*self.lengths(tokenizer), strict=True)]
-        context = min(sum(longest), self.context or CONTEXT)
-        return from_scratch.new_model(tokenizer.vocab_size, max(context, LEAST_CONTEXT), shape)
+        context = self.context or min(CONTEXT, max(128, sum(longest)))
+        return from_scratch.new_model(tokenizer.vocab_size, context, shape)
 
     def lengths(self, tokenizer: Tokenizer) -> list[tuple[int, int]]:
         """Tokens of each prompt of any split, and of its longest answer, the end included."""
