@@ -3,13 +3,14 @@
 Letters: n texts, C outputs of the model for each.
 """
 
+import math
 from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
-from minillm.batching import Document, cut, pack
+from minillm.batching import Document, by_length, pack
 from minillm.errors import NOT_FINITE, UserError
 from minillm.generate import GREEDY, Sample, generate
 from minillm.gpt import GPT
@@ -24,25 +25,28 @@ Texts = tuple[str, ...]  # what is read as one: a text, or a pair of them
 
 
 def write(model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-    """The greedy answer to each prompt, in their order. Leaves the model in the mode it found."""
+    """The greedy answer to each prompt, in their order; see `complete`."""
     ids = [tokenizer.prompt(prompt) for prompt in prompts]
     return [tokenizer.decode(sample.tokens) for sample in complete(model, ids, max_new_tokens, tokenizer.stops)]
 
 
 def complete(model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int, stops: Collection[int]) -> list[Sample]:
-    """The same from tokens to tokens."""
+    """The greedy answer to each prompt, from tokens to tokens. Leaves the model in the mode it found. UserError where a
+    token has no probability."""
     was_training = model.training
     model.eval()
     fast = ready(model)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # like lengths need no padding
-    samples = [Sample()] * len(prompts)
+    answers = [Sample()] * len(prompts)
     for start in range(0, len(order), PROMPTS):
         rows = order[start : start + PROMPTS]
-        written = generate(fast, [prompts[i] for i in rows], max_new_tokens, stops, GREEDY)
-        for i, sample in zip(rows, written, strict=True):
-            samples[i] = sample
+        samples = generate(fast, [prompts[i] for i in rows], max_new_tokens, stops, GREEDY)
+        if any(math.isnan(logprob) for sample in samples for logprob in sample.logprobs):
+            raise UserError(NOT_FINITE)
+        for i, sample in zip(rows, samples, strict=True):
+            answers[i] = sample
     model.train(was_training)
-    return samples
+    return answers
 
 
 @torch.inference_mode()
@@ -61,7 +65,7 @@ def read(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarra
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    batches = by_length([len(document.tokens) for document in documents])
+    batches = by_length([len(document.tokens) for document in documents], BATCH_TOKENS)
     found = []
     for indices in batches:
         batch = pack([documents[i] for i in indices]).to(device)
@@ -77,7 +81,7 @@ def nats(model: nn.Module, documents: Sequence[Document]) -> list[float]:
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    batches = by_length([len(document.tokens) for document in documents])
+    batches = by_length([len(document.tokens) for document in documents], BATCH_TOKENS)
     found = []
     for indices in batches:
         batch = pack([documents[i] for i in indices]).to(device)
@@ -91,12 +95,6 @@ def finite(values: np.ndarray) -> np.ndarray:
     if not np.isfinite(values).all():
         raise UserError(NOT_FINITE)
     return values
-
-
-def by_length(lengths: Sequence[int]) -> list[np.ndarray]:
-    """Indices in batches of like length."""
-    order = np.argsort(lengths, kind="stable")
-    return cut(order, np.array(lengths), BATCH_TOKENS)
 
 
 def classify(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarray:

@@ -244,13 +244,20 @@ def test_a_loss_that_is_no_number(refused):
     refused(train_sft, "the loss became .* try a lower --lr", {**WORDS, **SMALL, "steps": 50, "lr": 1e30, "out": "x"})
 
 
+@pytest.mark.parametrize("data", [WORDS, LABELS], ids=["words", "labels"])
+def test_a_model_that_is_spoiled_by_its_last_step(refused, data):
+    """Its weights and its last loss are numbers, but what it computes is none: that is not saved as a model."""
+    options = {**data, **SMALL, "steps": 1, "lr": 1e30, "embedding_lr": 1e30, "out": "x"}
+    refused(train_sft, "NaN or infinite .* needs a lower --lr", options)
+
+
 def test_a_policy_that_is_no_number(refused, monkeypatch):
     def spoil(model, *_):
         model.tokens.weight.data.fill_(torch.nan)
         return real(model, *_)
 
-    real = train_rl.update
-    monkeypatch.setattr(train_rl, "update", spoil)
+    real = train_rl.learn
+    monkeypatch.setattr(train_rl, "learn", spoil)
     options = {"task": "pronounce", "init": "HERE/done", **FEW, "steps": 3, "out": "x"}
     refused(train_rl, "at step .* try a lower --lr", options)
 

@@ -5,7 +5,6 @@ nothing else has. A checkpoint without a template gets one, which is kept with t
 """
 
 import json
-import math
 import shlex
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from minillm import cli, evaluate, records
 from minillm.batching import IGNORE, Document
 from minillm.errors import UserError
 from minillm.gpt import GPT
-from minillm.metrics import Interval, rate, ratio
+from minillm.metrics import Interval, perplexity, rate, ratio
 from minillm.published.byte_pairs import learn_byte_pairs
 from minillm.published.chat import ChatTemplate, Message
 from minillm.records import Record
@@ -179,10 +178,10 @@ class Chat(WritingTask):
     def measure(self, examples: Sequence[Conversation], answers: Sequence[Reply]) -> dict[str, Interval]:
         """Nats a token of what the assistant says, perplexity, which is their exponential, and how many of the answers
         that the model wrote itself came to an end."""
-        nats = ratio([answer.nats for answer in answers], [answer.tokens for answer in answers])
-        written = [answer.is_whole for answer in answers if answer.text is not None]
+        nats, tokens = [reply.nats for reply in answers], [reply.tokens for reply in answers]
+        written = [reply.is_whole for reply in answers if reply.text is not None]
         ended = {"ended": rate(written)} if written else {}
-        return {"nats": nats, "perplexity": Interval(*map(math.exp, nats)), **ended}
+        return {"nats": ratio(nats, tokens, form=".3f"), "perplexity": perplexity(nats, tokens), **ended}
 
     def details(self, examples: Sequence[Conversation], answers: Sequence[Reply]) -> dict[str, Any]:
         return {"tokens": sum(answer.tokens for answer in answers), "answers": self.samples(examples, answers)}

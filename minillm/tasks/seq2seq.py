@@ -5,7 +5,9 @@ A checkpoint brings its vocabulary, and words stand around a prompt, `--prompt-f
 tokenizer, so that whoever gives it a prompt need not know.
 """
 
+import re
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from torch import nn
 from minillm import cli, records
 from minillm.errors import UserError
 from minillm.gpt import GPT
-from minillm.metrics import Interval, rate
+from minillm.metrics import Interval, rate, texts
 from minillm.published.byte_pairs import PROMPT, learn_byte_pairs, set_prompt_format
 from minillm.report import samples_table, shortened
 from minillm.tasks import files, from_scratch
@@ -30,6 +32,7 @@ CONTEXT, LEAST_CONTEXT = 1024, 16  # tokens of a prompt with its answer, unless 
 ANSWER = "<|answer|>"  # stands behind a prompt where the vocabulary is our own
 FORMAT = f"{PROMPT}\n\nAnswer:\n"  # and this stands around it where the vocabulary is a checkpoint's
 METRICS = {"exact": "exact", "bleu": "bleu", "rouge": "rouge_l"}  # and which of their figures counts
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 FEW_WORDS = 5  # answers that are mostly as short are right or wrong
 
 
@@ -44,6 +47,7 @@ class Options(files.Options):
 
 class Seq2Seq(WritingTask):
     name = "seq2seq"
+    headline = "exact"  # or what suits the answers
     Options = Options
 
     def __init__(self, options: Options, seed: int):
@@ -53,11 +57,13 @@ class Seq2Seq(WritingTask):
         self.splits, self.notes = load(options)
         self.metric, why = (options.metric, None) if options.metric else suitable_metric(self.splits)
         self.headline = METRICS[self.metric]
+        if self.metric == "bleu":
+            texts.sacrebleu()  # which may be missing: better now than after an hour's training
         self.notes = [*self.notes, *([f"--metric {self.metric}, as {why}"] if why else [])]
 
     def tokenizer(self) -> Tokenizer:
-        texts = [text for example in self.splits.train for text in (example.prompt, *example.answers)]
-        tokenizer = learn_byte_pairs(texts, from_scratch.VOCABULARY, [ANSWER])
+        train = [text for example in self.splits.train for text in (example.prompt, *example.answers)]
+        tokenizer = learn_byte_pairs(train, from_scratch.VOCABULARY, [ANSWER])
         set_prompt_format(tokenizer, PROMPT + ANSWER)
         return tokenizer
 
@@ -109,11 +115,32 @@ class Seq2Seq(WritingTask):
         ]
 
     def reward(self, examples: Sequence[Example], answers: Sequence[str]) -> Mapping[str, Sequence[float]]:
-        """1 if the answer is right to the last letter, else 0."""
-        return {"exact": [float(is_right(e, a)) for e, a in zip(examples, answers, strict=True)]}
+        """Of each answer by itself: 1 if it is right, else 0; or chrF, where BLEU counts, and ROUGE-L, from 0 to 1."""
+        name, judge = REWARDS[self.metric]
+        return {name: [judge(example, answer) for example, answer in zip(examples, answers, strict=True)]}
 
     def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Interval]:
-        return {"exact": rate([is_right(e, a) for e, a in zip(examples, answers, strict=True)])}
+        """What --metric names, beside it its kin, and always how many answers are right to the last letter."""
+        references = [example.answers for example in examples]
+        exact = {"exact": rate([is_right(e, a) == 1.0 for e, a in zip(examples, answers, strict=True)])}
+        if self.metric == "bleu":
+            return {"bleu": texts.bleu(references, answers), "chrf": texts.chrf(references, answers), **exact}
+        return (texts.rouge(references, answers) if self.metric == "rouge" else {}) | exact
+
+    def baselines(self, examples: Sequence[Example]) -> dict[str, Interval]:
+        """What needs no model: the prompt itself, its first sentence, or the answer that was commonest in training."""
+        answers = Counter(answer for example in self.splits.train for answer in example.answers)
+        name, guess = {
+            "bleu": ("copy", lambda prompt: prompt),
+            "rouge": ("lead_sentence", lambda prompt: SENTENCE_END.split(prompt)[0]),
+            "exact": ("commonest", lambda _: max(answers, key=answers.get)),
+        }[self.metric]
+        return {name: self.measure(examples, [guess(example.prompt) for example in examples])[self.headline]}
+
+    def details(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Any]:
+        """How BLEU was computed, for others to compare with."""
+        references = [example.answers for example in examples]
+        return {"bleu_signature": texts.signature("BLEU", references)} if self.metric == "bleu" else {}
 
     def table(self, examples: Sequence[Example], answers: Sequence[str]) -> Table:
         short = [Example(shortened(e.prompt), tuple(map(shortened, e.answers))) for e in examples]
@@ -123,8 +150,19 @@ class Seq2Seq(WritingTask):
         return f'python -m minillm answer {shlex.quote(str(folder))} "a prompt of your own"'
 
 
-def is_right(example: Example, answer: str) -> bool:
-    return answer.strip() in example.answers
+def is_right(example: Example, answer: str) -> float:
+    return float(answer.strip() in example.answers)
+
+
+def chrf(example: Example, answer: str) -> float:
+    return texts.sacrebleu().CHRF().sentence_score(answer, list(example.answers)).score / 100
+
+
+def rouge_l(example: Example, answer: str) -> float:
+    return texts.rouge([example.answers], [answer])["rouge_l"].value
+
+
+REWARDS = {"exact": ("exact", is_right), "bleu": ("chrf", chrf), "rouge": ("rouge_l", rouge_l)}
 
 
 def within(example: Example, tokenizer: Tokenizer, limit: int) -> Example:
