@@ -89,9 +89,11 @@ class Chat(WritingTask):
             options, "chat", lambda path, _: read(path, fields), lambda talk: json.dumps(talk.messages[:-1])
         )
 
+    def training_texts(self) -> list[str]:
+        return [message["content"] for talk in self.splits.train for message in talk.messages]
+
     def tokenizer(self) -> Tokenizer:
-        texts = [message["content"] for talk in self.splits.train for message in talk.messages]
-        return learn_byte_pairs(texts, from_scratch.VOCABULARY, [f"<|{role}|>" for role in ROLES])
+        return learn_byte_pairs(self.training_texts(), from_scratch.VOCABULARY, [f"<|{role}|>" for role in ROLES])
 
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> GPT:
         context = (self.asked or CONTEXT) + LONGEST  # so that it can answer the longest conversation
@@ -150,7 +152,9 @@ class Chat(WritingTask):
         return Document(ids[: end - 1], targets[1:end])
 
     def recipe(self, model: nn.Module | None, minutes: float | None) -> dict[str, Any]:
-        return super().recipe(model, minutes) if model else from_scratch.recipe(minutes)
+        if model:
+            return super().recipe(model, minutes)
+        return from_scratch.recipe(from_scratch.count_words(self.training_texts()), minutes)
 
     def documents(self, example: Conversation, tokenizer: Tokenizer, rng: np.random.Generator | None) -> list[Document]:
         return [example.document]

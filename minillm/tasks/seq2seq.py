@@ -61,14 +61,18 @@ class Seq2Seq(WritingTask):
             texts.sacrebleu()  # which may be missing: better now than after an hour's training
         self.notes = [*self.notes, *([f"--metric {self.metric}, as {why}"] if why else [])]
 
+    def training_texts(self) -> list[str]:
+        return [text for example in self.splits.train for text in (example.prompt, *example.answers)]
+
     def tokenizer(self) -> Tokenizer:
-        train = [text for example in self.splits.train for text in (example.prompt, *example.answers)]
-        tokenizer = learn_byte_pairs(train, from_scratch.VOCABULARY, [ANSWER])
+        tokenizer = learn_byte_pairs(self.training_texts(), from_scratch.VOCABULARY, [ANSWER])
         set_prompt_format(tokenizer, PROMPT + ANSWER)
         return tokenizer
 
     def recipe(self, model: nn.Module | None, minutes: float | None) -> dict[str, Any]:
-        return super().recipe(model, minutes) if model else from_scratch.recipe(minutes)
+        if model:
+            return super().recipe(model, minutes)
+        return from_scratch.recipe(from_scratch.count_words(self.training_texts()), minutes)
 
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> GPT:
         """It reads the longest prompt with the longest answer, as far as that is not beyond all bounds."""

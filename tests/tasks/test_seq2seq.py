@@ -8,6 +8,7 @@ from minillm.batching import IGNORE
 from minillm.errors import UserError
 from minillm.gpt import GPT, GPTConfig
 from minillm.published.byte_pairs import learn_byte_pairs
+from minillm.tasks import from_scratch
 from minillm.tasks.base import Example
 from minillm.tasks.seq2seq import ANSWER, FORMAT, Options, Seq2Seq, suitable_metric
 
@@ -147,6 +148,20 @@ def test_an_answer_is_one_field(task_of):
         task_of(pairs(9), fields="answer=a+b")
 
 
+# ---- from scratch --------------------------------------------------------------------------------
+
+
+def test_what_suits_follows_from_texts_and_time(task_of):
+    """Few texts are not read without end, many not through to the end; the oftener, the more dropout."""
+    few, many = (from_scratch.recipe(words, None) for words in (50_000, 10**7))
+    assert (few["epochs"], many["epochs"]) == (15, 0.5)
+    assert few["dropout"] > many["dropout"]
+    assert few["batch_tokens"] < many["batch_tokens"]
+    dropouts = [from_scratch.recipe(10**6, minutes)["dropout"] for minutes in (1, 15, 40, 100)]
+    assert dropouts == [0.1, 0.1, 0.2, 0.3]
+    assert from_scratch.count_words(task_of(pairs(50)).training_texts()) == 50 * 6
+
+
 # ---- metrics -------------------------------------------------------------------------------------
 
 
@@ -169,3 +184,53 @@ def test_any_of_the_right_answers_is_right(task_of):
     examples = [Example("a", ("x", "y")), Example("b", ("z",)), Example("c", ("z",))]
     assert task.measure(examples, ["y", " z", "x"])["exact"].value == pytest.approx(2 / 3)
     assert task.reward(examples, ["y", " z", "x"]) == {"exact": [1.0, 1.0, 0.0]}
+
+
+# ---- against the field's own ---------------------------------------------------------------------
+
+EXAMPLES = [
+    Example("a dog runs. it is red.", ("ein roter Hund läuft schnell", "der Hund rennt")),
+    Example("two old houses. no", ("zwei alte Häuser stehen hier",)),
+    Example("one. two", ("ein sehr kleines Haus ist da",)),
+]
+ANSWERS = ["der rote Hund läuft schnell", "zwei alte Häuser stehen da", "one. two"]
+
+
+def test_bleu_and_chrf_are_those_of_sacrebleu(task_of):
+    sacrebleu = pytest.importorskip("sacrebleu")
+    task = task_of(pairs(9), metric="bleu")
+    found = task.measure(EXAMPLES, ANSWERS)
+    streams = [[e.answers[0] for e in EXAMPLES], [e.answers[1] if e.answers[1:] else None for e in EXAMPLES]]
+    assert found["bleu"].value == pytest.approx(sacrebleu.corpus_bleu(ANSWERS, streams).score)
+    assert found["chrf"].value == pytest.approx(sacrebleu.corpus_chrf(ANSWERS, streams).score)
+    copies = task.baselines(EXAMPLES)["copy"]
+    assert copies.value == pytest.approx(sacrebleu.corpus_bleu([e.prompt for e in EXAMPLES], streams).score)
+    rewards = task.reward(EXAMPLES, ANSWERS)["chrf"]
+    expected = [sacrebleu.sentence_chrf(a, list(e.answers)).score / 100 for e, a in zip(EXAMPLES, ANSWERS, strict=True)]
+    assert rewards == pytest.approx(expected)
+    assert "tok:13a" in task.details(EXAMPLES, ANSWERS)["bleu_signature"]
+
+
+def test_rouge_is_that_of_rouge_score(task_of):
+    rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
+    scorer = rouge_scorer.RougeScorer(["rougeL"])
+    plain = [Example(e.prompt, tuple(a.replace("ä", "a") for a in e.answers)) for e in EXAMPLES]
+    answers = [answer.replace("ä", "a") for answer in ANSWERS]
+
+    def expected(texts):
+        scores = [scorer.score_multi(e.answers, a)["rougeL"].fmeasure for e, a in zip(plain, texts, strict=True)]
+        return scores, sum(scores) / len(scores)
+
+    task = task_of(pairs(9), metric="rouge")
+    each, mean = expected(answers)
+    assert task.measure(plain, answers)["rouge_l"].value == pytest.approx(mean)
+    assert task.reward(plain, answers)["rouge_l"] == pytest.approx(each)
+    leads = ["a dog runs.", "two old houses.", "one."]
+    assert task.baselines(plain)["lead_sentence"].value == pytest.approx(expected(leads)[1])
+
+
+def test_the_commonest_answer(task_of):
+    task = task_of([{"prompt": f"is it {i}?", "answer": "no" if i % 3 else "yes"} for i in range(30)])
+    assert task.metric == "exact"
+    examples = [Example("a", ("no",)), Example("b", ("yes",)), Example("c", ("no",))]
+    assert task.baselines(examples)["commonest"].value == pytest.approx(2 / 3)
