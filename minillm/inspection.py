@@ -21,7 +21,7 @@ from minillm.batching import IGNORE, Batch, Corpus
 from minillm.errors import UserError
 from minillm.report import without_control_characters
 from minillm.start import prepare
-from minillm.tasks.base import Task, WritingTask
+from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer
 
 
@@ -82,7 +82,7 @@ def documents_of(batch: Batch, count: int) -> Iterator[Seen]:
 
 def faults(document: Seen, task: Task, tokenizer: Tokenizer) -> Iterator[tuple[int, str]]:
     """The tokens at which a rule is broken, and which."""
-    rows, answers = document.rows, isinstance(task, WritingTask)
+    rows, answers = document.rows, document.num_read > 0
     is_learned = [row.target != IGNORE for row in rows]
     if not any(is_learned) and document.label is None:
         yield 0, "nothing is learned from this document"

@@ -135,9 +135,7 @@ class WritingTask(Task):
     notes = ()
 
     def recipe(self, model: nn.Module | None, minutes: float | None) -> dict[str, Any]:
-        """Of a model that can write already; the rates of AdamW fall with its width (arXiv:2203.03466)."""
-        lr = 3e-4 * min(1.0, 128 / model.config.width)
-        return {"optimizer": "adamw", "batch_tokens": 2048, "lr": lr, "embedding_lr": lr, "warmup": 0.05, "epochs": 3}
+        return recipe_of_writers(model)
 
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> GPT:
         sizes = {"num_layers": shape.layers, "width": shape.width, "num_heads": shape.heads, "dropout": shape.dropout}
@@ -203,3 +201,9 @@ class WritingTask(Task):
 
     def next_command(self, folder: Path) -> str:
         return f"python train_rl.py --task {self.name} --init {shlex.quote(str(folder))}"
+
+
+def recipe_of_writers(model: GPT) -> dict[str, Any]:
+    """Of a model that can write already; the rates of AdamW fall with its width (arXiv:2203.03466)."""
+    lr = 3e-4 * min(1.0, 128 / model.config.width)
+    return {"optimizer": "adamw", "batch_tokens": 2048, "lr": lr, "embedding_lr": lr, "warmup": 0.05, "epochs": 3}

@@ -27,7 +27,7 @@ from minillm.published.chat import ChatTemplate, Message
 from minillm.records import Record
 from minillm.report import SAMPLES, cells, evenly_spaced, shortened
 from minillm.tasks import files, from_scratch
-from minillm.tasks.base import Shape, Splits, WritingTask
+from minillm.tasks.base import Shape, Splits, Task, recipe_of_writers
 from minillm.tasks.files import Fields
 from minillm.tokenizer import Tokenizer
 
@@ -73,12 +73,15 @@ class Reply(NamedTuple):
     is_whole: bool = False  # whether it ended that by itself
 
 
-class Chat(WritingTask):
+class Chat(Task):
     name = "chat"
     headline = "nats"
     lower_is_better = True
+    head = "lm"
+    is_redrawn = False
     looks_first = True
     Options = Options
+    classes = None
 
     def __init__(self, options: Options, seed: int):
         if options.context is not None and options.context < 4:
@@ -153,7 +156,7 @@ class Chat(WritingTask):
 
     def recipe(self, model: nn.Module | None, minutes: float | None) -> dict[str, Any]:
         if model:
-            return super().recipe(model, minutes)
+            return recipe_of_writers(model)
         return from_scratch.recipe(from_scratch.count_words(self.training_texts()), minutes)
 
     def documents(self, example: Conversation, tokenizer: Tokenizer, rng: np.random.Generator | None) -> list[Document]:
@@ -186,6 +189,9 @@ class Chat(WritingTask):
         written = [reply.is_whole for reply in answers if reply.text is not None]
         ended = {"ended": rate(written)} if written else {}
         return {"nats": ratio(nats, tokens, form=".3f"), "perplexity": perplexity(nats, tokens), **ended}
+
+    def reward(self, examples: Sequence[Conversation], answers: Sequence[Reply]) -> Mapping[str, Sequence[float]]:
+        raise UserError("--task chat has no reward: what is said is not right or wrong")
 
     def details(self, examples: Sequence[Conversation], answers: Sequence[Reply]) -> dict[str, Any]:
         return {"tokens": sum(answer.tokens for answer in answers), "answers": self.samples(examples, answers)}

@@ -1,4 +1,4 @@
-"""GPTs that start from nothing and learn to write from a person's texts: what suits these texts and the time there is."""
+"""GPTs that start from nothing and learn to write from a person's texts: what suits those and the time there is."""
 
 from collections.abc import Iterable
 from typing import Any

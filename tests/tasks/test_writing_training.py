@@ -136,7 +136,7 @@ def test_it_learns(run, files):
     metrics = json.loads((run / "metrics.json").read_text())
     log = scripts.read_log(run)
     if files[0] == "seq2seq":
-        assert metrics["dev_exact"] > 0.85
+        assert metrics["dev_exact"] > 0.6
         return
     first = next(record for record in log if "dev_nats" in record)
     assert first["step"] == 0  # before anything was learned
