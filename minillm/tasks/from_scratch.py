@@ -16,7 +16,7 @@ MANY = 300_000  # words of training texts; with fewer, steps are smaller, or the
 def recipe(words: int, minutes: float | None) -> dict[str, Any]:
     """Of texts that have so many words in all. The oftener each is read, the more dropout; the best look counts."""
     epochs = minutes * WORDS_A_MINUTE / words if minutes else min(MOST_EPOCHS, WORDS / words)
-    shape = {"layers": 4, "width": 256, "heads": 4, "dropout": 0.1 if epochs < 10 else 0.2 if epochs < 20 else 0.3}
+    shape = {"layers": 4, "width": 256, "heads": 4, "dropout": 0.1 if epochs < 10 else 0.3}
     rates = {"optimizer": "muon", "lr": 0.004, "embedding_lr": 0.004, "warmup": 0.05}
     looks = {"evaluations": 8, "keep": "best"}
     return {**shape, **rates, **looks, "batch_tokens": 4096 if words >= MANY else 2048, "epochs": epochs}
