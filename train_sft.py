@@ -6,6 +6,8 @@
   python train_sft.py --task arithmetic                    the start of `python train_rl.py`
   python train_sft.py --task classify --init MODEL --train a.jsonl --dev b.jsonl     fine-tune a published BERT or GPT
   python train_sft.py --task classify --train a.csv --fields text=review,label=stars     one from scratch
+  python train_sft.py --task seq2seq --train a.jsonl --fields prompt=en,answer=de     translation from scratch
+  python train_sft.py --task chat --init MODEL --train a.jsonl     conversations, in the model's own template
   python train_sft.py --resume runs/pronounce-sft          go on where a run was interrupted
 
 Objective: minimise − 1/n Σ log p(target | what the model has read) over the n targets of a step: the tokens of answers,
