@@ -130,13 +130,19 @@ def train(args: Args, console: Console | None = None) -> Run:
         session = Session(args, run, model, OPTIMIZERS[args.optimizer](model, args.lr, args.embedding_lr), console)
         session.begin("sft", args, tokenizer, data, started)
         introduce(console, placement, task, model, run)
-        if task.looks_first and not args.resume:
-            examples, answers = glance(task, model, tokenizer)
-            session.report(task.measure(examples, answers), len(examples))
-            task.before = list(zip(examples, answers, strict=True))
+        if task.looks_first:
+            look_first(session, task, model, tokenizer)
         fit(args, session, task, model, tokenizer, corpus)
         finish(session, task, model, tokenizer)
     return run
+
+
+def look_first(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> None:
+    """Measures what the model can do before its training, unless that stands in the log already."""
+    if session.progress.records == 0:
+        examples, answers = glance(task, model, tokenizer)
+        session.report(task.measure(examples, answers), len(examples), **task.details(examples, answers))
+    task.before = next(iter(session.run.read_log(1)), {})
 
 
 def look_into(args: Args, console: Console | None = None) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from minillm.errors import UserError, need
 from minillm.published.subwords import Subwords
-from minillm.tokenizer import END
+from minillm.tokenizer import END, Tokenizer
 
 # A word with the blank before it, one digit, a run of signs, blanks; digits alone, so that a number is read by places.
 PIECES = r" ?\p{L}[\p{L}\p{M}]*| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -33,6 +33,12 @@ def learn_byte_pairs(texts: Sequence[str], vocab_size: int, control: Sequence[st
     )
     backend.train_from_iterator(texts, trainer)
     return Subwords(backend, {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END})
+
+
+def require_subwords(tokenizer: Tokenizer, task: str) -> None:
+    """UserError for a vocabulary of symbols, in which texts cannot be written."""
+    if not isinstance(tokenizer, Subwords):
+        raise UserError(f"this model does not know what --task {task} is written in: its vocabulary is one of symbols")
 
 
 def set_prompt_format(tokenizer: Subwords, form: str) -> None:

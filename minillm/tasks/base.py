@@ -74,7 +74,7 @@ class Task(Protocol):
     splits: Splits
     classes: Sequence[str] | None  # for heads that have them: what a new one tells apart
     notes: Sequence[str]  # what a person should know of the data
-    before: Sequence[tuple[Any, Any]] = ()  # what it saw then: examples and answers
+    before: Mapping[str, Any] = {}  # what was logged of it then
 
     def tokenizer(self) -> Tokenizer:
         """For models from scratch only; a checkpoint brings its own."""
@@ -169,7 +169,8 @@ class WritingTask(Task):
     @cache  # noqa: B019, a task lives as long as the training
     def max_answer_tokens(self, tokenizer: Tokenizer) -> int:
         """Where an answer that does not end is cut: the longest in training, and the token that ends it."""
-        answers = (answer for example in self.splits.train for answer in example.answers)
+        examples = self.splits.train or [*self.splits.dev, *self.splits.test]
+        answers = (answer for example in examples for answer in example.answers)
         return max(len(tokenizer.encode(answer)) for answer in answers) + 1
 
     def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Interval]:

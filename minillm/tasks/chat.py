@@ -22,7 +22,7 @@ from minillm.batching import IGNORE, Document
 from minillm.errors import UserError
 from minillm.gpt import GPT
 from minillm.metrics import Interval, perplexity, rate, ratio
-from minillm.published.byte_pairs import learn_byte_pairs
+from minillm.published.byte_pairs import learn_byte_pairs, require_subwords
 from minillm.published.chat import ChatTemplate, Message
 from minillm.records import Record
 from minillm.report import SAMPLES, cells, evenly_spaced, shortened
@@ -104,6 +104,7 @@ class Chat(Task):
 
     def adapt(self, model: GPT, tokenizer: Tokenizer) -> None:
         """Takes the template, or gives one, and shortens the conversations to what fits."""
+        require_subwords(tokenizer, self.name)
         most = model.config.max_seq_len
         if self.asked and self.asked > most:
             raise UserError(f"--context {self.asked} is more than the {most} tokens that the model reads")
@@ -198,17 +199,14 @@ class Chat(Task):
 
     def samples(self, examples: Sequence[Conversation], answers: Sequence[Reply]) -> list[dict[str, str]]:
         """Some of the last words that the model wrote, beside those that it wrote before it was trained."""
-        before = {talk.place: reply.text for talk, reply in self.before}
+        before = {(sample["prompt"], sample["truth"]): sample["answer"] for sample in self.before.get("answers", ())}
         written = [pair for pair in zip(examples, answers, strict=True) if pair[1].text is not None]
-        return [
-            {
-                "prompt": talk.prompt,
-                "before": before.get(talk.place) or "",
-                "answer": reply.text,
-                "truth": talk.messages[-1]["content"],
-            }
-            for talk, reply in evenly_spaced(written, SAMPLES)
-        ]
+        found = []
+        for talk, reply in evenly_spaced(written, SAMPLES):
+            prompt, truth = talk.prompt, talk.messages[-1]["content"]
+            known = before.get((prompt, truth), "")
+            found.append({"prompt": prompt, "before": known, "answer": reply.text, "truth": truth})
+        return found
 
     def table(self, examples: Sequence[Conversation], answers: Sequence[Reply]) -> Table:
         title = "held-out conversations, the last word of each"
@@ -256,18 +254,19 @@ def check_template(
 
 
 def read(path: Path, fields: Fields) -> list[Conversation]:
-    """Of each record its messages up to the last answer, or its prompt and its answer."""
-    return [Conversation(tuple(messages_of(record, fields)), record.place) for record in records.read(path)]
-
-
-def messages_of(record: Record, fields: Fields) -> list[Message]:
-    if not fields.has(record, "messages"):
+    """Of each record its messages up to the last answer, or its prompt with each of its answers."""
+    found = []
+    for record in records.read(path):
+        if fields.has(record, "messages"):
+            found.append(Conversation(tuple(messages_of(record, fields.name("messages"))), record.place))
+            continue
+        prompt = {"role": "user", "content": fields.text(record, "prompt")}
         answers = record.texts(fields.name("answer"))
-        return [
-            {"role": "user", "content": fields.text(record, "prompt")},
-            {"role": "assistant", "content": answers[0]},
-        ]
-    name = fields.name("messages")
+        found += [Conversation((prompt, {"role": "assistant", "content": a}), record.place) for a in answers]
+    return found
+
+
+def messages_of(record: Record, name: str) -> list[Message]:
     value = record.value(name)
     if not isinstance(value, list):
         raise UserError(f"{record.place}: {name!r} is {records.shown(value)}, but a list of messages was expected")

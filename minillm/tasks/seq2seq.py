@@ -14,15 +14,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich.table import Table
 from torch import nn
 
 from minillm import cli, records
 from minillm.errors import UserError
 from minillm.gpt import GPT
 from minillm.metrics import Interval, rate, texts
-from minillm.published.byte_pairs import PROMPT, learn_byte_pairs, set_prompt_format
-from minillm.report import samples_table, shortened
+from minillm.published.byte_pairs import PROMPT, learn_byte_pairs, require_subwords, set_prompt_format
 from minillm.tasks import files, from_scratch
 from minillm.tasks.base import Example, Shape, Splits, WritingTask
 from minillm.tasks.files import Fields
@@ -41,7 +39,7 @@ class Options(files.Options):
     metric: str | None = cli.option(None, "what makes a good answer (default: what suits their length)", tuple(METRICS))
     context: int | None = cli.option(None, f"most tokens of a prompt with its answer (default: {CONTEXT})")
     prompt_format: str | None = cli.option(
-        None, "what stands around a prompt, with --init, such as 'Summarise: {prompt} Summary:'"
+        None, "what stands around a prompt, with --init, such as 'Summarise: {prompt}\\nSummary:'"
     )
 
 
@@ -53,7 +51,7 @@ class Seq2Seq(WritingTask):
     def __init__(self, options: Options, seed: int):
         if options.context is not None and options.context < LEAST_CONTEXT:
             raise UserError(f"--context {options.context} must be at least {LEAST_CONTEXT}")
-        self.context, self.form = options.context, options.prompt_format
+        self.context, self.form = options.context, (options.prompt_format or "").replace("\\n", "\n")
         self.splits, self.notes = load(options)
         self.metric, why = (options.metric, None) if options.metric else suitable_metric(self.splits)
         self.headline = METRICS[self.metric]
@@ -93,6 +91,7 @@ class Seq2Seq(WritingTask):
         most = model.config.max_seq_len
         if self.context and self.context > most:
             raise UserError(f"--context {self.context} is more than the {most} tokens that the model reads")
+        require_subwords(tokenizer, self.name)
         if self.form or "prompt_format" not in tokenizer.config:
             set_prompt_format(tokenizer, self.form or FORMAT)
         self.shorten(tokenizer, self.context or min(most, CONTEXT))
@@ -104,8 +103,12 @@ class Seq2Seq(WritingTask):
         train = [within(example, tokenizer, context // 2) for example in self.splits.train]
         out = sum(len(a.answers) - len(b.answers) for a, b in zip(self.splits.train, train, strict=True))
         splits = {**vars(self.splits), "train": [example for example in train if example.answers]}
+        if train and not splits["train"]:
+            raise UserError(f"no answer of --train has at most {context // 2:,} tokens; raise --context")
         self.splits = Splits(**splits)
         room = context - self.max_answer_tokens(tokenizer) - len(tokenizer.prompt(""))
+        if room < 1:
+            raise UserError(f"{context:,} tokens have no room for a prompt beside the longest answer; raise --context")
         cut = {
             name: [replace(e, prompt=beginning_of(e.prompt, tokenizer, room)) for e in split]
             for name, split in splits.items()
@@ -134,10 +137,11 @@ class Seq2Seq(WritingTask):
     def baselines(self, examples: Sequence[Example]) -> dict[str, Interval]:
         """What needs no model: the prompt itself, its first sentence, or the answer that was commonest in training."""
         answers = Counter(answer for example in self.splits.train for answer in example.answers)
+        commonest = max(answers, key=answers.get, default="")
         name, guess = {
             "bleu": ("copy", lambda prompt: prompt),
             "rouge": ("lead_sentence", lambda prompt: SENTENCE_END.split(prompt)[0]),
-            "exact": ("commonest", lambda _: max(answers, key=answers.get)),
+            "exact": ("commonest", lambda _: commonest),
         }[self.metric]
         return {name: self.measure(examples, [guess(example.prompt) for example in examples])[self.headline]}
 
@@ -145,10 +149,6 @@ class Seq2Seq(WritingTask):
         """How BLEU was computed, for others to compare with."""
         references = [example.answers for example in examples]
         return {"bleu_signature": texts.signature("BLEU", references)} if self.metric == "bleu" else {}
-
-    def table(self, examples: Sequence[Example], answers: Sequence[str]) -> Table:
-        short = [Example(shortened(e.prompt), tuple(map(shortened, e.answers))) for e in examples]
-        return samples_table(short, list(map(shortened, answers)), "held-out examples")
 
     def next_command(self, folder: Path) -> str:
         return f'python -m minillm answer {shlex.quote(str(folder))} "a prompt of your own"'

@@ -11,6 +11,7 @@ from minillm.gpt import GPT, GPTConfig
 from minillm.published.byte_pairs import learn_byte_pairs
 from minillm.published.vocabularies import load_tokenizer
 from minillm.tasks.chat import Chat, Options, template_for
+from minillm.tokenizer import SymbolTokenizer
 
 pytest.importorskip("tokenizers")
 pytest.importorskip("jinja2")
@@ -194,6 +195,21 @@ def test_prompts_and_answers_are_conversations_of_one_turn(write):
     everything = [talk.messages for talk in task.splits.train + task.splits.dev]
     assert tuple(says("say 7", "7")) in everything
     assert len(everything) == 20
+
+
+def test_each_of_several_answers_is_a_conversation(write):
+    rows = [{"prompt": f"say {i}", "answer": ["yes", "no"]} for i in range(20)]
+    task = Chat(Options(write("a", rows)), 0)
+    assert len(task.splits.train) == 36
+    assert len(task.splits.dev) == 4
+    assert {talk.messages[1]["content"] for talk in task.splits.dev} == {"yes", "no"}
+
+
+def test_a_vocabulary_of_symbols_is_refused(task_of):
+    with pytest.raises(
+        UserError, match="does not know what --task chat is written in: its vocabulary is one of symbols"
+    ):
+        adapted(task_of(), SymbolTokenizer("letters", ".", "ab"))
 
 
 def test_messages_of_another_kind(write):

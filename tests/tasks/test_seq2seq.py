@@ -11,6 +11,7 @@ from minillm.published.byte_pairs import learn_byte_pairs
 from minillm.tasks import from_scratch
 from minillm.tasks.base import Example
 from minillm.tasks.seq2seq import ANSWER, FORMAT, Options, Seq2Seq, suitable_metric
+from minillm.tokenizer import SymbolTokenizer
 
 pytest.importorskip("tokenizers")
 WORDS = {"one": "eins", "two": "zwei", "red": "rot", "dog": "Hund", "house": "Haus", "is": "ist", "a": "ein"}
@@ -112,8 +113,24 @@ def test_a_letter_of_several_tokens_is_not_cut_through(task_of):
 def test_a_context_that_cannot_be(task_of):
     with pytest.raises(UserError, match="--context 3 must be at least 16"):
         task_of(pairs(9), context=3)
+    with pytest.raises(UserError, match=r"no answer of --train has at most 8 tokens; raise --context"):
+        adapted(task_of([{"prompt": f"{i}", "answer": "Hund " * 20} for i in range(9)]), 16)
+    long = task_of([{"prompt": f"{i}", "answer": "x"} for i in range(9)], prompt_format="{prompt}" + "x" * 30)
+    with pytest.raises(UserError, match="16 tokens have no room for a prompt beside the longest answer"):
+        long.adapt(GPT(GPTConfig(300, 16, 1, 16, 2)), learn_byte_pairs(["a"], 300))
     with pytest.raises(UserError, match="--context 65 is more than the 64 tokens"):
         adapted(task_of(pairs(9), context=65), 64)
+
+
+def test_a_vocabulary_of_symbols_is_refused(task_of):
+    with pytest.raises(UserError, match="what --task seq2seq is written in: its vocabulary is one of symbols"):
+        task_of(pairs(9)).adapt(GPT(GPTConfig(3, 64, 1, 16, 2)), SymbolTokenizer("letters", ".", "ab"))
+
+
+def test_a_line_break_can_be_typed(task_of):
+    tokenizer = learn_byte_pairs(["a"], 300)
+    task_of(pairs(9), prompt_format="{prompt}\\nSay:\\n").adapt(GPT(GPTConfig(300, 64, 1, 16, 2)), tokenizer)
+    assert tokenizer.decode(tokenizer.prompt("a dog")) == "a dog\nSay:\n"
 
 
 # ---- files ---------------------------------------------------------------------------------------
