@@ -100,6 +100,16 @@ def test_long_answers_are_left_out_and_long_prompts_cut(task_of):
     assert len(tokenizer.prompt(cut.prompt + " näher")) > room  # no more was cut than had to be
 
 
+def test_the_longest_answer_with_its_end_is_half_of_the_context(task_of):
+    task = task_of([{"prompt": f"{n}", "answer": "x" * n} for n in range(1, 30)])
+    task.adapt(GPT(GPTConfig(300, 64, 1, 16, 2)), learn_byte_pairs(["a"], 300))  # a letter a token
+    assert max(len(example.answers[0]) for example in task.splits.train) == 29
+    task = task_of([{"prompt": f"{n}", "answer": "x" * n} for n in range(1, 30)])
+    task.adapt(GPT(GPTConfig(300, 40, 1, 16, 2)), learn_byte_pairs(["a"], 300))
+    assert max(len(example.answers[0]) for example in task.splits.train) == 19
+    assert "10 answers of over 20 tokens are left out; see --context" in task.notes
+
+
 def test_a_letter_of_several_tokens_is_not_cut_through(task_of):
     """Whatever the room is: what is left is a beginning of the text."""
     owl = "🦉字🦉字🦉字🦉字🦉字🦉字"
