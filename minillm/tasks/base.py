@@ -71,6 +71,7 @@ class Task(Protocol):
     is_redrawn: ClassVar[bool]  # whether documents differ from epoch to epoch
     splits: Splits
     classes: Sequence[str] | None  # for heads that have them: what a new one tells apart
+    sequence_classes: Sequence[str] = ()  # of a tagger, which also says of what class the whole is
     notes: Sequence[str]  # what a person should know of the data
 
     def tokenizer(self) -> Tokenizer:
