@@ -264,10 +264,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def load(
-    path: Path, head: str | None = None, classes: Sequence[str] | None = None, dtype: torch.dtype = torch.float32
+    path: Path,
+    head: str | None = None,
+    classes: Sequence[str] | None = None,
+    dtype: torch.dtype = torch.float32,
+    sequence_classes: Sequence[str] = (),
 ) -> nn.Module:
     """The model of a checkpoint, see `Checkpoint.load`."""
-    return open_checkpoint(path).load(head, classes, dtype)
+    return open_checkpoint(path).load(head, classes, dtype, sequence_classes)
 
 
 def load_ready(
