@@ -99,10 +99,8 @@ def check(args: Args) -> None:
         args, *BUDGETS, "until", "evaluations", "patience", "layers", "width", "heads", "lr", "embedding_lr"
     )
     cli.require_positive(args, "batch_tokens", "batch_examples", "micro_tokens")
-    if args.warmup is not None and not 0 <= args.warmup < 1:
-        raise UserError(f"--warmup {args.warmup} must be a share of the training, from 0 to below 1")
-    if args.dropout is not None and not 0 <= args.dropout < 1:
-        raise UserError(f"--dropout {args.dropout} must be a share, from 0 to below 1")
+    cli.require_share(args, "warmup", "the training")
+    cli.require_share(args, "dropout", "activations")
     if args.init and (given := [name for name in OF_SHAPE if vars(args)[name] is not None]):
         raise UserError(
             f"--{given[0]} is for a model from scratch, but --init {args.init} brings its own; leave one out"

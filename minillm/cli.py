@@ -154,6 +154,13 @@ def require_positive(args: Any, *names: str) -> None:
             raise UserError(f"--{name.replace('_', '-')} {value} is too large; {most} is the most there can be")
 
 
+def require_share(args: Any, name: str, of: str) -> None:
+    """UserError for an option that was given and is not from 0 to below 1."""
+    value = vars(args)[name]
+    if value is not None and not 0 <= value < 1:
+        raise UserError(f"--{name.replace('_', '-')} {value} must be a share of {of}, from 0 to below 1")
+
+
 def require_choices(args: Any, skip: Sequence[str] = ()) -> None:
     """UserError for an option whose value is none of its choices: from Python, nobody has looked yet."""
     for field in dataclasses.fields(args):

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import nn
 
-from minillm.batching import Document, cut, pack
+from minillm.batching import Document, by_length, pack
 from minillm.errors import NOT_FINITE, UserError
 from minillm.generate import GREEDY, generate
 from minillm.gpt import GPT
@@ -55,21 +56,36 @@ def read(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarra
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    batches = by_length([len(document.tokens) for document in documents])
+    batches = by_length([len(document.tokens) for document in documents], BATCH_TOKENS)
     found = []
     for indices in batches:
         batch = pack([documents[i] for i in indices]).to(device)
         found.append(model(batch.tokens, batch.packing, batch.segments).double().cpu().numpy())
     model.train(was_training)
-    if not all(np.isfinite(each).all() for each in found):
+    return finite(np.concatenate(found)[np.argsort(np.concatenate(batches))])
+
+
+@torch.inference_mode()
+def nats(model: nn.Module, documents: Sequence[Document]) -> list[float]:
+    """Σ −log p of the targets of each document, in their order. Leaves the model in the mode it found. UserError where
+    one is not finite."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    batches = by_length([len(document.tokens) for document in documents], BATCH_TOKENS)
+    found = []
+    for indices in batches:
+        batch = pack([documents[i] for i in indices]).to(device)
+        losses = model.loss(batch).double()
+        found.append(losses.new_zeros(len(indices)).index_add(0, batch.packing.sequence, losses).cpu().numpy())
+    model.train(was_training)
+    return finite(np.concatenate(found)[np.argsort(np.concatenate(batches))]).tolist()
+
+
+def finite(values: np.ndarray) -> np.ndarray:
+    if not np.isfinite(values).all():
         raise UserError(NOT_FINITE)
-    return np.concatenate(found)[np.argsort(np.concatenate(batches))]
-
-
-def by_length(lengths: Sequence[int]) -> list[np.ndarray]:
-    """Indices in batches of like length."""
-    order = np.argsort(lengths, kind="stable")
-    return cut(order, np.array(lengths), BATCH_TOKENS)
+    return values
 
 
 def classify(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarray:

@@ -57,6 +57,7 @@ class Progress:
     best: float | None = None  # the highest score that `keep_if_best` saw
     worse: int = 0  # looks at the dev set since then
     is_over: bool = False  # what remains is to score
+    numbers: dict[str, float] = dataclasses.field(default_factory=dict)  # what a script remembers, by name
     totals: dict[str, float] = dataclasses.field(default_factory=dict)  # of what is counted, such as tokens
     files: dict[str, str] = dataclasses.field(default_factory=dict)  # digests of what it began with, by name
     data: dict[str, str] = dataclasses.field(default_factory=dict)

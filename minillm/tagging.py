@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from minillm.batching import Document, pack
+from minillm.batching import Document, by_length, pack
 from minillm.errors import NOT_FINITE, UserError
-from minillm.evaluate import by_length
+from minillm.evaluate import BATCH_TOKENS
 from minillm.heads import AnyConfig, TokenClassifier, pooling_of
 from minillm.tokenizer import Tokenizer
 
@@ -102,7 +102,7 @@ def read_words(
     model.eval()
     scores = [np.full((len(words), len(model.classes)), -np.log(len(model.classes))) for words in sentences]
     whole = np.zeros((len(sentences), len(model.sequence_classes)))
-    for indices in by_length([len(window.tokens) for _, window in windows]):
+    for indices in by_length([len(window.tokens) for _, window in windows], BATCH_TOKENS):
         chosen = [windows[i] for i in indices]
         batch = pack([Document(window.tokens, label=0) for _, window in chosen]).to(device)
         of_tokens, of_sequences = model.both(batch.tokens, batch.packing, None)

@@ -469,7 +469,7 @@ def test_a_training_that_is_over_has_no_further_step(make):
 def test_progress_survives_a_checkpoint(make):
     session = make(steps=9)
     digests = {"args.json": "ab"}, {"classes": "cd"}
-    session.progress = Progress(5, 2, 0, 1.5, 0.0, None, 3, False, {"tokens": 7}, *digests)
+    session.progress = Progress(5, 2, 0, 1.5, 0.0, None, 3, False, {"beta": 0.5}, {"tokens": 7}, *digests)
     session.save()
     other = make(steps=9)
     other.restore()

@@ -3,7 +3,11 @@
 from minillm.tasks.arithmetic import Arithmetic
 from minillm.tasks.base import Task
 from minillm.tasks.classify import Classify
+from minillm.tasks.lm import LanguageModelling
+from minillm.tasks.mlm import MaskedLanguageModelling
 from minillm.tasks.pronounce import Pronounce
 from minillm.tasks.tag import Tag
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Pronounce, Arithmetic, Classify, Tag)}
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (Pronounce, Arithmetic, Classify, Tag, LanguageModelling, MaskedLanguageModelling)
+}
