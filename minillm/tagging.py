@@ -14,6 +14,7 @@ from minillm.batching import Document, by_length, pack
 from minillm.errors import NOT_FINITE, UserError
 from minillm.evaluate import BATCH_TOKENS
 from minillm.heads import AnyConfig, TokenClassifier, pooling_of
+from minillm.tags import Grammar
 from minillm.tokenizer import Tokenizer
 
 Words = Sequence[str]  # none of them empty, without blanks in them
@@ -25,6 +26,15 @@ class Window(NamedTuple):
     tokens: list[int]
     words: np.ndarray  # their numbers in the sentence
     at: np.ndarray  # the token of each that says what it is
+
+
+class Tagged(NamedTuple):
+    """What a model says of a sentence."""
+
+    tags: list[str]
+    probabilities: list[float]  # of each of them
+    intent: str | None
+    intent_probability: float | None
 
 
 class WordReader:
@@ -118,3 +128,17 @@ def read_words(
         raise UserError(NOT_FINITE)
     total = np.maximum(whole.sum(axis=1, keepdims=True), 1)
     return scores, np.log(np.maximum(whole / total, 1e-300)) if model.sequence_classes else None
+
+
+def tagged(model: TokenClassifier, tokenizer: Tokenizer, sentences: Sequence[Sequence[str]]) -> list[Tagged]:
+    """The likeliest tags of every sentence, of those sequences that mark entities rightly, and its likeliest intent."""
+    scores, whole = read_words(model, tokenizer, sentences)
+    grammar, found = Grammar(model.classes), []
+    for i, rows in enumerate(scores):
+        best = grammar.best(rows)
+        probabilities = np.exp(rows[np.arange(len(rows)), best]).tolist()
+        intent = probability = None
+        if whole is not None:
+            intent, probability = model.sequence_classes[whole[i].argmax()], float(np.exp(whole[i].max()))
+        found.append(Tagged([model.classes[k] for k in best], probabilities, intent, probability))
+    return found

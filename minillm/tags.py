@@ -9,18 +9,13 @@ Letters: n words, K tags.
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
+from minillm.metrics import entities
+
 TAG = re.compile(r"O|[BIMELSU]-\S+")
 ALONE, FIRST, INNER, LAST = "SU", "B", "IM", "EL"
-
-
-class Entity(NamedTuple):
-    type: str
-    start: int  # the first of its words
-    stop: int  # behind the last one
 
 
 def mark(tags: Iterable[str]) -> bool:
@@ -35,27 +30,9 @@ def split(tag: str) -> tuple[str, str]:
     return prefix, kind
 
 
-def entities(tags: Sequence[str]) -> list[Entity]:
-    """As the script of CoNLL-2000 counts them: what is not begun is begun where it goes on."""
-    found: list[Entity] = []
-    start = None
-    for i, (before, after) in enumerate(zip(["O", *tags], [*tags, "O"], strict=True)):
-        if start is not None and ends(before, after):
-            found.append(Entity(split(before)[1], start, i))
-            start = None
-        if after != "O" and (start is None or begins(before, after)):
-            start = i
-    return found
-
-
-def begins(before: str, after: str) -> bool:
-    return split(after)[0] in FIRST + ALONE or ends(before, after)
-
-
-def ends(before: str, after: str) -> bool:
-    """Whether an entity of the first tag is over where the second one follows."""
-    (last, kind), (first, next_kind) = split(before), split(after)
-    return last in LAST + ALONE or first in "O" + FIRST + ALONE or kind != next_kind
+def in_order(tags: Sequence[str]) -> list[tuple[str, int, int]]:
+    """The entities of a sentence as `metrics.entities` has them, from its beginning to its end."""
+    return sorted(entities(tags), key=lambda entity: entity[1])
 
 
 def may_follow(before: str, after: str, marks_last: bool) -> bool:

@@ -24,8 +24,8 @@ from minillm import cli
 from minillm.commands.common import MODEL, as_json, load_reader, open_model, texts_of
 from minillm.device import PRECISIONS
 from minillm.report import without_control_characters
-from minillm.tags import entities, mark
-from minillm.tasks.tag import Tagged, tagged
+from minillm.tagging import Tagged, tagged
+from minillm.tags import in_order, mark
 
 OPENING, CLOSING = """(["'“‘«„¿¡{<""", """)]}>"'”’»,;:!?…."""  # signs that are words of their own at the ends of others
 ABBREVIATION = re.compile(r"(\w\.)+")  # keeps its full stop: p.m., U.S.
@@ -97,7 +97,7 @@ def described(text: str, words: Sequence[Word], answer: Tagged, marks_entities: 
                 "end": words[stop - 1].stop,
                 "score": sum(answer.probabilities[first:stop]) / (stop - first),
             }
-            for kind, first, stop in entities(answer.tags)
+            for kind, first, stop in in_order(answer.tags)
         ]
     else:
         fields["scores"] = answer.probabilities

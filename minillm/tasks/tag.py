@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -19,14 +19,14 @@ from minillm.bert import BERTConfig
 from minillm.errors import UserError
 from minillm.gpt import GPTConfig
 from minillm.heads import TokenClassifier
-from minillm.metrics import Interval, rate, ratio
+from minillm.metrics import Interval, entities, entity_f1, entity_report, rate, token_accuracy
 from minillm.modernbert import ModernBERTConfig
 from minillm.naive_bayes import NaiveBayes
 from minillm.published.subwords import learn_wordpiece
 from minillm.records import Record
 from minillm.report import cells, shortened
-from minillm.tagging import WordReader, read_words
-from minillm.tags import Grammar, entities, mark, split
+from minillm.tagging import Tagged, WordReader, tagged
+from minillm.tags import Grammar, in_order, mark, split
 from minillm.tasks import files
 from minillm.tasks.base import Shape, Splits, Task
 from minillm.tasks.files import Fields
@@ -58,15 +58,6 @@ class Sentence:
     @property
     def prompt(self) -> str:
         return " ".join(self.words)
-
-
-class Tagged(NamedTuple):
-    """What a model says of a sentence."""
-
-    tags: list[str]
-    probabilities: list[float]  # of each of them
-    intent: str | None
-    intent_probability: float | None
 
 
 class Tag(Task):
@@ -144,7 +135,7 @@ class Tag(Task):
         truth, found = [example.tags for example in examples], [answer.tags for answer in answers]
         if self.has_entities:
             measured["f1"] = entity_f1(truth, found)
-        measured["accuracy"] = word_accuracy(truth, found)
+        measured["accuracy"] = token_accuracy(truth, found)
         if self.sequence_classes:
             measured["intent_accuracy"] = rate([a.intent == e.intent for e, a in zip(examples, answers, strict=True)])
         return measured
@@ -153,7 +144,7 @@ class Tag(Task):
         """Each word its commonest tag of training, and the intent that naive Bayes says."""
         truth = [example.tags for example in examples]
         found = [[self.commonest.get(word, self.default) for word in example.words] for example in examples]
-        measured = {"look_up": (entity_f1 if self.has_entities else word_accuracy)(truth, found)}
+        measured = {"look_up": (entity_f1 if self.has_entities else token_accuracy)(truth, found)}
         if self.sequence_classes:
             right = [self.naive_bayes.answer((example.prompt,)) == example.intent for example in examples]
             measured["naive_bayes"] = rate(right)
@@ -197,7 +188,11 @@ class Tag(Task):
         ]
         if not self.has_entities:
             return {"worst_mistakes": worst}
-        return {"by_type": by_types(examples, answers), "worst_mistakes": worst}
+        report = entity_report([example.tags for example in examples], [answer.tags for answer in answers])
+        plain = {
+            kind: {name: x if name == "support" else x.value for name, x in row.items()} for kind, row in report.items()
+        }
+        return {"by_type": plain, "worst_mistakes": worst}
 
     def table(self, examples: Sequence[Sentence], answers: Sequence[Tagged]) -> Table:
         table = Table("text", "answer", "truth", title="the sentences with most mistakes", title_justify="left")
@@ -210,7 +205,7 @@ class Tag(Task):
     def shown(self, words: Sequence[str], tags: Sequence[str]) -> list[str]:
         """Each entity with its type, or each word with its tag."""
         if self.has_entities:
-            return [f"{' '.join(words[start:stop])} ({kind})" for kind, start, stop in entities(tags)]
+            return [f"{' '.join(words[start:stop])} ({kind})" for kind, start, stop in in_order(tags)]
         return [f"{word} ({tag})" for word, tag in zip(words, tags, strict=True)]
 
     def remarks(self, measured: dict[str, Interval]) -> list[str]:
@@ -225,73 +220,13 @@ class Tag(Task):
         return f'python -m minillm tag {shlex.quote(str(folder))} "a sentence of your own"'
 
 
-def tagged(model: TokenClassifier, tokenizer: Tokenizer, sentences: Sequence[Sequence[str]]) -> list[Tagged]:
-    """The likeliest tags of every sentence, of those sequences that mark entities rightly, and its likeliest intent."""
-    scores, whole = read_words(model, tokenizer, sentences)
-    grammar, found = Grammar(model.classes), []
-    for i, rows in enumerate(scores):
-        best = grammar.best(rows)
-        probabilities = np.exp(rows[np.arange(len(rows)), best]).tolist()
-        intent = probability = None
-        if whole is not None:
-            intent, probability = model.sequence_classes[whole[i].argmax()], float(np.exp(whole[i].max()))
-        found.append(Tagged([model.classes[k] for k in best], probabilities, intent, probability))
-    return found
-
-
-# ---- how good answers are ------------------------------------------------------------------------
-
-
-def entity_f1(truth: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> Interval:
-    """2 · entities right in type, beginning and end / (true ones + found ones)."""
-    triples = [counts(a, b) for a, b in zip(truth, found, strict=True)]
-    sizes = [true + said for _, true, said in triples]
-    if not sum(sizes):
-        return Interval(0.0, 0.0, 1.0)
-    return less(ratio([true + said - 2 * right for right, true, said in triples], sizes))
-
-
-def word_accuracy(truth: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> Interval:
-    """Share of words with the right tag; words of a sentence go wrong together, so that these are what is counted."""
-    wrong = [sum(x != y for x, y in zip(a, b, strict=True)) for a, b in zip(truth, found, strict=True)]
-    return less(ratio(wrong, [len(tags) for tags in truth]))
-
-
-def less(errors: Interval) -> Interval:
-    return Interval(1 - errors.value, 1 - min(errors.high, 1.0), 1 - errors.low)
-
-
-def counts(truth: Sequence[str], found: Sequence[str]) -> tuple[int, int, int]:
-    """How many entities were found rightly, how many there are, how many were found."""
-    true, said = set(entities(truth)), set(entities(found))
-    return len(true & said), len(true), len(said)
-
-
 def sentence_f1(truth: Sequence[str], found: Sequence[str]) -> float:
-    right, true, said = counts(truth, found)
-    return 2 * right / (true + said) if true + said else 1.0
+    true, said = entities(truth), entities(found)
+    return 2 * len(true & said) / (len(true) + len(said)) if true or said else 1.0
 
 
 def sentence_accuracy(truth: Sequence[str], found: Sequence[str]) -> float:
     return sum(a == b for a, b in zip(truth, found, strict=True)) / len(truth)
-
-
-def by_types(examples: Sequence[Sentence], answers: Sequence[Tagged]) -> dict[str, dict[str, float]]:
-    """Precision, recall and F1 of every type of entity that there is or was found, and how many there are."""
-    right, true, said = Counter(), Counter(), Counter()
-    for example, answer in zip(examples, answers, strict=True):
-        a, b = set(entities(example.tags)), set(entities(answer.tags))
-        for counter, each in ((right, a & b), (true, a), (said, b)):
-            counter.update(entity.type for entity in each)
-    return {
-        kind: {
-            "precision": right[kind] / max(said[kind], 1),
-            "recall": right[kind] / max(true[kind], 1),
-            "f1": 2 * right[kind] / (true[kind] + said[kind]),
-            "count": true[kind],
-        }
-        for kind in sorted(true | said)
-    }
 
 
 def worst_mistakes(examples: Sequence[Sentence], answers: Sequence[Tagged]) -> list[tuple[Sentence, Tagged]]:
@@ -342,7 +277,7 @@ def notes_on(splits: Splits, tags: Counter[str], intents: Counter[str]) -> list[
     """What there is to tell apart, with its numbers, and what of it is only in the held-out files."""
     notes = []
     if mark(tags):
-        kinds = Counter(entity.type for sentence in splits.train for entity in entities(sentence.tags))
+        kinds = Counter(kind for sentence in splits.train for kind, _, _ in entities(sentence.tags))
         notes.append(f"{len(tags):,} tags for {len(kinds):,} types of entities: {listed(kinds)}")
     else:
         notes.append(f"{len(tags):,} tags: {listed(tags)}")
