@@ -3,7 +3,7 @@
 Letters: n words, K tags, K' classes of the whole.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -18,6 +18,8 @@ from minillm.tags import Grammar
 from minillm.tokenizer import Tokenizer
 
 Words = Sequence[str]  # none of them empty, without blanks in them
+Pieces = tuple[Sequence[int], np.ndarray]  # tokens, and of each which word it is of
+Vary = Callable[[Sequence[int], np.ndarray], Pieces]
 
 
 class Window(NamedTuple):
@@ -44,7 +46,7 @@ class WordReader:
     """
 
     def __init__(self, tokenizer: Tokenizer, config: AnyConfig):
-        """UserError where the vocabulary is not the model's."""
+        """UserError where the model has no room for words."""
         self.tokenizer, self.vocab_size = tokenizer, config.vocab_size
         self.by_last = pooling_of(config) == "last"
         self.begin, self.end = surroundings(tokenizer)
@@ -52,8 +54,9 @@ class WordReader:
         if self.room < 2:
             raise UserError(f"max_seq_len={config.max_seq_len} of the model leaves no room for words")
 
-    def pieces(self, words: Words) -> tuple[list[int], np.ndarray]:
-        """The tokens of all words as of one text, and of each token which word it is of."""
+    def pieces(self, words: Words) -> Pieces:
+        """The tokens of all words as of one text, and of each token which word it is of. UserError where the vocabulary
+        is not the model's."""
         tokens, spans = self.tokenizer.parse(" ".join(words), control=False)
         if (largest := max(tokens, default=0)) >= self.vocab_size:
             raise UserError(
@@ -64,10 +67,10 @@ class WordReader:
         last_letters = np.array([max(end - 1, 0) for _, end in spans], dtype=np.int64)
         return tokens, np.searchsorted(starts, last_letters, side="right") - 1
 
-    def windows(self, words: Words) -> list[Window]:
+    def windows(self, words: Words, vary: Vary | None = None) -> list[Window]:
         """Each word is decided in the one window where it sees most on both sides. One without pieces, of letters that
-        the tokenizer leaves out, is in none."""
-        tokens, word_of = self.pieces(words)
+        the tokenizer leaves out, is in none. `vary` may change what `pieces` gives."""
+        tokens, word_of = vary(*self.pieces(words)) if vary else self.pieces(words)
         is_edge = np.diff(word_of, append=-1) != 0 if self.by_last else np.diff(word_of, prepend=-1) != 0
         edges = np.flatnonzero(is_edge)  # the piece of each word that says what it is
         found = []

@@ -69,15 +69,19 @@ class Grammar:
         """The same entities as they should have been written; parts of speech as they are."""
         if not self.is_strict:
             return list(tags)
-        inner = self.prefix[INNER] or "I"
-        first, last = self.prefix[FIRST] or "B", self.prefix[LAST] or inner
-        alone = self.prefix[ALONE] or first
         right = ["O"] * len(tags)
         for kind, start, stop in entities(tags):
-            size = stop - start
-            prefixes = [alone] if size == 1 else [first, *[inner] * (size - 2), last]
-            right[start:stop] = [f"{prefix}-{kind}" for prefix in prefixes]
+            right[start:stop] = self.written(kind, stop - start)
         return right
+
+    def written(self, kind: str, size: int) -> list[str]:
+        """The tags of an entity of so many words."""
+        inner = self.prefix[INNER] or "I"
+        if not self.is_strict:
+            return [f"{inner}-{kind}"] * size
+        first, last = self.prefix[FIRST] or "B", self.prefix[LAST] or inner
+        prefixes = [first, *[inner] * (size - 2), last] if size > 1 else [self.prefix[ALONE] or first]
+        return [f"{prefix}-{kind}" for prefix in prefixes]
 
     def best(self, scores: np.ndarray) -> list[int]:
         """The numbers of the tags (n,) with the highest sum of scores (n, K) that keep to it (Viterbi 1967)."""

@@ -31,6 +31,7 @@ from minillm.tasks import files
 from minillm.tasks.base import Shape, Splits, Task
 from minillm.tasks.files import Fields
 from minillm.tokenizer import Tokenizer
+from minillm.variation import Exchange, Splitter
 
 KINDS = {
     "modernbert": partial(ModernBERTConfig, pooling="mean"),
@@ -39,6 +40,7 @@ KINDS = {
 }  # of models from scratch
 LONGEST = 512  # tokens of a window that a model from scratch reads
 VOCABULARY = 8000  # words and pieces of words, learned from the training sentences
+VARIED = "varied_in_training"  # a key of tokenizer_config.json
 MOST_TAGS = 1000  # more are no tags; most likely the field is another one
 SHOWN = 20  # tags that are listed with their number of words
 WORST = 10
@@ -76,6 +78,7 @@ class Tag(Task):
 
     def tokenizer(self) -> Tokenizer:
         tokenizer = learn_wordpiece([sentence.prompt for sentence in self.splits.train], VOCABULARY)
+        tokenizer.config = {**tokenizer.config, VARIED: True}
         if self.kind == "gpt":  # or transformers would hand its GPT-2 segments, and that would add them
             tokenizer.config = {**tokenizer.config, "model_input_names": ["input_ids", "attention_mask"]}
         return tokenizer
@@ -108,9 +111,14 @@ class Tag(Task):
         return TokenClassifier(kind(tokenizer.vocab_size, LONGEST, **sizes), self.classes, self.sequence_classes)
 
     def adapt(self, model: TokenClassifier, tokenizer: Tokenizer) -> None:
-        """Take over the order of the model's classes, and how it reads words."""
+        """Take over the order of the model's classes, and how it reads words. One whose vocabulary was learned here
+        sees every sentence differently in each epoch."""
         self.classes, self.sequence_classes = list(model.classes), list(model.sequence_classes)
         self.reader = WordReader(tokenizer, model.config)
+        self.is_redrawn = tokenizer.config.get(VARIED) is True and bool(self.splits.train)
+        if self.is_redrawn:
+            self.splitter = Splitter(tokenizer.backend.get_vocab(), tokenizer.control)
+            self.exchange = Exchange([(each.words, each.tags) for each in self.splits.train], self.classes)
         train = [self.reader.windows(sentence.words) for sentence in self.splits.train]
         if several := sum(len(windows) > 1 for windows in train):
             text = f"{several:,} sentences have more than the {self.reader.room} tokens that the model reads at once;"
@@ -119,10 +127,14 @@ class Tag(Task):
     def documents(self, example: Sentence, tokenizer: Tokenizer, rng: np.random.Generator | None) -> list[Document]:
         """A document for each window. Only those tokens have targets that say what a word is."""
         label = self.sequence_classes.index(example.intent) if self.sequence_classes else None
+        words, tags, vary = example.words, example.tags, None
+        if rng is not None:
+            words, tags = self.exchange(words, tags, rng) if self.has_entities else (words, tags)
+            vary = partial(self.splitter, rng=rng)
         found = []
-        for window in self.reader.windows(example.words):
+        for window in self.reader.windows(words, vary):
             targets = np.full(len(window.tokens), IGNORE)
-            targets[window.at] = [self.classes.index(example.tags[i]) for i in window.words]
+            targets[window.at] = [self.classes.index(tags[i]) for i in window.words]
             found.append(Document(window.tokens, targets.tolist(), label))
         return found
 
@@ -190,7 +202,8 @@ class Tag(Task):
             return {"worst_mistakes": worst}
         report = entity_report([example.tags for example in examples], [answer.tags for answer in answers])
         plain = {
-            kind: {name: x if name == "support" else x.value for name, x in row.items()} for kind, row in report.items()
+            kind: {name: x.value if isinstance(x, Interval) else x for name, x in row.items()}
+            for kind, row in report.items()
         }
         return {"by_type": plain, "worst_mistakes": worst}
 
