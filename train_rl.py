@@ -3,6 +3,7 @@
   python train_rl.py                                             arithmetic, under 4 minutes on two cores
   python train_rl.py --task pronounce --init runs/pronounce-sft  start from a run of train_sft.py
   python train_rl.py --task arithmetic --init MODEL              or from any GPT: a published folder, a .gguf file
+  python train_rl.py --reward my_reward.py:score                 judged by a function of your own
   python train_rl.py --update clip --passes 2 --kl k3            other estimators; bench/estimators.py judges them all
 
 Objective: maximise E[reward] over answers drawn from the model itself. The estimator is REINFORCE (Williams 1992)
@@ -61,6 +62,7 @@ from minillm.optim import adamw
 from minillm.origin import data_of
 from minillm.policy import Estimator, Rewards, moved
 from minillm.report import SAMPLES, evenly_spaced, figures, flat, introduce, samples_table
+from minillm.rewards import Reward, open_rewards
 from minillm.run import Run
 from minillm.session import Session
 from minillm.start import documents_of_epoch, inherited_options, open_policy, refuse_beside_resume, resumed
@@ -89,6 +91,9 @@ class Args(Estimator):
     resume: Path | None = cli.option(None, "go on with an interrupted run, under the options it was started with")
     minutes: float | None = cli.option(None, "wall-clock budget; the learning rate follows it (default: 3)")
     steps: int | None = cli.option(None, "train for a number of steps instead, whatever time they take")
+    reward: tuple[str, ...] = cli.option(
+        (), "of the task by name, FILE.py:FUNCTION, or a run; =WEIGHT behind it; may be given several times"
+    )
     prompts: int = cli.option(128, "prompts in a step")
     samples: int = cli.option(8, "answers drawn for each prompt")
     temperature: float = cli.option(0.5, "of the policy: answers are drawn, and gradients taken, at this temperature")
@@ -151,9 +156,9 @@ def rollout(
     ]
 
 
-def judge(task: Task, episodes: list[Episode]) -> list[Episode]:
-    """Fills in the task's reward of each and its parts, all of them judged at once; returns the same episodes."""
-    parts = task.reward([episode.example for episode in episodes], [episode.text for episode in episodes])
+def judge(reward: Reward, episodes: list[Episode]) -> list[Episode]:
+    """Fills in the reward of each and its parts, all of them judged at once; returns the same episodes."""
+    parts = reward([episode.example for episode in episodes], [episode.text for episode in episodes])
     for i, episode in enumerate(episodes):
         episode.parts = {name: float(values[i]) for name, values in parts.items()}
         episode.reward = sum(episode.parts.values())
@@ -221,7 +226,7 @@ def beta_of(session: Session, args: Args) -> float:
     return session.progress.numbers.get("beta", args.beta)
 
 
-def fit(args: Args, session: Session, task: Task, start: GPT, model: GPT, tokenizer: Tokenizer) -> None:
+def fit(args: Args, session: Session, task: Task, reward: Reward, start: GPT, model: GPT, tokenizer: Tokenizer) -> None:
     """Roll out, judge, weigh, update, until the budget is spent."""
     practice = islice(task.practice(args.seed), session.progress.step * args.prompts, None)
     corpus = Corpus(lambda epoch: documents_of_epoch(task, tokenizer, args.seed, epoch), args.seed, task.is_redrawn)
@@ -230,7 +235,7 @@ def fit(args: Args, session: Session, task: Task, start: GPT, model: GPT, tokeni
     model.eval()  # no dropout: the model that learns is the model that drew
     for step in session:
         examples = list(islice(practice, args.prompts))
-        episodes = judge(task, rollout(model, tokenizer, task, examples, sampling, args.samples))
+        episodes = judge(reward, rollout(model, tokenizer, task, examples, sampling, args.samples))
         is_due = session.evaluation_is_due()
         if is_looked_at := is_due or step % LOOK_EVERY == 0:
             require_parity(model, episodes, args.temperature)
@@ -238,7 +243,7 @@ def fit(args: Args, session: Session, task: Task, start: GPT, model: GPT, tokeni
             refer(start, episodes, args.temperature, args.micro_tokens)
         greedy = None
         if args.baseline == "greedy":
-            greedy = rewards_of(judge(task, rollout(model, tokenizer, task, examples, GREEDY, 1)), 1).flatten()
+            greedy = rewards_of(judge(reward, rollout(model, tokenizer, task, examples, GREEDY, 1)), 1).flatten()
         advantages = weigh(episodes, greedy, session, args)
         given = corpus.step(step, given_tokens, args.micro_tokens) if args.sft_share else []
         norm = learn(model, episodes, advantages, given, room, session, args)
@@ -314,6 +319,7 @@ def train(args: Args, console: Console | None = None) -> Run:
         args = dataclasses.replace(args, precision=placement.precision)
         task = TASKS[args.task](args.options, args.seed)
         data = data_of(run, task)
+        reward = open_rewards(args.reward, task.rewards, placement.device)
         start, tokenizer = open_policy(args, run, task)
         args = dataclasses.replace(args, lr=args.lr or LR * min(1.0, 128 / start.config.width))
         start.to(placement.device).eval().compute_dtype = placement.dtype
@@ -325,7 +331,7 @@ def train(args: Args, console: Console | None = None) -> Run:
         before = score(console, task, start, tokenizer, "before")
         if not session.progress.records:
             session.write(**{name: value for name, value in before.items() if name.startswith("dev")})
-        fit(args, session, task, start, model, tokenizer)
+        fit(args, session, task, reward, start, model, tokenizer)
         finish(session, task, model, tokenizer, before)
     return run
 

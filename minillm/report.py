@@ -36,7 +36,8 @@ def introduce(console: Console, placement: Placement, task: Any, model: nn.Modul
 def figures(metrics: Mapping[str, Interval]) -> str:
     """Metrics for a person: `WER 38.2% [36.3%, 40.1%] · PER …`; the brackets hold the 95 % interval."""
     names = {"wer": "WER", "per": "PER", "macro_f1": "macro-F1", "majority": "always the commonest class"}
-    names["naive_bayes"] = "naive Bayes"
+    names |= {"naive_bayes": "naive Bayes", "nats": "nats a token", "bits_per_character": "bits a character"}
+    names |= {"f1": "F1", "intent_accuracy": "intents", "look_up": "commonest tags"}
     return " · ".join(f"{names.get(name, name)} {value}" for name, value in metrics.items())
 
 

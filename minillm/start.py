@@ -15,6 +15,7 @@ from minillm.batching import Corpus, example_rng
 from minillm.errors import UserError
 from minillm.files import fields_from, read_json, write_tensors
 from minillm.gpt import GPT
+from minillm.layers import dropout_everywhere
 from minillm.published import checkpoint
 from minillm.published.vocabularies import load_tokenizer
 from minillm.run import START, Run
@@ -26,7 +27,6 @@ Args = TypeVar("Args")  # the options of a script, a dataclass
 BUDGETS = ("minutes", "steps", "epochs")  # options, of which one is given
 UNSAID = {"evaluations": 4, "keep": "last"}  # where neither the user nor the recipe says anything
 SIZES = ("batch_tokens", "batch_examples")  # of a step, likewise
-OF_DROPOUT = ("dropout", "attention_dropout", "classifier_dropout")  # fields of configs
 OF_SHAPE = ("layers", "width", "heads")  # options that a checkpoint has decided
 
 
@@ -144,9 +144,8 @@ def with_dropout(model: nn.Module, p: float | None) -> nn.Module:
     """The same model with dropout p wherever its family has any; as it is where p is None."""
     if p is None:
         return model
-    known = {field.name for field in dataclasses.fields(model.config)}
     try:
-        config = dataclasses.replace(model.config, **dict.fromkeys(known.intersection(OF_DROPOUT), p))
+        config = dataclasses.replace(model.config, **dropout_everywhere(type(model.config), p))
     except ValueError as error:
         raise UserError(f"there is no such model: {error}") from None
     other = GPT(config) if isinstance(model, GPT) else type(model)(config, *model.outputs)

@@ -12,6 +12,7 @@ from minillm.metrics.intervals import Interval, Z, estimated
 from minillm.metrics.rates import rate, ratio
 
 BINS = 15  # of probabilities, as Guo et al. 2017 have it
+FEWEST = 20  # examples in a bin
 TEMPERATURES = 0.01, 100.0  # the least and the greatest that is looked for
 
 
@@ -60,21 +61,26 @@ def class_report(truth: Sequence[str], answers: Sequence[str]) -> dict[str, dict
 
 def calibration_error(probabilities: Sequence[float], right: Sequence[bool]) -> Interval:
     """The expected calibration error: how far the probability of an answer is from the share of right ones, over bins
-    of answers of like probability, equally many in each (Nguyen and O'Connor 2015).
+    of answers of like probability, equally many in each (Nguyen and O'Connor 2015): 15, fewer of few examples.
 
-    Of few examples it is too high, as chance alone sets the two apart. The interval is around the value without that
-    bias: of each bin's gap, the mean of a folded normal distribution less its fold."""
-    order = np.argsort(probabilities, kind="stable")
-    gaps = (np.asarray(probabilities, dtype=np.float64) - np.asarray(right, dtype=np.float64))[order]
-    n = len(gaps)
+    Chance alone sets the two apart, so that it is too high: in each bin by the mean of a folded normal distribution
+    less its fold. Where the fold is, is known up to an error or so; the lower bound is less the bias of a fold an error
+    nearer to 0 than was found, and the upper one that of a fold an error further away."""
+    confidence, truth = (np.asarray(each, dtype=np.float64) for each in (probabilities, right))
+    n = len(confidence)
     if n == 0:
         raise ValueError("calibration of nothing is undefined: no examples")
-    bins = np.array_split(gaps, min(BINS, n))
-    sums = np.abs([each.sum() for each in bins])
-    errors = np.array([(len(each) * each.var() + each.mean() ** 2 + 1 / n) ** 0.5 for each in bins])  # of the sums
-    bias = errors * excess(np.maximum(sums / errors - 1, 0))
-    value, centre, half = sums.sum() / n, (sums - bias).sum() / n, Z * np.square(errors).sum() ** 0.5 / n
-    return Interval(value, max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half)))
+    bins = np.array_split(np.argsort(confidence, kind="stable"), min(BINS, -(-n // FEWEST)))
+    gaps = confidence - truth
+    sums = np.array([gaps[each].sum() for each in bins])
+    errors = np.array([(gaps[each].var() * len(each) + gaps[each].mean() ** 2 + 1 / n) ** 0.5 for each in bins])
+    folds, half = abs(sums) / errors, Z * np.square(errors).sum() ** 0.5
+    low, high = ((abs(sums) - errors * excess(each)).sum() for each in (np.maximum(folds - 1, 0), folds + 1))
+    value = float(abs(sums).sum() / n)
+    signs = np.empty(n)
+    signs[np.concatenate(bins)] = np.repeat(np.sign(sums), list(map(len, bins)))
+    bounds = max(0.0, min(value, (low - half) / n)), min(1.0, max(value, (high + half) / n))
+    return Interval(value, *bounds, changes=(value - signs * gaps) / max(1, n - 1), unit=1 / n)
 
 
 def excess(m: np.ndarray) -> np.ndarray:

@@ -82,17 +82,24 @@ def bias_and_variance(changes: np.ndarray) -> tuple[float, float]:
 def difference(first: Interval, second: Interval) -> Interval:
     """By how much the first value is higher than the second, which was measured on the same examples.
 
-    As if there were one more example on which they differ (for rates nearly the interval of Agresti and Min 2005):
-    where two models always agree on a few examples, they may still differ elsewhere. ValueError where either has no
-    `changes`, or another number of examples.
+    As if there were one more example on which they differ to either side (of rates nearly the interval of Bonett and
+    Price 2012): where two models agree on a few examples, they may still differ elsewhere. So it is wide under a
+    hundred examples. ValueError where either has no `changes`, or another number of examples.
     """
     if first.changes is None or second.changes is None or len(first.changes) != len(second.changes):
         raise ValueError("a difference needs two values of the same metric on the same examples")
     changes, unit = first.changes - second.changes, max(first.unit, second.unit)
+    # Such an example moves the difference by as much as those do that most of the variance comes from.
+    one_more = (abs(changes**3).sum() + unit**3) / (np.square(changes).sum() + unit**2)
     bias, variance = bias_and_variance(changes)
     value = first.value - second.value
-    centre, half = value - SHARE_OF_BIAS * bias, Z * (variance + unit * unit) ** 0.5
-    return Interval(value, min(value, centre - half), max(value, centre + half), first.form, changes, unit)
+    centre, half = value - SHARE_OF_BIAS * bias, student(len(changes)) * (variance + 2 * one_more**2) ** 0.5
+    return Interval(value, min(value, centre - half), max(value, centre + half), first.form, changes, one_more)
+
+
+def student(n: int) -> float:
+    """What Z is where the variance is known from n examples only: of Student's distribution, nearly."""
+    return Z + (Z**3 + Z) / 4 / max(1, n - 1)
 
 
 def around(value: float, centre: float, variance: float, unit: float, ceiling: float = 1.0) -> Bounds:
@@ -115,6 +122,6 @@ def fewest(count: float) -> float:
 
     Wilson's is too high there: where a success is rare, it holds the truth in as little as 84 % of cases (Brown, Cai
     and DasGupta 2001)."""
-    if count >= 5:
+    if count > 5 - 1e-9:  # five, whatever way it was rounded
         return math.inf
     return count * max(0.0, 1 - 1 / (9 * count) - Z / (3 * count**0.5)) ** 3 if count > 0 else 0.0

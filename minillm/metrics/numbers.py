@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from minillm.metrics.intervals import Interval, Z, bias_and_variance
+from minillm.metrics.intervals import Interval, Z, bias_and_variance, student
 
 MOST = 1 - 1e-12  # of a correlation that has a Fisher z
 CHUNK = 2**22  # numbers in memory at once
@@ -36,7 +36,8 @@ def correlation(value: float, left_out: np.ndarray) -> Interval:
     z, of_each = (np.arctanh(np.clip(each, -MOST, MOST)) for each in (value, left_out))
     _, variance = bias_and_variance(of_each - z)
     half = Z * (variance + 1 / n**2) ** 0.5
-    return Interval(value, math.tanh(z - half), math.tanh(z + half), ".3f", changes, 1 / n)
+    low, high = min(value, math.tanh(z - half)), max(value, math.tanh(z + half))
+    return Interval(value, low, high, ".3f", changes, 1 / n)
 
 
 def of_moments(sums: np.ndarray) -> np.ndarray:
@@ -97,5 +98,5 @@ def positive(rows: np.ndarray, function: Callable[[np.ndarray], np.ndarray], for
     with np.errstate(invalid="ignore", divide="ignore"):
         left_out = np.nan_to_num(function(sums - rows), nan=value)
     _, variance = bias_and_variance(np.log(np.maximum(left_out, value / n)) - math.log(value))
-    factor = math.exp(Z * variance**0.5)
+    factor = math.exp(student(n) * variance**0.5)
     return Interval(value, value / factor, value * factor, form, left_out - value)

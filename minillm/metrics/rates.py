@@ -41,9 +41,15 @@ def ratio(
         raise ValueError("a ratio of nothing is undefined: no examples, or all of them empty")
     value = float(errors.sum() / total)
     changes = (value * sizes - errors) / total * n / max(1, n - 1)
-    # One more wrong example has as many errors as those that were seen, and one of mean size that is all wrong.
-    unit = (errors.sum() + total / n) / (np.count_nonzero(errors) + 1) / total
-    return estimated(value, changes, float(unit), ceiling, form)
+    unit = one_more(errors, sizes) if ceiling > 1 else min(one_more(errors, sizes), one_more(sizes - errors, sizes))
+    return estimated(value, changes, unit, ceiling, form)
+
+
+def one_more(errors: np.ndarray, sizes: np.ndarray) -> float:
+    """What one more wrong example would change: it has as many errors as those that were seen, and one of mean size
+    that is all wrong."""
+    total = sizes.sum()
+    return float((errors.sum() + total / len(sizes)) / (np.count_nonzero(errors) + 1) / total)
 
 
 def mean(values: Sequence[float]) -> Interval:
@@ -61,7 +67,8 @@ def of_sums(rows: np.ndarray, function: Callable[[np.ndarray], np.ndarray]) -> I
     sums = rows.sum(axis=0)
     value = float(function(sums))
     changes = function(sums - rows) - value if n > 1 else np.zeros(1)
-    return estimated(value, changes, unit=(n * value + 1) / (n + 1) / n)  # as of a mean of examples that all count
+    scarce = min(value, 1 - value)  # as of the mean of n values, none of them 0
+    return estimated(value, changes, unit=(n * scarce + 1) / (n + 1) / n)
 
 
 def perplexity(nats: Sequence[float], tokens: Sequence[int]) -> Interval:

@@ -21,6 +21,7 @@ from minillm.errors import UserError
 from minillm.gpt import GPT, GPTConfig
 from minillm.metrics import Interval
 from minillm.report import samples_table
+from minillm.rewards import SHARED, Reward
 from minillm.tokenizer import Tokenizer
 
 
@@ -96,6 +97,11 @@ class Task(Protocol):
     def measure(self, examples: Sequence[Any], answers: Sequence[Any]) -> dict[str, Interval]:
         """The task's metrics over examples and the model's answers to them."""
 
+    def baselines(self, examples: Sequence[Any]) -> dict[str, Interval]:
+        """What a simple rule reaches on these examples, the same whatever the model learns: to be read beside its
+        metrics, at the very end. The names differ from theirs."""
+        return {}
+
     def reward(self, examples: Sequence[Any], answers: Sequence[Any]) -> Mapping[str, Sequence[float]]:
         """How good each answer is: all that reinforcement learning is told. The sum of named parts, from 0 to 1."""
 
@@ -106,7 +112,7 @@ class Task(Protocol):
         """Some answers, for a person."""
 
     def remarks(self, measured: Mapping[str, Interval]) -> list[str]:
-        """What a person should know of the result."""
+        """What a person should know of the result, metrics and baselines."""
         return []
 
     def next_command(self, folder: Path) -> str:
@@ -171,6 +177,11 @@ class WritingTask(Task):
         """The longest prompt of any split with the longest answer behind it."""
         prompts = (example.prompt for split in vars(self.splits).values() for example in split)
         return max(len(tokenizer.prompt(prompt)) for prompt in prompts) + self.max_answer_tokens(tokenizer)
+
+    @property
+    def rewards(self) -> dict[str, Reward]:
+        """What train_rl.py's --reward may name; the first is the default."""
+        return {"own": self.reward, **SHARED}
 
     def practice(self, seed: int) -> Iterator[Example]:
         """Training examples to try answers on, without end, in an order fixed by the seed: shuffled anew each time."""

@@ -5,7 +5,6 @@ time. In training, windows begin anywhere, drawn anew in every epoch; held-out t
 half, so that each token but the first ones is predicted from at least half a window.
 """
 
-import math
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from minillm import cli, evaluate, records
 from minillm.batching import IGNORE, Document
 from minillm.errors import UserError
 from minillm.gpt import GPT, GPTConfig
-from minillm.metrics import Interval, ratio
+from minillm.metrics import Interval, bits_per_character, perplexity, ratio
 from minillm.report import SAMPLES, cells, evenly_spaced, shortened
 from minillm.tasks import files
 from minillm.tasks.base import Shape, Splits, Task
@@ -154,10 +153,13 @@ class LanguageModelling(Task):
 
     def measure(self, examples: Sequence[Window], answers: Sequence[Scored]) -> dict[str, Interval]:
         """Nats a token, perplexity, which is their exponential, and bits a character."""
-        nats = ratio([answer.nats for answer in answers], [answer.tokens for answer in answers])
+        nats, tokens = [answer.nats for answer in answers], [answer.tokens for answer in answers]
         characters = [answer.tokens * example.characters for example, answer in zip(examples, answers, strict=True)]
-        bits = ratio([answer.nats / math.log(2) for answer in answers], characters)
-        return {"nats": nats, "perplexity": Interval(*map(math.exp, nats)), "bits_per_character": bits}
+        return {
+            "nats": ratio(nats, tokens, form=".3f"),
+            "perplexity": perplexity(nats, tokens),
+            "bits_per_character": bits_per_character(nats, characters),
+        }
 
     def table(self, examples: Sequence[Window], answers: Sequence[Scored]) -> Table:
         """Where it was surest, and where least."""

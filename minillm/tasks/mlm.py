@@ -4,7 +4,6 @@ Of the tokens of a window some are chosen anew in every epoch. Most of them beco
 they are, so that the model cannot know which of the words before it are right.
 """
 
-import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from minillm import cli
 from minillm.batching import IGNORE, Document
 from minillm.errors import UserError
 from minillm.heads import MaskedLM
-from minillm.metrics import Interval, ratio
+from minillm.metrics import Interval, perplexity, ratio
 from minillm.modernbert import ModernBERTConfig
 from minillm.published.subwords import learn_vocabulary
 from minillm.tasks import lm
@@ -98,8 +97,8 @@ class MaskedLanguageModelling(LanguageModelling):
 
     def measure(self, examples: Sequence[Window], answers: Sequence[Scored]) -> dict[str, Interval]:
         """Nats a masked token, and perplexity, which is their exponential."""
-        nats = ratio([answer.nats for answer in answers], [answer.tokens for answer in answers])
-        return {"nats": nats, "perplexity": Interval(*map(math.exp, nats))}
+        nats, tokens = [answer.nats for answer in answers], [answer.tokens for answer in answers]
+        return {"nats": ratio(nats, tokens, form=".3f"), "perplexity": perplexity(nats, tokens)}
 
     def next_command(self, folder: Path) -> str:
         return f'python -m minillm fill {shlex.quote(str(folder))} "a text with a [MASK]"'

@@ -15,10 +15,11 @@ import train_sft
 from minillm import evaluate
 from minillm.batching import pack
 from minillm.errors import UserError
+from minillm.layers import OF_DROPOUT
 from minillm.objective import backward
 from minillm.published import checkpoint
 from minillm.session import Session
-from minillm.start import OF_DROPOUT, open_start
+from minillm.start import open_start
 from minillm.tasks.classify import Classify, Options
 
 pytest.importorskip("tokenizers")
@@ -92,6 +93,14 @@ def test_metrics_say_what_there_is_to_say(run):
         right = sum(row.get(name, 0) for name, row in confusion.items())
         assert right / size == metrics[f"{split}_accuracy"]
         assert len(metrics[f"{split}_worst_mistakes"]) == min(10, size - right)
+
+
+def test_baselines_stand_beside_the_result_alone(run):
+    """They are the same at every look, so that only the last line of the log has them."""
+    *looks, last = (line for line in map(json.loads, (run / "log.jsonl").open()) if "dev_accuracy" in line)
+    assert looks
+    assert not any("dev_naive_bayes" in line or "dev_majority" in line for line in looks)
+    assert {"dev_naive_bayes", "dev_majority"} <= last.keys()
 
 
 def test_predictions_are_those_that_were_measured(run, files):
