@@ -10,8 +10,8 @@
   python train_sft.py --resume runs/pronounce-sft          go on where a run was interrupted
 
 Objective: minimise − 1/n Σ log p(target | what the model has read) over the n targets of a step: the tokens of answers,
-the end token included and prompts excluded; in classification the class of each text, in tagging that of each word. The
-count n is taken once a step, however the step is cut. This is the maximum likelihood of the answers that the data shows.
+the end token included and prompts excluded; in classification the class of each text, in tagging that of each word.
+The count n is taken once a step, however the step is cut. This is the maximum likelihood of the answers in the data.
 """
 
 import minillm  # noqa: F401, first: it sets how threads wait
