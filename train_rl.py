@@ -38,7 +38,7 @@ from torch import Tensor
 
 import kernels
 import train_sft
-from minillm import cli, policy
+from minillm import cli, policy, trackers
 from minillm.batching import IGNORE, Batch, Corpus, by_length
 from minillm.device import PRECISIONS, place
 from minillm.episodes import (
@@ -54,6 +54,7 @@ from minillm.episodes import (
     tokens_of,
 )
 from minillm.errors import UserError
+from minillm.findings import findings
 from minillm.generate import GREEDY, Sampling, generate
 from minillm.gpt import GPT
 from minillm.inference import ready
@@ -69,6 +70,7 @@ from minillm.start import documents_of_epoch, inherited_options, open_policy, re
 from minillm.tasks import TASKS
 from minillm.tasks.base import Task, WritingTask
 from minillm.tokenizer import Tokenizer
+from minillm.trackers import TRACKERS
 
 WRITING = {name: task for name, task in TASKS.items() if issubclass(task, WritingTask)}  # which have policies
 DEFAULT_MINUTES = 3.0
@@ -104,6 +106,7 @@ class Args(Estimator):
     evaluations: int = cli.option(4, "looks at the dev set after the first, the last one included")
     precision: str = cli.option("auto", "of the activations; weights stay float32", choices=PRECISIONS)
     kernels: str = cli.option("auto", "implementation of attention and loss", choices=kernels.IMPLS)
+    log_to: str | None = cli.option(None, "write the log there, too", choices=tuple(TRACKERS))
     options: Any = None  # those of the task, an instance of its Options; None: its defaults, or the starting run's
 
 
@@ -115,6 +118,7 @@ def check(args: Args) -> Args:
     if args.options:
         cli.require_choices(args.options)
     cli.require_seed(args)
+    trackers.require(args.log_to)
     cli.require_positive(args, "minutes", "steps", "prompts", "samples", "temperature", "lr", "evaluations")
     cli.require_positive(args, "micro_tokens")
     policy.check(args, args.samples)
@@ -308,7 +312,8 @@ def train(args: Args, console: Console | None = None) -> Run:
         refuse_beside_resume(args)
     else:
         args = check(args)
-    with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-rl") as run:
+    given = cli.given(args)
+    with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-rl", given) as run:
         if args.resume:
             args = resumed(args, "rl", TASKS)
         else:
@@ -341,11 +346,11 @@ def finish(session: Session, task: Task, model: GPT, tokenizer: Tokenizer, befor
     after = score(session.console, task, model, tokenizer, "after")
     shown = evenly_spaced(task.splits.dev, SAMPLES)
     answers = task.answer(model, tokenizer, shown)
-    session.console.print(samples_table(shown, answers, "held-out examples, greedy"))
+    session.console.print(table := samples_table(shown, answers, "held-out examples, greedy"))
     metrics = {**{f"start_{name}": value for name, value in before.items()}, **after}
     panels = ["reward", f"dev_{task.headline}", "kl", "entropy", "gradient_norm", "groups_without_variance"]
     dev = {name: value for name, value in after.items() if name.startswith("dev")}
-    session.finish(metrics, dev, panels, f"{task.name}, by reward")
+    session.finish(metrics, dev, panels, f"{task.name}, by reward", findings(task, model, [table]))
 
 
 def main() -> None:

@@ -28,10 +28,11 @@ from rich.console import Console
 from torch import nn
 
 import kernels
-from minillm import cli
+from minillm import cli, trackers
 from minillm.batching import Corpus
 from minillm.device import PRECISIONS, place
 from minillm.errors import UserError
+from minillm.findings import findings
 from minillm.metrics import Interval
 from minillm.objective import backward
 from minillm.optim import OPTIMIZERS
@@ -43,6 +44,7 @@ from minillm.start import BUDGETS, OF_SHAPE, prepare, refuse_beside_resume, resu
 from minillm.tasks import TASKS
 from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer
+from minillm.trackers import TRACKERS
 
 UNTIL_EVERY = 10  # steps between looks at whether a training is good enough already
 GLANCE = 500  # dev examples looked at during training; all of them at the end
@@ -81,6 +83,7 @@ class Args:
     patience: int | None = cli.option(None, "stop after so many looks in a row that were no better than the best")
     precision: str = cli.option("auto", "of the activations; weights stay float32", choices=PRECISIONS)
     kernels: str = cli.option("auto", "implementation of attention and loss", choices=kernels.IMPLS)
+    log_to: str | None = cli.option(None, "write the log there, too", choices=tuple(TRACKERS))
     options: Any = None  # those of the task, an instance of its Options; None: its defaults
 
 
@@ -96,6 +99,7 @@ def check(args: Args) -> None:
     if args.options:
         cli.require_choices(args.options)
     cli.require_seed(args)
+    trackers.require(args.log_to)
     cli.require_positive(
         args, *BUDGETS, "until", "evaluations", "patience", "layers", "width", "heads", "lr", "embedding_lr"
     )
@@ -113,7 +117,8 @@ def train(args: Args, console: Console | None = None) -> Run:
     started = time.monotonic()
     console, args = console or cli.console(), cli.with_paths(args)
     refuse_beside_resume(args) if args.resume else check(args)
-    with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-sft") as run:
+    given = cli.given(args)
+    with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-sft", given) as run:
         args = resumed(args, "sft", TASKS) if args.resume else args
         placement = place(args.precision, args.kernels)
         options = args.options or TASKS[args.task].Options()
@@ -182,15 +187,19 @@ def finish(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer)
     for split in ("test", "dev"):  # what is shown below is the last one's
         if examples := vars(task.splits)[split]:
             answers = task.answer(model, tokenizer, examples)
-            measured = {**task.measure(examples, answers), **task.baselines(examples)}
+            baselines = task.baselines(examples)
+            measured = {**task.measure(examples, answers), **baselines}
             metrics |= flat(measured, split)
             metrics |= {f"{split}_{name}": value for name, value in task.details(examples, answers).items()}
             session.console.print(f"{split}: {figures(measured)} on {len(examples):,} examples never trained on")
-    session.console.print(task.table(examples, answers))
-    for remark in task.remarks(measured):
+    session.console.print(table := task.table(examples, answers))
+    for remark in (remarks := task.remarks(measured)):
         session.console.print(f"note: {remark}", markup=False)
-    session.finish(metrics, flat(measured, "dev"), ["loss", "lr", f"dev_{task.headline}"], f"{task.name}, by example")
-    session.console.print(f"next: {task.next_command(session.run.folder)}", markup=False)
+    next_command = task.next_command(session.run.folder)
+    found = findings(task, model, [table], list(baselines), remarks, next_command)
+    panels = ["loss", "lr", f"dev_{task.headline}"]
+    session.finish(metrics, flat(measured, "dev"), panels, f"{task.name}, by example", found)
+    session.console.print(f"next: {next_command}", markup=False)
 
 
 def main() -> None:

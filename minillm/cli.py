@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import math
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -142,6 +143,23 @@ def with_paths(args: Args) -> Args:
     if options := vars(args).get("options"):
         changed["options"] = with_paths(options)
     return dataclasses.replace(args, **changed)
+
+
+def given(args: Any) -> dict[str, Any]:
+    """The options, those of the task among them, that are not their defaults: what a command line must say."""
+    own = given(args.options) if vars(args).get("options") else {}
+    fields = (field for field in dataclasses.fields(args) if field.name != "options")
+    return {field.name: vars(args)[field.name] for field in fields if vars(args)[field.name] != field.default} | own
+
+
+def command_line(options: Mapping[str, Any]) -> str:
+    """`--task classify --train 'a file.csv' …`: as they would be typed."""
+    words: list[str] = []
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        for each in value if isinstance(value, list | tuple) else [value]:
+            words += [flag] if each is True else [flag, str(each)]
+    return shlex.join(words)
 
 
 def require_positive(args: Any, *names: str) -> None:

@@ -25,12 +25,14 @@ from torch import nn
 
 from minillm import cli, curves, origin, state
 from minillm.errors import UserError
-from minillm.files import fields_from, read_state, read_tensors, write_tensors
+from minillm.files import fields_from, read_state, read_tensors, write_json, write_tensors
 from minillm.metrics import Interval
 from minillm.optim import Optimizers
+from minillm.pages.run_page import write_page
 from minillm.report import figures, flat
 from minillm.run import BEST, CHECKPOINT, Run, options_of
 from minillm.tokenizer import Tokenizer
+from minillm.trackers import Tracker, open_tracker
 
 SAVE_SECONDS = 60  # between checkpoints
 LINE_SECONDS = 10  # between lines of progress where there is no terminal
@@ -71,6 +73,7 @@ class Session:
         self.peak_lrs = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
         self.share = 0.0  # of the training that was over when the step began
         self.log_file: TextIO | None = None
+        self.tracker: Tracker | None = None  # which gets the log, too
         self.born = time.monotonic()  # when the work began, had one process done all of it
         self.started: float | None = None  # likewise when its first step did
 
@@ -154,6 +157,8 @@ class Session:
             self.log_file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise UserError(f"cannot write {self.log_file.name}: {error.strerror}") from None
+        if self.tracker:
+            self.tracker.write(record)
         self.progress.records += 1
 
     def end(self, reason: str) -> None:
@@ -209,6 +214,8 @@ class Session:
             self.progress.seconds = self.seconds()
         if self.log_file:
             os.fsync(self.log_file.fileno())
+        if self.tracker:
+            self.tracker.flush()
         state.save(self.run.path(CHECKPOINT), self.model, self.optimizers, vars(self.progress))
 
     def restore(self) -> None:
@@ -232,19 +239,34 @@ class Session:
             self.restore()
         self.born = started - self.progress.process_seconds
         if not args.resume:
-            self.run.describe(self.model, tokenizer, {"script": script, **options_of(args)})
+            self.run.describe(self.model, tokenizer, {"script": script, "given": self.run.given, **options_of(args)})
             self.progress.files, self.progress.data = origin.of_files(self.run), dict(data)
             self.save()
+        self.tracker = open_tracker(args.log_to, self.run, self.progress.step)
 
-    def finish(self, metrics: Mapping[str, Any], dev: Mapping[str, float], panels: Sequence[str], title: str) -> None:
-        """Writes all that remains: the model, the metrics, of them `dev` into the log, and its curves."""
+    def finish(
+        self,
+        metrics: Mapping[str, Any],
+        dev: Mapping[str, float],
+        panels: Sequence[str],
+        title: str,
+        found: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Writes all that remains: the model, the metrics, of them `dev` into the log, its curves, and the page of it
+        all with what was `found` beside (see findings.py)."""
         self.run.save_model(self.model)
         self.write(**dev)
         self.log_file.close()
+        if self.tracker:
+            self.tracker.close()
         curves.draw(self.run.read_log(), panels, self.run.path("curves.png"), f"{self.run.folder}: {title}")
         seconds = round(time.monotonic() - self.born, 1)
-        self.run.finish({**metrics, "seconds": seconds, "steps": self.progress.step, **self.progress.totals})
-        self.console.print(f"saved to {self.run.folder}: model, log, metrics.json, curves.png", markup=False)
+        metrics = {**metrics, "seconds": seconds, "steps": self.progress.step, **self.progress.totals}
+        if found:
+            write_json(self.run.path("report.json"), found)
+        write_page(self.run, metrics)
+        self.run.finish(metrics)
+        self.console.print(f"saved to {self.run.folder}: model, log, metrics.json, report.html", markup=False)
 
 
 def schedule(share: float, warmup: float) -> float:

@@ -187,6 +187,7 @@ def resumed(args: Args, script: str, tasks: Mapping[str, type[Task]]) -> Args:
     if run.is_finished:
         raise UserError(f"{args.resume} is finished; to train its model further use --init {quote(str(args.resume))}")
     saved = run.options()
+    saved.pop("given", None)
     if (maker := saved.pop("script", None)) is None:
         raise UserError(f"{args.resume}: args.json is of another version of this program; start a new run")
     if maker != script:

@@ -26,6 +26,8 @@ FILES = {
     "log.jsonl",
     "metrics.json",
     "model.safetensors",
+    "report.html",
+    "report.json",
     "tokenizer.json",
 }
 

@@ -371,7 +371,7 @@ def test_the_time_of_a_look_at_the_dev_set_counts(make, clock):
 def test_all_processes_seconds_count(make, clock, monkeypatch):
     """From the beginning of each, until it saved for the last time; of the last one, until the end."""
     monkeypatch.setattr(minillm.curves, "draw", lambda *_: None)
-    args = SimpleNamespace(resume=None, options=SimpleNamespace())
+    args = SimpleNamespace(resume=None, log_to=None, options=SimpleNamespace())
     session = make(steps=2)
     clock.now = 130.0  # it prepared for half a minute
     session.begin("sft", args, TOKENIZER, {"classes": "ab"}, started=100.0)

@@ -366,6 +366,8 @@ def test_the_best_model_of_the_evaluations_is_kept(monkeypatch):
         "log.jsonl",
         "metrics.json",
         "model.safetensors",
+        "report.html",
+        "report.json",
         "tokenizer.json",
     ]
 

@@ -13,14 +13,12 @@ import numpy as np
 from rich.table import Table
 from torch import nn
 
-from minillm import cli, records
+from minillm import records
 from minillm.batching import IGNORE, Document
-from minillm.bert import BERTConfig
 from minillm.errors import UserError
-from minillm.gpt import GPTConfig
 from minillm.heads import TokenClassifier
+from minillm.layers import dropout_everywhere
 from minillm.metrics import Interval, entities, entity_f1, entity_report, rate, token_accuracy
-from minillm.modernbert import ModernBERTConfig
 from minillm.naive_bayes import NaiveBayes
 from minillm.published.subwords import learn_wordpiece
 from minillm.records import Record
@@ -29,26 +27,16 @@ from minillm.tagging import Tagged, WordReader, tagged
 from minillm.tags import Grammar, in_order, mark, split
 from minillm.tasks import files
 from minillm.tasks.base import Shape, Splits, Task
+from minillm.tasks.classify import KINDS, LONGEST, Options
 from minillm.tasks.files import Fields
 from minillm.tokenizer import Tokenizer
 from minillm.variation import Exchange, Splitter
 
-KINDS = {
-    "modernbert": partial(ModernBERTConfig, pooling="mean"),
-    "bert": BERTConfig,
-    "gpt": partial(GPTConfig, positions="learned", bias=True),
-}  # of models from scratch
-LONGEST = 512  # tokens of a window that a model from scratch reads
 VOCABULARY = 8000  # words and pieces of words, learned from the training sentences
 VARIED = "varied_in_training"  # a key of tokenizer_config.json
 MOST_TAGS = 1000  # more are no tags; most likely the field is another one
 SHOWN = 20  # tags that are listed with their number of words
 WORST = 10
-
-
-@dataclass(frozen=True)
-class Options(files.Options):
-    model: str | None = cli.option(None, "what a model from scratch is (default: modernbert)", choices=tuple(KINDS))
 
 
 @dataclass(frozen=True)
@@ -104,11 +92,10 @@ class Tag(Task):
         return min(max(usual, least * per_step), most * per_step)
 
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> TokenClassifier:
-        sizes = {"num_layers": shape.layers, "width": shape.width, "num_heads": shape.heads, "dropout": shape.dropout}
-        kind = KINDS[self.kind or next(iter(KINDS))]
-        if kind is KINDS["modernbert"]:  # whose only dropout is before the last product
-            sizes["classifier_dropout"] = sizes.pop("dropout")
-        return TokenClassifier(kind(tokenizer.vocab_size, LONGEST, **sizes), self.classes, self.sequence_classes)
+        kind, details = KINDS[self.kind or next(iter(KINDS))]
+        sizes = {"num_layers": shape.layers, "width": shape.width, "num_heads": shape.heads}
+        config = kind(tokenizer.vocab_size, LONGEST, **sizes, **details, **dropout_everywhere(kind, shape.dropout))
+        return TokenClassifier(config, self.classes, self.sequence_classes)
 
     def adapt(self, model: TokenClassifier, tokenizer: Tokenizer) -> None:
         """Take over the order of the model's classes, and how it reads words. One whose vocabulary was learned here
