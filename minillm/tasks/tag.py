@@ -101,6 +101,7 @@ class Tag(Task):
         """Take over the order of the model's classes, and how it reads words. One whose vocabulary was learned here
         sees every sentence differently in each epoch."""
         self.classes, self.sequence_classes = list(model.classes), list(model.sequence_classes)
+        self.number = {tag: k for k, tag in enumerate(self.classes)}
         self.reader = WordReader(tokenizer, model.config)
         self.is_redrawn = tokenizer.config.get(VARIED) is True and bool(self.splits.train)
         if self.is_redrawn:
@@ -121,7 +122,7 @@ class Tag(Task):
         found = []
         for window in self.reader.windows(words, vary):
             targets = np.full(len(window.tokens), IGNORE)
-            targets[window.at] = [self.classes.index(tags[i]) for i in window.words]
+            targets[window.at] = [self.number[tags[i]] for i in window.words]
             found.append(Document(window.tokens, targets.tolist(), label))
         return found
 
