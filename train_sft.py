@@ -8,11 +8,12 @@
   python train_sft.py --task classify --train a.csv --fields text=review,label=stars     one from scratch
   python train_sft.py --task seq2seq --train a.jsonl --fields prompt=en,answer=de     translation from scratch
   python train_sft.py --task chat --init MODEL --train a.jsonl     conversations, in the model's own template
+  python train_sft.py --task tag --init MODEL --train a.conll --dev b.conll          entities, or slots and intents
   python train_sft.py --resume runs/pronounce-sft          go on where a run was interrupted
 
 Objective: minimise − 1/n Σ log p(target | what the model has read) over the n targets of a step: the tokens of answers,
-the end token included and prompts excluded, or in classification the class of each text. The count n is taken once a
-step, however the step is cut. This is the maximum likelihood of the answers that the data shows.
+the end token included and prompts excluded; in classification the class of each text, in tagging that of each word.
+The count n is taken once a step, however the step is cut. This is the maximum likelihood of the answers in the data.
 """
 
 import minillm  # noqa: F401, first: it sets how threads wait

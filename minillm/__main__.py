@@ -4,6 +4,7 @@
   python -m minillm chat MODEL                                    a conversation with a GPT
   python -m minillm embed MODEL "one text" "another"              how alike texts mean, by a BERT
   python -m minillm classify RUN "a text"                         which class a text belongs to
+  python -m minillm tag RUN "a text"                              its entities, or what each word is
   python -m minillm fill MODEL "The [MASK] is blue."              the words that a BERT would put there
   python -m minillm merge ADAPTER --base MODEL --out FOLDER       LoRA's pairs into the weights that they are for
   python -m minillm reward FILE.py:score "an answer"              what a reward for train_rl.py says of answers
@@ -33,6 +34,7 @@ COMMANDS = (
     "chat",
     "embed",
     "classify",
+    "tag",
     "fill",
     "merge",
     "reward",

@@ -112,7 +112,8 @@ def open_start(init: Path | str, task: Task) -> tuple[nn.Module, Tokenizer]:
         raise UserError(f"{path} is not finished; go on with --resume {quote(str(path))} first")
     saved = checkpoint.open_checkpoint(path)
     classes = task.classes and (saved.matching_classes(task.classes) or task.classes)  # in the checkpoint's order
-    return saved.load(task.head, classes), load_tokenizer(path)
+    of_sequences = saved.matching_sequence_classes(task.sequence_classes) or task.sequence_classes
+    return saved.load(task.head, classes, sequence_classes=of_sequences), load_tokenizer(path)
 
 
 def adapt(task: Task, model: nn.Module, tokenizer: Tokenizer, init: Path | str) -> None:
@@ -179,7 +180,7 @@ def with_dropout(model: nn.Module, p: float | None) -> nn.Module:
         config = dataclasses.replace(model.config, **dropout_everywhere(type(model.config), p))
     except ValueError as error:
         raise UserError(f"there is no such model: {error}") from None
-    other = GPT(config) if isinstance(model, GPT) else type(model)(config, model.classes)
+    other = GPT(config) if isinstance(model, GPT) else type(model)(config, *model.outputs)
     other.load_state_dict(model.state_dict())
     if not isinstance(model, GPT):
         other.transform_is_trained = model.transform_is_trained

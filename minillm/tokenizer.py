@@ -73,8 +73,9 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]:
         """Plain text: nothing is added, and what looks like a control token is text like any other."""
 
-    def parse(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Text in which control tokens count as such, and from which character to which each token reaches."""
+    def parse(self, text: str, control: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
+        """Text in which control tokens count as such, if they are to, and from which character to which each token
+        reaches."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without control tokens; ids beyond the vocabulary (tables are padded) have none."""

@@ -73,6 +73,7 @@ class Task(Protocol):
     looks_first: ClassVar[bool] = False  # whether what the model can do before its training is worth a look
     splits: Splits
     classes: Sequence[str] | None  # for heads that have them: what a new one tells apart
+    sequence_classes: Sequence[str] = ()  # of a tagger, which also says of what class the whole is
     notes: Sequence[str]  # what a person should know of the data
     before: Mapping[str, Any] = {}  # what was logged of it then
 

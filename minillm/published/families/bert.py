@@ -7,7 +7,7 @@ from torch import nn
 from minillm.bert import BERT, BERTConfig
 from minillm.heads import MaskedLM, SentenceEmbedder, SequenceClassifier, TokenClassifier
 from minillm.modernbert import ModernBERT, ModernBERTConfig
-from minillm.published.families.base import ACTIVATIONS, Family, Fields, Head, Rule, rule, written
+from minillm.published.families.base import ACTIVATIONS, OF_SEQUENCES, Family, Fields, Head, Rule, rule, written
 
 
 def heads(
@@ -23,7 +23,7 @@ def heads(
         "encoder": Head(encoder, f"{name}Model", also=others, is_bare=True),  # of the others it is what is used
         "mlm": Head(MaskedLM, f"{name}ForMaskedLM", also=pretraining, rules=mlm),
         "classify": Head(SequenceClassifier, f"{name}ForSequenceClassification", rules=classify, has_classes=True),
-        "tag": Head(TokenClassifier, f"{name}ForTokenClassification", rules=tag, has_classes=True),
+        "tag": Head(TokenClassifier, f"{name}ForTokenClassification", rules=(*tag, OF_SEQUENCES), has_classes=True),
         "embed": Head(SentenceEmbedder, f"{name}Model", is_bare=True),
     }
 
