@@ -30,12 +30,13 @@ from torch import nn
 import kernels
 from minillm import cli, trackers
 from minillm.batching import Corpus
-from minillm.device import PRECISIONS, place
+from minillm.device import PRECISIONS, place, settle
 from minillm.errors import UserError
 from minillm.findings import findings
 from minillm.metrics import Interval
 from minillm.objective import backward
-from minillm.optim import OPTIMIZERS
+from minillm.optim import optimizers_of
+from minillm.options import Supervised, check_optimisation
 from minillm.origin import data_of
 from minillm.report import evenly_spaced, figures, flat, introduce
 from minillm.run import Run
@@ -44,14 +45,13 @@ from minillm.start import BUDGETS, OF_SHAPE, prepare, refuse_beside_resume, resu
 from minillm.tasks import TASKS
 from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer
-from minillm.trackers import TRACKERS
 
 UNTIL_EVERY = 10  # steps between looks at whether a training is good enough already
 GLANCE = 500  # dev examples looked at during training; all of them at the end
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Supervised):
     task: str = cli.option("pronounce", "what to learn", choices=tuple(TASKS))
     out: Path | None = cli.option(None, "folder to save to (default: runs/TASK-sft, numbered when taken)")
     resume: Path | None = cli.option(None, "go on with an interrupted run, under the options it was started with")
@@ -70,12 +70,6 @@ class Args:
     batch_tokens: int | None = cli.option(None, "tokens in a step, about")
     batch_examples: int | None = cli.option(None, "or examples in a step, of average length")
     micro_tokens: int | None = cli.option(None, "tokens computed at once; a step is cut up, with the same gradient")
-    optimizer: str | None = cli.option(None, "what moves the weights", choices=tuple(OPTIMIZERS))
-    lr: float | None = cli.option(None, "peak learning rate of the blocks, or of a classifier's encoder")
-    embedding_lr: float | None = cli.option(
-        None, "peak learning rate of embeddings and norms, or of a classifier's head"
-    )
-    warmup: float | None = cli.option(None, "share of the training in which the learning rates rise")
     evaluations: int | None = cli.option(None, "looks at the dev set, the last one included")
     keep: str | None = cli.option(
         None, "the model to save: of the last step, or the best of the evaluations", ("last", "best")
@@ -83,7 +77,7 @@ class Args:
     patience: int | None = cli.option(None, "stop after so many looks in a row that were no better than the best")
     precision: str = cli.option("auto", "of the activations; weights stay float32", choices=PRECISIONS)
     kernels: str = cli.option("auto", "implementation of attention and loss", choices=kernels.IMPLS)
-    log_to: str | None = cli.option(None, "write the log there, too", choices=tuple(TRACKERS))
+    log_to: str | None = cli.option(None, "write the log there, too", choices=tuple(trackers.TRACKERS))
     options: Any = None  # those of the task, an instance of its Options; None: its defaults
 
 
@@ -100,12 +94,10 @@ def check(args: Args) -> None:
         cli.require_choices(args.options)
     cli.require_seed(args)
     trackers.require(args.log_to)
-    cli.require_positive(
-        args, *BUDGETS, "until", "evaluations", "patience", "layers", "width", "heads", "lr", "embedding_lr"
-    )
+    cli.require_positive(args, *BUDGETS, "until", "evaluations", "patience", "layers", "width", "heads")
     cli.require_positive(args, "batch_tokens", "batch_examples", "micro_tokens")
-    cli.require_share(args, "warmup", "the training")
     cli.require_share(args, "dropout", "activations")
+    check_optimisation(args)
     if args.init and (given := [name for name in OF_SHAPE if vars(args)[name] is not None]):
         raise UserError(
             f"--{given[0]} is for a model from scratch, but --init {args.init} brings its own; leave one out"
@@ -117,17 +109,16 @@ def train(args: Args, console: Console | None = None) -> Run:
     started = time.monotonic()
     console, args = console or cli.console(), cli.with_paths(args)
     refuse_beside_resume(args) if args.resume else check(args)
-    given = cli.given(args)
-    with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-sft", given) as run:
+    with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-sft", cli.given(args)) as run:
         args = resumed(args, "sft", TASKS) if args.resume else args
         placement = place(args.precision, args.kernels)
         options = args.options or TASKS[args.task].Options()
         args = dataclasses.replace(args, precision=placement.precision, options=options)
         task = TASKS[args.task](options, args.seed)
         data = data_of(run, task)
-        args, model, tokenizer, corpus = prepare(args, task)
-        model.to(placement.device).compute_dtype = placement.dtype
-        session = Session(args, run, model, OPTIMIZERS[args.optimizer](model, args.lr, args.embedding_lr), console)
+        args, model, tokenizer, corpus = prepare(args, task, run)
+        settle(model, placement, args.checkpointing, args.compile)
+        session = Session(args, run, model, optimizers_of(model, args), console)
         session.begin("sft", args, tokenizer, data, started)
         introduce(console, placement, task, model, run)
         fit(args, session, task, model, tokenizer, corpus)
@@ -141,32 +132,35 @@ def fit(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: T
     model.train()
     for step in session:
         batches = corpus.step(step, args.batch_tokens, args.micro_tokens)
-        count = sum(batch.count for batch in batches)
-        loss = sum(backward(model, batch.to(device), 1 / max(count, 1)) for batch in batches)
-        gradient_norm = session.update()
+        weight = 1 / max(1, sum(batch.count for batch in batches))
+        loss = sum(backward(model, batch.to(device), weight, 1.0, args.label_smoothing) for batch in batches)
+        gradient_norm = session.update(args.clip)
         session.log(
             {"tokens": sum(len(batch.tokens) for batch in batches)}, loss=float(loss), gradient_norm=gradient_norm
         )
 
         if session.evaluation_is_due():
-            examples, answers = glance(task, model, tokenizer)
+            examples, answers = glance(session, task, model, tokenizer)
             measured = task.measure(examples, answers)
             session.report(measured, len(examples))
             if args.keep == "best" or args.patience:
                 session.keep_if_best(score_of(task, measured))
             if args.patience and session.progress.worse >= args.patience:
                 session.end(f"the last {args.patience} looks at the dev set were no better than the best before")
-        if args.until and (step + 1) % UNTIL_EVERY == 0 and mean_reward(task, model, tokenizer) >= args.until:
+        if args.until and (step + 1) % UNTIL_EVERY == 0 and mean_reward(session, task, model, tokenizer) >= args.until:
             session.end(f"good enough, as --until {args.until} says")
     if args.keep == "best":
-        session.keep_if_best(score_of(task, task.measure(*glance(task, model, tokenizer))))
+        session.keep_if_best(score_of(task, task.measure(*glance(session, task, model, tokenizer))))
         session.take_best()
+    else:
+        session.take_average()
 
 
-def glance(task: Task, model: nn.Module, tokenizer: Tokenizer) -> tuple[list, list]:
+def glance(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> tuple[list, list]:
     """Some dev examples and the model's answers."""
     examples = evenly_spaced(task.splits.dev, GLANCE)
-    return examples, task.answer(model, tokenizer, examples)
+    with session.averaged():
+        return examples, task.answer(model, tokenizer, examples)
 
 
 def score_of(task: Task, measured: dict[str, Interval]) -> float:
@@ -175,9 +169,9 @@ def score_of(task: Task, measured: dict[str, Interval]) -> float:
     return -value if task.lower_is_better else value
 
 
-def mean_reward(task: Task, model: nn.Module, tokenizer: Tokenizer) -> float:
+def mean_reward(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> float:
     """Of greedy answers to some of the dev examples."""
-    examples, answers = glance(task, model, tokenizer)
+    examples, answers = glance(session, task, model, tokenizer)
     return sum(map(sum, task.reward(examples, answers).values())) / len(examples)
 
 
@@ -196,7 +190,7 @@ def finish(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer)
     for remark in (remarks := task.remarks(measured)):
         session.console.print(f"note: {remark}", markup=False)
     next_command = task.next_command(session.run.folder)
-    found = findings(task, model, [table], list(baselines), remarks, next_command)
+    found = findings(task, model, [table], measured, list(baselines), remarks, next_command)
     panels = ["loss", "lr", f"dev_{task.headline}"]
     session.finish(metrics, flat(measured, "dev"), panels, f"{task.name}, by example", found)
     session.console.print(f"next: {next_command}", markup=False)

@@ -71,6 +71,11 @@ class Head(nn.Module):
         self.encoder = make_encoder(config)
 
     @property
+    def pretrained(self) -> tuple[str, ...]:
+        """How the names of the parameters begin that came with a checkpoint, where the model began as one."""
+        return ("encoder.", "transform.") if self.transform_is_trained else ("encoder.",)
+
+    @property
     def config(self) -> AnyConfig:
         return self.encoder.config
 
@@ -93,6 +98,15 @@ class Head(nn.Module):
     def compute_dtype(self, dtype: torch.dtype | None) -> None:
         self.encoder.compute_dtype = dtype
 
+    @property
+    def recompute(self) -> bool:
+        """Activations within blocks, instead of keeping them for the backward pass."""
+        return self.encoder.recompute
+
+    @recompute.setter
+    def recompute(self, value: bool) -> None:
+        self.encoder.recompute = value
+
     def encode(self, tokens: Tensor, packing: Packing, segments: Tensor | None) -> Tensor:
         """Hidden states (N, C). Models that know no segments tell the texts of a pair by what stands between them."""
         if segments is not None and isinstance(self.config, BERTConfig) and self.config.num_segments > 1:
@@ -102,6 +116,8 @@ class Head(nn.Module):
 
 class MaskedLM(Head):
     """Predicts the token behind a mask."""
+
+    pretrained = ("",)  # all of it: no checkpoint for masked tokens lacks the head
 
     def __init__(self, config: EncoderConfig):
         super().__init__(config)
@@ -118,13 +134,18 @@ class MaskedLM(Head):
         """(N, C) → (N, V)."""
         return self.output(hidden)
 
-    def loss(self, batch: Batch, weights: Tensor | float | None = None, temperature: float = 1.0) -> Tensor:
+    def loss(
+        self,
+        batch: Batch,
+        weights: Tensor | float | None = None,
+        temperature: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
         """−log p(masked token), see `objective.Model`: one value a token (N,), or Σ weight · loss."""
         hidden = self(batch.tokens, batch.packing, batch.segments)
         weight, bias = self.output.weight, self.output.bias
-        return linear_cross_entropy(
-            hidden, weight, batch.targets, bias=bias, token_weights=weights, temperature=temperature
-        )
+        options = {"token_weights": weights, "temperature": temperature, "label_smoothing": label_smoothing}
+        return linear_cross_entropy(hidden, weight, batch.targets, bias=bias, **options)
 
 
 class SequenceClassifier(Head):
@@ -145,10 +166,17 @@ class SequenceClassifier(Head):
         pooled = POOLING[pooling_of(self.config)](self.encode(tokens, packing, segments), packing)
         return self.classifier(dropout(self.transform(pooled), classifier_dropout(self.config), self.training))
 
-    def loss(self, batch: Batch, weights: Tensor | float | None = None, temperature: float = 1.0) -> Tensor:
+    def loss(
+        self,
+        batch: Batch,
+        weights: Tensor | float | None = None,
+        temperature: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
         """−log p(class), see `objective.Model`: one value a sequence (B,), or Σ weight · loss."""
         logits = self(batch.tokens, batch.packing, batch.segments)
-        return weighted(cross_entropy(logits, batch.labels, temperature=temperature), weights)
+        options = {"temperature": temperature, "label_smoothing": label_smoothing}
+        return weighted(cross_entropy(logits, batch.labels, **options), weights)
 
 
 class TokenClassifier(Head):
@@ -180,13 +208,20 @@ class TokenClassifier(Head):
         pooled = POOLING[pooling_of(self.config)](hidden, packing)
         return logits, self.sequence_classifier(dropout(pooled, p, self.training))
 
-    def loss(self, batch: Batch, weights: Tensor | float | None = None, temperature: float = 1.0) -> Tensor:
+    def loss(
+        self,
+        batch: Batch,
+        weights: Tensor | float | None = None,
+        temperature: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
         """−log p(class), see `objective.Model`: one value a token and behind them, where sequences have classes of
         their own, one a sequence, (N,) or (N + B,); or Σ weight · loss."""
         logits, of_sequences = self.both(batch.tokens, batch.packing, batch.segments)
-        losses = cross_entropy(logits, batch.targets, temperature=temperature)
+        options = {"temperature": temperature, "label_smoothing": label_smoothing}
+        losses = cross_entropy(logits, batch.targets, **options)
         if of_sequences is not None:
-            losses = torch.cat([losses, cross_entropy(of_sequences, batch.labels, temperature=temperature)])
+            losses = torch.cat([losses, cross_entropy(of_sequences, batch.labels, **options)])
         return weighted(losses, weights)
 
 

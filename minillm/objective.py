@@ -15,18 +15,27 @@ from minillm.batching import Batch
 
 
 class Model(Protocol):
-    def loss(self, batch: Batch, weights: Tensor | float | None = None, temperature: float = 1.0) -> Tensor:
+    def loss(
+        self,
+        batch: Batch,
+        weights: Tensor | float | None = None,
+        temperature: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
         """−log p of what the batch asks for, at a temperature of the model's distribution: one value a token, or a
         text where texts are classified, in float32 or wider, 0 where there is no target. With weights, one number or
-        one for each value, Σ weight · loss; never a mean. For a GPT: kernels/linear_cross_entropy.py."""
+        one for each value, Σ weight · loss; never a mean. Label smoothing ε makes it (1 − ε) times that and ε times the
+        mean of −log p over all the target might have been. For a GPT: kernels/linear_cross_entropy.py."""
 
 
-def backward(model: Model, batch: Batch, weights: Tensor | float, temperature: float = 1.0) -> Tensor:
+def backward(
+    model: Model, batch: Batch, weights: Tensor | float, temperature: float = 1.0, label_smoothing: float = 0.0
+) -> Tensor:
     """Adds the gradient of Σ weight · −log p(target) to the parameters'; returns the sum, detached.
 
     The sums of the batches of one step are the sum of the step, however it is cut: a count that they are divided by
     is taken once, over the whole step.
     """
-    loss = model.loss(batch, weights, temperature)
+    loss = model.loss(batch, weights, temperature, label_smoothing)
     loss.backward()
     return loss.detach()

@@ -78,8 +78,9 @@ def test_quick_simulation_of_intervals():
     done = subprocess.run(script, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()[2:]]
-    assert {metric for metric, *_ in cells} == {"rate", "ratio", "macro-F1"}
-    assert all(float(mean.rstrip("%")) > 90 for *_, mean, _ in cells)
+    known = {"rate", "ratio", "macro-F1", "entity F1", "mean", "Pearson", "Spearman", "calibration error", "difference"}
+    assert {metric for metric, *_ in cells} == known
+    assert all(float(mean.rstrip("%")) > 85 for *_, mean, _ in cells)
 
 
 def test_a_foreign_package_named_kernels_is_named(tmp_path):

@@ -199,11 +199,10 @@ def point(series: Series, i: int, x: Axis, y: Axis, written: Written) -> Html:
 
 
 class Value(NamedTuple):
-    """A row of `intervals`. `text` is what is written: `88.1% [85.8%, 90.1%]`; `is_own`: not a baseline's."""
+    """A row of `intervals`. `is_own`: not of what the model is compared with."""
 
     name: str
     interval: Interval
-    text: str
     is_own: bool = True
 
 
@@ -230,6 +229,6 @@ def row(value: Value, axis: Axis, grid: Html) -> list[Html]:
         tag("path", d=f"M{middle} 7h0.001", class_="dot"),
     ]
     svg = tag("svg", grid, *marks, viewBox="0 0 100 14", preserveAspectRatio="none", aria_hidden="true")
-    text, _, rest = value.text.partition(" ")
+    text, _, rest = str(value.interval).partition(" ")
     words = tag("td", text, " ", tag("small", rest), class_="value number")
     return [tag("th", value.name, scope="row"), words, tag("td", svg, class_="mark")]

@@ -108,6 +108,10 @@ class Task(Protocol):
     def details(self, examples: Sequence[Any], answers: Sequence[Any]) -> dict[str, Any]:
         """What belongs into metrics.json beside the metrics."""
 
+    def record(self, example: Any, answer: Any) -> dict[str, Any]:
+        """An example and the model's answer, as they stand in a line of JSON: `evaluate --predictions`."""
+        return {**vars(example), "answer": answer._asdict() if isinstance(answer, tuple) else answer}
+
     def table(self, examples: Sequence[Any], answers: Sequence[Any]) -> Table:
         """Some answers, for a person."""
 
@@ -162,9 +166,10 @@ class WritingTask(Task):
 
     @cache  # noqa: B019, a task lives as long as the training
     def max_answer_tokens(self, tokenizer: Tokenizer) -> int:
-        """Where an answer that does not end is cut: the longest in training, and the token that ends it."""
-        answers = (answer for example in self.splits.train for answer in example.answers)
-        return max(len(tokenizer.encode(answer)) for answer in answers) + 1
+        """Where an answer that does not end is cut: the longest in training, and the token that ends it. Where nothing
+        is learned, it is twice the longest right one."""
+        examples, times = (self.splits.train, 1) if self.splits.train else ([*self.splits.dev, *self.splits.test], 2)
+        return times * max(len(tokenizer.encode(answer)) for each in examples for answer in each.answers) + 1
 
     def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Interval]:
         raise NotImplementedError(f"--task {self.name} does not say how good answers are")

@@ -96,7 +96,10 @@ def lines(out):
 def test_help_names_all_commands(run, argv):
     code, out, _ = run(*argv)
     assert code == 0
-    assert all(f"python -m minillm {name} " in out for name in ("generate", "chat", "embed", "classify", "tag", "fill"))
+    assert all(
+        f"python -m minillm {name} " in out
+        for name in ("generate", "chat", "embed", "classify", "tag", "fill", "merge")
+    )
 
 
 @pytest.mark.parametrize("name", ["generate", "chat", "embed", "classify", "tag", "fill"])
