@@ -46,18 +46,24 @@ class WordReader:
     """
 
     def __init__(self, tokenizer: Tokenizer, config: AnyConfig):
-        """UserError where the model has no room for words."""
+        """UserError where the model has no room for words, or its vocabulary none."""
         self.tokenizer, self.vocab_size = tokenizer, config.vocab_size
         self.by_last = pooling_of(config) == "last"
-        self.begin, self.end = surroundings(tokenizer)
+        try:
+            self.begin, self.end = surroundings(tokenizer)
+        except ValueError as error:  # a vocabulary of symbols
+            raise UserError(f"this model does not read words: {error}") from None
         self.room = min(config.max_seq_len, tokenizer.limit) - len(self.begin) - len(self.end)
         if self.room < 2:
             raise UserError(f"max_seq_len={config.max_seq_len} of the model leaves no room for words")
 
     def pieces(self, words: Words) -> Pieces:
         """The tokens of all words as of one text, and of each token which word it is of. UserError where the vocabulary
-        is not the model's."""
-        tokens, spans = self.tokenizer.parse(" ".join(words), control=False)
+        is not the model's, or lacks a letter."""
+        try:
+            tokens, spans = self.tokenizer.parse(" ".join(words), control=False)
+        except ValueError as error:
+            raise UserError(f"this model does not read such words: {error}") from None
         if (largest := max(tokens, default=0)) >= self.vocab_size:
             raise UserError(
                 f"the vocabulary gives a text the token {largest}, but the model only has {self.vocab_size}: "

@@ -7,6 +7,7 @@ checkpoints, and `vocabularies.load_tokenizer`, which reads whichever a folder o
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -128,6 +129,11 @@ class SymbolTokenizer(Tokenizer):
         if stranger is not None:
             raise ValueError(f"the symbol {stranger!r} in {text!r} is not in the vocabulary {self.name!r}")
         return self.encoding.encode_ordinary(text)
+
+    def parse(self, text: str, control: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
+        """There is no text in which END counts as such; see `encode`."""
+        ends = list(accumulate(map(len, self.pieces(text))))
+        return self.encode(text), list(zip([0, *ends], ends, strict=False))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids up to the first END."""

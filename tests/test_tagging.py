@@ -12,6 +12,7 @@ from minillm.heads import TokenClassifier
 from minillm.modernbert import ModernBERTConfig
 from minillm.objective import backward
 from minillm.tagging import WordReader, cut, read_words
+from minillm.tokenizer import SymbolTokenizer
 
 pytest.importorskip("tokenizers")
 from minillm.published.subwords import BERT, Subwords, wordpiece
@@ -68,6 +69,17 @@ def test_a_vocabulary_of_another_model_is_refused(tokenizer):
         WordReader(tokenizer, bert_config(vocab_size=6)).windows(["fog"])
     with pytest.raises(UserError, match="max_seq_len=3 of the model leaves no room"):
         WordReader(tokenizer, bert_config(max_seq_len=3))
+
+
+def test_a_vocabulary_of_symbols_has_letters_as_pieces_if_it_has_them():
+    letters = SymbolTokenizer("letters", r"[\s\S]", "ab c")
+    reader = WordReader(letters, gpt_config())
+    (window,) = reader.windows(["ab", "c"])
+    assert (window.tokens, window.at.tolist()) == (letters.encode("ab c"), [1, 3])
+    with pytest.raises(UserError, match="this model does not read such words: the symbol 'd' in 'ab d'"):
+        reader.windows(["ab", "d"])
+    with pytest.raises(UserError, match="this model does not read words: the symbol 'a'"):
+        WordReader(SymbolTokenizer("digits", r"[\s\S]", "0123"), gpt_config())
 
 
 def test_pieces_are_those_of_transformers():

@@ -136,7 +136,7 @@ class Tag(Task):
         if self.has_entities:
             measured["f1"] = entity_f1(truth, found)
         measured["accuracy"] = token_accuracy(truth, found)
-        if self.sequence_classes:
+        if have_intents(examples):
             measured["intent_accuracy"] = rate([a.intent == e.intent for e, a in zip(examples, answers, strict=True)])
         return measured
 
@@ -145,7 +145,7 @@ class Tag(Task):
         truth = [example.tags for example in examples]
         found = [[self.commonest.get(word, self.default) for word in example.words] for example in examples]
         measured = {"look_up": (entity_f1 if self.has_entities else token_accuracy)(truth, found)}
-        if self.sequence_classes:
+        if have_intents(examples):
             right = [self.naive_bayes.answer((example.prompt,)) == example.intent for example in examples]
             measured["naive_bayes"] = rate(right)
         return measured
@@ -173,10 +173,10 @@ class Tag(Task):
     def reward(self, examples: Sequence[Sentence], answers: Sequence[Tagged]) -> dict[str, list[float]]:
         """F1 of each sentence's entities, 1 where it has none and none were found, or its share of right words; with
         an intent, which is right or wrong, each counts half."""
-        share = 0.5 if self.sequence_classes else 1.0
+        share = 0.5 if have_intents(examples) else 1.0
         of_tags = sentence_f1 if self.has_entities else sentence_accuracy
         parts = {"tags": [share * of_tags(e.tags, a.tags) for e, a in zip(examples, answers, strict=True)]}
-        if self.sequence_classes:
+        if have_intents(examples):
             parts["intent"] = [share * (a.intent == e.intent) for e, a in zip(examples, answers, strict=True)]
         return parts
 
@@ -219,6 +219,10 @@ class Tag(Task):
 
     def next_command(self, folder: Path) -> str:
         return f'python -m minillm tag {shlex.quote(str(folder))} "a sentence of your own"'
+
+
+def have_intents(examples: Sequence[Sentence]) -> bool:
+    return any(example.intent is not None for example in examples)
 
 
 def sentence_f1(truth: Sequence[str], found: Sequence[str]) -> float:
