@@ -116,12 +116,11 @@ class Continuations(NamedTuple):
 
 def likeliest(model: GPT, hidden: Tensor, logprobs: Tensor, m: int) -> Continuations:
     """The m likeliest continuations, or all, of beams with these log-probabilities (B,W) and hidden states (B·W,C)."""
-    B, W = logprobs.shape
-    V = model.config.vocab_size
+    (B, W), V = logprobs.shape, model.config.vocab_size
+    prompts = max(1, AT_ONCE // (W * V))
     parts = []
-    for states, before in zip(*(x.split(max(1, AT_ONCE // (W * V))) for x in (hidden.view(B, W, -1), logprobs)), strict=True):
-        logits = model.logits(states.flatten(0, 1))
-        of_tokens = torch.log_softmax(logits, dim=-1, dtype=before.dtype).view(-1, W, V)
+    for states, before in zip(hidden.view(B, W, -1).split(prompts), logprobs.split(prompts), strict=True):
+        of_tokens = torch.log_softmax(model.logits(states.flatten(0, 1)), dim=-1, dtype=before.dtype).view(-1, W, V)
         parts.append(largest(of_tokens.add_(before[:, :, None]).flatten(1), min(m, W * V)))
     values, places = map(torch.cat, zip(*parts, strict=True))
     if values[:, 0].isnan().any():

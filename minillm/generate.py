@@ -261,13 +261,14 @@ def largest(x: Tensor, m: int) -> tuple[Tensor, Tensor]:
     """The m largest of each row of x (B,N) and their places, (B,m): the largest first, of equal ones the first.
 
     NaN counts as infinite. `torch.topk` promises nothing of equal ones, and looks at each number; but the m largest are
-    in those m blocks whose largest are largest, and to find the largest of a block takes a processor a tenth of the time.
+    in the m blocks whose largest are largest, and the largest of a block is found in a tenth of the time.
     """
     N = x.shape[1]
-    if N <= 2 * m * BLOCK:
+    if 2 * m * BLOCK >= N:
         return _largest(x, m)
     end = N - N % BLOCK
-    blocks = largest(x[:, :end].unflatten(1, (-1, BLOCK)).amax(dim=-1), m)[1].sort(dim=1).values  # so that the first stay first
+    blocks = largest(x[:, :end].unflatten(1, (-1, BLOCK)).amax(dim=-1), m)[1]
+    blocks = blocks.sort(dim=1).values  # so that of equal numbers the first stay first
     places = (blocks[:, :, None] * BLOCK + torch.arange(BLOCK, device=x.device)).flatten(1)
     rest = torch.arange(end, N, device=x.device).expand(len(x), -1)
     places = torch.cat([places, rest], dim=1)
