@@ -7,6 +7,7 @@ REINFORCE reads answers that the model itself has drawn and weights them by how 
 (minillm/policy.py). Everything else, the model, the batch, the kernel, is the same.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
@@ -21,12 +22,23 @@ class Model(Protocol):
         one for each value, Σ weight · loss; never a mean. For a GPT: kernels/linear_cross_entropy.py."""
 
 
-def backward(model: Model, batch: Batch, weights: Tensor | float, temperature: float = 1.0) -> Tensor:
-    """Adds the gradient of Σ weight · −log p(target) to the parameters'; returns the sum, detached.
+# −log p of every target (N,), detached → a loss made of them, and its derivative with respect to each (N,): the weights.
+# For losses that are no weighted sum, such as those of preference.py.
+Rule = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def backward(model: Model, batch: Batch, weights: Tensor | float | Rule, temperature: float = 1.0) -> Tensor:
+    """Adds the gradient of Σ weight · −log p(target) to the parameters'; returns the sum, detached. With a rule, the
+    gradient of the loss that it knows, and that loss.
 
     The sums of the batches of one step are the sum of the step, however it is cut: a count that they are divided by
     is taken once, over the whole step.
     """
+    if callable(weights):
+        losses = model.loss(batch, None, temperature)
+        loss, weights = weights(losses.detach())
+        losses.backward(weights)  # the chain rule: ∂loss/∂parameters = Σ ∂loss/∂(−log p) · ∂(−log p)/∂parameters
+        return loss
     loss = model.loss(batch, weights, temperature)
     loss.backward()
     return loss.detach()

@@ -133,8 +133,11 @@ class Checkpoint:
         return tuple(classes)
 
     def matching_classes(self, classes: Sequence[str]) -> tuple[str, ...] | None:
-        """These classes in the order of the checkpoint's outputs; None if it has others, or none."""
+        """These classes in the order of the checkpoint's outputs; None if it has others, or none. Of a single output
+        the name says nothing."""
         try:
+            if len(classes) == len(self.classes) == 1:
+                return tuple(classes)
             return self.classes if sorted(self.classes) == sorted(classes) else None
         except UserError:
             return None
@@ -144,7 +147,7 @@ class Checkpoint:
     ) -> nn.Module:
         """The model, on the CPU, in evaluation mode, its parameters in `dtype`.
 
-        head      "lm", "mlm", "classify", "tag", "embed" or "encoder", as far as the family has it; None: what
+        head      "lm", "mlm", "classify", "score", "reward", "tag", "embed" or "encoder", as far as the family has it; None: what
                   config.json says
         classes   the classes of a new classifier. It starts from random numbers, which is logged, unless the checkpoint
                   has one for these very classes.
@@ -195,9 +198,9 @@ class Checkpoint:
             tensors = ChainMap(sentences.projection_tensors(self.path), tensors)
         copy_weights(model, tensors, self.path, self.family, spec, new)
 
-    def new(self) -> nn.Module:
-        """A model of this shape, from random numbers."""
-        spec = self.family.heads[self.head_name]
+    def new(self, head: str | None = None) -> nn.Module:
+        """A model of this shape, from random numbers; of which head is as in `load`."""
+        spec = self.family.heads[head or self.head_name]
         if not spec.has_classes:
             return spec.model(self.config)
         model = spec.model(self.config, self.classes)

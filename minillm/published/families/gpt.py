@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minillm.gpt import GPT, GPTConfig
-from minillm.heads import SequenceClassifier
+from minillm.heads import RewardModel, Scorer, SequenceClassifier
 from minillm.layers import Llama3Scaling, RopeScaling, YarnScaling
 from minillm.published.families.base import ACTIVATIONS, Family, Fields, Head, rule, written
 from minillm.published.families.rope import rope_from, scaling_to
@@ -14,9 +14,12 @@ FULL, SLIDING = "full_attention", "sliding_attention"  # what a layer sees: ever
 
 
 def heads(lm: str, bare: str, classifier: str) -> dict[str, Head]:
+    rules = (rule("classifier", "score"),)
     return {
         "lm": Head(GPT, lm, also=(bare,), rules=(rule("output", "lm_head"),)),
-        "classify": Head(SequenceClassifier, classifier, rules=(rule("classifier", "score"),), has_classes=True),
+        "classify": Head(SequenceClassifier, classifier, rules=rules, has_classes=True),
+        "score": Head(Scorer, classifier, rules=rules, has_classes=True),
+        "reward": Head(RewardModel, classifier, rules=rules, has_classes=True),
     }
 
 
@@ -255,15 +258,16 @@ def own_to(config: GPTConfig) -> dict[str, Any]:
     return fields
 
 
+OWN_CLASSIFIER = (rule("classifier", "classifier"),)
 OWN = Family(
     model_type="",
     prefix="encoder.",
     rules=(),
     heads={
         "lm": Head(GPT, "GPT", rules=(rule("output", "output"),), is_bare=True),
-        "classify": Head(
-            SequenceClassifier, "GPTClassifier", rules=(rule("classifier", "classifier"),), has_classes=True
-        ),
+        "classify": Head(SequenceClassifier, "GPTClassifier", rules=OWN_CLASSIFIER, has_classes=True),
+        "score": Head(Scorer, "GPTClassifier", rules=OWN_CLASSIFIER, has_classes=True),
+        "reward": Head(RewardModel, "GPTClassifier", rules=OWN_CLASSIFIER, has_classes=True),
     },
     config_type=GPTConfig,
     config_from=own_from,
