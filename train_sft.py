@@ -183,7 +183,7 @@ def finish(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer)
     for split in ("test", "dev"):  # what is shown below is the last one's
         if examples := vars(task.splits)[split]:
             answers = task.answer(model, tokenizer, examples)
-            measured = task.measure(examples, answers)
+            measured = {**task.measure(examples, answers), **task.baselines(examples)}
             metrics |= flat(measured, split)
             metrics |= {f"{split}_{name}": value for name, value in task.details(examples, answers).items()}
             session.console.print(f"{split}: {figures(measured)} on {len(examples):,} examples never trained on")

@@ -3,6 +3,7 @@
 Letters: n texts, C outputs of the model for each.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,7 +24,8 @@ Texts = tuple[str, ...]  # what is read as one: a text, or a pair of them
 
 
 def write(model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-    """The greedy answer to each prompt, in their order. Leaves the model in the mode it found."""
+    """The greedy answer to each prompt, in their order. Leaves the model in the mode it found. UserError where a token
+    has no probability."""
     was_training = model.training
     model.eval()
     fast = ready(model)
@@ -33,6 +35,8 @@ def write(model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], max_new_toke
     for start in range(0, len(order), PROMPTS):
         rows = order[start : start + PROMPTS]
         samples = generate(fast, [ids[i] for i in rows], max_new_tokens, tokenizer.stops, GREEDY)
+        if any(math.isnan(logprob) for sample in samples for logprob in sample.logprobs):
+            raise UserError(NOT_FINITE)
         for i, sample in zip(rows, samples, strict=True):
             answers[i] = tokenizer.decode(sample.tokens)
     model.train(was_training)

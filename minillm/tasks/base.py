@@ -95,6 +95,11 @@ class Task(Protocol):
     def measure(self, examples: Sequence[Any], answers: Sequence[Any]) -> dict[str, Interval]:
         """The task's metrics over examples and the model's answers to them."""
 
+    def baselines(self, examples: Sequence[Any]) -> dict[str, Interval]:
+        """What a simple rule reaches on these examples, the same whatever the model learns: to be read beside its
+        metrics, at the very end. The names differ from theirs."""
+        return {}
+
     def reward(self, examples: Sequence[Any], answers: Sequence[Any]) -> Mapping[str, Sequence[float]]:
         """How good each answer is: all that reinforcement learning is told. The sum of named parts, from 0 to 1."""
 
@@ -105,7 +110,7 @@ class Task(Protocol):
         """Some answers, for a person."""
 
     def remarks(self, measured: Mapping[str, Interval]) -> list[str]:
-        """What a person should know of the result."""
+        """What a person should know of the result, metrics and baselines."""
         return []
 
     def next_command(self, folder: Path) -> str:
