@@ -20,6 +20,7 @@ import minillm  # noqa: F401, first: it sets how threads wait
 import dataclasses
 import time
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,7 @@ def train(args: Args, console: Console | None = None) -> Run:
         data = data_of(run, task)
         args, model, tokenizer, corpus = prepare(args, task)
         model.to(placement.device).compute_dtype = placement.dtype
+        task.begin(model, corpus, run)
         session = Session(args, run, model, OPTIMIZERS[args.optimizer](model, args.lr, args.embedding_lr), console)
         session.begin("sft", args, tokenizer, data, started)
         introduce(console, placement, task, model, run)
@@ -136,9 +138,10 @@ def fit(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: T
     device = next(model.parameters()).device
     model.train()
     for step in session:
-        batches = corpus.step(step, args.batch_tokens, args.micro_tokens)
-        count = sum(batch.count for batch in batches)
-        loss = sum(backward(model, batch.to(device), 1 / max(count, 1)) for batch in batches)
+        batches = [batch.to(device) for batch in corpus.step(step, args.batch_tokens, args.micro_tokens)]
+        count = sum(map(task.count, batches))
+        weights = task.weights(model, batches, count)  # 1 / count, or what preferences make of log p
+        loss = sum(map(backward, repeat(model), batches, weights))
         gradient_norm = session.update()
         session.log(
             {"tokens": sum(len(batch.tokens) for batch in batches)}, loss=float(loss), gradient_norm=gradient_norm
@@ -183,7 +186,7 @@ def finish(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer)
     for split in ("test", "dev"):  # what is shown below is the last one's
         if examples := vars(task.splits)[split]:
             answers = task.answer(model, tokenizer, examples)
-            measured = task.measure(examples, answers)
+            measured = {**task.measure(examples, answers), **task.baselines(examples)}
             metrics |= flat(measured, split)
             metrics |= {f"{split}_{name}": value for name, value in task.details(examples, answers).items()}
             session.console.print(f"{split}: {figures(measured)} on {len(examples):,} examples never trained on")

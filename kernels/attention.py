@@ -19,9 +19,9 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.arguments import AttentionOptions as Options
-from kernels.arguments import Layout, chosen
+from kernels.backend import implementation, implementation_in_graph, is_transformed
 from kernels.cpu import attention as cpu
-from kernels.packing import Packing
+from kernels.packing import Layout, Packing
 
 
 def attention(
@@ -73,7 +73,9 @@ def attention(
     scale = head_dim**-0.5 if scale is None else scale
     options = Options(bool(causal), window, scale, softcap, dropout_p, dropout_seed)
     _check_options(options)
-    return _IMPLEMENTATIONS[chosen(q.device, impl, q.dtype, head_dim)](q, k, v, layout, options)
+    choice = implementation_in_graph if torch.compiler.is_compiling() else implementation
+    impl = choice(q.device, impl, q.dtype, head_dim, transformed=is_transformed())
+    return _IMPLEMENTATIONS[impl](q, k, v, layout, options)
 
 
 def _longest(q: Tensor, k: Tensor, layout: Layout) -> int:

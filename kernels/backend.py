@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import torch
 
+from kernels.operators import constant
+
 IMPLS = ("auto", "triton", "torch", "eager")
 MAX_HEAD_DIM = 256  # of the Triton attention, whose tiles hold whole heads
 is_transformed = torch._C._are_functorch_transforms_active  # () → whether within torch.func.grad, vmap and their like
@@ -63,10 +65,15 @@ def choose(
     return Choice("triton", f"our Triton kernels, because the tensors are on a {torch.cuda.get_device_name(device)}")
 
 
-@cache
-def implementation(device: torch.device, impl: str | None, dtype: torch.dtype, head_dim: int = 0) -> str:
-    """`choose(...).impl`, outside of torch.func: looked up once, because every layer of every step asks."""
+@constant  # torch.compile shall not trace the search
+def implementation_in_graph(
+    device: torch.device, impl: str | None, dtype: torch.dtype, head_dim: int = 0, *, transformed: bool = False
+) -> str:
+    """`choose(...).impl`, for torch.compile, which asks once; `transformed`: is_transformed()."""
     return choose(device, impl, dtype, head_dim).impl
+
+
+implementation = cache(implementation_in_graph)  # for all others: every layer of every step asks
 
 
 def triton_obstacle(device: torch.device, dtype: torch.dtype | None = None, head_dim: int = 0) -> str | None:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.arguments import CrossEntropyOptions as Options
-from kernels.arguments import check_options, check_targets, chosen
+from kernels.backend import implementation, implementation_in_graph, is_transformed
 from kernels.cpu import cross_entropy as cpu
 from kernels.operators import operator, schema_of
 
@@ -60,7 +60,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """logits (N, V), targets (N,) → loss (N,), stats (3, N) or (3, 0), norm (2, N): see Rows."""
     options = Options(*options)
-    check_targets(targets, logits.shape[-1], options.ignore_index)
+    cpu.check_targets(targets, logits.shape[-1], options.ignore_index)
     rows = rows_module(triton).forward(logits, targets, options, stats=stats)
     return rows.loss, rows.stats if stats else rows.loss.new_empty(3, 0), rows.norm
 
@@ -137,14 +137,15 @@ def cross_entropy(
     shapes that don't fit, options out of range, and targets outside 0 … V−1; on a GPU, where looking at the
     targets would stall, those are a device-side assertion.
     """
-    options = check_options(ignore_index, label_smoothing, z_loss, temperature)
+    options = cpu.check_options(ignore_index, label_smoothing, z_loss, temperature)
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction={reduction!r} is not one of {', '.join(REDUCTIONS)}")
     if logits.shape[:-1] != targets.shape:
         raise ValueError(f"targets {tuple(targets.shape)} don't fit logits {tuple(logits.shape)}")
-    impl = chosen(logits.device, impl, logits.dtype)
+    choice = implementation_in_graph if torch.compiler.is_compiling() else implementation
+    impl = choice(logits.device, impl, logits.dtype, transformed=is_transformed())
     if impl == "eager":
-        check_targets(targets, logits.shape[-1], ignore_index)
+        cpu.check_targets(targets, logits.shape[-1], ignore_index)
         loss, *stats = reference.cross_entropy(logits, targets, **options._asdict())
     else:
         rows, labels = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.arguments import CrossEntropyOptions as Options
-from kernels.arguments import check_options, check_targets, chosen
+from kernels.backend import implementation, implementation_in_graph, is_transformed
+from kernels.cpu.cross_entropy import check_options, check_targets
 from kernels.cross_entropy import TokenStats, rows_module
 from kernels.operators import operator, schema_of
 
@@ -264,7 +265,8 @@ def linear_cross_entropy(
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
     if isinstance(token_weights, Tensor) and not return_stats:  # a weight of 0 is as good as no target
         targets = targets.where(token_weights != 0, ignore_index)
-    impl = chosen(hidden.device, impl, hidden.dtype)
+    choice = implementation_in_graph if torch.compiler.is_compiling() else implementation
+    impl = choice(hidden.device, impl, hidden.dtype, transformed=is_transformed())
     if impl == "eager":
         check_targets(targets, weight.shape[0], ignore_index)
         how = {"token_weights": token_weights, "bias": bias, **options._asdict()}

@@ -142,3 +142,24 @@ class Packing:
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """(N, ...) → B views (length, ...)."""
         return x.split(self.lengths)
+
+
+# ---- packed or padded ----------------------------------------------------------------------------
+
+
+class Layout(NamedTuple):
+    """Where the queries and keys of attention's sequences lie: in packed rows, or in (B,T) and (B,S), padded on
+    the right where there are lengths."""
+
+    packing: Packing | None = None  # of the queries
+    k_packing: Packing | None = None
+    q_lengths: Tensor | None = None  # (B,)
+    k_lengths: Tensor | None = None
+
+
+def blank(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """x (B,T,…) with zeros behind each sequence: what stands there may be anything, and 0 · NaN would be NaN."""
+    if lengths is None:
+        return x
+    behind = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
+    return x.masked_fill(behind[..., None, None], 0.0)

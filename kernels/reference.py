@@ -8,7 +8,7 @@ Letters: B batch, T queries, S keys, H query heads, G key/value heads, D head di
 import torch
 from torch import Tensor
 
-from kernels.arguments import blank
+from kernels.packing import blank
 from kernels.philox import attention_keep
 
 # ---- attention ------------------------------------------------------------------------------------------

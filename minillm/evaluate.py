@@ -3,6 +3,7 @@
 Letters: n texts, C outputs of the model for each.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -25,7 +26,8 @@ Texts = tuple[str, ...]  # what is read as one: a text, or a pair of them
 
 
 def write(model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-    """The greedy answer to each prompt, in their order. Leaves the model in the mode it found."""
+    """The greedy answer to each prompt, in their order. Leaves the model in the mode it found. UserError where a token
+    has no probability."""
     was_training = model.training
     model.eval()
     fast = ready(model)
@@ -35,6 +37,8 @@ def write(model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], max_new_toke
     for start in range(0, len(order), PROMPTS):
         rows = order[start : start + PROMPTS]
         samples = generate(fast, [ids[i] for i in rows], max_new_tokens, tokenizer.stops, GREEDY)
+        if any(math.isnan(logprob) for sample in samples for logprob in sample.logprobs):
+            raise UserError(NOT_FINITE)
         for i, sample in zip(rows, samples, strict=True):
             answers[i] = tokenizer.decode(sample.tokens)
     model.train(was_training)
@@ -56,10 +60,16 @@ def read(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarra
     return of_documents(model, documents, outputs)
 
 
-def score(model: Scorer, tokenizer: Tokenizer, prompts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+def score(
+    model: Scorer,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    compose: Composer | None = None,
+) -> np.ndarray:
     """How good a reward model finds each answer to its prompt, (n,) float64. Of what is too long, the beginning of the
-    prompt is cut first. UserError as above."""
-    compose = Composer(model, tokenizer)
+    prompt is cut first. Whoever asks often keeps the `Composer` of the two. UserError as above."""
+    compose = compose or Composer(model, tokenizer)
     documents = [compose(prompt, answer).judged() for prompt, answer in zip(prompts, answers, strict=True)]
     return of_documents(model, documents, outputs)[:, 0]
 

@@ -244,6 +244,13 @@ def test_a_loss_that_is_no_number(refused):
     refused(train_sft, "the loss became .* try a lower --lr", {**WORDS, **SMALL, "steps": 50, "lr": 1e30, "out": "x"})
 
 
+@pytest.mark.parametrize("data", [WORDS, LABELS], ids=["words", "labels"])
+def test_a_model_that_is_spoiled_by_its_last_step(refused, data):
+    """Its weights and its last loss are numbers, but what it computes is none: that is not saved as a model."""
+    options = {**data, **SMALL, "steps": 1, "lr": 1e30, "embedding_lr": 1e30, "out": "x"}
+    refused(train_sft, "NaN or infinite .* needs a lower --lr", options)
+
+
 def test_a_policy_that_is_no_number(refused, monkeypatch):
     def spoil(model, *_):
         model.tokens.weight.data.fill_(torch.nan)

@@ -20,10 +20,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag, scaled_dot_product_attention
 
 from kernels.arguments import AttentionOptions as Options
-from kernels.arguments import Layout, blank
 from kernels.cpu.blocks import FEW_KEYS, attention_blocks
 from kernels.cpu.dropout import dropout_factors, generator_of
-from kernels.packing import Groups, Packing, Spans
+from kernels.packing import Groups, Layout, Packing, Spans, blank
 
 FEW = 16  # so many queries are a step of decoding, not a prompt
 SHORT = 128  # tokens; longer ones are worth a call for each length

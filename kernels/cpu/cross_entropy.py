@@ -1,6 +1,6 @@
 """Cross-entropy of rows of logits in PyTorch: few passes, in place on a buffer of our own.
 
-The same four functions as in gpu/cross_entropy.py; the formula stands in cross_entropy.py.
+Behind the checks the same four functions as in gpu/cross_entropy.py; the formula stands in cross_entropy.py.
 
 Letters: N rows, V vocabulary; p = softmax(s), s = logits / τ, y the target, g the gradient of the loss.
 """
@@ -10,8 +10,45 @@ from torch import Tensor
 
 from kernels.arguments import CrossEntropyOptions as Options
 from kernels.arguments import Rows
+from kernels.backend import is_transformed
 
+LEAST_TEMPERATURE = 1e-30  # logits up to 10⁸ divided by it are float32 numbers
 ENTROPY_BLOCK = 1 << 18  # elements: a block and its logarithm stay in a core's cache
+
+
+# ---- what is refused, here and on a GPU ------------------------------------------------------------
+
+
+def check_options(ignore_index: int, label_smoothing: float, z_loss: float, temperature: float) -> Options:
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing={label_smoothing} must lie between 0 and 1")
+    if not z_loss >= 0.0:
+        raise ValueError(f"z_loss={z_loss} must not be negative")
+    if not temperature > 0.0:
+        raise ValueError(f"temperature={temperature} must be positive")
+    if temperature < LEAST_TEMPERATURE:
+        raise ValueError(f"temperature={temperature} makes logits overflow; at least {LEAST_TEMPERATURE} does not")
+    return Options(ignore_index, float(label_smoothing), float(z_loss), float(temperature))
+
+
+def check_targets(targets: Tensor, V: int, ignore_index: int) -> None:
+    """Raise for a target that is no word: ValueError, or an assertion on a GPU, which it does not stall, and under
+    torch.compile, whose graph it does not break."""
+    if targets.dtype != torch.int64:
+        raise ValueError(f"targets are {targets.dtype}, not torch.int64")
+    if not torch.compiler.is_compiling() and is_transformed():
+        return  # within vmap nobody may look, but gathering a wrong one raises
+    if targets.device.type == "cuda" or torch.compiler.is_compiling():
+        right = ~_wrong(targets, V, ignore_index).any()
+        torch._assert_async(right, f"a target is neither in 0 … {V - 1} nor ignore_index={ignore_index}")
+    elif targets.numel() and (targets.min() < 0 or targets.max() >= V):  # mostly not, and then two passes are enough
+        wrong = targets[_wrong(targets, V, ignore_index)].tolist()
+        if wrong:
+            raise ValueError(f"target {wrong[0]} is neither in 0 … {V - 1} nor ignore_index={ignore_index}")
+
+
+def _wrong(targets: Tensor, V: int, ignore_index: int) -> Tensor:
+    return ((targets < 0) | (targets >= V)) & (targets != ignore_index)
 
 
 # ---- all rows, from logits that stay as they are ---------------------------------------------------

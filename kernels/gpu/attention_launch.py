@@ -11,9 +11,9 @@ import triton
 from torch import Tensor
 
 from kernels.arguments import AttentionOptions as Options
-from kernels.arguments import Layout
 from kernels.gpu import attention as kernels
 from kernels.operators import operator, schema_of
+from kernels.packing import Layout
 from kernels.philox import dropout_threshold
 
 # ---- launch table -------------------------------------------------------------------------------------

@@ -13,14 +13,16 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from minillm import cli, evaluate
-from minillm.batching import Document, answering
+from minillm.batching import Batch, Corpus, Document, answering
 from minillm.errors import UserError
 from minillm.gpt import GPT, GPTConfig
 from minillm.metrics import Interval
+from minillm.objective import Rule
 from minillm.report import samples_table
+from minillm.run import Run
 from minillm.tokenizer import Tokenizer
 
 
@@ -89,11 +91,28 @@ class Task(Protocol):
     def documents(self, example: Any, tokenizer: Tokenizer, rng: np.random.Generator | None) -> list[Document]:
         """What is learned from an example. `rng` is given where `is_redrawn`, another one in every epoch."""
 
+    def begin(self, model: nn.Module, corpus: Corpus, run: Run) -> None:
+        """Called with the model as it starts, on its device, before the first step; in a run that goes on, its weights
+        are still to come. What is to be remembered of the start may be kept in the run, as START."""
+
+    def count(self, batch: Batch) -> int:
+        """Over how many things the loss of a batch is a sum: what a step is divided by."""
+        return batch.count
+
+    def weights(self, model: nn.Module, batches: Sequence[Batch], count: int) -> Sequence[Tensor | float | Rule]:
+        """Of the losses in each batch of a step that counts so many in all, for `objective.backward`."""
+        return [1 / max(count, 1)] * len(batches)
+
     def answer(self, model: nn.Module, tokenizer: Tokenizer, examples: Sequence[Any]) -> list[Any]:
         """The model's answer to each example, in their order. Leaves the model in the mode it found."""
 
     def measure(self, examples: Sequence[Any], answers: Sequence[Any]) -> dict[str, Interval]:
         """The task's metrics over examples and the model's answers to them."""
+
+    def baselines(self, examples: Sequence[Any]) -> dict[str, Interval]:
+        """What a simple rule reaches on these examples, the same whatever the model learns: to be read beside its
+        metrics, at the very end. The names differ from theirs."""
+        return {}
 
     def reward(self, examples: Sequence[Any], answers: Sequence[Any]) -> Mapping[str, Sequence[float]]:
         """How good each answer is: all that reinforcement learning is told. The sum of named parts, from 0 to 1."""
@@ -105,7 +124,7 @@ class Task(Protocol):
         """Some answers, for a person."""
 
     def remarks(self, measured: Mapping[str, Interval]) -> list[str]:
-        """What a person should know of the result."""
+        """What a person should know of the result, metrics and baselines."""
         return []
 
     def next_command(self, folder: Path) -> str:

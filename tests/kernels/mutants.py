@@ -28,7 +28,7 @@ SECONDS = 600  # then a bug that makes a kernel run for ever counts as caught
 # The tests of each module, those that find most bugs first.
 TESTS = {
     "reference": ("test_attention_reference", "test_cross_entropy", "test_attention"),
-    "arguments": ("test_arguments", "test_attention"),
+    "backend": ("test_transforms",),
     "philox": ("test_attention_reference",),
     "packing": ("test_attention",),
     "gpu/attention": ("test_gpu_attention", "test_launches"),

@@ -3,7 +3,7 @@
 
 KERNELS, WALK, LAUNCH, BLOCKS = "gpu/attention", "gpu/attention_walk", "gpu/attention_launch", "cpu/blocks"
 CPU = "cpu/attention"
-REFERENCE, PHILOX, PACKING, ARGUMENTS, DROPOUT = "reference", "philox", "packing", "arguments", "cpu/dropout"
+REFERENCE, PHILOX, PACKING, BACKEND, DROPOUT = "reference", "philox", "packing", "backend", "cpu/dropout"
 
 MUTANTS = [
     ("attention: causal edge one key too far", KERNELS, "(key <= place)", "(key <= place + 1)"),
@@ -87,8 +87,8 @@ MUTANTS = [
     ("few queries: the soft cap forgotten", CPU, "options.softcap is None and options.dropout_p == 0.0 and S", "options.dropout_p == 0.0 and S"),
     ("few queries: what lies behind the keys counts", CPU, "k, v = blank(k, layout.k_lengths), blank(v, layout.k_lengths)", "pass"),
     ("definition: what lies behind a sequence counts", REFERENCE, "q, k, v = blank(q, q_lengths), blank(k, k_lengths), blank(v, k_lengths)", "pass"),
-    ("padding: the last token blanked, too", ARGUMENTS, "device=x.device) >= lengths[:, None]", "device=x.device) >= lengths[:, None] - 1"),
-    ("choice: torch.func not noticed", ARGUMENTS, "    if is_transformed():", "    if False:"),
+    ("padding: the last token blanked, too", PACKING, "device=x.device) >= lengths[:, None]", "device=x.device) >= lengths[:, None] - 1"),
+    ("choice: torch.func not noticed", BACKEND, "if impl != \"eager\" and is_transformed():", "if False:"),
     ("blocks: the last sequence of every piece left out", BLOCKS, "Part(slice(c, c + sequences)", "Part(slice(c, c + max(1, sequences - 1))"),
     ("blocks: a fresh generator for each group of the backward", BLOCKS, "[dq_group, dk_group, dv_group], options, generator, rooms", "[dq_group, dk_group, dv_group], options, _generator(options, q.device), rooms"),
     ("dropout: the factor of p, not of what is kept", DROPOUT, "mul_(LEVELS / kept)", "mul_(1 / (1 - p))"),

@@ -94,6 +94,14 @@ def test_metrics_say_what_there_is_to_say(run):
         assert len(metrics[f"{split}_worst_mistakes"]) == min(10, size - right)
 
 
+def test_baselines_stand_beside_the_result_alone(run):
+    """They are the same at every look, so that only the last line of the log has them."""
+    *looks, last = (line for line in map(json.loads, (run / "log.jsonl").open()) if "dev_accuracy" in line)
+    assert looks
+    assert not any("dev_naive_bayes" in line or "dev_majority" in line for line in looks)
+    assert {"dev_naive_bayes", "dev_majority"} <= last.keys()
+
+
 def test_predictions_are_those_that_were_measured(run, files):
     _, model, tokenizer = opened(run, files)
     examples = [json.loads(line) for line in files["dev"].read_text().splitlines()]
