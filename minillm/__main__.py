@@ -4,6 +4,7 @@
   python -m minillm chat MODEL                                    a conversation with a GPT
   python -m minillm embed MODEL "one text" "another"              how alike texts mean, by a BERT
   python -m minillm classify RUN "a text"                         which class a text belongs to
+  python -m minillm score RUN --prompt "a question" "an answer"   how good a reward model finds it
   python -m minillm fill MODEL "The [MASK] is blue."              the words that a BERT would put there
 
 MODEL is a folder in the layout of Hugging Face, a run of train_sft.py or train_rl.py, the id of a model on the hub
@@ -23,7 +24,7 @@ import sys
 from minillm import cli
 from minillm.errors import UserError
 
-COMMANDS = ("generate", "chat", "embed", "classify", "fill")
+COMMANDS = ("generate", "chat", "embed", "classify", "score", "fill")
 
 
 def main() -> None:

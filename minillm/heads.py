@@ -1,4 +1,5 @@
-"""What is read from the hidden states of a model: masked tokens, classes, scores, embeddings. (GPT's next token is in gpt.py.)
+"""What is read from the hidden states of a model: masked tokens, classes, scores, embeddings.
+(GPT's next token is in gpt.py.)
 
 How a family does it, which token stands for a sequence and what comes before the last product, is told by the first
 section.

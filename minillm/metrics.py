@@ -34,6 +34,13 @@ class Interval(NamedTuple):
         return f"{self.value:.1%} [{self.low:.1%}, {self.high:.1%}]"
 
 
+class Amount(Interval):
+    """Of what is no share, such as a margin; it may be negative."""
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
 def edit_distance(first: Sequence, second: Sequence) -> int:
     """The fewest insertions, deletions and substitutions that turn one into the other (Levenshtein 1966)."""
     row = list(range(len(second) + 1))
@@ -66,6 +73,15 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Interva
     # One more wrong example has as many errors as those that were seen, and one of mean size that is all wrong.
     unit = (errors.sum() + total / n) / (np.count_nonzero(errors) + 1) / total
     return around(value, value, variance, unit, ceiling=math.inf)
+
+
+def mean(values: Sequence[float]) -> Amount:
+    """The mean of numbers of any kind, with Student's interval widened to the normal one's 1.96 at large."""
+    numbers = np.asarray(values, dtype=np.float64)
+    if not len(numbers):
+        raise ValueError("a mean of nothing is undefined: no examples")
+    half = Z * numbers.std() / max(1, len(numbers) - 1) ** 0.5
+    return Amount(*(float(numbers.mean() + sign * half) for sign in (0, -1, 1)))
 
 
 def macro_f1(truth: Sequence[str], answers: Sequence[str]) -> Interval:

@@ -22,8 +22,8 @@ class Model(Protocol):
         one for each value, Σ weight · loss; never a mean. For a GPT: kernels/linear_cross_entropy.py."""
 
 
-# −log p of every target (N,), detached → a loss made of them, and its derivative with respect to each (N,): the weights.
-# For losses that are no weighted sum, such as those of preference.py.
+# −log p of every target (N,), detached → a loss made of them, and the derivative of it with respect to each (N,), the
+# weights: for losses that are no weighted sum, such as those of preference.py.
 Rule = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 

@@ -132,6 +132,11 @@ class Checkpoint:
             raise UserError(f"{self.where}: id2label does not give the numbers from 0 on a name of their own each")
         return tuple(classes)
 
+    @property
+    def has_one_output(self) -> bool:
+        """Whether a classifier gives every text a number, and not the probabilities of classes."""
+        return len(self.classes or self.numbered_classes(self.family.heads["classify"])) == 1
+
     def matching_classes(self, classes: Sequence[str]) -> tuple[str, ...] | None:
         """These classes in the order of the checkpoint's outputs; None if it has others, or none. Of a single output
         the name says nothing."""
@@ -147,8 +152,8 @@ class Checkpoint:
     ) -> nn.Module:
         """The model, on the CPU, in evaluation mode, its parameters in `dtype`.
 
-        head      "lm", "mlm", "classify", "score", "reward", "tag", "embed" or "encoder", as far as the family has it; None: what
-                  config.json says
+        head      "lm", "mlm", "classify", "score", "reward", "tag", "embed" or "encoder", as far as the family has it;
+                  None: what config.json says
         classes   the classes of a new classifier. It starts from random numbers, which is logged, unless the checkpoint
                   has one for these very classes.
 

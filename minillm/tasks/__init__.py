@@ -3,6 +3,7 @@
 from minillm.tasks.arithmetic import Arithmetic
 from minillm.tasks.base import Task
 from minillm.tasks.classify import Classify
+from minillm.tasks.preference import Preference
 from minillm.tasks.pronounce import Pronounce
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Pronounce, Arithmetic, Classify)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Pronounce, Arithmetic, Classify, Preference)}
