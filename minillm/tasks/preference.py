@@ -323,18 +323,26 @@ def require_some(splits: Splits, limit: int) -> None:
 def load(options: Options) -> tuple[Splits, list[str]]:
     """Splits, and notes for a person. UserError says what is wrong with the files, and where."""
     fields = Fields(options.fields, ("prompt", "chosen", "rejected"))
-    splits, notes = files.load(options, "preference", lambda path, _: read(path, fields), lambda pair: pair.prompt)
+    ties: list[str] = []
+    splits, notes = files.load(
+        options, "preference", lambda path, _: read(path, fields, ties), lambda pair: pair.prompt
+    )
+    if ties:
+        notes.append(f"{len(ties):,} pairs are left out, as both answers are the same; the first is {ties[0]}")
     return splits, [*notes, *notes_on(splits.train)] if splits.train else notes
 
 
-def read(path: Path, fields: Fields) -> list[Pair]:
-    """The pairs of a file."""
+def read(path: Path, fields: Fields, ties: list[str]) -> list[Pair]:
+    """The pairs of a file; the places of those with equal answers, of which neither can be preferred, go to `ties`."""
     pairs = []
     for record in records.read(path):
         pair = Pair(*(fields.text(record, role) for role in ("prompt", "chosen", "rejected")))
         if pair.chosen == pair.rejected:
-            raise UserError(f"{record.place}: the chosen and the rejected answer are the same; remove the line")
-        pairs.append(pair)
+            ties.append(record.place)
+        else:
+            pairs.append(pair)
+    if not pairs:
+        raise UserError(f"{path}: in every record the chosen and the rejected answer are the same")
     return pairs
 
 
