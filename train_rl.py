@@ -37,25 +37,27 @@ import kernels
 import train_sft
 from minillm import cli
 from minillm.batching import Batch, answering, pack
-from minillm.device import PRECISIONS, place
+from minillm.device import PRECISIONS, place, settle
 from minillm.errors import UserError
 from minillm.generate import Sampling, generate
 from minillm.gpt import GPT
 from minillm.inference import ready
+from minillm.lora import LR_FACTOR
 from minillm.objective import backward
-from minillm.optim import adamw
+from minillm.optim import Optimisation, adamw, check_optimisation
 from minillm.origin import data_of
 from minillm.policy import BASELINES, WEIGHTS, Episode, entropy, has_variance, kl_estimate, rewards_of
 from minillm.report import SAMPLES, evenly_spaced, figures, flat, introduce, samples_table
 from minillm.run import Run
 from minillm.session import Session
-from minillm.start import inherited_options, open_policy, refuse_beside_resume, resumed
+from minillm.start import complete, inherited_options, open_policy, refuse_beside_resume, restrict, resumed
 from minillm.tasks import TASKS
 from minillm.tasks.base import Task, WritingTask
 from minillm.tokenizer import Tokenizer
 
 WRITING = {name: task for name, task in TASKS.items() if issubclass(task, WritingTask)}  # which have policies
 DEFAULT_MINUTES = 3.0
+WARMUP = 0.1  # share of the training
 LR = 1e-3  # of a model of width 128; AdamW's rates fall with the width (arXiv:2203.03466)
 LOOK_EVERY = 10  # steps between looks at the KL to the start, which costs a pass of the starting model
 LEAST_TEMPERATURE = 1e-3  # of the policy: its gradients are divided by it, and soon all its answers are alike
@@ -64,7 +66,7 @@ GLANCE = 500  # dev examples looked at during training; all of them before and a
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Optimisation):
     task: str = cli.option("arithmetic", "what to learn", choices=tuple(WRITING))
     init: Path | None = cli.option(
         None,
@@ -80,7 +82,9 @@ class Args:
     temperature: float = cli.option(0.5, "of the policy: answers are drawn, and gradients taken, at this temperature")
     baseline: str = cli.option("leave-one-out", "what is subtracted from a reward", choices=tuple(BASELINES))
     lr: float | None = cli.option(None, "peak learning rate, AdamW (default: 0.001; for models wider than 128 less)")
-    warmup: float = cli.option(0.1, "share of the training in which it rises; AdamW's first steps are all noise")
+    warmup: float | None = cli.option(
+        None, "share of the training in which it rises; AdamW's first steps are all noise (default: 0.1)"
+    )
     seed: int = cli.option(0, "fixes everything random")
     evaluations: int = cli.option(4, "looks at the dev set after the first, the last one included")
     precision: str = cli.option("auto", "of the activations; weights stay float32", choices=PRECISIONS)
@@ -96,7 +100,8 @@ def check(args: Args) -> Args:
     if args.options:
         cli.require_choices(args.options)
     cli.require_seed(args)
-    cli.require_positive(args, "minutes", "steps", "prompts", "samples", "temperature", "lr", "evaluations")
+    cli.require_positive(args, "minutes", "steps", "prompts", "samples", "temperature", "evaluations")
+    check_optimisation(args)
     if args.baseline == "leave-one-out" and args.samples < 2:
         raise UserError(f"--samples {args.samples}: the leave-one-out baseline needs at least 2")
     if args.prompts * args.samples > MOST_ANSWERS:
@@ -108,8 +113,6 @@ def check(args: Args) -> Args:
         raise UserError(
             f"--temperature {args.temperature} leaves nothing to chance; give at least {LEAST_TEMPERATURE} to learn"
         )
-    if not 0 <= args.warmup < 1:
-        raise UserError(f"--warmup {args.warmup} must be a share of the training, from 0 to below 1")
     if args.minutes and args.steps:
         raise UserError("--minutes and --steps exclude each other: give one budget")
     return args if args.minutes or args.steps else dataclasses.replace(args, minutes=DEFAULT_MINUTES)
@@ -144,7 +147,7 @@ def to_batch(episodes: Sequence[Episode], device: torch.device) -> Batch:
     return pack([answering(episode.prompt, episode.answer) for episode in episodes]).to(device)
 
 
-def update(model: GPT, episodes: list[Episode], advantages: Tensor, session: Session, temperature: float) -> float:
+def update(model: GPT, episodes: list[Episode], advantages: Tensor, session: Session, args: Args) -> float:
     """One step along the policy gradient; returns the norm of the gradient, 0 where there is none to follow."""
     learning = [i for i, advantage in enumerate(advantages.flatten().tolist()) if advantage != 0]
     if not learning:  # the rest would add nothing but zeros
@@ -152,8 +155,8 @@ def update(model: GPT, episodes: list[Episode], advantages: Tensor, session: Ses
     batch = to_batch([episodes[i] for i in learning], model.tokens.weight.device)
     answer = torch.tensor(learning)[batch.packing.sequence.cpu()]  # (N,) the episode of each token
     weights = WEIGHTS["reinforce"](advantages, answer)
-    backward(model, batch, weights.to(batch.tokens.device), temperature)
-    return session.update()
+    backward(model, batch, weights.to(batch.tokens.device), args.temperature)
+    return session.update(args.clip)
 
 
 @torch.no_grad()
@@ -180,7 +183,7 @@ def fit(args: Args, session: Session, task: Task, start: GPT, model: GPT, tokeni
         if is_due or step % LOOK_EVERY == 0:
             seen["kl"] = kl_to(start, model, episodes, args.temperature)
         advantages = BASELINES[args.baseline](rewards)
-        seen["gradient_norm"] = update(model, episodes, advantages, session, args.temperature)
+        seen["gradient_norm"] = update(model, episodes, advantages, session, args)
         session.log(**seen)
 
         if is_due:
@@ -254,11 +257,14 @@ def train(args: Args, console: Console | None = None) -> Run:
         task = TASKS[args.task](args.options, args.seed)
         data = data_of(run, task)
         start, tokenizer = open_policy(args, run, task)
-        args = dataclasses.replace(args, lr=args.lr or LR * min(1.0, 128 / start.config.width))
+        lr = LR * min(1.0, 128 / start.config.width) * (LR_FACTOR if args.lora else 1.0)
+        args = complete(args, {"lr": lr, "warmup": WARMUP})
         start.to(placement.device).eval().compute_dtype = placement.dtype
         model = copy.deepcopy(start)
         torch.manual_seed(args.seed)
-        session = Session(args, run, model, adamw(model, args.lr, args.lr), console)
+        restrict(model, args)
+        settle(model, placement, args.checkpointing, args.compile)
+        session = Session(args, run, model, adamw(model, args.lr, args.lr, args.weight_decay), console)
         session.begin("rl", args, tokenizer, data, started)
         introduce(console, placement, task, model, run)
         before = score(console, task, start, tokenizer, "before")

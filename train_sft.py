@@ -20,7 +20,6 @@ import minillm  # noqa: F401, first: it sets how threads wait
 import dataclasses
 import time
 from dataclasses import dataclass
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,11 @@ from torch import nn
 import kernels
 from minillm import cli
 from minillm.batching import Corpus
-from minillm.device import PRECISIONS, place
+from minillm.device import PRECISIONS, place, settle
 from minillm.errors import UserError
 from minillm.metrics import Interval
 from minillm.objective import backward
-from minillm.optim import OPTIMIZERS
+from minillm.optim import Supervised, check_optimisation, optimizers_of
 from minillm.origin import data_of
 from minillm.report import evenly_spaced, figures, flat, introduce
 from minillm.run import Run
@@ -49,7 +48,7 @@ GLANCE = 500  # dev examples looked at during training; all of them at the end
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Supervised):
     task: str = cli.option("pronounce", "what to learn", choices=tuple(TASKS))
     out: Path | None = cli.option(None, "folder to save to (default: runs/TASK-sft, numbered when taken)")
     resume: Path | None = cli.option(None, "go on with an interrupted run, under the options it was started with")
@@ -68,12 +67,6 @@ class Args:
     batch_tokens: int | None = cli.option(None, "tokens in a step, about")
     batch_examples: int | None = cli.option(None, "or examples in a step, of average length")
     micro_tokens: int | None = cli.option(None, "tokens computed at once; a step is cut up, with the same gradient")
-    optimizer: str | None = cli.option(None, "what moves the weights", choices=tuple(OPTIMIZERS))
-    lr: float | None = cli.option(None, "peak learning rate of the blocks, or of a classifier's encoder")
-    embedding_lr: float | None = cli.option(
-        None, "peak learning rate of embeddings and norms, or of a classifier's head"
-    )
-    warmup: float | None = cli.option(None, "share of the training in which the learning rates rise")
     evaluations: int | None = cli.option(None, "looks at the dev set, the last one included")
     keep: str | None = cli.option(
         None, "the model to save: of the last step, or the best of the evaluations", ("last", "best")
@@ -96,12 +89,9 @@ def check(args: Args) -> None:
     if args.options:
         cli.require_choices(args.options)
     cli.require_seed(args)
-    cli.require_positive(
-        args, *BUDGETS, "until", "evaluations", "patience", "layers", "width", "heads", "lr", "embedding_lr"
-    )
+    cli.require_positive(args, *BUDGETS, "until", "evaluations", "patience", "layers", "width", "heads")
     cli.require_positive(args, "batch_tokens", "batch_examples", "micro_tokens")
-    if args.warmup is not None and not 0 <= args.warmup < 1:
-        raise UserError(f"--warmup {args.warmup} must be a share of the training, from 0 to below 1")
+    check_optimisation(args)
     if args.dropout is not None and not 0 <= args.dropout < 1:
         raise UserError(f"--dropout {args.dropout} must be a share, from 0 to below 1")
     if args.init and (given := [name for name in OF_SHAPE if vars(args)[name] is not None]):
@@ -122,10 +112,10 @@ def train(args: Args, console: Console | None = None) -> Run:
         args = dataclasses.replace(args, precision=placement.precision, options=options)
         task = TASKS[args.task](options, args.seed)
         data = data_of(run, task)
-        args, model, tokenizer, corpus = prepare(args, task)
-        model.to(placement.device).compute_dtype = placement.dtype
+        args, model, tokenizer, corpus = prepare(args, task, run)
+        settle(model, placement, args.checkpointing, args.compile)
         task.begin(model, corpus, run)
-        session = Session(args, run, model, OPTIMIZERS[args.optimizer](model, args.lr, args.embedding_lr), console)
+        session = Session(args, run, model, optimizers_of(model, args), console)
         session.begin("sft", args, tokenizer, data, started)
         introduce(console, placement, task, model, run)
         fit(args, session, task, model, tokenizer, corpus)
@@ -141,31 +131,35 @@ def fit(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: T
         batches = [batch.to(device) for batch in corpus.step(step, args.batch_tokens, args.micro_tokens)]
         count = sum(map(task.count, batches))
         weights = task.weights(model, batches, count)  # 1 / count, or what preferences make of log p
-        loss = sum(map(backward, repeat(model), batches, weights))
-        gradient_norm = session.update()
+        smoothing = {"label_smoothing": args.label_smoothing}
+        loss = sum(backward(model, *each, **smoothing) for each in zip(batches, weights, strict=True))
+        gradient_norm = session.update(args.clip)
         session.log(
             {"tokens": sum(len(batch.tokens) for batch in batches)}, loss=float(loss), gradient_norm=gradient_norm
         )
 
         if session.evaluation_is_due():
-            examples, answers = glance(task, model, tokenizer)
+            examples, answers = glance(session, task, model, tokenizer)
             measured = task.measure(examples, answers)
             session.report(measured, len(examples))
             if args.keep == "best" or args.patience:
                 session.keep_if_best(score_of(task, measured))
             if args.patience and session.progress.worse >= args.patience:
                 session.end(f"the last {args.patience} looks at the dev set were no better than the best before")
-        if args.until and (step + 1) % UNTIL_EVERY == 0 and mean_reward(task, model, tokenizer) >= args.until:
+        if args.until and (step + 1) % UNTIL_EVERY == 0 and mean_reward(session, task, model, tokenizer) >= args.until:
             session.end(f"good enough, as --until {args.until} says")
     if args.keep == "best":
-        session.keep_if_best(score_of(task, task.measure(*glance(task, model, tokenizer))))
+        session.keep_if_best(score_of(task, task.measure(*glance(session, task, model, tokenizer))))
         session.take_best()
+    else:
+        session.take_average()
 
 
-def glance(task: Task, model: nn.Module, tokenizer: Tokenizer) -> tuple[list, list]:
+def glance(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> tuple[list, list]:
     """Some dev examples and the model's answers."""
     examples = evenly_spaced(task.splits.dev, GLANCE)
-    return examples, task.answer(model, tokenizer, examples)
+    with session.averaged():
+        return examples, task.answer(model, tokenizer, examples)
 
 
 def score_of(task: Task, measured: dict[str, Interval]) -> float:
@@ -174,9 +168,9 @@ def score_of(task: Task, measured: dict[str, Interval]) -> float:
     return -value if task.lower_is_better else value
 
 
-def mean_reward(task: Task, model: nn.Module, tokenizer: Tokenizer) -> float:
+def mean_reward(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> float:
     """Of greedy answers to some of the dev examples."""
-    examples, answers = glance(task, model, tokenizer)
+    examples, answers = glance(session, task, model, tokenizer)
     return sum(map(sum, task.reward(examples, answers).values())) / len(examples)
 
 

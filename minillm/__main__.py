@@ -6,6 +6,7 @@
   python -m minillm classify RUN "a text"                         which class a text belongs to
   python -m minillm score RUN --prompt "a question" "an answer"   how good a reward model finds it
   python -m minillm fill MODEL "The [MASK] is blue."              the words that a BERT would put there
+  python -m minillm merge ADAPTER --base MODEL --out FOLDER       LoRA's pairs into the weights that they are for
 
 MODEL is a folder in the layout of Hugging Face, a run of train_sft.py or train_rl.py, the id of a model on the hub
 (pip install -e '.[hub]'), or a .gguf file (pip install -e '.[gguf]'). No code that comes with a model is run; chat
@@ -24,7 +25,7 @@ import sys
 from minillm import cli
 from minillm.errors import UserError
 
-COMMANDS = ("generate", "chat", "embed", "classify", "score", "fill")
+COMMANDS = ("generate", "chat", "embed", "classify", "score", "fill", "merge")
 
 
 def main() -> None:

@@ -74,6 +74,11 @@ class Head(nn.Module):
         self.encoder = make_encoder(config)
 
     @property
+    def pretrained(self) -> tuple[str, ...]:
+        """How the names of the parameters begin that came with a checkpoint, where the model began as one."""
+        return ("encoder.", "transform.") if self.transform_is_trained else ("encoder.",)
+
+    @property
     def config(self) -> AnyConfig:
         return self.encoder.config
 
@@ -91,6 +96,15 @@ class Head(nn.Module):
     def compute_dtype(self, dtype: torch.dtype | None) -> None:
         self.encoder.compute_dtype = dtype
 
+    @property
+    def recompute(self) -> bool:
+        """Activations within blocks, instead of keeping them for the backward pass."""
+        return self.encoder.recompute
+
+    @recompute.setter
+    def recompute(self, value: bool) -> None:
+        self.encoder.recompute = value
+
     def encode(self, tokens: Tensor, packing: Packing, segments: Tensor | None) -> Tensor:
         """Hidden states (N, C). Models that know no segments tell the texts of a pair by what stands between them."""
         if segments is not None and isinstance(self.config, BERTConfig) and self.config.num_segments > 1:
@@ -100,6 +114,8 @@ class Head(nn.Module):
 
 class MaskedLM(Head):
     """Predicts the token behind a mask."""
+
+    pretrained = ("",)  # all of it: no checkpoint for masked tokens lacks the head
 
     def __init__(self, config: EncoderConfig):
         super().__init__(config)
@@ -116,13 +132,18 @@ class MaskedLM(Head):
         """(N, C) → (N, V)."""
         return self.output(hidden)
 
-    def loss(self, batch: Batch, weights: Tensor | float | None = None, temperature: float = 1.0) -> Tensor:
+    def loss(
+        self,
+        batch: Batch,
+        weights: Tensor | float | None = None,
+        temperature: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
         """−log p(masked token), see `objective.Model`: one value a token (N,), or Σ weight · loss."""
         hidden = self(batch.tokens, batch.packing, batch.segments)
         weight, bias = self.output.weight, self.output.bias
-        return linear_cross_entropy(
-            hidden, weight, batch.targets, bias=bias, token_weights=weights, temperature=temperature
-        )
+        options = {"token_weights": weights, "temperature": temperature, "label_smoothing": label_smoothing}
+        return linear_cross_entropy(hidden, weight, batch.targets, bias=bias, **options)
 
 
 class SequenceClassifier(Head):
@@ -139,10 +160,17 @@ class SequenceClassifier(Head):
         pooled = POOLING[pooling_of(self.config)](self.encode(tokens, packing, segments), packing)
         return self.classifier(dropout(self.transform(pooled), classifier_dropout(self.config), self.training))
 
-    def loss(self, batch: Batch, weights: Tensor | float | None = None, temperature: float = 1.0) -> Tensor:
+    def loss(
+        self,
+        batch: Batch,
+        weights: Tensor | float | None = None,
+        temperature: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
         """−log p(class), see `objective.Model`: one value a sequence (B,), or Σ weight · loss."""
         logits = self(batch.tokens, batch.packing, batch.segments)
-        return weighted(cross_entropy(logits, batch.labels, temperature=temperature), weights)
+        options = {"temperature": temperature, "label_smoothing": label_smoothing}
+        return weighted(cross_entropy(logits, batch.labels, **options), weights)
 
 
 class Scorer(SequenceClassifier):
@@ -157,22 +185,37 @@ class Scorer(SequenceClassifier):
         scores = self(batch.tokens, batch.packing, batch.segments).squeeze(-1)
         return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
-    def loss(self, batch: Batch, weights: Tensor | float | None = None, temperature: float = 1.0) -> Tensor:
-        """(score − label)²: one value a sequence (B,), or Σ weight · loss. It knows no temperature."""
+    def loss(
+        self,
+        batch: Batch,
+        weights: Tensor | float | None = None,
+        temperature: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        """(score − label)²: one value a sequence (B,), or Σ weight · loss. A number has no temperature, and no other
+        labels to be smoothed with: ValueError."""
+        require(temperature == 1 and label_smoothing == 0, "squared errors know no temperature and no label smoothing")
         return weighted((self.scores(batch) - batch.labels).square(), weights)
 
 
 class RewardModel(Scorer):
     """The same, learned from pairs of sequences of which the first is the better one: P of them in a batch of 2P."""
 
-    def loss(self, batch: Batch, weights: Tensor | float | None = None, temperature: float = 1.0) -> Tensor:
+    def loss(
+        self,
+        batch: Batch,
+        weights: Tensor | float | None = None,
+        temperature: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
         """−log σ((score of the first − score of the second) / temperature): one value a pair (P,), or Σ weight · loss.
 
         −log of the probability that the first wins (Bradley and Terry 1952; for language models Christiano et al.
-        2017, arXiv:1706.03741).
+        2017, arXiv:1706.03741). Label smoothing: see `objective.Model`; the other label is that the second one wins.
         """
         chosen, rejected = self.scores(batch).view(-1, 2).unbind(1)
-        return weighted(F.softplus((rejected - chosen) / temperature), weights)
+        margin = (chosen - rejected) / temperature
+        return weighted(F.softplus(-margin) + label_smoothing / 2 * margin, weights)  # softplus(m) = softplus(−m) + m
 
 
 class TokenClassifier(Head):
@@ -189,10 +232,17 @@ class TokenClassifier(Head):
         hidden = self.transform(self.encode(tokens, packing, segments))
         return self.classifier(dropout(hidden, classifier_dropout(self.config), self.training))
 
-    def loss(self, batch: Batch, weights: Tensor | float | None = None, temperature: float = 1.0) -> Tensor:
+    def loss(
+        self,
+        batch: Batch,
+        weights: Tensor | float | None = None,
+        temperature: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
         """−log p(class), see `objective.Model`: one value a token (N,), or Σ weight · loss."""
         logits = self(batch.tokens, batch.packing, batch.segments)
-        return weighted(cross_entropy(logits, batch.targets, temperature=temperature), weights)
+        options = {"temperature": temperature, "label_smoothing": label_smoothing}
+        return weighted(cross_entropy(logits, batch.targets, **options), weights)
 
 
 @dataclass(frozen=True)

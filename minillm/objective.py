@@ -13,13 +13,21 @@ from typing import Protocol
 from torch import Tensor
 
 from minillm.batching import Batch
+from minillm.errors import UserError
 
 
 class Model(Protocol):
-    def loss(self, batch: Batch, weights: Tensor | float | None = None, temperature: float = 1.0) -> Tensor:
+    def loss(
+        self,
+        batch: Batch,
+        weights: Tensor | float | None = None,
+        temperature: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
         """−log p of what the batch asks for, at a temperature of the model's distribution: one value a token, or a
         text where texts are classified, in float32 or wider, 0 where there is no target. With weights, one number or
-        one for each value, Σ weight · loss; never a mean. For a GPT: kernels/linear_cross_entropy.py."""
+        one for each value, Σ weight · loss; never a mean. Label smoothing ε makes it (1 − ε) times that and ε times the
+        mean of −log p over all the target might have been. For a GPT: kernels/linear_cross_entropy.py."""
 
 
 # −log p of every target (N,), detached → a loss made of them, and the derivative of it with respect to each (N,), the
@@ -27,7 +35,13 @@ class Model(Protocol):
 Rule = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def backward(model: Model, batch: Batch, weights: Tensor | float | Rule, temperature: float = 1.0) -> Tensor:
+def backward(
+    model: Model,
+    batch: Batch,
+    weights: Tensor | float | Rule,
+    temperature: float = 1.0,
+    label_smoothing: float = 0.0,
+) -> Tensor:
     """Adds the gradient of Σ weight · −log p(target) to the parameters'; returns the sum, detached. With a rule, the
     gradient of the loss that it knows, and that loss.
 
@@ -35,10 +49,14 @@ def backward(model: Model, batch: Batch, weights: Tensor | float | Rule, tempera
     is taken once, over the whole step.
     """
     if callable(weights):
+        if label_smoothing:
+            raise UserError(
+                "--label-smoothing is for losses that are sums of −log p, which this one is not; leave it out"
+            )
         losses = model.loss(batch, None, temperature)
         loss, weights = weights(losses.detach())
         losses.backward(weights)  # the chain rule: ∂loss/∂parameters = Σ ∂loss/∂(−log p) · ∂(−log p)/∂parameters
         return loss
-    loss = model.loss(batch, weights, temperature)
+    loss = model.loss(batch, weights, temperature, label_smoothing)
     loss.backward()
     return loss.detach()

@@ -22,12 +22,14 @@ def introduce(console: Console, placement: Placement, task: Any, model: nn.Modul
     config, splits = model.config, task.splits
     size = sum(p.numel() for p in model.parameters())
     shape = f"{config.num_layers} layers × {config.width}, {config.num_heads} heads, {config.vocab_size:,} symbols"
+    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    of_them = f", of which {learning:,} learn" if learning < size else ""
     family = type(config).__name__.removesuffix("Config")
     for line in (
         *placement.lines,
         f"task       {task.name}: {', '.join(f'{len(s):,} {name}' for name, s in vars(splits).items())} examples",
         *(f"           {note}" for note in task.notes),
-        f"model      {family}, {size:,} parameters ({shape})",
+        f"model      {family}, {size:,} parameters{of_them} ({shape})",
         f"run        {run.folder}",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from tiny import VOCAB, assert_same, batch_of, bert_config, gpt, gpt_config, gra
 from torch.nn.functional import logsigmoid
 
 from minillm.batching import Corpus, Document, DocumentTable, answering, pack
+from minillm.errors import UserError
 from minillm.heads import RewardModel, Scorer
 from minillm.objective import backward
 from minillm.preference import METHODS, Pairs, rule
@@ -187,6 +188,23 @@ def test_a_reward_model_is_bradley_terry(make):
     torch.testing.assert_close(model.loss(batch), wanted)
     weights = torch.tensor([0.5, 0.0, 2.0])
     torch.testing.assert_close(model.loss(batch, weights), (weights * wanted).sum())
+
+
+def test_smoothed_labels_of_a_reward_model():
+    model = shake(RewardModel(bert_config())).eval()
+    p = (-model.loss(read())).exp()
+    wanted = -0.8 * p.log() - 0.2 * (p.log() + (1 - p).log()) / 2
+    torch.testing.assert_close(model.loss(read(), label_smoothing=0.2), wanted)
+
+
+def test_what_has_no_labels_smooths_none():
+    model, start = gpt(seed=1), gpt(seed=2)
+    weigh = partial(rule, method=METHODS["dpo"], beta=0.1, count=4, kl=0.0)
+    (batch,) = batches_of(start, (4,))
+    with pytest.raises(UserError, match="label-smoothing"):
+        backward(model, batch, partial(weigh, batch=batch), label_smoothing=0.1)
+    with pytest.raises(ValueError, match="label smoothing"):
+        Scorer(bert_config()).loss(read(), label_smoothing=0.1)
 
 
 @every_model

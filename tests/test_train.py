@@ -381,7 +381,9 @@ def test_the_best_model_of_the_evaluations_is_kept(monkeypatch):
 def test_dropout_is_on_by_example_and_off_by_reward(sums, monkeypatch, script, args, is_on):
     """Also where the model came in evaluation mode, and after looks at the dev set."""
     modes, real = [], script.backward
-    monkeypatch.setattr(script, "backward", lambda model, *rest: modes.append(model.training) or real(model, *rest))
+    monkeypatch.setattr(
+        script, "backward", lambda model, *rest, **more: modes.append(model.training) or real(model, *rest, **more)
+    )
     made_up = staticmethod(lambda _, answers: {"right": [float(i % 2) for i in range(len(answers))]})
     monkeypatch.setattr(arithmetic.Arithmetic, "reward", made_up)  # so that every step has something to learn
     script.train(script.Args(**args, init=sums, steps=4, evaluations=3, precision="fp32"))

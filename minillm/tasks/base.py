@@ -93,7 +93,7 @@ class Task(Protocol):
 
     def begin(self, model: nn.Module, corpus: Corpus, run: Run) -> None:
         """Called with the model as it starts, on its device, before the first step; in a run that goes on, its weights
-        are still to come. What is to be remembered of the start may be kept in the run, as START."""
+        are still to come. What is to be remembered of the start may be kept in the run, as REFERENCE."""
 
     def count(self, batch: Batch) -> int:
         """Over how many things the loss of a batch is a sum: what a step is divided by."""

@@ -27,7 +27,7 @@ from minillm.preference import METHODS, rule
 from minillm.published.exchanges import CONTEXT, Composer, Exchange
 from minillm.published.subwords import learn_vocabulary
 from minillm.report import cells, shortened
-from minillm.run import START, Run
+from minillm.run import REFERENCE, Run
 from minillm.tasks import files
 from minillm.tasks.base import Shape, Splits, Task
 from minillm.tasks.classify import KINDS, LONGEST, VOCABULARY
@@ -292,7 +292,7 @@ def with_start(pairs: Sequence[Pair], start: np.ndarray) -> list[Pair]:
 
 def at_start(model: nn.Module, documents: Mapping[str, Sequence[Document]], run: Run) -> dict[str, np.ndarray]:
     """log p of documents by the model as it starts, kept in the run for when it goes on."""
-    path = run.path(START)
+    path = run.path(REFERENCE)
     if not run.is_unfinished:
         found = {name: -evaluate.nats(model, each) if each else np.zeros(0) for name, each in documents.items()}
         write_tensors(path, {name: torch.from_numpy(each) for name, each in found.items()})
