@@ -50,9 +50,7 @@ def backward(
     """
     if callable(weights):
         if label_smoothing:
-            raise UserError(
-                "--label-smoothing is for losses that are sums of −log p, which this one is not; leave it out"
-            )
+            raise UserError("--label-smoothing is for sums of −log p, and this loss is none; leave it out")
         losses = model.loss(batch, None, temperature)
         loss, weights = weights(losses.detach())
         losses.backward(weights)  # the chain rule: ∂loss/∂parameters = Σ ∂loss/∂(−log p) · ∂(−log p)/∂parameters

@@ -51,8 +51,9 @@ class Composer:
         def fits(prompt: str, answer: str) -> bool:
             return len(self.encode(prompt, answer).tokens) <= self.limit
 
-        if fits(prompt, answer):
-            return self.encode(prompt, answer)
+        whole = self.encode(prompt, answer)
+        if len(whole.tokens) <= self.limit:
+            return whole
         if fits("", answer):
             prompt = longest_end(prompt, lambda end: fits(end, answer))
             return self.encode(prompt, answer)._replace(cut="prompt")

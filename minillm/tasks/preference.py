@@ -294,9 +294,9 @@ def at_start(model: nn.Module, documents: Mapping[str, Sequence[Document]], run:
     """log p of documents by the model as it starts, kept in the run for when it goes on."""
     path = run.path(REFERENCE)
     if not run.is_unfinished:
-        found = {name: -evaluate.nats(model, each) if each else np.zeros(0) for name, each in documents.items()}
-        write_tensors(path, {name: torch.from_numpy(each) for name, each in found.items()})
-    return {name: each.numpy() for name, each in read_tensors(path).items()}
+        found = {name: torch.from_numpy(-evaluate.nats(model, each)) for name, each in documents.items() if each}
+        write_tensors(path, found, {"answers": list(found)})
+    return {name: np.zeros(0) for name in documents} | {name: x.numpy() for name, x in read_tensors(path).items()}
 
 
 # ---- the data ------------------------------------------------------------------------------------
