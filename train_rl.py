@@ -3,6 +3,8 @@
   python train_rl.py                                             arithmetic, under 4 minutes on two cores
   python train_rl.py --task pronounce --init runs/pronounce-sft  start from a run of train_sft.py
   python train_rl.py --task arithmetic --init MODEL              or from any GPT: a published folder, a .gguf file
+  python train_rl.py --reward my_reward.py:score                 judged by a function of your own
+  python train_rl.py --update clip --passes 2 --kl k3            other estimators; bench/estimators.py judges them all
 
 Objective: maximise E[reward] over answers drawn from the model itself. The estimator is REINFORCE (Williams 1992)
 with a leave-one-out baseline: for each of P prompts draw K answers from the policy and step along
@@ -10,10 +12,11 @@ with a leave-one-out baseline: for each of P prompts draw K answers from the pol
     1/(P·K) Σ (reward − mean reward of the prompt's other answers) · ∇ Σ log p(token | prompt, tokens before)
 
 where the inner sum runs over all tokens of the answer, the end token included. The policy is the model at
---temperature: answers are drawn from it, and log p differentiated, at that same temperature. No division by lengths
-or standard deviations, no clipping of ratios, no KL penalty; every answer is used once, by the model that drew it. So
-this is an unbiased estimate of the gradient of the expected reward, which AdamW then scales. Dropout is off, so that
-the model that learns is, up to rounding, the model that drew.
+--temperature: answers are drawn from it, and log p differentiated, at that same temperature. Unless options ask for
+it, there is no division by lengths or standard deviations, no clipping of ratios, no KL penalty, and every answer is
+used once, by the model that drew it. So this is an unbiased estimate of the gradient of the expected reward, which
+AdamW then scales. Dropout is off, so that the model that learns is, up to rounding, the model that drew; the script
+looks whether it is, and stops if it is not.
 """
 
 import minillm  # noqa: F401, first: it sets how threads wait
@@ -35,38 +38,62 @@ from torch import Tensor
 
 import kernels
 import train_sft
-from minillm import cli
-from minillm.batching import Batch, answering, pack
+from minillm import cli, policy, trackers
+from minillm.batching import IGNORE, Batch, Corpus, by_length
 from minillm.device import PRECISIONS, place, settle
+from minillm.episodes import (
+    Episode,
+    describe,
+    distinct,
+    logprobs_of,
+    look,
+    refer,
+    require_parity,
+    rewards_of,
+    to_batch,
+    tokens_of,
+)
 from minillm.errors import UserError
-from minillm.generate import Sampling, generate
+from minillm.findings import findings
+from minillm.generate import GREEDY, Sampling, generate
 from minillm.gpt import GPT
 from minillm.inference import ready
 from minillm.lora import LR_FACTOR
 from minillm.objective import backward
-from minillm.optim import Optimisation, adamw, check_optimisation
+from minillm.optim import adamw
+from minillm.options import Optimisation, check_optimisation
 from minillm.origin import data_of
-from minillm.policy import BASELINES, WEIGHTS, Episode, entropy, has_variance, kl_estimate, rewards_of
+from minillm.policy import Estimator, Rewards, moved
 from minillm.report import SAMPLES, evenly_spaced, figures, flat, introduce, samples_table
+from minillm.rewards import Reward, open_rewards
 from minillm.run import Run
 from minillm.session import Session
-from minillm.start import complete, inherited_options, open_policy, refuse_beside_resume, restrict, resumed
+from minillm.start import (
+    complete,
+    documents_of_epoch,
+    inherited_options,
+    open_policy,
+    refuse_beside_resume,
+    restrict,
+    resumed,
+)
 from minillm.tasks import TASKS
 from minillm.tasks.base import Task, WritingTask
 from minillm.tokenizer import Tokenizer
+from minillm.trackers import TRACKERS
 
 WRITING = {name: task for name, task in TASKS.items() if issubclass(task, WritingTask)}  # which have policies
 DEFAULT_MINUTES = 3.0
-WARMUP = 0.1  # share of the training
+WARMUP = 0.1  # share of the training: AdamW's first steps are all noise
 LR = 1e-3  # of a model of width 128; AdamW's rates fall with the width (arXiv:2203.03466)
 LOOK_EVERY = 10  # steps between looks at the KL to the start, which costs a pass of the starting model
 LEAST_TEMPERATURE = 1e-3  # of the policy: its gradients are divided by it, and soon all its answers are alike
 MOST_ANSWERS = 2**20  # in a step, all of which lie in memory
-GLANCE = 500  # dev examples looked at during training; all of them before and after
+UNFINISHED = 1.0  # what an answer that does not end costs with --overlong penalise
 
 
 @dataclass(frozen=True)
-class Args(Optimisation):
+class Args(Optimisation, Estimator):
     task: str = cli.option("arithmetic", "what to learn", choices=tuple(WRITING))
     init: Path | None = cli.option(
         None,
@@ -77,18 +104,18 @@ class Args(Optimisation):
     resume: Path | None = cli.option(None, "go on with an interrupted run, under the options it was started with")
     minutes: float | None = cli.option(None, "wall-clock budget; the learning rate follows it (default: 3)")
     steps: int | None = cli.option(None, "train for a number of steps instead, whatever time they take")
+    reward: tuple[str, ...] = cli.option(
+        (), "of the task by name, FILE.py:FUNCTION, or a run; =WEIGHT behind it; may be given several times"
+    )
     prompts: int = cli.option(128, "prompts in a step")
     samples: int = cli.option(8, "answers drawn for each prompt")
     temperature: float = cli.option(0.5, "of the policy: answers are drawn, and gradients taken, at this temperature")
-    baseline: str = cli.option("leave-one-out", "what is subtracted from a reward", choices=tuple(BASELINES))
-    lr: float | None = cli.option(None, "peak learning rate, AdamW (default: 0.001; for models wider than 128 less)")
-    warmup: float | None = cli.option(
-        None, "share of the training in which it rises; AdamW's first steps are all noise (default: 0.1)"
-    )
+    micro_tokens: int = cli.option(65_536, "tokens computed at once; a step is cut up, with the same gradient")
     seed: int = cli.option(0, "fixes everything random")
     evaluations: int = cli.option(4, "looks at the dev set after the first, the last one included")
     precision: str = cli.option("auto", "of the activations; weights stay float32", choices=PRECISIONS)
     kernels: str = cli.option("auto", "implementation of attention and loss", choices=kernels.IMPLS)
+    log_to: str | None = cli.option(None, "write the log there, too", choices=tuple(TRACKERS))
     options: Any = None  # those of the task, an instance of its Options; None: its defaults, or the starting run's
 
 
@@ -100,10 +127,11 @@ def check(args: Args) -> Args:
     if args.options:
         cli.require_choices(args.options)
     cli.require_seed(args)
+    trackers.require(args.log_to)
     cli.require_positive(args, "minutes", "steps", "prompts", "samples", "temperature", "evaluations")
+    cli.require_positive(args, "micro_tokens")
     check_optimisation(args)
-    if args.baseline == "leave-one-out" and args.samples < 2:
-        raise UserError(f"--samples {args.samples}: the leave-one-out baseline needs at least 2")
+    policy.check(args, args.samples)
     if args.prompts * args.samples > MOST_ANSWERS:
         raise UserError(
             f"--prompts {args.prompts} with --samples {args.samples} are too many answers in a step; "
@@ -121,88 +149,136 @@ def check(args: Args) -> Args:
 # ---- the algorithm: roll out, judge, weigh, update --------------------------------------------------
 
 
-def rollout(model: GPT, tokenizer: Tokenizer, task: Task, examples: Sequence[Any], args: Args) -> list[Episode]:
-    """Answers to the examples, `args.samples` of each in a row, not judged yet."""
+def rollout(
+    model: GPT, tokenizer: Tokenizer, task: Task, examples: Sequence[Any], sampling: Sampling, samples: int
+) -> list[Episode]:
+    """Answers to the examples, so many of each in a row, not judged yet."""
     prompts = [tokenizer.prompt(example.prompt) for example in examples]
-    room, sampling = task.max_answer_tokens(tokenizer), Sampling(args.temperature)
-    drawn = generate(ready(model), prompts, room, tokenizer.stops, sampling, args.samples)
-    sources = [i for i in range(len(examples)) for _ in range(args.samples)]
+    drawn = generate(ready(model), prompts, task.max_answer_tokens(tokenizer), tokenizer.stops, sampling, samples)
+    sources = [i for i in range(len(examples)) for _ in range(samples)]
     return [
-        Episode(examples[i], prompts[i], sample.tokens, sample.logprobs, tokenizer.decode(sample.tokens))
+        Episode(
+            examples[i],
+            prompts[i],
+            sample.tokens,
+            sample.logprobs,
+            tokenizer.decode(sample.tokens),
+            is_cut=sample.tokens[-1] not in tokenizer.stops,
+        )
         for i, sample in zip(sources, drawn, strict=True)
     ]
 
 
-def judge(task: Task, episodes: list[Episode]) -> list[Episode]:
-    """Fills in the task's reward of each and its parts, all of them judged at once; returns the same episodes."""
-    parts = task.reward([episode.example for episode in episodes], [episode.text for episode in episodes])
+def judge(reward: Reward, episodes: list[Episode]) -> list[Episode]:
+    """Fills in the reward of each and its parts, all of them judged at once; returns the same episodes."""
+    parts = reward([episode.example for episode in episodes], [episode.text for episode in episodes])
     for i, episode in enumerate(episodes):
         episode.parts = {name: float(values[i]) for name, values in parts.items()}
         episode.reward = sum(episode.parts.values())
     return episodes
 
 
-def to_batch(episodes: Sequence[Episode], device: torch.device) -> Batch:
-    """The drawn answers behind their prompts, token for token as they were drawn."""
-    return pack([answering(episode.prompt, episode.answer) for episode in episodes]).to(device)
+def weigh(episodes: Sequence[Episode], greedy: Tensor | None, session: Session, args: Args) -> list[float]:
+    """The advantage of each answer: of its reward, less what the options take off it."""
+    rewards = rewards_of(episodes, args.samples)
+    if args.kl == "reward":
+        rewards = rewards - beta_of(session, args) * torch.tensor([e.kl for e in episodes]).view_as(rewards)
+    if args.overlong == "penalise":
+        rewards = rewards - UNFINISHED * torch.tensor([float(e.is_cut) for e in episodes]).view_as(rewards)
+    average = session.progress.numbers.get("average reward")
+    session.progress.numbers["average reward"] = moved(average, rewards)
+    return args.advantages(Rewards(rewards, average or 0.0, greedy)).flatten().tolist()
 
 
-def update(model: GPT, episodes: list[Episode], advantages: Tensor, session: Session, args: Args) -> float:
-    """One step along the policy gradient; returns the norm of the gradient, 0 where there is none to follow."""
-    learning = [i for i, advantage in enumerate(advantages.flatten().tolist()) if advantage != 0]
-    if not learning:  # the rest would add nothing but zeros
-        return 0.0
-    batch = to_batch([episodes[i] for i in learning], model.tokens.weight.device)
-    answer = torch.tensor(learning)[batch.packing.sequence.cpu()]  # (N,) the episode of each token
-    weights = WEIGHTS["reinforce"](advantages, answer)
-    backward(model, batch, weights.to(batch.tokens.device), args.temperature)
-    return session.update(args.clip)
+def climb(
+    model: GPT, episodes: Sequence[Episode], advantages: Sequence[float], args: Args, beta: float, longest: int
+) -> None:
+    """Adds the gradient of what these answers teach. Equal ones are scored once, for all of them."""
+    shares = (1 - args.sft_share) * args.shares(torch.tensor([float(len(e.answer)) for e in episodes]), longest)
+    copies = distinct(episodes, advantages)
+    # Without advantage an answer teaches nothing, unless it is pulled towards the start.
+    taught = [i for i in copies if advantages[i] or args.looks_back]
+    for part in by_length([len(episodes[i].prompt) + len(episodes[i].answer) for i in taught], args.micro_tokens):
+        some = [taught[j] for j in part]
+        batch = to_batch([episodes[i] for i in some], model.tokens.weight.device)
+        known = tokens_of([episodes[i] for i in some], torch.tensor([advantages[i] for i in some], dtype=torch.float64))
+        if args.looks_back:
+            known = known._replace(now=logprobs_of(model, batch, args.temperature).cpu())
+        share = torch.tensor([float(shares[i]) * copies[i] for i in some], dtype=torch.float64)[known.answer]
+        weights = torch.zeros(len(batch.tokens), dtype=model.tokens.weight.dtype, device=batch.tokens.device)
+        weights[batch.targets != IGNORE] = args.weights(known, share, beta).to(weights)
+        backward(model, batch, weights, args.temperature)
 
 
-@torch.no_grad()
-def kl_to(start: GPT, model: GPT, episodes: Sequence[Episode], temperature: float) -> float:
-    """KL(model ‖ start) of an answer in nats, estimated on answers that the model has drawn."""
-    batch = to_batch(episodes, model.tokens.weight.device)
-    logprobs, start_logprobs = (-m.loss(batch, temperature=temperature) for m in (model, start))
-    return float(kl_estimate(logprobs, start_logprobs).sum() / len(episodes))
+def learn(
+    model: GPT,
+    episodes: list[Episode],
+    advantages: list[float],
+    given: Sequence[Batch],
+    longest: int,
+    session: Session,
+    args: Args,
+) -> float:
+    """The updates of a step, each from a part of its answers and from answers that were given; returns the norm of the
+    last gradient, 0 where there is none to follow."""
+    counted = [i for i, episode in enumerate(episodes) if args.counts(advantages[i], episode.is_cut)]
+    beta, norm = beta_of(session, args), 0.0
+    for _ in range(args.passes):
+        for part in torch.randperm(len(counted)).tensor_split(args.minibatches):
+            if not (some := [counted[i] for i in part.tolist()]):
+                continue
+            climb(model, [episodes[i] for i in some], [advantages[i] for i in some], args, beta, longest)
+            for batch in given:
+                weight = args.sft_share / sum(each.count for each in given)
+                backward(model, batch.to(model.tokens.weight.device), weight)
+            norm = session.update(args.clip)
+    return norm
 
 
-def fit(args: Args, session: Session, task: Task, start: GPT, model: GPT, tokenizer: Tokenizer) -> None:
-    """Roll out, judge, update, until the budget is spent."""
+def beta_of(session: Session, args: Args) -> float:
+    return session.progress.numbers.get("beta", args.beta)
+
+
+def fit(args: Args, session: Session, task: Task, reward: Reward, start: GPT, model: GPT, tokenizer: Tokenizer) -> None:
+    """Roll out, judge, weigh, update, until the budget is spent."""
     practice = islice(task.practice(args.seed), session.progress.step * args.prompts, None)
+    corpus = Corpus(lambda epoch: documents_of_epoch(task, tokenizer, args.seed, epoch), args.seed, task.is_redrawn)
+    given_tokens = round(args.prompts * float(corpus.table.lengths.mean()))
+    room, sampling = task.max_answer_tokens(tokenizer), Sampling(args.temperature)
     model.eval()  # no dropout: the model that learns is the model that drew
     for step in session:
-        episodes = judge(task, rollout(model, tokenizer, task, list(islice(practice, args.prompts)), args))
-        rewards = rewards_of(episodes, args.samples)
-        seen = {
-            "reward": float(rewards.mean()),
-            "entropy": entropy(episodes),
-            "groups_without_variance": 1 - float(has_variance(rewards).float().mean()),
-        }
+        examples = list(islice(practice, args.prompts))
+        episodes = judge(reward, rollout(model, tokenizer, task, examples, sampling, args.samples))
         is_due = session.evaluation_is_due()
-        if is_due or step % LOOK_EVERY == 0:
-            seen["kl"] = kl_to(start, model, episodes, args.temperature)
-        advantages = BASELINES[args.baseline](rewards)
-        seen["gradient_norm"] = update(model, episodes, advantages, session, args)
+        if is_looked_at := is_due or step % LOOK_EVERY == 0:
+            require_parity(model, episodes, args.temperature)
+        if is_looked_at or args.kl != "off" or args.kl_limit:
+            refer(start, episodes, args.temperature, args.micro_tokens)
+        greedy = None
+        if args.baseline == "greedy":
+            greedy = rewards_of(judge(reward, rollout(model, tokenizer, task, examples, GREEDY, 1)), 1).flatten()
+        advantages = weigh(episodes, greedy, session, args)
+        given = corpus.step(step, given_tokens, args.micro_tokens) if args.sft_share else []
+        norm = learn(model, episodes, advantages, given, room, session, args)
+        seen = {**look(episodes, args.samples), "gradient_norm": norm}
+        session.progress.numbers["beta"] = args.next_beta(beta_of(session, args), seen.get("kl"))
         session.log(**seen)
-
+        if args.kl_limit and seen["kl"] > args.kl_limit:
+            session.end(f"the KL to the start is beyond --kl-limit {args.kl_limit} nats an answer")
         if is_due:
-            some = evenly_spaced(task.splits.dev, GLANCE)
-            shown = episodes[: 3 * args.samples : args.samples]  # the first answer to each of three prompts
-            samples = [{"prompt": episode.example.prompt, "answer": episode.text} for episode in shown]
-            session.report(task.measure(some, task.answer(model, tokenizer, some)), len(some), samples=samples)
-            session.console.print(describe(seen), highlight=False)
-            texts = [episode.text for episode in shown]
-            session.console.print(samples_table([e.example for e in shown], texts, "answers drawn in practice"))
+            report(session, task, model, tokenizer, episodes[:: args.samples][:3], seen)
 
 
-def describe(seen: dict[str, float]) -> str:
-    """One line of what is watched beside the reward."""
-    kl = f"KL to the start {seen['kl']:.2f} nats an answer · " if "kl" in seen else ""
-    return (
-        f"reward {seen['reward']:.3f} · {kl}entropy {seen['entropy']:.3f} nats a token · "
-        f"gradient norm {seen['gradient_norm']:.2f} · {seen['groups_without_variance']:.0%} of groups without variance"
-    )
+def report(
+    session: Session, task: Task, model: GPT, tokenizer: Tokenizer, shown: Sequence[Episode], seen: dict[str, float]
+) -> None:
+    """What the model answers on dev, and some of what it tried."""
+    examples, answers = train_sft.glance(session, task, model, tokenizer)
+    tried = [{"prompt": episode.example.prompt, "answer": episode.text} for episode in shown]
+    session.report(task.measure(examples, answers), len(examples), samples=tried)
+    session.console.print(describe(seen), highlight=False)
+    texts = [episode.text for episode in shown]
+    session.console.print(samples_table([e.example for e in shown], texts, "answers drawn in practice"))
 
 
 # ---- where it starts, and how it ends ---------------------------------------------------------------
@@ -245,7 +321,8 @@ def train(args: Args, console: Console | None = None) -> Run:
         refuse_beside_resume(args)
     else:
         args = check(args)
-    with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-rl") as run:
+    given = cli.given(args)
+    with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-rl", given) as run:
         if args.resume:
             args = resumed(args, "rl", TASKS)
         else:
@@ -256,6 +333,7 @@ def train(args: Args, console: Console | None = None) -> Run:
         args = dataclasses.replace(args, precision=placement.precision)
         task = TASKS[args.task](args.options, args.seed)
         data = data_of(run, task)
+        reward = open_rewards(args.reward, task.rewards, placement.device)
         start, tokenizer = open_policy(args, run, task)
         lr = LR * min(1.0, 128 / start.config.width) * (LR_FACTOR if args.lora else 1.0)
         args = complete(args, {"lr": lr, "warmup": WARMUP})
@@ -270,7 +348,7 @@ def train(args: Args, console: Console | None = None) -> Run:
         before = score(console, task, start, tokenizer, "before")
         if not session.progress.records:
             session.write(**{name: value for name, value in before.items() if name.startswith("dev")})
-        fit(args, session, task, start, model, tokenizer)
+        fit(args, session, task, reward, start, model, tokenizer)
         finish(session, task, model, tokenizer, before)
     return run
 
@@ -280,11 +358,11 @@ def finish(session: Session, task: Task, model: GPT, tokenizer: Tokenizer, befor
     after = score(session.console, task, model, tokenizer, "after")
     shown = evenly_spaced(task.splits.dev, SAMPLES)
     answers = task.answer(model, tokenizer, shown)
-    session.console.print(samples_table(shown, answers, "held-out examples, greedy"))
+    session.console.print(table := samples_table(shown, answers, "held-out examples, greedy"))
     metrics = {**{f"start_{name}": value for name, value in before.items()}, **after}
     panels = ["reward", f"dev_{task.headline}", "kl", "entropy", "gradient_norm", "groups_without_variance"]
     dev = {name: value for name, value in after.items() if name.startswith("dev")}
-    session.finish(metrics, dev, panels, f"{task.name}, by reward")
+    session.finish(metrics, dev, panels, f"{task.name}, by reward", findings(task, model, [table]))
 
 
 def main() -> None:

@@ -27,13 +27,15 @@ from rich.console import Console
 from torch import nn
 
 import kernels
-from minillm import cli
+from minillm import cli, trackers
 from minillm.batching import Corpus
 from minillm.device import PRECISIONS, place, settle
 from minillm.errors import UserError
+from minillm.findings import findings
 from minillm.metrics import Interval
 from minillm.objective import backward
-from minillm.optim import Supervised, check_optimisation, optimizers_of
+from minillm.optim import optimizers_of
+from minillm.options import Supervised, check_optimisation
 from minillm.origin import data_of
 from minillm.report import evenly_spaced, figures, flat, introduce
 from minillm.run import Run
@@ -42,6 +44,7 @@ from minillm.start import BUDGETS, OF_SHAPE, prepare, refuse_beside_resume, resu
 from minillm.tasks import TASKS
 from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer
+from minillm.trackers import TRACKERS
 
 UNTIL_EVERY = 10  # steps between looks at whether a training is good enough already
 GLANCE = 500  # dev examples looked at during training; all of them at the end
@@ -74,6 +77,7 @@ class Args(Supervised):
     patience: int | None = cli.option(None, "stop after so many looks in a row that were no better than the best")
     precision: str = cli.option("auto", "of the activations; weights stay float32", choices=PRECISIONS)
     kernels: str = cli.option("auto", "implementation of attention and loss", choices=kernels.IMPLS)
+    log_to: str | None = cli.option(None, "write the log there, too", choices=tuple(TRACKERS))
     options: Any = None  # those of the task, an instance of its Options; None: its defaults
 
 
@@ -89,11 +93,11 @@ def check(args: Args) -> None:
     if args.options:
         cli.require_choices(args.options)
     cli.require_seed(args)
+    trackers.require(args.log_to)
     cli.require_positive(args, *BUDGETS, "until", "evaluations", "patience", "layers", "width", "heads")
     cli.require_positive(args, "batch_tokens", "batch_examples", "micro_tokens")
+    cli.require_share(args, "dropout", "activations")
     check_optimisation(args)
-    if args.dropout is not None and not 0 <= args.dropout < 1:
-        raise UserError(f"--dropout {args.dropout} must be a share, from 0 to below 1")
     if args.init and (given := [name for name in OF_SHAPE if vars(args)[name] is not None]):
         raise UserError(
             f"--{given[0]} is for a model from scratch, but --init {args.init} brings its own; leave one out"
@@ -105,7 +109,8 @@ def train(args: Args, console: Console | None = None) -> Run:
     started = time.monotonic()
     console, args = console or cli.console(), cli.with_paths(args)
     refuse_beside_resume(args) if args.resume else check(args)
-    with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-sft") as run:
+    given = cli.given(args)
+    with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-sft", given) as run:
         args = resumed(args, "sft", TASKS) if args.resume else args
         placement = place(args.precision, args.kernels)
         options = args.options or TASKS[args.task].Options()
@@ -130,9 +135,8 @@ def fit(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: T
     for step in session:
         batches = [batch.to(device) for batch in corpus.step(step, args.batch_tokens, args.micro_tokens)]
         count = sum(map(task.count, batches))
-        weights = task.weights(model, batches, count)  # 1 / count, or what preferences make of log p
-        smoothing = {"label_smoothing": args.label_smoothing}
-        loss = sum(backward(model, *each, **smoothing) for each in zip(batches, weights, strict=True))
+        weights = zip(batches, task.weights(model, batches, count), strict=True)  # 1 / count, or see preference.py
+        loss = sum(backward(model, batch, weight, 1.0, args.label_smoothing) for batch, weight in weights)
         gradient_norm = session.update(args.clip)
         session.log(
             {"tokens": sum(len(batch.tokens) for batch in batches)}, loss=float(loss), gradient_norm=gradient_norm
@@ -180,15 +184,19 @@ def finish(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer)
     for split in ("test", "dev"):  # what is shown below is the last one's
         if examples := vars(task.splits)[split]:
             answers = task.answer(model, tokenizer, examples)
-            measured = {**task.measure(examples, answers), **task.baselines(examples)}
+            baselines = task.baselines(examples)
+            measured = {**task.measure(examples, answers), **baselines}
             metrics |= flat(measured, split)
             metrics |= {f"{split}_{name}": value for name, value in task.details(examples, answers).items()}
             session.console.print(f"{split}: {figures(measured)} on {len(examples):,} examples never trained on")
-    session.console.print(task.table(examples, answers))
-    for remark in task.remarks(measured):
+    session.console.print(table := task.table(examples, answers))
+    for remark in (remarks := task.remarks(measured)):
         session.console.print(f"note: {remark}", markup=False)
-    session.finish(metrics, flat(measured, "dev"), ["loss", "lr", f"dev_{task.headline}"], f"{task.name}, by example")
-    session.console.print(f"next: {task.next_command(session.run.folder)}", markup=False)
+    next_command = task.next_command(session.run.folder)
+    found = findings(task, model, [table], list(baselines), remarks, next_command)
+    panels = ["loss", "lr", f"dev_{task.headline}"]
+    session.finish(metrics, flat(measured, "dev"), panels, f"{task.name}, by example", found)
+    session.console.print(f"next: {next_command}", markup=False)
 
 
 def main() -> None:

@@ -31,11 +31,11 @@ from torch import nn
 
 import train_sft
 from minillm import evaluate
-from minillm.batching import answering
+from minillm.batching import answering, by_length
 from minillm.device import place
 from minillm.generate import GREEDY, Sample, Sampling, generate
 from minillm.inference import ready
-from minillm.metrics import Interval, mean, rate
+from minillm.metrics import Interval, average, rate
 from minillm.origin import digest
 from minillm.published import checkpoint
 from minillm.published.exchanges import Composer
@@ -125,7 +125,7 @@ def learn(work: Path, name: str, options: Options, **given: Any) -> tuple[nn.Mod
 
 def answer(model: nn.Module, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Answered:
     fast, samples = ready(model), [Sample()] * len(prompts)
-    for part in evaluate.by_length(list(map(len, prompts))):
+    for part in by_length(list(map(len, prompts)), evaluate.BATCH_TOKENS):
         for few in np.array_split(part, -(-len(part) // AT_ONCE)):
             found = generate(fast, [prompts[i] for i in few], LONGEST, tokenizer.stops, sampling)
             for i, sample in zip(few, found, strict=True):
@@ -147,7 +147,7 @@ def shortened(answers: Sequence[Answered], tokenizer: Tokenizer) -> list[list[st
 def kl(model: nn.Module, start: nn.Module, prompts: Sequence[Sequence[int]], drawn: Answered) -> Interval:
     """Nats an answer: the mean of log p − log p at the start over answers drawn from the model."""
     documents = [answering(*each) for each in zip(prompts, drawn.tokens, strict=True)]
-    return mean((evaluate.nats(start, documents) - evaluate.nats(model, documents)).tolist())
+    return average(np.subtract(evaluate.nats(start, documents), evaluate.nats(model, documents)).tolist())
 
 
 def main() -> None:
@@ -180,8 +180,8 @@ def main() -> None:
             *(evaluate.score(*judge, texts, each) for each in shortened(both, tokenizer))
         ),
         "KL to the start, nats an answer": kl(model, start, prompts, drawn),
-        "tokens an answer": mean(both[0].lengths),
-        "tokens an answer at the start": mean(both[1].lengths),
+        "tokens an answer": average(both[0].lengths),
+        "tokens an answer at the start": average(both[1].lengths),
     }
     judged = Preference(Options(dev=work / "held_out.jsonl"), seed=0).splits.dev
     scores = [evaluate.score(*judge, [p.prompt for p in judged], [p.answers[k] for p in judged]) for k in (0, 1)]

@@ -7,6 +7,8 @@
   python -m minillm score RUN --prompt "a question" "an answer"   how good a reward model finds it
   python -m minillm fill MODEL "The [MASK] is blue."              the words that a BERT would put there
   python -m minillm merge ADAPTER --base MODEL --out FOLDER       LoRA's pairs into the weights that they are for
+  python -m minillm reward FILE.py:score "an answer"              what a reward for train_rl.py says of answers
+  python -m minillm report RUN                                    the page of a run, made anew
 
 MODEL is a folder in the layout of Hugging Face, a run of train_sft.py or train_rl.py, the id of a model on the hub
 (pip install -e '.[hub]'), or a .gguf file (pip install -e '.[gguf]'). No code that comes with a model is run; chat
@@ -25,7 +27,7 @@ import sys
 from minillm import cli
 from minillm.errors import UserError
 
-COMMANDS = ("generate", "chat", "embed", "classify", "score", "fill", "merge")
+COMMANDS = ("generate", "chat", "embed", "classify", "score", "fill", "merge", "reward", "report")
 
 
 def main() -> None:

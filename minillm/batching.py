@@ -175,6 +175,12 @@ def one_epoch(lengths: np.ndarray, batch_tokens: int, rng: np.random.Generator) 
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
+def by_length(sizes: Sequence[int], most: int) -> list[np.ndarray]:
+    """Indices of things of these sizes, by size, in parts of about `most` in all."""
+    lengths = np.asarray(sizes)
+    return [] if not len(lengths) else cut(np.argsort(lengths, kind="stable"), lengths, most)
+
+
 def cut(order: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
     """The examples in this order, cut into the fewest batches of about `batch_tokens` tokens, all of like size.
 

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import math
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -144,6 +145,23 @@ def with_paths(args: Args) -> Args:
     return dataclasses.replace(args, **changed)
 
 
+def given(args: Any) -> dict[str, Any]:
+    """The options, those of the task among them, that are not their defaults: what a command line must say."""
+    own = given(args.options) if vars(args).get("options") else {}
+    fields = (field for field in dataclasses.fields(args) if field.name != "options")
+    return {field.name: vars(args)[field.name] for field in fields if vars(args)[field.name] != field.default} | own
+
+
+def command_line(options: Mapping[str, Any]) -> str:
+    """`--task classify --train 'a file.csv' …`: as they would be typed."""
+    words: list[str] = []
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        for each in value if isinstance(value, list | tuple) else [value]:
+            words += [flag] if each is True else [flag, str(each)]
+    return shlex.join(words)
+
+
 def require_positive(args: Any, *names: str) -> None:
     """UserError for an option that was given and is not above 0, or is more than arrays and float32 can hold."""
     for name in names:
@@ -152,6 +170,13 @@ def require_positive(args: Any, *names: str) -> None:
             raise UserError(f"--{name.replace('_', '-')} {value} must be positive")
         if value is not None and value > (most := MOST_COUNTED if isinstance(value, int) else LARGEST):
             raise UserError(f"--{name.replace('_', '-')} {value} is too large; {most} is the most there can be")
+
+
+def require_share(args: Any, name: str, of: str) -> None:
+    """UserError for an option that was given and is not from 0 to below 1."""
+    value = vars(args)[name]
+    if value is not None and not 0 <= value < 1:
+        raise UserError(f"--{name.replace('_', '-')} {value} must be a share of {of}, from 0 to below 1")
 
 
 def require_choices(args: Any, skip: Sequence[str] = ()) -> None:

@@ -51,6 +51,7 @@ def settle(model: nn.Module, placement: Placement, checkpointing: bool, compiled
     model.recompute = checkpointing
     if compiled:
         try:
+            kernels.leave_untraced()
             torch.compile(torch.sin)(torch.ones(2, device=placement.device))
         except (RuntimeError, OSError) as error:  # a compiler that is missing, most of all
             raise UserError(f"--compile cannot work here: {error}") from None

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minillm.batching import Batch, Document, cut, pack
+from minillm.batching import Batch, Document, by_length, pack
 from minillm.errors import NOT_FINITE, UserError
 from minillm.generate import GREEDY, generate
 from minillm.gpt import GPT
@@ -74,9 +74,9 @@ def score(
     return of_documents(model, documents, outputs)[:, 0]
 
 
-def nats(model: nn.Module, documents: Sequence[Document]) -> np.ndarray:
-    """Σ −log p of the targets of each document, (n,) float64. UserError as above."""
-    return of_documents(model, documents, nats_of_batch)
+def nats(model: nn.Module, documents: Sequence[Document]) -> list[float]:
+    """Σ −log p of the targets of each document, in their order. UserError as above."""
+    return of_documents(model, documents, nats_of_batch).tolist()
 
 
 def outputs(model: Head, batch: Batch) -> Tensor:
@@ -97,19 +97,13 @@ def of_documents(
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    batches = by_length([len(document.tokens) for document in documents])
+    batches = by_length([len(document.tokens) for document in documents], BATCH_TOKENS)
     found = [look(model, pack([documents[i] for i in indices]).to(device)).double().cpu() for indices in batches]
     model.train(was_training)
     rows = np.concatenate(found)[np.argsort(np.concatenate(batches))]
     if not np.isfinite(rows).all():
         raise UserError(NOT_FINITE)
     return rows
-
-
-def by_length(lengths: Sequence[int]) -> list[np.ndarray]:
-    """Indices in batches of like length."""
-    order = np.argsort(lengths, kind="stable")
-    return cut(order, np.array(lengths), BATCH_TOKENS)
 
 
 def classify(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarray:

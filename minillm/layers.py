@@ -8,7 +8,7 @@ activations that reach it. So a model trains in bfloat16 over float32 weights, o
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -289,3 +289,13 @@ def check_multiple(config: Any, name: str, divisor: str) -> None:
 def check_choice(config: Any, name: str, choices: Sequence[str]) -> None:
     value = getattr(config, name)
     require(value in choices, f"{name}={value!r} is not {' or '.join(map(repr, choices))}")
+
+
+# ---- dropout, by whatever name ---------------------------------------------------------------------------
+
+OF_DROPOUT = ("dropout", "attention_dropout", "classifier_dropout")  # fields of configs
+
+
+def dropout_everywhere(config_type: type, p: float) -> dict[str, float]:
+    """The fields that give configs of this type dropout p wherever their family has any."""
+    return {field.name: p for field in fields(config_type) if field.name in OF_DROPOUT}

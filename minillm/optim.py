@@ -1,19 +1,15 @@
-"""Optimisers: which rule moves which parameters, how fast, and how far; and the options that say so."""
+"""Optimisers: which rule moves which parameters. Their learning rates follow session.py's schedule."""
 
-import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-from minillm import cli
 from minillm.errors import UserError
 
 Optimizers = list[torch.optim.Optimizer]
 Named = Iterable[tuple[str, nn.Parameter]]
-
-# ---- which rule moves what ---------------------------------------------------------------------------
 
 
 def muon(model: nn.Module, lr: float, embedding_lr: float, weight_decay: float | None = None) -> Optimizers:
@@ -76,8 +72,8 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, float, float, float | None], Optimize
 }
 
 
-def optimizers_of(model: nn.Module, args: "Supervised") -> Optimizers:
-    """Those that the options ask for, the average of the weights behind them."""
+def optimizers_of(model: nn.Module, args: Any) -> Optimizers:
+    """Those that the options of `options.Supervised` ask for, the average of the weights behind them."""
     chosen = OPTIMIZERS[args.optimizer](model, args.lr, args.embedding_lr, args.weight_decay)
     return [*chosen, Average(model, args.ema)] if args.ema else chosen
 
@@ -124,71 +120,3 @@ class Average(torch.optim.Optimizer):
         """The model gets the average, which gets the model's weights, until the next call."""
         for parameter, state in self.state.items():
             parameter.data, state["average"] = state["average"], parameter.data
-
-
-# ---- how fast ------------------------------------------------------------------------------------------
-
-COOLDOWN = 0.2  # share of the training in which the rate of "wsd" falls
-SCHEDULES: dict[str, Callable[[float], float]] = {  # share of the peak, at a point of the training behind the warm-up
-    "linear": lambda x: 1 - x,
-    "cosine": lambda x: (1 + math.cos(math.pi * x)) / 2,  # arXiv:1608.03983
-    # Warm up, stay, decay: arXiv:2404.06395, its fall as in Hägele et al. 2024, arXiv:2405.18392.
-    "wsd": lambda x: 1 - max(0.0, (x - 1 + COOLDOWN) / COOLDOWN) ** 0.5,
-    "constant": lambda x: 1.0,
-}
-
-
-def schedule(share: float, warmup: float, shape: str = "linear") -> float:
-    """Share of the peak learning rate at a point of the training from 0 to 1: linear up, then as one of SCHEDULES."""
-    if share < warmup:
-        return share / warmup
-    return SCHEDULES[shape](min(1.0, (share - warmup) / (1 - warmup)))
-
-
-# ---- the options ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Optimisation:
-    """What both scripts let a user choose. None: what suits the task."""
-
-    lr: float | None = cli.option(
-        None, "peak learning rate of the blocks, or of a classifier's encoder; of LoRA, ten times as high"
-    )
-    warmup: float | None = cli.option(None, "share of the training in which the learning rates rise")
-    schedule: str | None = cli.option(
-        None, "how they fall from there (default: linear); wsd: in the last fifth", choices=tuple(SCHEDULES)
-    )
-    weight_decay: float | None = cli.option(None, "share, times the learning rate, that matrices lose in a step")
-    clip: float | None = cli.option(None, "largest norm of a step's gradient; a longer one is cut to it")
-    lora: int | None = cli.option(None, "adapt the model of --init by LoRA of this rank, such as 16, and freeze it")
-    freeze: int | None = cli.option(None, "keep the embeddings and so many of the first blocks as they are")
-    checkpointing: bool = cli.option(False, "keep no activations within blocks, but compute them twice: less memory")
-    compile: bool = cli.option(False, "compile the blocks with torch.compile: a minute first, then maybe faster")
-
-
-@dataclass(frozen=True)
-class Supervised(Optimisation):
-    """And what supervised learning lets them choose besides."""
-
-    optimizer: str | None = cli.option(None, "what moves the weights", choices=tuple(OPTIMIZERS))
-    embedding_lr: float | None = cli.option(
-        None, "peak learning rate of embeddings and norms, or of a classifier's head"
-    )
-    label_smoothing: float | None = cli.option(None, "share of each target that is spread over all there could be")
-    ema: float | None = cli.option(None, "judge and save a moving average of the weights, of this decay, such as 0.999")
-
-
-def check_optimisation(args: Optimisation) -> None:
-    """UserError for options that make no sense whatever the model is."""
-    cli.require_positive(args, "lr", "clip", "lora", *(["embedding_lr"] if isinstance(args, Supervised) else []))
-    for name, of in {"warmup": " of the training", "label_smoothing": "", "ema": ""}.items():
-        value = vars(args).get(name)
-        if value is not None and not 0 <= value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value} must be a share{of}, from 0 to below 1")
-    if isinstance(args, Supervised) and not args.init and (args.lora or args.freeze is not None):
-        raise UserError("--lora and --freeze keep what a model knows: name it with --init")
-    for name in ("weight_decay", "freeze"):
-        value = vars(args)[name]
-        if value is not None and not 0 <= value < cli.LARGEST:
-            raise UserError(f"--{name.replace('_', '-')} {value} must be 0 or more")

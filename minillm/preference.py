@@ -11,14 +11,18 @@ Letters: P pairs, N tokens. a = log p of an answer, the sum over its tokens, the
 by the model as it was before its training; m = a / tokens. w is the chosen answer, l the rejected one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from minillm.batching import IGNORE, Batch
+from minillm import evaluate
+from minillm.batching import IGNORE, Batch, Document
+from minillm.files import read_tensors, write_tensors
 
 SUREST = -1e-6  # mean log p beyond which an answer counts as this likely: the odds of a certain one are infinite
 
@@ -86,6 +90,23 @@ METHODS: dict[str, Method] = {"dpo": dpo, "ipo": ipo, "kto": kto, "orpo": orpo}
 def opposite(pull: Tensor) -> Tensor:
     """(P,) → (P, 2): the chosen answer is made as much likelier as the rejected one is made less likely."""
     return torch.stack([pull, -pull], dim=1)
+
+
+# ---- in a training ---------------------------------------------------------------------------------
+
+
+def log_p(
+    model: nn.Module, documents: Mapping[str, Sequence[Document]], path: Path, is_known: bool
+) -> dict[str, np.ndarray]:
+    """log p of named documents, computed and kept in a file, or, where they are known, as they are found there."""
+    if not is_known:
+        found = {
+            name: -torch.tensor(evaluate.nats(model, each), dtype=torch.float64)
+            for name, each in documents.items()
+            if each
+        }
+        write_tensors(path, found, {"answers": list(found)})
+    return {name: np.zeros(0) for name in documents} | {name: x.numpy() for name, x in read_tensors(path).items()}
 
 
 def rule(losses: Tensor, batch: Batch, method: Method, beta: float, count: int, kl: float) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,24 @@ from minillm.run import Run
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 SAMPLES = 10
+NAMES = {
+    "wer": "WER",
+    "per": "PER",
+    "macro_f1": "macro-F1",
+    "majority": "always the commonest class",
+    "naive_bayes": "naive Bayes",
+    "nats": "nats a token",
+    "bits_per_character": "bits a character",
+    "longer": "the longer one wins",
+    "chosen_gain": "nats gained by chosen answers",
+}  # of metrics, where a person calls them otherwise
+NO_SHARES = {
+    "nats",
+    "perplexity",
+    "bits_per_character",
+    "margin",
+    "chosen_gain",
+}  # metrics that are not written in per cent
 
 
 def introduce(console: Console, placement: Placement, task: Any, model: nn.Module, run: Run) -> None:
@@ -37,9 +55,17 @@ def introduce(console: Console, placement: Placement, task: Any, model: nn.Modul
 
 def figures(metrics: Mapping[str, Interval]) -> str:
     """Metrics for a person: `WER 38.2% [36.3%, 40.1%] · PER …`; the brackets hold the 95 % interval."""
-    names = {"wer": "WER", "per": "PER", "macro_f1": "macro-F1", "majority": "always the commonest class"}
-    names["naive_bayes"] = "naive Bayes"
-    return " · ".join(f"{names.get(name, name)} {value}" for name, value in metrics.items())
+    return " · ".join(f"{named(name)} {value}" for name, value in metrics.items())
+
+
+def named(name: str) -> str:
+    """What a person calls a metric, or another value of a log."""
+    return NAMES.get(name, name.replace("_", " "))
+
+
+def written(name: str, interval: Interval) -> str:
+    """A metric that was read from a file with its interval."""
+    return str(Interval(*interval, form=".3f" if name in NO_SHARES else ".1%"))
 
 
 def flat(metrics: Mapping[str, Interval], split: str) -> dict[str, float]:

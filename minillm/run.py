@@ -4,13 +4,15 @@ model.safetensors        the weights, and
 config.json              the architecture, as checkpoint.py writes them
 adapter/                 what LoRA has learned, in the layout of peft, as adapters.py writes it
 tokenizer.json           the vocabulary, or whichever files its tokenizer is made of
-args.json                the options that made it
+args.json                the options that made it, and which of them were given
 log.jsonl                one line a step, one an evaluation
 start.safetensors        the weights that an unfinished training by reward, or one with frozen weights, began with
 reference.safetensors    log p of all answers by the model that an unfinished training on preferences began with
 checkpoint.safetensors   the state of an unfinished training, for --resume
 best.safetensors         the best weights so far of an unfinished training with --keep best
 metrics.json             the final figures; a run that has them is finished
+report.json              what the final figures are to be read with: baselines, samples, notes, the machine
+report.html              all of it as a page
 curves.png               the log as a picture
 lock                     held by the process that works on it
 
@@ -53,19 +55,20 @@ class Run:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.given: dict[str, Any] = {}  # of a new one: the options that somebody gave
         self.lock: TextIO | None = None  # while this process is the one that works here
         self.is_new = False  # whether this process claimed it
         self.made: list[Path] = []  # folders that were made for it
 
     @classmethod
-    def create(cls, folder: Path | None, default_name: str) -> "Run":
+    def create(cls, folder: Path | None, default_name: str, given: Mapping[str, Any] | None = None) -> "Run":
         """A new run, its folder made and held; without a folder the first that is free of `runs/NAME`, `runs/NAME-2`,
         … UserError: never where something is but a beginning that came to nothing."""
         if folder is None:
-            return next(run for run in map(cls, numbered(default_name)) if run.claim() is None)
-        run = cls(folder)
-        if obstacle := run.claim():
+            run = next(run for run in map(cls, numbered(default_name)) if run.claim() is None)
+        elif obstacle := (run := cls(folder)).claim():
             raise UserError(f"--out {folder} {obstacle}")
+        run.given = {name: str(value) if isinstance(value, Path) else value for name, value in (given or {}).items()}
         return run
 
     @classmethod

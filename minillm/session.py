@@ -13,7 +13,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
@@ -26,12 +26,14 @@ from torch import nn
 
 from minillm import cli, curves, origin, state
 from minillm.errors import UserError
-from minillm.files import fields_from, read_state, read_tensors, write_tensors
+from minillm.files import fields_from, read_state, read_tensors, write_json, write_tensors
 from minillm.metrics import Interval
-from minillm.optim import Average, Optimizers, schedule
+from minillm.optim import Average, Optimizers
+from minillm.pages.run_page import write_page
 from minillm.report import figures, flat
 from minillm.run import BEST, CHECKPOINT, Run, options_of
 from minillm.tokenizer import Tokenizer
+from minillm.trackers import Tracker, open_tracker
 
 SAVE_SECONDS = 60  # between checkpoints
 LINE_SECONDS = 10  # between lines of progress where there is no terminal
@@ -43,7 +45,7 @@ class Budget(Protocol):
     minutes: float | None  # wall-clock time of the training, or …
     steps: int | None  # … a number of steps
     warmup: float  # share of the training in which the learning rates rise
-    schedule: str  # how they fall from there: one of optim.SCHEDULES
+    schedule: str  # how they fall from there: one of SCHEDULES
     evaluations: int  # looks at the dev set, the last one, after the training, included
 
 
@@ -59,6 +61,7 @@ class Progress:
     best: float | None = None  # the highest score that `keep_if_best` saw
     worse: int = 0  # looks at the dev set since then
     is_over: bool = False  # what remains is to score
+    numbers: dict[str, float] = dataclasses.field(default_factory=dict)  # what a script remembers, by name
     totals: dict[str, float] = dataclasses.field(default_factory=dict)  # of what is counted, such as tokens
     files: dict[str, str] = dataclasses.field(default_factory=dict)  # digests of what it began with, by name
     data: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -72,6 +75,7 @@ class Session:
         self.peak_lrs = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
         self.share = 0.0  # of the training that was over when the step began
         self.log_file: TextIO | None = None
+        self.tracker: Tracker | None = None  # which gets the log, too
         self.born = time.monotonic()  # when the work began, had one process done all of it
         self.started: float | None = None  # likewise when its first step did
 
@@ -158,6 +162,8 @@ class Session:
             self.log_file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise UserError(f"cannot write {self.log_file.name}: {error.strerror}") from None
+        if self.tracker:
+            self.tracker.write(record)
         self.progress.records += 1
 
     def end(self, reason: str) -> None:
@@ -229,6 +235,8 @@ class Session:
             self.progress.seconds = self.seconds()
         if self.log_file:
             os.fsync(self.log_file.fileno())
+        if self.tracker:
+            self.tracker.flush()
         state.save(self.run.path(CHECKPOINT), self.model, self.optimizers, vars(self.progress))
 
     def restore(self) -> None:
@@ -252,19 +260,53 @@ class Session:
             self.restore()
         self.born = started - self.progress.process_seconds
         if not args.resume:
-            self.run.describe(self.model, tokenizer, {"script": script, **options_of(args)})
+            self.run.describe(self.model, tokenizer, {"script": script, "given": self.run.given, **options_of(args)})
             self.progress.files, self.progress.data = origin.of_files(self.run), dict(data)
             self.save()
+        self.tracker = open_tracker(args.log_to, self.run, self.progress.step)
 
-    def finish(self, metrics: Mapping[str, Any], dev: Mapping[str, float], panels: Sequence[str], title: str) -> None:
-        """Writes all that remains: the model, the metrics, of them `dev` into the log, and its curves."""
+    def finish(
+        self,
+        metrics: Mapping[str, Any],
+        dev: Mapping[str, float],
+        panels: Sequence[str],
+        title: str,
+        found: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Writes all that remains: the model, the metrics, of them `dev` into the log, its curves, and the page of it
+        all with what was `found` beside (see findings.py)."""
         self.run.save_model(self.model)
         self.write(**dev)
         self.log_file.close()
+        if self.tracker:
+            self.tracker.close()
         curves.draw(self.run.read_log(), panels, self.run.path("curves.png"), f"{self.run.folder}: {title}")
         seconds = round(time.monotonic() - self.born, 1)
-        self.run.finish({**metrics, "seconds": seconds, "steps": self.progress.step, **self.progress.totals})
-        self.console.print(f"saved to {self.run.folder}: model, log, metrics.json, curves.png", markup=False)
+        metrics = {**metrics, "seconds": seconds, "steps": self.progress.step, **self.progress.totals}
+        if found:
+            write_json(self.run.path("report.json"), found)
+        write_page(self.run, metrics)
+        self.run.finish(metrics)
+        self.console.print(f"saved to {self.run.folder}: model, log, metrics.json, report.html", markup=False)
+
+
+# ---- the learning rate ----
+
+COOLDOWN = 0.2  # share of the training in which the rate of "wsd" falls
+SCHEDULES: dict[str, Callable[[float], float]] = {  # share of the peak, at a point of the training behind the warm-up
+    "linear": lambda x: 1 - x,
+    "cosine": lambda x: (1 + math.cos(math.pi * x)) / 2,  # arXiv:1608.03983
+    # Warm up, stay, decay: arXiv:2404.06395, its fall as in Hägele et al. 2024, arXiv:2405.18392.
+    "wsd": lambda x: 1 - max(0.0, (x - 1 + COOLDOWN) / COOLDOWN) ** 0.5,
+    "constant": lambda x: 1.0,
+}
+
+
+def schedule(share: float, warmup: float, shape: str = "linear") -> float:
+    """Share of the peak learning rate at a point of the training from 0 to 1: linear up, then as one of SCHEDULES."""
+    if share < warmup:
+        return share / warmup
+    return SCHEDULES[shape](min(1.0, (share - warmup) / (1 - warmup)))
 
 
 class ProgressBar:

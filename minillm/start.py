@@ -15,6 +15,7 @@ from minillm.batching import Corpus, example_rng
 from minillm.errors import UserError
 from minillm.files import fields_from, read_json, write_tensors
 from minillm.gpt import GPT
+from minillm.layers import dropout_everywhere
 from minillm.lora import LR_FACTOR, adapted
 from minillm.optim import freeze
 from minillm.published import checkpoint
@@ -33,7 +34,6 @@ UNSAID = {
     "label_smoothing": 0.0,
 }  # where neither the user nor the recipe says anything
 SIZES = ("batch_tokens", "batch_examples")  # of a step, likewise
-OF_DROPOUT = ("dropout", "attention_dropout", "classifier_dropout")  # fields of configs
 OF_SHAPE = ("layers", "width", "heads")  # options that a checkpoint has decided
 
 
@@ -175,9 +175,8 @@ def with_dropout(model: nn.Module, p: float | None) -> nn.Module:
     """The same model with dropout p wherever its family has any; as it is where p is None."""
     if p is None:
         return model
-    known = {field.name for field in dataclasses.fields(model.config)}
     try:
-        config = dataclasses.replace(model.config, **dict.fromkeys(known.intersection(OF_DROPOUT), p))
+        config = dataclasses.replace(model.config, **dropout_everywhere(type(model.config), p))
     except ValueError as error:
         raise UserError(f"there is no such model: {error}") from None
     other = GPT(config) if isinstance(model, GPT) else type(model)(config, model.classes)
@@ -220,6 +219,7 @@ def resumed(args: Args, script: str, tasks: Mapping[str, type[Task]]) -> Args:
     if run.is_finished:
         raise UserError(f"{args.resume} is finished; to train its model further use --init {quote(str(args.resume))}")
     saved = run.options()
+    saved.pop("given", None)
     if (maker := saved.pop("script", None)) is None:
         raise UserError(f"{args.resume}: args.json is of another version of this program; start a new run")
     if maker != script:

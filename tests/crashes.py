@@ -9,6 +9,7 @@ by SIGKILL after some time, or before it opens, renames or removes a certain fil
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -139,7 +140,9 @@ def results(folder):
     metrics = json.loads(found["metrics.json"])
     for each in (*log, metrics):
         del each["seconds"]
-    return {**found, "log.jsonl": log, "metrics.json": metrics}
+    here = next(above for above in folder.parents if (above / "said").exists())
+    page = re.sub(rb'<span class="clock">[^<]*</span>', b"", found["report.html"]).replace(bytes(here), b"")
+    return {**found, "log.jsonl": log, "metrics.json": metrics, "report.html": page}
 
 
 def whole(case, folder):
@@ -246,7 +249,9 @@ def judge(code, said, folder, truth, spoiled):
     if code != 0:
         return "no exit"
     different = differences(truth, results(folder))
-    return ", ".join(set(different) - {"log.jsonl", "curves.png"} if spoiled == "log.jsonl" else different)
+    return ", ".join(
+        set(different) - {"log.jsonl", "curves.png", "report.html"} if spoiled == "log.jsonl" else different
+    )
 
 
 def spoil(path, rng):

@@ -256,8 +256,8 @@ def test_a_policy_that_is_no_number(refused, monkeypatch):
         model.tokens.weight.data.fill_(torch.nan)
         return real(model, *_)
 
-    real = train_rl.update
-    monkeypatch.setattr(train_rl, "update", spoil)
+    real = train_rl.learn
+    monkeypatch.setattr(train_rl, "learn", spoil)
     options = {"task": "pronounce", "init": "HERE/done", **FEW, "steps": 3, "out": "x"}
     refused(train_rl, "at step .* try a lower --lr", options)
 

@@ -2,6 +2,7 @@
 every answer that a model of a tiny vocabulary can give."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from tiny import assert_same, gpt, gradients, packed
 
 import train_rl
 from minillm.batching import IGNORE, Batch, answering, pack
-from minillm.generate import Sample
+from minillm.episodes import Episode, entropy, logprobs_of, refer, rewards_of, to_batch
+from minillm.generate import Sample, Sampling
 from minillm.objective import backward
-from minillm.policy import BASELINES, WEIGHTS, Episode, entropy, leave_one_out, rewards_of
+from minillm.policy import BASELINES, UPDATES, Rewards, leave_one_out
 from minillm.session import Session
 from minillm.tasks.base import Example
 from minillm.tokenizer import SymbolTokenizer
@@ -81,13 +83,14 @@ def exact_gradient(model, prompt, temperature=1.0):
 
 def episodes_of(prompts, answers, temperature=1.0):
     """What train_rl.py rolls out and judges when chance gives these `answers` to each prompt."""
-    drawn = [Sample(answer, [0.0] * len(answer)) for of_one in answers for answer in of_one]
-    args = train_rl.Args(samples=len(answers[0]), temperature=temperature)
+    samples = [Sample(answer, [0.0] * len(answer)) for of_one in answers for answer in of_one]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_rl, "ready", lambda model: model)
-        patch.setattr(train_rl, "generate", lambda *_: drawn)
+        patch.setattr(train_rl, "generate", lambda *_: samples)
         examples = [Example(prompt, ()) for prompt in prompts]
-        return train_rl.judge(Task(), train_rl.rollout(None, TOKENIZER, Task(), examples, args))
+        return train_rl.judge(
+            Task(), train_rl.rollout(None, TOKENIZER, Task(), examples, Sampling(temperature), len(answers[0]))
+        )
 
 
 class Recorder:
@@ -96,7 +99,7 @@ class Recorder:
     update = Session.update
 
     def __init__(self, model):
-        self.model, self.optimizers = model, [self]
+        self.model, self.optimizers, self.progress = model, [self], SimpleNamespace(numbers={})
         self.step_taken = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
 
     def step(self):
@@ -106,11 +109,17 @@ class Recorder:
         self.model.zero_grad(set_to_none=True)
 
 
-def step_of_the_script(model, prompts, answers, temperature=1.0, baseline="leave-one-out"):
-    """The direction in which train_rl.py moves the weights."""
+def step_of_the_script(model, prompts, answers, temperature=1.0, **options):
+    """The direction in which train_rl.py moves the weights; half a point is what earlier steps earned on average."""
+    args = train_rl.Args(samples=len(answers[0]), temperature=temperature, **options)
     episodes, recorder = episodes_of(prompts, answers, temperature), Recorder(model)
-    advantages = BASELINES[baseline](rewards_of(episodes, len(answers[0])).double())
-    train_rl.update(model, episodes, advantages, recorder, temperature)
+    known = logprobs_of(model, to_batch(episodes, torch.device("cpu")), temperature)
+    for episode, logprobs in zip(episodes, known.split([len(e.answer) for e in episodes]), strict=True):
+        episode.logprobs = logprobs.tolist()
+    refer(gpt(seed=1, vocab_size=3, num_layers=1, width=8, num_heads=2), episodes, temperature, most_tokens=50)
+    greedy = torch.tensor([reward(prompt, ANSWERS[5]) for prompt in prompts])
+    rewards = Rewards(rewards_of(episodes, args.samples).double(), 0.5, greedy.double())
+    train_rl.learn(model, episodes, args.advantages(rewards).flatten().tolist(), [], LIMIT, recorder, args)
     return recorder.step_taken
 
 
@@ -134,23 +143,53 @@ def distance(first, second):
 # ---- REINFORCE -----------------------------------------------------------------------------------
 
 
+SHORTENED = {"batch-mean": 0.5, "group-mean": 0.5}  # of two answers, by a baseline that they have a share in
+
+
 @pytest.mark.parametrize(("prompt", "temperature"), [("ab", 1.0), ("b", 0.7), ("ab", 0.5)])
-@pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize("baseline", BASELINES)
-def test_the_step_of_the_script_is_the_gradient_of_the_expected_reward(
-    model, prompt, temperature, baseline, weights, monkeypatch
-):
-    """Every baseline with every kind of weight, at temperatures of the policy; 0.5 is the script's own."""
-    monkeypatch.setitem(train_rl.WEIGHTS, "reinforce", WEIGHTS[weights])
+@pytest.mark.parametrize("baseline", [name for name in BASELINES if name != "group-standardised"])
+def test_the_step_of_the_script_is_the_gradient_of_the_expected_reward(model, prompt, temperature, baseline):
+    """Every baseline, at temperatures of the policy; 0.5 is the script's own."""
     truth = exact_gradient(model, prompt, temperature)
 
     def estimate(answers):
-        return step_of_the_script(model, [prompt], [answers], temperature, baseline)
+        return step_of_the_script(model, [prompt], [answers], temperature, baseline=baseline)
 
-    for samples in (1, 2) if baseline == "none" else (2,):
+    for samples in (1, 2) if baseline in ("none", "moving-average", "greedy") else (2,):
         expected = expectation(model, prompt, estimate, temperature, samples)
+        expected = {name: value / SHORTENED.get(baseline, 1.0) for name, value in expected.items()}
         assert distance(truth, expected) < 1e-10
         assert_same(truth, expected)
+
+
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+@pytest.mark.parametrize("update", UPDATES)
+def test_of_fresh_answers_every_update_is_the_same(model, update, ratio):
+    """The ratio is 1: clipped and unclipped forms agree with REINFORCE, whatever the aggregation."""
+    answers = [[ANSWERS[3], ANSWERS[9], ANSWERS[3]], [ANSWERS[2], ANSWERS[7], ANSWERS[0]]]
+    for aggregate in ("answer", "token", "sequence", "constant"):
+        truth = step_of_the_script(model, PROMPTS, answers, 0.7, aggregate=aggregate)
+        found = step_of_the_script(model, PROMPTS, answers, 0.7, aggregate=aggregate, update=update, ratio=ratio)
+        assert distance(truth, found) < 1e-6  # log p of the draw went through float32
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"update": "clip", "aggregate": "token"},
+        {"kl": "k3", "aggregate": "sequence"},
+        {"entropy": 0.1, "sft_share": 0.25},
+    ],
+)
+def test_a_step_does_not_depend_on_how_it_is_cut(model, options):
+    """Nor on whether equal answers were scored once."""
+    answers = [[ANSWERS[3], ANSWERS[9], ANSWERS[3], ANSWERS[3]], [ANSWERS[2], ANSWERS[7], ANSWERS[0], ANSWERS[2]]]
+    together = step_of_the_script(model, PROMPTS, answers, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_rl, "distinct", lambda episodes, _: dict.fromkeys(range(len(episodes)), 1))
+        for most in (1, 5, 1000):
+            assert distance(together, step_of_the_script(model, PROMPTS, answers, micro_tokens=most, **options)) < 1e-6
 
 
 def test_the_temperature_of_the_script_is_among_those_that_were_checked():
@@ -167,6 +206,8 @@ def test_learning_at_another_temperature_than_drawing_is_biased(model):
 def test_a_step_is_the_mean_over_prompts(model):
     answers = [[ANSWERS[3], ANSWERS[-1], ANSWERS[0]], [ANSWERS[7], ANSWERS[1], ANSWERS[5]]]
     for baseline in BASELINES:
+        if baseline == "batch-mean":
+            continue
         together = step_of_the_script(model, PROMPTS, answers, baseline=baseline)
         alone = [step_of_the_script(model, [p], [a], baseline=baseline) for p, a in zip(PROMPTS, answers, strict=True)]
         assert_same(together, {name: (alone[0][name] + alone[1][name]) / 2 for name in together})
@@ -187,8 +228,8 @@ def wrong(kind):
     def estimate(model, answers):
         episodes = episodes_of(["ab"], [answers])
         rewards = rewards_of(episodes, len(answers)).double()
-        batch = train_rl.to_batch(episodes, torch.device("cpu"))
-        advantages, targets = leave_one_out(rewards)[0], batch.targets
+        batch = to_batch(episodes, torch.device("cpu"))
+        advantages, targets = leave_one_out(Rewards(rewards))[0], batch.targets
         if kind == "baseline with the sample itself":
             advantages = rewards[0] - rewards[0].mean()
         if kind == "divided by the deviation":
@@ -244,8 +285,9 @@ def updated(model, prompts, answers):
         patch.setattr(
             train_rl, "backward", lambda model, batch, *rest: (learned.append(batch), real(model, batch, *rest))
         )
-        advantages = leave_one_out(rewards_of(episodes, len(answers[0])).double())
-        norm = train_rl.update(model, episodes, advantages, recorder, 1.0)
+        args = train_rl.Args(samples=len(answers[0]), temperature=1.0)
+        advantages = args.advantages(Rewards(rewards_of(episodes, args.samples).double())).flatten().tolist()
+        norm = train_rl.learn(model, episodes, advantages, [], LIMIT, recorder, args)
     return norm, recorder.step_taken, learned
 
 
@@ -265,9 +307,8 @@ def test_prompts_without_variance_are_left_out_and_change_nothing(model):
         (PROMPTS[::-1], [[ANSWERS[2], ANSWERS[2]], [ANSWERS[3], ANSWERS[9]]]),
     ):
         _, together, (batch,) = updated(model, prompts, answers)
-        kept = pack([answering(TOKENIZER.encode(PROMPTS[0]), ANSWERS[i]) for i in (3, 9)])
-        assert batch.tokens.tolist() == kept.tokens.tolist()
-        assert batch.targets.tolist() == kept.targets.tolist()
+        kept = [answering(TOKENIZER.encode(PROMPTS[0]), ANSWERS[i]) for i in (3, 9)]
+        assert sorted(map(list, batch.packing.split(batch.tokens))) == sorted(document.tokens for document in kept)
         # The step is divided by all answers drawn, those that were left out included.
         _, alone, _ = updated(model, PROMPTS[:1], [[ANSWERS[3], ANSWERS[9]]])
         for name in alone:
@@ -287,19 +328,23 @@ def test_kl_of_the_script_is_that_of_whole_answers(model, temperature):
     p, q = (probabilities(each, "ab", temperature) for each in (model, other))
     truth = sum(a * torch.tensor(a / b).log().item() for a, b in zip(p, q, strict=True))
 
-    def kl(prompts, answers):
-        return train_rl.kl_to(other, model, episodes_of(prompts, answers), temperature)
+    def kl(reference, prompts, answers):
+        episodes = episodes_of(prompts, answers, temperature)
+        for episode in episodes:
+            episode.logprobs = [float(log_p(model, episode.example.prompt, episode.answer, temperature).detach())]
+        refer(reference, episodes, temperature, most_tokens=8)
+        return sum(episode.kl for episode in episodes) / len(episodes)
 
-    expected = sum(w * kl(["ab"], [[answer]]) for w, answer in zip(p, ANSWERS, strict=True))
-    assert expected == pytest.approx(truth, rel=1e-6)
-    mean = (kl(["ab"], [[ANSWERS[3]]]) + kl(["b"], [[ANSWERS[9]]])) / 2
-    assert kl(["ab", "b"], [[ANSWERS[3]], [ANSWERS[9]]]) == pytest.approx(mean)
-    assert train_rl.kl_to(model, model, episodes_of(["ab"], [[ANSWERS[3]]]), temperature) == 0.0
+    expected = sum(w * kl(other, ["ab"], [[answer]]) for w, answer in zip(p, ANSWERS, strict=True))
+    assert expected == pytest.approx(truth, rel=1e-5)
+    mean = (kl(other, ["ab"], [[ANSWERS[3]]]) + kl(other, ["b"], [[ANSWERS[9]]])) / 2
+    assert kl(other, ["ab", "b"], [[ANSWERS[3]], [ANSWERS[9]]]) == pytest.approx(mean)
+    assert kl(model, ["ab"], [[ANSWERS[3]]]) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_answers_are_learned_token_for_token():
     episodes = episodes_of(PROMPTS, [[[0, END], [1, 1, 1]], [[END], [0, 1, END]]])
-    batch = train_rl.to_batch(episodes, torch.device("cpu"))
+    batch = to_batch(episodes, torch.device("cpu"))
     tokens, targets = (batch.packing.split(x) for x in (batch.tokens, batch.targets))
     assert [t.tolist() for t in tokens] == [[0, 1, 0], [0, 1, 1, 1], [1], [1, 0, 1]]
     assert [t.tolist() for t in targets] == [[IGNORE, 0, END], [IGNORE, 1, 1, 1], [END], [0, 1, END]]
@@ -325,13 +370,13 @@ def test_an_episode_says_what_became_of_an_answer():
 def test_what_is_rolled_out_is_drawn_at_the_temperature_of_the_policy(model):
     """The log-probabilities of the episodes are those that the update differentiates."""
     torch.manual_seed(0)
-    args = train_rl.Args(samples=50, temperature=0.5)
-    episodes = train_rl.rollout(model, TOKENIZER, Task(), [Example(prompt, ()) for prompt in PROMPTS], args)
+    examples = [Example(prompt, ()) for prompt in PROMPTS]
+    episodes = train_rl.rollout(model, TOKENIZER, Task(), examples, Sampling(0.5), 50)
     assert len(episodes) == 100
     for episode in episodes:
         truth = log_p(model, episode.example.prompt, episode.answer, 0.5).detach()
         assert sum(episode.logprobs) == pytest.approx(float(truth), abs=1e-9)
-    batch = train_rl.to_batch(episodes, torch.device("cpu"))
+    batch = to_batch(episodes, torch.device("cpu"))
     loss = model.loss(batch, temperature=0.5)[batch.targets != IGNORE]
     assert (-loss).tolist() == pytest.approx([x for episode in episodes for x in episode.logprobs], abs=1e-9)
 

@@ -1,6 +1,7 @@
 """The options of optimisation: what each of them does to a step, and that a run with any of them can be resumed."""
 
 import json
+import sys
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,9 +29,10 @@ from minillm.gpt import GPT
 from minillm.heads import MaskedLM, SequenceClassifier, TokenClassifier
 from minillm.modernbert import ModernBERTConfig
 from minillm.objective import backward
-from minillm.optim import Average, Optimisation, Supervised, check_optimisation, freeze, schedule
+from minillm.optim import Average, freeze
+from minillm.options import Optimisation, Supervised, check_optimisation
 from minillm.published import checkpoint
-from minillm.session import Session
+from minillm.session import SCHEDULES, Session, schedule
 from minillm.tasks import Pronounce
 
 CPU = torch.device("cpu")
@@ -111,22 +113,45 @@ def test_checkpointing_is_for_training_only(monkeypatch):
         model(*packed(sequences((3, 4))))
 
 
-@every_model
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_compiled_blocks_compute_the_same(make, checkpointing, monkeypatch):
-    """Of batches of ever other lengths, more of them than the compiler would compile anew."""
-    real = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **how: real(self, backend="aot_eager", **how))
-    monkeypatch.setattr("minillm.device.torch.compile", lambda function, **_: function)
+@pytest.fixture
+def graphs(monkeypatch):
+    """What is compiled, each graph then run as it is."""
+    found = []
+
+    def backend(graph, _):
+        found.append(graph)
+        return graph.forward
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **how: real(function, **{**how, "backend": backend}))
+    implementations = sys.modules["kernels.attention"]._IMPLEMENTATIONS
+    monkeypatch.setitem(implementations, "torch", implementations["torch"])
+    yield found
+    torch._dynamo.reset()
+
+
+COMPILED = [  # a compiler takes its time
+    pytest.param(make, checkpointing, marks=[] if (name, checkpointing) == ("gpt", True) else pytest.mark.slow)
+    for name, make in MODELS.items()
+    for checkpointing in (False, True)
+]
+
+
+@pytest.mark.parametrize(("make", "checkpointing"), COMPILED)
+def test_compiled_blocks_compute_the_same(make, checkpointing, graphs):
+    """Of batches of ever other lengths, whose graphs are all there after the first few."""
     model, plain = make().eval(), make().eval()
     settled(model, checkpointing, compiled=True)
+    lengths = [[5, 1, 7], [16], [3, 3], [1], [2, 9, 4, 1]]
     for i in range(12):
-        batch = batch_for(model, [[5, 1, 7], [16], [3, 3], [1], [2, 9, 4, 1]][i % 5] + [1 + i] * (i % 3), seed=i)
+        batch = batch_for(model, lengths[i % 5] + [1 + i] * (i % 3), seed=i)
         for each in (model, plain):
             each.loss(batch, 0.5).sum().backward()
         for (name, found), expected in zip(gradients(model).items(), gradients(plain).values(), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9, msg=name)
-    torch._dynamo.reset()
+        if i == 4:
+            count = len(graphs)
+    assert 0 < count == len(graphs)
 
 
 def test_without_a_compiler_one_is_told(monkeypatch):
@@ -219,7 +244,7 @@ def test_the_average_has_only_what_learns():
     assert len(average.state) == 2 * len(lora.adapters(model))
 
 
-@pytest.mark.parametrize("shape", optim.SCHEDULES)
+@pytest.mark.parametrize("shape", SCHEDULES)
 def test_schedules_rise_and_fall(shape):
     values = [schedule(i / 1000, 0.1, shape) for i in range(1101)]
     assert values[:101] == pytest.approx([i / 100 for i in range(101)])

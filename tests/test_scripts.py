@@ -26,6 +26,8 @@ FILES = {
     "log.jsonl",
     "metrics.json",
     "model.safetensors",
+    "report.html",
+    "report.json",
     "tokenizer.json",
 }
 
@@ -149,7 +151,7 @@ def test_rl_logs_what_there_is_to_see(rl, sft):
         assert 0 <= record["groups_without_variance"] <= 1
         assert record["entropy"] > 0
     kl = [record["kl"] for record in steps if "kl" in record]
-    assert kl[0] == 0  # exactly: at first the model is the one it started from
+    assert abs(kl[0]) < 1e-4  # but for rounding: at first the model is the one it started from
     assert kl[-1] != 0  # then it has moved; an estimate of so few steps may have either sign
     start = json.loads((sft[0] / "metrics.json").read_text())
     end = json.loads((folder / "metrics.json").read_text())

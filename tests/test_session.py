@@ -373,7 +373,7 @@ def test_the_time_of_a_look_at_the_dev_set_counts(make, clock):
 def test_all_processes_seconds_count(make, clock, monkeypatch):
     """From the beginning of each, until it saved for the last time; of the last one, until the end."""
     monkeypatch.setattr(minillm.curves, "draw", lambda *_: None)
-    args = SimpleNamespace(resume=None, options=SimpleNamespace())
+    args = SimpleNamespace(resume=None, log_to=None, options=SimpleNamespace())
     session = make(steps=2)
     clock.now = 130.0  # it prepared for half a minute
     session.begin("sft", args, TOKENIZER, {"classes": "ab"}, started=100.0)
@@ -471,7 +471,7 @@ def test_a_training_that_is_over_has_no_further_step(make):
 def test_progress_survives_a_checkpoint(make):
     session = make(steps=9)
     digests = {"args.json": "ab"}, {"classes": "cd"}
-    session.progress = Progress(5, 2, 0, 1.5, 0.0, None, 3, False, {"tokens": 7}, *digests)
+    session.progress = Progress(5, 2, 0, 1.5, 0.0, None, 3, False, {"beta": 0.5}, {"tokens": 7}, *digests)
     session.save()
     other = make(steps=9)
     other.restore()

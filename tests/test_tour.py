@@ -11,7 +11,7 @@ from minillm.generate import Sampling, generate
 from minillm.gpt import GPT, GPTConfig
 from minillm.inference import ready
 from minillm.objective import backward
-from minillm.policy import WEIGHTS, leave_one_out
+from minillm.policy import Rewards, leave_one_out
 
 CONFIG = GPTConfig(vocab_size=8, max_seq_len=16, num_layers=2, width=32, num_heads=2)
 PROMPTS = [[1, 2, 0], [3, 0], [4, 5, 1, 0], [2, 6, 0]]  # 0 asks for what stands before it, reversed
@@ -96,8 +96,8 @@ def test_7_reinforcement_raises_the_reward_of_its_own_answers():
         samples = generate(ready(model), PROMPTS, 4, END, samples_per_prompt=8)
         rewards = torch.tensor([float(sample.tokens.count(6)) for sample in samples]).view(4, 8)
         batch = pack([answering(PROMPTS[i // 8], sample.tokens) for i, sample in enumerate(samples)])
-        weights = WEIGHTS["reinforce"](leave_one_out(rewards), batch.packing.sequence)
-        backward(model, batch, weights)
+        advantages = leave_one_out(Rewards(rewards)).flatten()
+        backward(model, batch, advantages[batch.packing.sequence] / len(samples))
         optimizer.step()
         optimizer.zero_grad()
         means.append(float(rewards.mean()))

@@ -3,7 +3,12 @@
 from minillm.tasks.arithmetic import Arithmetic
 from minillm.tasks.base import Task
 from minillm.tasks.classify import Classify
+from minillm.tasks.lm import LanguageModelling
+from minillm.tasks.mlm import MaskedLanguageModelling
 from minillm.tasks.preference import Preference
 from minillm.tasks.pronounce import Pronounce
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Pronounce, Arithmetic, Classify, Preference)}
+TASKS: dict[str, type[Task]] = {
+    task.name: task
+    for task in (Pronounce, Arithmetic, Classify, LanguageModelling, MaskedLanguageModelling, Preference)
+}

@@ -22,6 +22,7 @@ from minillm.gpt import GPT, GPTConfig
 from minillm.metrics import Interval
 from minillm.objective import Rule
 from minillm.report import samples_table
+from minillm.rewards import SHARED, Reward
 from minillm.run import Run
 from minillm.tokenizer import Tokenizer
 
@@ -189,6 +190,11 @@ class WritingTask(Task):
         """The longest prompt of any split with the longest answer behind it."""
         prompts = (example.prompt for split in vars(self.splits).values() for example in split)
         return max(len(tokenizer.prompt(prompt)) for prompt in prompts) + self.max_answer_tokens(tokenizer)
+
+    @property
+    def rewards(self) -> dict[str, Reward]:
+        """What train_rl.py's --reward may name; the first is the default."""
+        return {"own": self.reward, **SHARED}
 
     def practice(self, seed: int) -> Iterator[Example]:
         """Training examples to try answers on, without end, in an order fixed by the seed: shuffled anew each time."""

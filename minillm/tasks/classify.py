@@ -4,7 +4,7 @@ import shlex
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from minillm.bert import BERTConfig
 from minillm.errors import UserError
 from minillm.gpt import GPTConfig
 from minillm.heads import SequenceClassifier
+from minillm.layers import dropout_everywhere
 from minillm.metrics import Interval, macro_f1, rate
 from minillm.modernbert import ModernBERTConfig
 from minillm.naive_bayes import NaiveBayes
@@ -29,9 +30,9 @@ from minillm.tasks.files import Fields
 from minillm.tokenizer import Tokenizer, read_texts
 
 KINDS = {
-    "modernbert": partial(ModernBERTConfig, pooling="mean"),
-    "bert": BERTConfig,
-    "gpt": partial(GPTConfig, positions="learned", bias=True),
+    "modernbert": (ModernBERTConfig, {"pooling": "mean"}),
+    "bert": (BERTConfig, {}),
+    "gpt": (GPTConfig, {"positions": "learned", "bias": True}),
 }  # of models from scratch; the mean over a text learns most from few texts
 LONGEST = 512  # tokens of a text that a model from scratch reads
 VOCABULARY = 8000  # words, or pieces of them, learned from the training texts
@@ -109,11 +110,10 @@ class Classify(Task):
         return min(max(usual, least * per_step), most * per_step)
 
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> SequenceClassifier:
-        sizes = {"num_layers": shape.layers, "width": shape.width, "num_heads": shape.heads, "dropout": shape.dropout}
-        kind = KINDS[self.kind or next(iter(KINDS))]
-        if kind is KINDS["modernbert"]:  # whose only dropout is before the last product
-            sizes["classifier_dropout"] = sizes.pop("dropout")
-        return SequenceClassifier(kind(tokenizer.vocab_size, LONGEST, **sizes), self.classes)
+        kind, details = KINDS[self.kind or next(iter(KINDS))]
+        sizes = {"num_layers": shape.layers, "width": shape.width, "num_heads": shape.heads}
+        config = kind(tokenizer.vocab_size, LONGEST, **sizes, **details, **dropout_everywhere(kind, shape.dropout))
+        return SequenceClassifier(config, self.classes)
 
     def adapt(self, model: SequenceClassifier, tokenizer: Tokenizer) -> None:
         """Take over the order of the model's classes and what it reads of a text."""

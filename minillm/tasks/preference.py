@@ -5,7 +5,7 @@ methods teach a GPT to write like what was chosen, without a judge in between; t
 """
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from minillm import cli, evaluate, records
 from minillm.batching import Batch, Corpus, Document
 from minillm.errors import UserError
-from minillm.files import read_tensors, write_tensors
 from minillm.heads import ONE_OUTPUT, RewardModel
-from minillm.metrics import Interval, mean, rate
+from minillm.layers import dropout_everywhere
+from minillm.metrics import Interval, average, rate
 from minillm.objective import Rule
-from minillm.preference import METHODS, rule
+from minillm.preference import METHODS, log_p, rule
 from minillm.published.exchanges import CONTEXT, Composer, Exchange
 from minillm.published.subwords import learn_vocabulary
 from minillm.report import cells, shortened
@@ -121,11 +121,11 @@ class Preference(Task):
         return max(usual, 150 * 16 / len(self.splits.train))
 
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> RewardModel:
-        sizes = {"num_layers": shape.layers, "width": shape.width, "num_heads": shape.heads, "dropout": shape.dropout}
-        kind = KINDS[self.kind or next(iter(KINDS))]
-        if kind is KINDS["modernbert"]:  # whose only dropout is before the last product
-            sizes["classifier_dropout"] = sizes.pop("dropout")
-        return RewardModel(kind(tokenizer.vocab_size, min(LONGEST, self.context), **sizes))
+        kind, details = KINDS[self.kind or next(iter(KINDS))]
+        sizes = {"num_layers": shape.layers, "width": shape.width, "num_heads": shape.heads}
+        context = min(LONGEST, self.context)
+        config = kind(tokenizer.vocab_size, context, **sizes, **details, **dropout_everywhere(kind, shape.dropout))
+        return RewardModel(config)
 
     # ---- what is learned ----
 
@@ -169,7 +169,7 @@ class Preference(Task):
         if self.is_judge:
             return
         documents = {name: [d for pair in split for d in pair.documents] for name, split in vars(self.splits).items()}
-        start = at_start(model, {**documents, "strangers": self.strangers}, run)
+        start = log_p(model, {**documents, "strangers": self.strangers}, run.path(REFERENCE), run.is_unfinished)
         self.splits = Splits(*(with_start(split, start[name]) for name, split in vars(self.splits).items()))
         self.start_of_strangers = start["strangers"]
         corpus.table.labels = start["train"].astype(np.float32)
@@ -191,7 +191,7 @@ class Preference(Task):
         """From the start, as kto estimates it: the mean of log p − log p at the start over answers to other prompts, as
         many as a step has pairs, and not less than 0."""
         drawn = torch.randperm(len(self.strangers))[:count].tolist()
-        nats = evaluate.nats(model, [self.strangers[i] for i in drawn])
+        nats = np.array(evaluate.nats(model, [self.strangers[i] for i in drawn]))
         return max(0.0, float(np.mean(-nats - self.start_of_strangers[drawn])))
 
     # ---- how good it is ----
@@ -201,7 +201,8 @@ class Preference(Task):
         if self.is_judge:
             values = evaluate.of_documents(model, documents, evaluate.outputs).reshape(-1, 2)
         else:
-            values = -evaluate.nats(model, documents).reshape(-1, 2) - np.array([pair.start for pair in examples])
+            start = np.array([pair.start for pair in examples])
+            values = -np.array(evaluate.nats(model, documents)).reshape(-1, 2) - start
         return [Judged(*row) for row in values.tolist()]
 
     def reward(self, examples: Sequence[Pair], answers: Sequence[Judged]) -> dict[str, list[float]]:
@@ -215,9 +216,9 @@ class Preference(Task):
         measured = {"accuracy": rate([is_right(judged) for judged in answers])}
         measured |= {"of_equal_length": rate(alike)} if alike else {}
         measured |= {"prefers_the_longer": rate([side > 0 for side in sided])} if sided else {}
-        measured["margin"] = mean([judged.chosen - judged.rejected for judged in answers])
+        measured["margin"] = average([judged.chosen - judged.rejected for judged in answers])
         if not self.is_judge:
-            measured["chosen_gain"] = mean([judged.chosen for judged in answers])
+            measured["chosen_gain"] = average([judged.chosen for judged in answers])
         return measured
 
     def baselines(self, examples: Sequence[Pair]) -> dict[str, Interval]:
@@ -237,7 +238,7 @@ class Preference(Task):
         found: dict[str, Any] = {}
         if self.is_judge:
             margins = np.array([judged.chosen - judged.rejected for judged in answers])
-            found["log_loss"] = Interval(*mean(np.logaddexp(0, -margins).tolist()))._asdict()  # of a coin: log 2
+            found["log_loss"] = average(np.logaddexp(0, -margins).tolist())._asdict()  # of a coin: log 2
         found["worst_mistakes"] = [
             {"prompt": e.prompt, "chosen": e.chosen, "rejected": e.rejected, "margin": a.chosen - a.rejected}
             for e, a in worst_mistakes(examples, answers)
@@ -288,15 +289,6 @@ def mismatched(pairs: Sequence[Pair]) -> list[tuple[str, str]]:
 
 def with_start(pairs: Sequence[Pair], start: np.ndarray) -> list[Pair]:
     return [replace(pair, start=tuple(both)) for pair, both in zip(pairs, start.reshape(-1, 2).tolist(), strict=True)]
-
-
-def at_start(model: nn.Module, documents: Mapping[str, Sequence[Document]], run: Run) -> dict[str, np.ndarray]:
-    """log p of documents by the model as it starts, kept in the run for when it goes on."""
-    path = run.path(REFERENCE)
-    if not run.is_unfinished:
-        found = {name: torch.from_numpy(-evaluate.nats(model, each)) for name, each in documents.items() if each}
-        write_tensors(path, found, {"answers": list(found)})
-    return {name: np.zeros(0) for name in documents} | {name: x.numpy() for name, x in read_tensors(path).items()}
 
 
 # ---- the data ------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from minillm import cli
 from minillm.errors import UserError
 from minillm.metrics import Interval, edit_distance, rate, ratio
 from minillm.records import INVISIBLE, without_nul
+from minillm.rewards import Reward
 from minillm.tasks.base import Example, Files, Splits, WritingTask
 from minillm.tokenizer import SymbolTokenizer
 
@@ -88,6 +89,10 @@ class Pronounce(WritingTask):
         """1 − edits to the nearest listed pronunciation / its length, at least 0."""
         pairs = map(nearest, examples, answers)
         return {"nearness": [max(0.0, 1.0 - edits / length) for edits, length in pairs]}
+
+    @property
+    def rewards(self) -> dict[str, Reward]:
+        return {"nearness": self.reward, **super().rewards}
 
     def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Interval]:
         """Word error rate (no listed pronunciation is met exactly) and phoneme error rate (Σ edits to the nearest

@@ -9,6 +9,7 @@ import torch
 import train_rl
 from minillm.batching import answering
 from minillm.errors import UserError
+from minillm.generate import Sampling
 from minillm.gpt import GPT, GPTConfig
 from minillm.tasks.arithmetic import Arithmetic, Options
 from minillm.tokenizer import SymbolTokenizer
@@ -171,7 +172,6 @@ def test_prompts_are_read_as_beginnings_are(task):
     assert document.tokens[0] == tokenizer.end
     assert document.tokens[1:7] == tokenizer.encode(task.splits.train[0].prompt)
     torch.manual_seed(0)
-    args = train_rl.Args(samples=2)
     model = model_of(tokenizer, max_seq_len=11).eval()
-    episodes = train_rl.rollout(model, tokenizer, task, task.splits.train[:1], args)
+    episodes = train_rl.rollout(model, tokenizer, task, task.splits.train[:1], Sampling(0.5), 2)
     assert [episode.prompt for episode in episodes] == [document.tokens[:7]] * 2

@@ -15,10 +15,11 @@ import train_sft
 from minillm import evaluate
 from minillm.batching import pack
 from minillm.errors import UserError
+from minillm.layers import OF_DROPOUT
 from minillm.objective import backward
 from minillm.published import checkpoint
 from minillm.session import Session
-from minillm.start import OF_DROPOUT, open_start
+from minillm.start import open_start
 from minillm.tasks.classify import Classify, Options
 
 pytest.importorskip("tokenizers")

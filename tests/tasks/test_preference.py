@@ -406,7 +406,7 @@ def test_gains_are_measured_from_the_start(writer, files, gpt_folder):
     found = []
     for each in (model, start):
         documents = [document for pair in task.splits.dev for document in pair.documents]
-        found.append(-evaluate.nats(each, documents).reshape(-1, 2))
+        found.append(-np.array(evaluate.nats(each, documents)).reshape(-1, 2))
     gains = found[0] - found[1]
     assert metrics_of(folder)["dev_margin"] == pytest.approx((gains[:, 0] - gains[:, 1]).mean(), rel=1e-3)
     assert metrics_of(folder)["dev_chosen_gain"] == pytest.approx(gains[:, 0].mean(), rel=1e-3, abs=1e-4)
@@ -420,7 +420,7 @@ def test_the_kl_that_kto_estimates(gpt_folder, files):
     assert others[0] == (train[0].prompt, train[1].chosen)
     assert others[1] == (train[1].prompt, train[2].rejected)
     assert others[-1][1] in train[0].answers
-    now = -evaluate.nats(model, task.strangers)
+    now = -np.array(evaluate.nats(model, task.strangers))
     task.start_of_strangers = now - 0.25
     assert task.kl(model, 7) == pytest.approx(0.25, abs=1e-5)
     task.start_of_strangers = now + 0.25

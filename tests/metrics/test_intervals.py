@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -228,8 +229,10 @@ def test_f1_intervals_hold_the_truth(classes, each, accuracy, most, chosen):
 
 def test_f1_does_not_depend_on_the_order_of_a_set():
     """Or a run that goes on in another process would end with other last digits."""
-    code = f"""import runpy
-macro_f1 = runpy.run_path({metrics.__file__!r})["macro_f1"]
+    code = f"""import sys, types
+sys.modules["minillm"] = package = types.ModuleType("minillm")  # or PyTorch would be loaded
+package.__path__ = [{str(Path(metrics.__file__).parents[1])!r}]
+from minillm.metrics import macro_f1
 truth = ["class %d" % (i % 97) for i in range(1000)]
 print(repr(macro_f1(truth, [name if i % 7 and i % 11 else truth[i * i % 1000] for i, name in enumerate(truth)])))"""
     environments = [{**os.environ, "PYTHONHASHSEED": str(seed)} for seed in range(3)]

@@ -1,0 +1,22 @@
+"""Writes the page of a run, report.html, anew from the other files of its folder; also while it is still training.
+
+python -m minillm report runs/classify-sft
+python -m minillm report runs/classify-sft runs/arithmetic-rl
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from minillm import cli
+from minillm.pages.run_page import write_page
+from minillm.run import Run
+
+
+@dataclass(frozen=True)
+class Args:
+    run: tuple[str, ...] = cli.argument("folder of a run of train_sft.py or train_rl.py")
+
+
+def main(args: Args) -> None:
+    for name in args.run:
+        print(write_page(Run.open(Path(name))))

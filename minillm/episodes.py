@@ -1,0 +1,136 @@
+"""Answers that a policy gave: what is kept of each, and how they become a batch to learn from.
+
+Ids travel, texts are made for rewards and for people only.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minillm.batching import IGNORE, Batch, answering, by_length, pack
+from minillm.errors import UserError
+from minillm.gpt import GPT
+from minillm.policy import Tokens, has_variance
+
+PARITY = 128  # answers, about, on which it is looked whether they are those of the model that learns
+APART = {torch.float32: 0.01, torch.bfloat16: 0.5, torch.float16: 0.1}  # nats a token by which rounding may differ
+
+
+@dataclass
+class Episode:
+    """An answer that the policy gave, and what became of it. The model learns from the ids, never from the text."""
+
+    example: Any  # of the task
+    prompt: Sequence[int]  # token ids
+    answer: Sequence[int]  # token ids as they were drawn; the last one ends the answer unless it was cut
+    logprobs: Sequence[float]  # of the answer's tokens, under the distribution that they were drawn from
+    text: str  # for the reward and for people
+    is_cut: bool = False  # whether it did not end by itself
+    reward: float = 0.0
+    parts: Mapping[str, float] = field(default_factory=dict)  # what the reward is the sum of, by name
+    reference: Sequence[float] = ()  # log p of the answer's tokens under the reference, where that is asked for
+
+    @property
+    def kl(self) -> float:
+        """log p − log p_ref of the answer, whose mean is KL(policy ‖ reference), in nats."""
+        return sum(self.logprobs) - sum(self.reference)
+
+
+def rewards_of(episodes: Sequence[Episode], samples: int) -> Tensor:
+    """(P, K) float32 of P·K episodes, those of one prompt in a row."""
+    return torch.tensor([episode.reward for episode in episodes]).view(-1, samples)
+
+
+def entropy(episodes: Sequence[Episode]) -> float:
+    """Nats a token, estimated by the mean of −log p over the tokens drawn."""
+    logprobs = [logprob for episode in episodes for logprob in episode.logprobs]
+    return -sum(logprobs) / len(logprobs)
+
+
+def to_batch(episodes: Sequence[Episode], device: torch.device) -> Batch:
+    """The drawn answers behind their prompts, token for token as they were drawn."""
+    return pack([answering(episode.prompt, episode.answer) for episode in episodes]).to(device)
+
+
+def tokens_of(episodes: Sequence[Episode], advantages: Tensor) -> Tokens:
+    """Of answers in this order, with their advantages (E,); log p as it was when they were drawn."""
+    answer = torch.arange(len(episodes)).repeat_interleave(torch.tensor([len(e.answer) for e in episodes]))
+    then = torch.tensor([logprob for e in episodes for logprob in e.logprobs], dtype=advantages.dtype)
+    reference = torch.tensor([logprob for e in episodes for logprob in e.reference], dtype=advantages.dtype)
+    return Tokens(answer, advantages[answer], then, then, reference if len(reference) else None)
+
+
+def distinct(episodes: Sequence[Episode], advantages: Sequence[float]) -> dict[int, int]:
+    """The first of all that have prompt, answer and advantage in common, by its index → how many there are of them.
+    Scored once, with so many times the weight, they have the same gradient."""
+    first: dict[tuple, int] = {}
+    copies: dict[int, int] = {}
+    for i, (episode, advantage) in enumerate(zip(episodes, advantages, strict=True)):
+        i = first.setdefault((tuple(episode.prompt), tuple(episode.answer), advantage), i)
+        copies[i] = copies.get(i, 0) + 1
+    return copies
+
+
+@torch.no_grad()
+def logprobs_of(model: nn.Module, batch: Batch, temperature: float) -> Tensor:
+    """log p of the answers' tokens of a batch, one answer after the other, (M,) float32."""
+    return -model.loss(batch, temperature=temperature)[batch.targets != IGNORE]
+
+
+def refer(reference: nn.Module, episodes: Sequence[Episode], temperature: float, most_tokens: int) -> None:
+    """Fills in log p under the reference, each answer to a prompt scored once."""
+    firsts = list(distinct(episodes, [0.0] * len(episodes)))
+    device = next(reference.parameters()).device
+    known = {}
+    for part in by_length([len(episodes[i].prompt) + len(episodes[i].answer) for i in firsts], most_tokens):
+        some = [episodes[firsts[j]] for j in part]
+        found = logprobs_of(reference, to_batch(some, device), temperature).cpu()
+        for episode, values in zip(some, found.split([len(e.answer) for e in some]), strict=True):
+            known[tuple(episode.prompt), tuple(episode.answer)] = values.tolist()
+    for episode in episodes:
+        episode.reference = known[tuple(episode.prompt), tuple(episode.answer)]
+
+
+# ---- what is watched -------------------------------------------------------------------------------
+
+
+def require_parity(model: GPT, episodes: Sequence[Episode], temperature: float) -> None:
+    """UserError where the answers were drawn with other probabilities than those that are learned from, but for
+    rounding: what is then climbed would not be the gradient of the expected reward."""
+    some = episodes[:: max(1, len(episodes) // PARITY)]
+    now = logprobs_of(model, to_batch(some, model.tokens.weight.device), temperature)
+    then = torch.tensor([logprob for episode in some for logprob in episode.logprobs])
+    apart = float((now.cpu() - then).abs().max())
+    if not apart <= (most := APART.get(model.compute_dtype, APART[torch.float32])):
+        raise UserError(
+            f"answers were drawn with a log p that differs by up to {apart:.3f} nats a token from the one that learns, "
+            f"more than the {most} of rounding; try --precision fp32 --kernels reference, and report it"
+        )
+
+
+def look(episodes: Sequence[Episode], samples: int) -> dict[str, float]:
+    """What is watched of a step's answers."""
+    rewards, parts = rewards_of(episodes, samples), episodes[0].parts
+    count = len(episodes)
+    return {
+        "reward": float(rewards.mean()),
+        **(
+            {f"reward_{name}": sum(e.parts[name] for e in episodes) / count for name in parts} if len(parts) > 1 else {}
+        ),
+        "entropy": entropy(episodes),
+        "groups_without_variance": 1 - float(has_variance(rewards).float().mean()),
+        "unfinished": sum(e.is_cut for e in episodes) / count,
+        **({"kl": sum(e.kl for e in episodes) / count} if episodes[0].reference else {}),
+    }
+
+
+def describe(seen: Mapping[str, float]) -> str:
+    """One line of what is watched beside the reward."""
+    kl = f"KL to the start {seen['kl']:.2f} nats an answer · " if "kl" in seen else ""
+    return (
+        f"reward {seen['reward']:.3f} · {kl}entropy {seen['entropy']:.3f} nats a token · "
+        f"gradient norm {seen['gradient_norm']:.2f} · {seen['groups_without_variance']:.0%} of groups without variance"
+    )

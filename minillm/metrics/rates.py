@@ -1,0 +1,81 @@
+"""Shares of successes, errors a unit, and whatever else is a function of sums over examples."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from minillm.metrics.intervals import Interval, estimated
+
+
+def edit_distance(first: Sequence, second: Sequence) -> int:
+    """The fewest insertions, deletions and substitutions that turn one into the other (Levenshtein 1966)."""
+    row = list(range(len(second) + 1))
+    for i, a in enumerate(first, 1):
+        diagonal, row[0] = row[0], i
+        for j, b in enumerate(second, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (a != b))
+    return row[-1]
+
+
+def rate(successes: Sequence[bool]) -> Interval:
+    """Share of successes."""
+    right = np.asarray(successes, dtype=np.float64)
+    n = len(right)
+    if n == 0:
+        raise ValueError("a rate of nothing is undefined: no examples")
+    p = float(right.sum()) / n
+    changes = (p - right) / (n * max(1, n - 1)) ** 0.5  # so that the variance is that of Wilson's, p (1 − p) / n
+    return estimated(p, changes, unit=1 / n)
+
+
+def ratio(
+    numerators: Sequence[float], denominators: Sequence[float], ceiling: float = math.inf, form: str = ".1%"
+) -> Interval:
+    """Σ numerators / Σ denominators over examples, as of edits and lengths; it may exceed 1, unless the ceiling is 1.
+
+    Its variance is that of the examples' residuals (Cochran 1977, Sampling Techniques, 6.4)."""
+    errors, sizes = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
+    n, total = len(errors), sizes.sum()
+    if n == 0 or total <= 0:
+        raise ValueError("a ratio of nothing is undefined: no examples, or all of them empty")
+    value = float(errors.sum() / total)
+    changes = (value * sizes - errors) / total * n / max(1, n - 1)
+    unit = one_more(errors, sizes) if ceiling > 1 else min(one_more(errors, sizes), one_more(sizes - errors, sizes))
+    return estimated(value, changes, unit, ceiling, form)
+
+
+def one_more(errors: np.ndarray, sizes: np.ndarray) -> float:
+    """What one more wrong example would change: it has as many errors as those that were seen, and one of mean size
+    that is all wrong."""
+    total = sizes.sum()
+    return float((errors.sum() + total / len(sizes)) / (np.count_nonzero(errors) + 1) / total)
+
+
+def mean(values: Sequence[float]) -> Interval:
+    """Of values from 0 to 1, one an example."""
+    return ratio(values, np.ones(len(values)), ceiling=1.0)
+
+
+def of_sums(rows: np.ndarray, function: Callable[[np.ndarray], np.ndarray]) -> Interval:
+    """A metric from 0 to 1 that is a function of sums over the examples: of (…, S) sums → (…) values.
+
+    rows: (n, S), what each example adds to the sums. ValueError where there are none."""
+    n = len(rows)
+    if n == 0:
+        raise ValueError("a metric of nothing is undefined: no examples")
+    sums = rows.sum(axis=0)
+    value = float(function(sums))
+    changes = function(sums - rows) - value if n > 1 else np.zeros(1)
+    scarce = min(value, 1 - value)  # as of the mean of n values, none of them 0
+    return estimated(value, changes, unit=(n * scarce + 1) / (n + 1) / n)
+
+
+def perplexity(nats: Sequence[float], tokens: Sequence[int]) -> Interval:
+    """exp(Σ nats / Σ tokens): of texts or windows of a text, by the −log p of each and its number of tokens."""
+    return ratio(nats, tokens).through(np.exp, ".2f")
+
+
+def bits_per_character(nats: Sequence[float], characters: Sequence[float]) -> Interval:
+    """Σ nats / ln 2 / Σ characters: what vocabularies can be compared by."""
+    return ratio(np.asarray(nats) / math.log(2), characters, form=".3f")

@@ -1,0 +1,278 @@
+"""The page of a run: report.html, from the other files of its folder.
+
+What came out, in a sentence, then the figures beside their baselines, the curves, who is taken for whom, samples, and
+how to do it again. A run that is not finished has a page, too, of what its log holds by now.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from minillm import cli
+from minillm.errors import UserError
+from minillm.files import read_json, write_text
+from minillm.metrics import Interval
+from minillm.pages import charts
+from minillm.pages.blocks import (
+    Html,
+    beside,
+    bullets,
+    clock,
+    command,
+    confusion,
+    header,
+    joined,
+    number,
+    page,
+    pairs,
+    section,
+    table,
+    tag,
+)
+from minillm.pages.charts import Series, Value
+from minillm.report import NO_SHARES, named, written
+from minillm.run import Run
+
+OF_FIGURES = "Lines are 95 % intervals. Grey: what the model is to be compared with."
+OF_CURVES = "Over the steps of the training. The band of a measurement is its 95 % interval; that of what every step \
+logs is the noise which the line averages."
+OF_CONFUSION = "Held-out examples: a row for each true class, shaded by the shares of its examples."
+KINDS = {"headline": str, "baselines": list, "examples": dict, "tables": list, "model": dict, "environment": dict}
+SCRIPTS = {"sft": "supervised fine-tuning", "rl": "reinforcement learning"}
+SPLITS = ("dev", "test")
+FIRST = ("loss", "reward")  # curves after the task's own metric
+HINTS = {
+    "loss": "nats a target, in training",
+    "reward": "mean of the answers of a step",
+    "lr": "of the blocks",
+    "gradient_norm": "before the step",
+    "kl": "to the start, nats an answer",
+    "entropy": "nats a token",
+    "groups_without_variance": "prompts whose answers all got the same",
+}
+NAMES = {"lr": "learning rate", "kl": "KL"}
+LOGARITHMIC = ("loss", "perplexity", "gradient_norm")  # where they span decades
+SHARES = ("groups_without_variance", "unfinished")  # of what is logged beside metrics
+COUNTED = ("step", "seconds", "tokens")  # what a curve is no picture of
+
+
+def write_page(run: Run, metrics: Mapping[str, Any] | None = None) -> Path:
+    """report.html in the run's folder. `metrics` are the final ones, where they have no file yet. UserError."""
+    if metrics is None:
+        metrics = read_json(run.path("metrics.json")) if run.is_finished else {}
+    found = read_findings(run.path("report.json")) if metrics else {}
+    write_text(run.path("report.html"), run_page(run.folder.name, run.options(), found, metrics, run.read_log()))
+    return run.path("report.html")
+
+
+def read_findings(path: Path) -> dict[str, Any]:
+    """report.json, see findings.py; nothing where there is none. UserError for one that no run has written."""
+    found = read_json(path) if path.exists() else {}
+    rows = {"title": str, "columns": list, "rows": list}
+    if found and not (
+        has(found, KINDS) and all(isinstance(each, dict) and has(each, rows) for each in found["tables"])
+    ):
+        raise UserError(f"{path} is spoiled: it is not what a run writes")
+    return found
+
+
+def has(fields: Mapping[str, Any], kinds: Mapping[str, type]) -> bool:
+    return all(isinstance(fields.get(name), kind) for name, kind in kinds.items())
+
+
+def run_page(
+    name: str,
+    options: Mapping[str, Any],
+    found: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    log: Sequence[Mapping[str, Any]],
+) -> str:
+    """`options`: args.json; `found`: report.json, see findings.py; `metrics`: metrics.json; `log`: log.jsonl."""
+    sentence = headline(options, found, metrics) if found else f"{options.get('task')}: not finished yet"
+    kicker = f"{SCRIPTS.get(options.get('script'), '')} · {options.get('task')} · {name}"
+    looks = metrics.get("dev_confusion") or metrics.get("test_confusion") or {}
+    return page(
+        f"{sentence} · {name}",
+        header(kicker, sentence, in_short(found, metrics, log)),
+        section("Figures", *figures(found, metrics), bullets(found.get("remarks", ())), note=OF_FIGURES),
+        section("Curves", curves(found.get("headline", ""), found, metrics, log), note=OF_CURVES),
+        section("Confusion", confusion(looks) if looks else Html(), note=OF_CONFUSION),
+        *(section(capital(each["title"]), table(each["columns"], each["rows"])) for each in found.get("tables", ())),
+        section("Answers while it learned", samples(log)),
+        section("Do it again", *recipe(options, found)),
+    )
+
+
+def capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+# ---- what came out -------------------------------------------------------------------------------
+
+
+def interval_of(metrics: Mapping[str, Any], name: str) -> Interval | None:
+    values = [metrics.get(key) for key in (name, f"{name}_low", f"{name}_high")]
+    return Interval(*values) if all(map(charts.is_number, values)) else None
+
+
+def headline(options: Mapping[str, Any], found: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    """classify: accuracy 88.1% [85.8%, 90.1%] on 872 dev examples; naive Bayes 79.7%."""
+    name, split = found["headline"], next((s for s in SPLITS if f"{s}_{found['headline']}" in metrics), SPLITS[0])
+    value, before = (interval_of(metrics, f"{prefix}{split}_{name}") for prefix in ("", "start_"))
+    if value is None:
+        return f"{options.get('task')}: finished"
+    came_from = f"{written(name, before).split()[0]} → " if before else ""
+    examples = f"{found['examples'].get(split, 0):,} {split} examples"
+    rules = [
+        f"{named(other)} {written(other, interval).split()[0]}"
+        for other in found["baselines"]
+        if (interval := interval_of(metrics, f"{split}_{other}"))
+    ]
+    words = f"{options.get('task')}: {named(name)} {came_from}{written(name, value)} on {examples}"
+    return "; ".join([words, ", ".join(rules)]) if rules else words
+
+
+def in_short(found: Mapping[str, Any], metrics: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> Html:
+    """The model, and how long it learned."""
+    steps = max((record["step"] for record in log), default=0)
+    seconds = metrics.get("seconds") or max((record["seconds"] for record in log), default=0)
+    parts: list[Any] = []
+    if model := found.get("model"):
+        size = f"{model['parameters']:,} parameters, {model['layers']} layers × {model['width']}"
+        parts.append(f"A {model['family']} of {size}. ")
+    return joined([*parts, f"{steps:,} steps in ", clock(duration(seconds)), "."])
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def figures(found: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[Html]:
+    """All metrics that have intervals: shares over one axis, each other one over its own."""
+    values = [(name, value) for name, value in rows_of(found, metrics)]
+    shares = [value for name, value in values if name not in NO_SHARES]
+    others = [[value for name, value in values if name == other] for other in sorted(NO_SHARES)]
+    return [charts.intervals(shares), *(charts.intervals(each, charts.short) for each in others)]
+
+
+def rows_of(found: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[tuple[str, Value]]:
+    """The task's own metric first, of the model, of its start, of simple rules."""
+    if not found:
+        return []
+    metric, rules = found["headline"], found["baselines"]
+    known = [key.removeprefix("dev_").removeprefix("test_") for key in metrics if f"{key}_low" in metrics]
+    others = [name for name in dict.fromkeys(known) if name not in (metric, *rules) and not name.startswith("start_")]
+    rows = []
+    for split in SPLITS:
+        rows += [("", metric, split), ("start_", metric, split), *(("", rule, split) for rule in rules)]
+    rows += [(start, name, split) for name in others for split in SPLITS for start in ("", "start_")]
+    several = sum(f"{split}_{metric}" in metrics for split in SPLITS) > 1
+    values = []
+    for start, name, split in rows:
+        if interval := interval_of(metrics, f"{start}{split}_{name}"):
+            label = named(name) + (", before" if start else "") + (f" · {split}" if several else "")
+            values.append((name, Value(label, interval, written(name, interval), not start and name not in rules)))
+    return values
+
+
+# ---- curves and samples --------------------------------------------------------------------------
+
+
+def curves(metric: str, found: Mapping[str, Any], metrics: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> Html:
+    """All that was logged, the task's own metric first. The parts of a reward share a figure."""
+    names = dict.fromkeys(key for record in log for key, value in record.items() if charts.is_number(value))
+    names = [name for name in names if name not in COUNTED and not name.endswith(("_low", "_high"))]
+    first = [f"dev_{metric}", *FIRST]
+    names = sorted(names, key=lambda name: (first.index(name) if name in first else len(first), name == "lr"))
+    rules = found.get("baselines", ())
+    parts = [name for name in names if name.startswith("reward_")]
+    drawn = [
+        one_curve(name, log, references(found, metrics) if name == first[0] else ())
+        for name in names
+        if name not in parts and name.removeprefix("dev_") not in rules
+    ]
+    if parts:
+        drawn.insert(2, charts.figure("Parts of the reward", [series(name, log) for name in parts], "mean of a step"))
+    return tag("div", *drawn, class_="curves") if any(drawn) else Html()
+
+
+def one_curve(name: str, log: Sequence[Mapping[str, Any]], references: Sequence[tuple[str, float]]) -> Html:
+    metric = name.removeprefix("dev_")
+    is_share = name in SHARES or (name.startswith("dev_") and metric not in NO_SHARES)
+    note = HINTS.get(name, "on dev examples" if name.startswith("dev_") else "")
+    title = NAMES.get(name) or named(metric)
+    axis = charts.share if is_share else charts.short
+    last = max(record["step"] for record in log)
+    return charts.figure(capital(title), [series(name, log)], note, axis, references, metric in LOGARITHMIC, last)
+
+
+def series(name: str, log: Sequence[Mapping[str, Any]]) -> Series:
+    """Of several records of a step, such as a look at some dev examples and the last one at all, the last counts."""
+    records = list({record["step"]: record for record in log if name in record}.values())
+    has_bounds = all(f"{name}_low" in record and f"{name}_high" in record for record in records)
+    bounds = [[record[f"{name}_{end}"] for record in records] for end in ("low", "high")] if has_bounds else ([], [])
+    steps = [record["step"] for record in records]
+    values = [record[name] for record in records]
+    return Series(named(name.removeprefix("reward_")), steps, values, *bounds, is_noisy=name != "lr")
+
+
+def references(found: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[tuple[str, float]]:
+    intervals = ((name, interval_of(metrics, f"dev_{name}")) for name in found.get("baselines", ()))
+    return [(named(name), interval.value) for name, interval in intervals if interval]
+
+
+def samples(log: Sequence[Mapping[str, Any]]) -> Html:
+    """What it answered in practice, look by look."""
+    rows: list[tuple[Any, ...]] = []
+    for record in log:
+        found = record.get("samples")
+        looks = [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+        for i, sample in enumerate(looks):
+            rows.append(("" if i else record["step"], sample.get("prompt"), sample.get("answer")))
+    return table(("step", "prompt", "answer"), rows) if rows else Html()
+
+
+# ---- how it was made -----------------------------------------------------------------------------
+
+
+def recipe(options: Mapping[str, Any], found: Mapping[str, Any]) -> list[Html]:
+    """The command, the options that were given and those that were chosen, data, model, machine."""
+    given = dict(options.get("given") or {})
+    line = f"python train_{options.get('script')}.py {cli.command_line(given)}".strip()
+    chosen = {
+        name: shown(value)
+        for name, value in options.items()
+        if name not in (*given, "given", "script", "task", "resume", "out") and value is not None
+    }
+    data = {name: f"{count:,} examples" for name, count in found.get("examples", {}).items() if count}
+    if found.get("notes"):
+        data["of them"] = "; ".join(found["notes"])
+    texts = {
+        name: {key: shown(value) for key, value in found.get(name, {}).items()} for name in ("model", "environment")
+    }
+    return [
+        command(line),
+        tag("p", exactness(options), class_="quiet"),
+        beside(
+            pairs({name: shown(value) for name, value in given.items()}, "Options that were given"),
+            pairs(chosen, "Options as chosen"),
+            pairs(data, "Data"),
+            pairs(texts["model"], "Model"),
+            pairs(texts["environment"], "Computed on"),
+        ),
+        *([tag("p", "What to do with the model:"), command(found["next"])] if found.get("next") else []),
+    ]
+
+
+def exactness(options: Mapping[str, Any]) -> str:
+    if options.get("minutes") and not options.get("steps"):
+        return "Its budget is time, so that another run takes more or fewer steps; with --steps it is exact."
+    return "With the same number of threads on such a machine it gives the same weights and figures, bit by bit."
+
+
+def shown(value: Any) -> str:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return number(value) if is_number else str(value)

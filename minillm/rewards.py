@@ -1,0 +1,251 @@
+"""What answers are rewarded with: a task's own rewards by name, a function of a person's file, or a model trained here;
+several of them with weights, each a part with a name of its own.
+
+    --reward exact                      one of the task's own
+    --reward my_reward.py:score         def score(examples, answers): one number an answer, or names → such lists
+    --reward runs/classify-sft:pos      how likely a classifier takes the answer for one of its class
+    --reward runs/preference-sft        what a reward model gives it
+    --reward exact --reward length=-0.01        both; the second counts a hundredth, and against
+
+A function is called once a step with all answers. What it does wrong, an exception, a wrong count, a NaN, no end, ends
+the training in a sentence that says so; what was learned is saved.
+"""
+
+import importlib.util
+import math
+import numbers
+import re
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minillm import evaluate
+from minillm.errors import UserError
+from minillm.heads import Scorer
+from minillm.published.checkpoint import open_checkpoint, resolve
+from minillm.published.exchanges import Composer
+from minillm.published.vocabularies import load_tokenizer
+from minillm.tokenizer import Tokenizer
+
+Parts = Mapping[str, Sequence[float]]
+Reward = Callable[[Sequence[Any], Sequence[str]], Parts]  # examples and answers, as many → for each part one an answer
+SECONDS = 120.0  # that a function of a file may take for the answers of a step
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Several rewards, and how much each counts."""
+
+    rewards: Sequence[tuple[str, Reward, float]]  # name, reward, weight
+
+    def __call__(self, examples: Sequence[Any], answers: Sequence[str]) -> dict[str, list[float]]:
+        parts: dict[str, list[float]] = {}
+        for name, reward, weight in self.rewards:
+            for part, values in reward(examples, answers).items():
+                if part in parts:
+                    raise UserError(f"--reward: two rewards have a part {part!r}, the second one of {name}; rename one")
+                parts[part] = [weight * value for value in values]
+        return parts
+
+
+def open_rewards(options: Sequence[str], own: Mapping[str, Reward], device: torch.device) -> Reward:
+    """What the options ask for, together. `own` are the task's, of which the first is the default. UserError."""
+    return Weighted([open_reward(option, own, device) for option in options or [next(iter(own))]])
+
+
+def open_reward(option: str, own: Mapping[str, Reward], device: torch.device) -> tuple[str, Reward, float]:
+    """From `NAME`, `FILE.py:FUNCTION` or a model, with `=WEIGHT` behind it if it is not 1."""
+    name, weight = split_weight(option)
+    if name in own:
+        return name, own[name], weight
+    if ".py" in name:
+        path, _, function = name.rpartition(":") if ".py:" in name else (name, "", "score")
+        return name, of_file(Path(path), function), weight
+    if not Path(name.partition(":")[0]).exists() and "/" not in name:
+        there = ", ".join(own) or "none"
+        raise UserError(f"--reward {option}: the task's own are {there}; else give FILE.py:FUNCTION or a run")
+    return name, of_model(name, device), weight
+
+
+def split_weight(option: str) -> tuple[str, float]:
+    name, equals, weight = option.rpartition("=")
+    if not equals:
+        return option, 1.0
+    try:
+        value = float(weight)
+    except ValueError:
+        value = math.nan
+    if not name or not math.isfinite(value):
+        raise UserError(f"--reward {option}: expected NAME=WEIGHT with a number as weight")
+    return name, value
+
+
+# ---- a function of a person's file ---------------------------------------------------------------
+
+
+def of_file(path: Path, name: str) -> Reward:
+    """The function `name` of a Python file, which is run for it. Its values are checked at every call. UserError."""
+    function = load_function(path, name)
+    what = f"{path}:{name}"
+
+    def reward(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
+        try:
+            with time_limit(SECONDS):
+                found = function(list(examples), list(answers))
+        except TimeoutError:
+            raise UserError(f"{what} took longer than {SECONDS:.0f} seconds for {len(answers)} answers") from None
+        except (Exception, SystemExit) as error:
+            raise UserError(f"{what} failed: {where(error, path)}{type(error).__name__}: {error}") from None
+        return checked(what, name, found, len(answers))
+
+    return reward
+
+
+def load_function(path: Path, name: str) -> Callable[..., Any]:
+    if not path.is_file():
+        raise UserError(f"there is no file {path} to take a reward from")
+    spec = importlib.util.spec_from_file_location(f"minillm_reward_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.resolve().parent))  # what stands beside it can be imported
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{path} cannot be run: {where(error, path)}{type(error).__name__}: {error}") from None
+    finally:
+        sys.path.pop(0)
+    function = getattr(module, name, None)
+    if not callable(function):
+        there = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
+        raise UserError(f"{path} has no function {name!r}, only {', '.join(there) or 'none'}")
+    return function
+
+
+def where(error: BaseException, path: Path) -> str:
+    """The line of the file that raised it."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+    return f"line {lines[-1]}: " if lines else ""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """TimeoutError in what takes longer, where the system can interrupt it: in the main thread of a Unix process."""
+    if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def checked(what: str, name: str, found: Any, count: int) -> Parts:
+    """What a function returned, as parts. UserError for what is no number an answer."""
+    parts = found if isinstance(found, Mapping) else {name: found}
+    if not parts:
+        raise UserError(f"{what} returned no reward")
+    return {str(part): numbers_of(f"{what}, part {part!r}", values, count) for part, values in parts.items()}
+
+
+def numbers_of(what: str, values: Any, count: int) -> list[float]:
+    try:
+        values = list(values.tolist() if hasattr(values, "tolist") else values)
+    except TypeError:
+        raise UserError(
+            f"{what} returned {type(values).__name__}, but a list with a number for each answer was expected"
+        ) from None
+    if len(values) != count:
+        raise UserError(f"{what} returned {len(values)} values for {count} answers")
+    for i, value in enumerate(values):
+        if not isinstance(value, numbers.Real) or not math.isfinite(value):
+            raise UserError(f"{what} returned {value!r} for answer {i}, but a finite number was expected")
+    return [float(value) for value in values]
+
+
+# ---- a model trained here --------------------------------------------------------------------------
+
+
+def of_model(name: str, device: torch.device) -> Reward:
+    """A classifier, `MODEL:CLASS`: how likely an answer is of that class, from 0 to 1. Or a model with one output: the
+    score that it gives an answer to its prompt. UserError."""
+    folder, _, label = name.partition(":")
+    saved = open_checkpoint(resolve(folder))
+    if saved.head_name != "classify":
+        raise UserError(f"--reward {name}: this model is no classifier, so it judges no answers")
+    if saved.has_one_output and not label:
+        return of_judge(saved.load("score").to(device).eval(), load_tokenizer(saved.path))
+    model, tokenizer = saved.load("classify").to(device).eval(), load_tokenizer(saved.path)
+    if label not in model.classes:
+        raise UserError(f"--reward {name}: name one of its classes, {folder}:{model.classes[0]} or another of them")
+    column = model.classes.index(label)
+
+    def reward(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
+        texts = [(answer if answer.strip() else " ",) for answer in answers]
+        return {label: evaluate.classify(model, tokenizer, texts)[:, column].tolist()}
+
+    return reward
+
+
+def of_judge(model: Scorer, tokenizer: Tokenizer) -> Reward:
+    """The scores of a reward model."""
+    compose = Composer(model, tokenizer)
+
+    def reward(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
+        prompts = [example.prompt for example in examples]
+        return {"score": evaluate.score(model, tokenizer, prompts, answers, compose).tolist()}
+
+    return reward
+
+
+# ---- rewards that tasks share ----------------------------------------------------------------------
+
+
+def exact(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
+    """1 for an answer that is, but for blanks around it, one of the right ones, else 0."""
+    right = [{each.strip() for each in example.answers} for example in examples]
+    return {"exact": [float(answer.strip() in those) for answer, those in zip(answers, right, strict=True)]}
+
+
+def length(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
+    """The number of characters."""
+    return {"length": [float(len(answer)) for answer in answers]}
+
+
+NUMBER = re.compile(r"(?<![\w.,])[-+]?(?:\d{1,3}(?:,\d{3})+|\d{1,18})(?:\.\d{1,18})?(?![\w]|[.,]\d)", re.ASCII)
+MOST_READ = 10_000  # characters of an answer
+
+
+def number(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
+    """1 where the one number that an answer ends with, or that stands behind its last `####`, is the right one, else 0.
+
+    Nothing is computed: an answer that holds several numbers, none of them at its end, is wrong."""
+    right = [{value for each in example.answers if (value := last_number(each)) is not None} for example in examples]
+    return {"number": [float(last_number(answer) in those) for answer, those in zip(answers, right, strict=True)]}
+
+
+def last_number(text: str) -> float | None:
+    """The number with which a text ends, but for a unit's sign, a full stop and blanks; None where it does not."""
+    if len(text) > MOST_READ:
+        return None
+    tail = text.rpartition("####")[2].strip().rstrip(".").rstrip("%€$ ").lstrip("$€ ")
+    found = list(NUMBER.finditer(tail))
+    if not found or found[-1].end() != len(tail):
+        return None
+    return float(found[-1].group().replace(",", ""))
+
+
+SHARED: dict[str, Reward] = {"exact": exact, "number": number, "length": length}

@@ -1,0 +1,208 @@
+"""The page of a run, from the files of its folder."""
+
+import dataclasses
+import html
+import json
+import re
+import shlex
+from pathlib import Path
+
+import made_up
+import pytest
+from made_up import EVIL
+from rich.console import Console
+
+import minillm.curves
+import train_rl
+import train_sft
+from minillm import cli
+from minillm.commands import report
+from minillm.errors import UserError
+from minillm.pages.run_page import run_page
+from minillm.run import Run
+from minillm.tasks import TASKS
+from minillm.tasks.arithmetic import Options
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Runs of both scripts, the second from the first."""
+    folder = tmp_path_factory.mktemp("runs")
+    shape = {"width": 16, "layers": 1, "heads": 2, "batch_tokens": 64}
+    both = {"task": "arithmetic", "evaluations": 2, "precision": "fp32", "options": Options(examples=50)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(minillm.curves, "draw", lambda *_: None)  # slow, and not what this is about
+        sft = train_sft.Args(out=folder / "a start", steps=70, **shape, **both)
+        train_sft.train(sft, Console(quiet=True))
+        rl = train_rl.Args(out=folder / "rl", init=folder / "a start", steps=4, prompts=4, samples=4, **both)
+        train_rl.train(rl, Console(quiet=True))
+    return {"sft": (folder / "a start", sft), "rl": (folder / "rl", rl)}
+
+
+def page(options=None, found=None, metrics=None, log=None):
+    parts = (options or made_up.options(), found or made_up.findings(), metrics or made_up.metrics())
+    return run_page("a <run>", *parts, made_up.log() if log is None else log)
+
+
+def sentence(page):
+    return html.unescape(re.search("<h1>(.*?)</h1>", page).group(1))
+
+
+def text_of(page):
+    return html.unescape(re.sub("<[^>]*>", " ", page))
+
+
+def headings(page):
+    return [html.unescape(each) for each in re.findall("<h2>(.*?)</h2>", page)]
+
+
+# ---- of real runs --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["sft", "rl"])
+def test_every_run_has_its_page_and_gets_it_anew(trained, kind, capsys):
+    folder, _ = trained[kind]
+    before = (folder / "report.html").read_text()
+    (folder / "report.html").unlink()
+    report.main(report.Args((str(folder),)))
+    assert capsys.readouterr().out == f"{folder / 'report.html'}\n"
+    assert (folder / "report.html").read_text() == before
+
+
+@pytest.mark.parametrize("kind", ["sft", "rl"])
+def test_the_command_gives_the_same_options_again(trained, kind, monkeypatch):
+    folder, args = trained[kind]
+    script = {"sft": train_sft, "rl": train_rl}[kind]
+    commands = re.findall("<pre><code>(.*?)</code></pre>", (folder / "report.html").read_text())
+    words = shlex.split(html.unescape(commands[0]))
+    assert words[:2] == ["python", f"{script.__name__}.py"]
+    tasks = {"sft": TASKS, "rl": train_rl.WRITING}[kind]
+    assert cli.parse_with_task(script.Args, tasks, "", words[2:]) == args
+
+
+def test_what_a_page_of_a_run_says(trained):
+    page = (trained["rl"][0] / "report.html").read_text()
+    metrics = json.loads((trained["rl"][0] / "metrics.json").read_text())
+    before, after = (f"{metrics[name]:.1%}" for name in ("start_dev_accuracy", "dev_accuracy"))
+    assert sentence(page).startswith(f"arithmetic: accuracy {before} → {after} [")
+    assert sentence(page).endswith("on 1,000 dev examples")
+    wanted = ["Figures", "Curves", "Held-out examples, greedy", "Answers while it learned", "Do it again"]
+    assert headings(page) == wanted
+    assert "GPT" in text_of(page)
+    found = json.loads((trained["rl"][0] / "report.json").read_text())
+    (shown,) = found["tables"]
+    assert shown["columns"] == ["prompt", "answer", "", "truth"]
+    assert len(shown["rows"]) == 10
+    assert {mark for _, _, mark, _ in shown["rows"]} <= {"✓", "✗"}
+    assert found["environment"]["weights"] == "float32"
+
+
+def test_a_run_that_goes_on_has_a_page_too(trained, tmp_path):
+    folder, _ = trained["sft"]
+    for name in ("args.json", "log.jsonl", "config.json", "report.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    report.main(report.Args((str(tmp_path),)))
+    page = (tmp_path / "report.html").read_text()
+    assert sentence(page) == "arithmetic: not finished yet"
+    assert headings(page) == ["Curves", "Do it again"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("report.json", '{"task": "classify"}', "is spoiled: it is not what a run writes"),
+        ("report.json", json.dumps(made_up.findings(tables=[3])), "is spoiled: it is not what a run writes"),
+        ("metrics.json", "[]", "holds no JSON object"),
+        ("args.json", "{", "cannot read"),
+    ],
+)
+def test_spoiled_files_are_named(trained, tmp_path, name, content, said):
+    for path in trained["sft"][0].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=rf"{name}.*{said}|{said}.*{name}"):
+        report.main(report.Args((str(tmp_path),)))
+
+
+def test_where_there_is_no_run(tmp_path):
+    with pytest.raises(UserError, match="there is no run folder"):
+        report.main(report.Args((str(tmp_path / "none"),)))
+
+
+# ---- of made-up ones -----------------------------------------------------------------------------
+
+
+def test_the_sentence():
+    words = "classify: accuracy 44.0% → 88.1% [86.1%, 90.1%] on 872 dev examples; naive Bayes 79.7%"
+    assert sentence(page()) == f"{words}, always the commonest class 50.9%"
+    only_test = {name.replace("dev_", "test_"): value for name, value in made_up.metrics().items()}
+    found = made_up.findings(examples={"train": 9, "dev": 0, "test": 50}, baselines=[])
+    words = "classify: accuracy 44.0% → 88.1% [86.1%, 90.1%] on 50 test examples"
+    assert sentence(page(found=found, metrics=only_test)) == words
+    assert sentence(page(metrics={"seconds": 3})) == "classify: finished"
+
+
+def test_figures_beside_their_baselines():
+    text = page()
+    rows = re.findall(r'<tr(?: class="(own)")?><th scope="row">([^<]*)</th><td class="value', text)
+    assert rows == [
+        ("own", "accuracy"),
+        ("", "accuracy, before"),
+        ("", "naive Bayes"),
+        ("", "always the commonest class"),
+        ("own", "macro-F1"),
+        ("own", "nats a token"),
+    ]
+    assert "1.700" in text  # no share
+    assert "170" not in text_of(text)
+
+
+def test_curves_of_all_that_was_logged():
+    figures = re.findall(r"<figcaption>([^<]*)<", page())
+    first = ["Accuracy", "Loss", "Parts of the reward", "Reward", "Gradient norm", "KL", "Learning rate"]
+    assert figures == first
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 5000])
+def test_logs_of_any_length(steps):
+    text = page(log=made_up.log(steps))
+    assert ("Curves" in headings(text)) == (steps > 0)
+    assert len(text) < 200_000
+
+
+def test_no_text_becomes_markup():
+    text = page()
+    assert "<script" not in text
+    assert "<img" not in text
+    assert text.count(html.escape(EVIL[:20])) > 10
+    assert not re.findall(r"<[^>]* on\w+=", text)
+
+
+def test_what_only_the_clock_says_is_marked():
+    slow, fast = (page(metrics=made_up.metrics(seconds=seconds)) for seconds in (9999.0, 1.0))
+    assert slow != fast
+    assert "1 h 2 min" in page()
+    without = (re.sub('<span class="clock">[^<]*</span>', "", each) for each in (slow, fast))
+    assert len(set(without)) == 1
+
+
+def test_options_that_were_given_and_that_were_chosen():
+    text = page()
+    given = html.escape(shlex.join(["--epochs", "3.0", "--train", "a file.csv"]))
+    assert f"python train_sft.py --task classify {given}" in text
+    after = text_of(text[text.index("Options as chosen") :])
+    assert "6e-05" in after
+    assert "keep" in after
+    assert "None" not in after
+
+
+def test_given_options():
+    args = train_sft.Args(task="arithmetic", seed=0, lr=0.5, out=Path("x"), options=Options(examples=9))
+    assert cli.given(args) == {"task": "arithmetic", "out": Path("x"), "lr": 0.5, "examples": 9}
+    assert cli.command_line({"json": True, "lr": 0.5, "stop": ("a b", "c")}) == "--json --lr 0.5 --stop 'a b' --stop c"
+    assert cli.given(dataclasses.replace(args, options=None)).keys() == {"task", "out", "lr"}
+
+
+def test_a_run_remembers_what_was_given(tmp_path):
+    run = Run.create(tmp_path / "run", "run", {"train": Path("a.csv"), "lr": 0.5})
+    assert run.given == {"train": "a.csv", "lr": 0.5}

@@ -1,0 +1,185 @@
+"""Rewards: what a person's function may do wrong is said, and what answers try to get around the ready ones fails."""
+
+import json
+
+import pytest
+import torch
+
+import minillm.rewards
+from minillm.commands import reward as command
+from minillm.errors import UserError
+from minillm.rewards import SHARED, exact, last_number, number, open_rewards
+from minillm.tasks.base import Example
+
+CPU = torch.device("cpu")
+EXAMPLES = [Example("2 + 2 =", ("4",)), Example("10 / 4 =", ("2.5", "5/2"))]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(code, name="my_reward.py"):
+        path = tmp_path / name
+        path.write_text(code)
+        return path
+
+    return write
+
+
+def judged(options, answers, own=SHARED, examples=EXAMPLES):
+    return open_rewards(options, own, CPU)(examples, answers)
+
+
+# ---- which, and how much each counts -----------------------------------------------------------------
+
+
+def test_the_first_of_the_task_is_the_default():
+    assert judged([], ["4", "3"]) == {"exact": [1.0, 0.0]}
+
+
+def test_rewards_add_up_by_parts_with_weights(write):
+    path = write("def score(examples, answers):\n    return {'a': [len(x) for x in answers], 'b': [0.5, 1]}\n")
+    assert judged(["exact=2", f"{path}:score=-1", "length=0.5"], ["4", "2.5"]) == {
+        "exact": [2.0, 2.0],
+        "a": [-1.0, -3.0],
+        "b": [-0.5, -1.0],
+        "length": [0.5, 1.5],
+    }
+
+
+def test_a_function_sees_examples_and_answers(write):
+    code = "def f(examples, answers):\n    return [e.prompt + e.answers[0] == a for e, a in zip(examples, answers)]\n"
+    assert judged([f"{write(code)}:f"], ["2 + 2 =4", "x"]) == {"f": [1.0, 0.0]}
+
+
+def test_a_file_may_import_what_stands_beside_it(write):
+    write("def half(x):\n    return x / 2\n", "helpful.py")
+    path = write("from helpful import half\n\ndef score(examples, answers):\n    return [half(1)] * len(answers)\n")
+    assert judged([str(path)], ["", ""]) == {"score": [0.5, 0.5]}
+
+
+WRONG = {
+    "raises": (
+        "def score(e, a):\n    x = []\n    return x[3]\n",
+        "failed: line 3: IndexError: list index out of range",
+    ),
+    "NaN": ("def score(e, a):\n    return [0, float('nan')]\n", "part 'score' returned nan for answer 1"),
+    "infinite": ("def score(e, a):\n    return [float('inf'), 0]\n", "returned inf for answer 0"),
+    "count": ("def score(e, a):\n    return [1]\n", "returned 1 values for 2 answers"),
+    "a number": ("def score(e, a):\n    return 1\n", "returned int, but a list"),
+    "nothing": ("def score(e, a):\n    pass\n", "returned NoneType, but a list"),
+    "texts": ("def score(e, a):\n    return ['good', 'bad']\n", "returned 'good' for answer 0, but a finite number"),
+    "no parts": ("def score(e, a):\n    return {}\n", "returned no reward"),
+    "arguments": ("def score(answers):\n    return [1, 1]\n", "failed: TypeError"),
+    "leaves": ("import sys\ndef score(e, a):\n    sys.exit(3)\n", "failed: line 3: SystemExit"),
+    "hangs": ("def score(e, a):\n    while True:\n        pass\n", "took longer than 0 seconds for 2 answers"),
+    "no such function": ("def other(e, a):\n    return [1, 1]\n", "has no function 'score', only other"),
+    "syntax": ("def score(\n", "cannot be run: .*SyntaxError"),
+    "import": ("import nothing_of_this_name\n", "cannot be run: line 1: ModuleNotFoundError"),
+}
+
+
+@pytest.mark.parametrize(("code", "sentence"), WRONG.values(), ids=WRONG)
+def test_wrong_functions(write, monkeypatch, code, sentence):
+    monkeypatch.setattr(minillm.rewards, "SECONDS", 0.2)
+    path = write(code)
+    with pytest.raises(UserError, match=sentence):
+        judged([f"{path}:score"], ["a", "b"])
+
+
+def test_wrong_options(tmp_path):
+    for options, sentence in (
+        (["nothing"], "--reward nothing: the task's own are exact, number, length"),
+        (["exact=much"], "--reward exact=much: expected NAME=WEIGHT"),
+        (["exact=nan"], "expected NAME=WEIGHT"),
+        ([str(tmp_path / "none.py:score")], r"there is no file .*none\.py"),
+        (["exact", "exact"], "two rewards have a part 'exact'"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            judged(options, ["a", "b"])
+
+
+# ---- what answers try --------------------------------------------------------------------------------
+
+HONEST = ("18", " 18 ", "= 18", "The answer is 18.", "9 + 9 = 18", "#### 18", "It costs $18.", "1. add\n2. so: 18")
+HACKS = [
+    *("", " ", "\n", ".", "-", "+", "####", "#### ", "answer", "the answer", "nan", "inf", "Infinity", "None", "True"),
+    *("17 or 18 or 19", "18 19", "18, 19", "18 17", "18/1", "18/18", "1/18", "18 is not 17", "not 18 but 3", "18?!"),
+    *("9+9", "9*2", "2**4", "36/2", "(18)", "[18]", "{18}", "<18>", "<answer></answer>", "<answer>18</answer>"),
+    *(
+        "18.",
+        "18..",
+        "1 8",
+        "1_8",
+        "018x",
+        "18e0",
+        "1.8e1",
+        "0x12",
+        "0b10010",
+        "0o22",
+        "XVIII",
+        "eighteen",
+        "１８",
+        "١٨",
+    ),
+    *("18" * 2, "18" * 100, "9" * 1_000_000, "1" * 400, "1" * 5000 + " 18", "18" + "0" * 20, "-18", "+-18", "--18"),
+    *("18\x00", "\u200b18\u200b", "18\u0301", "18²", "18%18", "18,18", "1,8", "18,", "18.0.0", "v18", "18th", "a18"),
+    *(
+        "What is 9 + 9?",
+        "What is 9 + 9? 18 is what I guess, every time 3",
+        "<|end|>",
+        "<|end|>18<|end|>",
+        "18<|end|>",
+    ),
+    *("__import__('os').system('x')", "eval('18')", "lambda: 18", "float('18')", "18 if True else 0", "#### 18 #### 3"),
+]
+
+
+def test_there_are_many():
+    assert len(HACKS) >= 50
+
+
+@pytest.mark.parametrize("name", ["exact", "number"])
+def test_hacks_score_no_better_than_the_best_answer_that_ignores_the_prompt(name):
+    """Prompts differ in their answers, so that a constant is right for one in ten. Hacks that hold a right number in a
+    form that is accepted are right for its prompt alone, as they should be."""
+    examples = [Example(f"What is 9 + {n}?", (str(9 + n),)) for n in range(10)]
+    best = 1 / len(examples)
+    for hack in HACKS:
+        (values,) = SHARED[name](examples, [hack] * len(examples)).values()
+        assert sum(values) / len(values) <= best + 1e-12, hack
+    (values,) = SHARED[name](examples, ["18"] * len(examples)).values()
+    assert sum(values) / len(values) == best
+
+
+def test_honest_answers_are_right():
+    for answer in HONEST:
+        assert number([Example("", ("18",))], [answer]) == {"number": [1.0]}, answer
+    assert exact([Example("", ("18", "xviii"))] * 3, [" 18\n", "xviii", "XVIII"]) == {"exact": [1.0, 1.0, 0.0]}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("1,234", 1234.0), ("1,234,567.5", 1234567.5), ("-3", -3.0), ("+3", 3.0), ("0.50", 0.5), ("12%", 12.0)),
+        *(("so 3 eggs", None), ("3 eggs #### 4", 4.0), ("12,34", None), ("1.2.3", None), ("３", None), ("", None)),
+        *(("x" * 10_001 + " 3", None), ("5 €", 5.0), ("9" * 19, None), ("1e5", None), ("3.", 3.0)),
+    ],
+)
+def test_the_number_at_the_end(text, value):
+    assert last_number(text) == value
+
+
+# ---- the command -------------------------------------------------------------------------------------
+
+
+def test_a_reward_is_tried_on_a_file(tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    rows = [{"q": "2+2", "a": "it is 4", "truth": ["4", "four"]}, {"q": "3+3", "a": "", "truth": "6"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command.main(command.Args(reward="number", file=path, fields="answer=a,prompt=q", json=True))
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["reward"] for line in lines] == [1.0, 0.0]
+    command.main(command.Args(reward="length", answer=("abc",)))
+    assert "3" in capsys.readouterr().out
+    with pytest.raises(UserError, match="nothing to reward"):
+        command.main(command.Args(reward="length"))
