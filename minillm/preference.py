@@ -5,7 +5,7 @@ None of their losses is a sum of log p, but the gradient of each is: by the chai
     ∇ loss = Σ weight · ∇(−log p(answer))        weight = ∂loss / ∂(−log p(answer)), at the log p of now
 
 so that a step needs one pass: log p forward, weights from their values, and backward with these (objective.Rule). Every
-row is checked against autograd of the loss as it was published (tests/test_preference.py).
+row is checked against autograd of the loss as it was published (tests/test_preference_methods.py).
 
 Letters: P pairs, N tokens. a = log p of an answer, the sum over its tokens, the one that ends it included; a₀ the same
 by the model as it was before its training; m = a / tokens. w is the chosen answer, l the rejected one.
@@ -100,11 +100,8 @@ def log_p(
 ) -> dict[str, np.ndarray]:
     """log p of named documents, computed and kept in a file, or, where they are known, as they are found there."""
     if not is_known:
-        found = {
-            name: -torch.tensor(evaluate.nats(model, each), dtype=torch.float64)
-            for name, each in documents.items()
-            if each
-        }
+        nats = {name: evaluate.nats(model, each) for name, each in documents.items() if each}
+        found = {name: -torch.tensor(each, dtype=torch.float64) for name, each in nats.items()}
         write_tensors(path, found, {"answers": list(found)})
     return {name: np.zeros(0) for name in documents} | {name: x.numpy() for name, x in read_tensors(path).items()}
 

@@ -26,13 +26,8 @@ NAMES = {
     "longer": "the longer one wins",
     "chosen_gain": "nats gained by chosen answers",
 }  # of metrics, where a person calls them otherwise
-NO_SHARES = {
-    "nats",
-    "perplexity",
-    "bits_per_character",
-    "margin",
-    "chosen_gain",
-}  # metrics that are not written in per cent
+# Metrics that are not written in per cent.
+NO_SHARES = {"nats", "perplexity", "bits_per_character", "margin", "chosen_gain"}
 
 
 def introduce(console: Console, placement: Placement, task: Any, model: nn.Module, run: Run) -> None:
