@@ -124,6 +124,7 @@ def train(args: Args, console: Console | None = None) -> Run:
         data = data_of(run, task)
         args, model, tokenizer, corpus = prepare(args, task, run)
         settle(model, placement, args.checkpointing, args.compile)
+        task.begin(model, corpus, run)
         session = Session(args, run, model, optimizers_of(model, args), console)
         session.begin("sft", args, tokenizer, data, started)
         introduce(console, placement, task, model, run)
@@ -154,9 +155,10 @@ def fit(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: T
     device = next(model.parameters()).device
     model.train()
     for step in session:
-        batches = corpus.step(step, args.batch_tokens, args.micro_tokens)
-        weight = 1 / max(1, sum(batch.count for batch in batches))
-        loss = sum(backward(model, batch.to(device), weight, 1.0, args.label_smoothing) for batch in batches)
+        batches = [batch.to(device) for batch in corpus.step(step, args.batch_tokens, args.micro_tokens)]
+        count = sum(map(task.count, batches))
+        weights = zip(batches, task.weights(model, batches, count), strict=True)  # 1 / count, or see preference.py
+        loss = sum(backward(model, batch, weight, 1.0, args.label_smoothing) for batch, weight in weights)
         gradient_norm = session.update(args.clip)
         session.log(
             {"tokens": sum(len(batch.tokens) for batch in batches)}, loss=float(loss), gradient_norm=gradient_norm

@@ -27,6 +27,8 @@ NAMES = {
     "intent_accuracy": "intents",
     "look_up": "commonest tags",
     "nats": "nats a token",
+    "longer": "the longer one wins",
+    "chosen_gain": "nats gained by chosen answers",
     "per": "PER",
     "rouge_1": "ROUGE-1",
     "rouge_2": "ROUGE-2",

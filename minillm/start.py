@@ -126,7 +126,7 @@ def adapt(task: Task, model: nn.Module, tokenizer: Tokenizer, init: Path | str) 
 
 def resume_start(folder: Path, task: Task) -> tuple[nn.Module, Tokenizer]:
     """A model of the shape that an unfinished run has, its weights still to be filled in, and its tokenizer."""
-    model = checkpoint.Checkpoint(folder, read_json(folder / "config.json"), {}).new()
+    model = checkpoint.Checkpoint(folder, read_json(folder / "config.json"), {}).new(task.head)
     tokenizer = load_tokenizer(folder)
     task.adapt(model, tokenizer)
     return model, tokenizer

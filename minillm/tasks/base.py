@@ -13,15 +13,17 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from minillm import cli, evaluate
-from minillm.batching import Document, answering
+from minillm.batching import Batch, Corpus, Document, answering
 from minillm.errors import UserError
 from minillm.gpt import GPT, GPTConfig
 from minillm.metrics import Interval
+from minillm.objective import Rule
 from minillm.report import samples_table
 from minillm.rewards import SHARED, Reward
+from minillm.run import Run
 from minillm.tokenizer import Tokenizer
 
 
@@ -96,6 +98,18 @@ class Task(Protocol):
     def num_read(self, example: Any, tokenizer: Tokenizer) -> int:
         """How many tokens at the beginning of its documents are a prompt, so that what is learned comes behind them."""
         return 0
+
+    def begin(self, model: nn.Module, corpus: Corpus, run: Run) -> None:
+        """Called with the model as it starts, on its device, before the first step; in a run that goes on, its weights
+        are still to come. What is to be remembered of the start may be kept in the run, as REFERENCE."""
+
+    def count(self, batch: Batch) -> int:
+        """Over how many things the loss of a batch is a sum: what a step is divided by."""
+        return batch.count
+
+    def weights(self, model: nn.Module, batches: Sequence[Batch], count: int) -> Sequence[Tensor | float | Rule]:
+        """Of the losses in each batch of a step that counts so many in all, for `objective.backward`."""
+        return [1 / max(count, 1)] * len(batches)
 
     def answer(self, model: nn.Module, tokenizer: Tokenizer, examples: Sequence[Any]) -> list[Any]:
         """The model's answer to each example, in their order. Leaves the model in the mode it found."""
