@@ -17,14 +17,24 @@ from minillm.tokenizer import Tokenizer
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 SAMPLES = 10
 NAMES = {
-    "wer": "WER",
-    "per": "PER",
+    "bits_per_character": "bits a character",
+    "bleu": "BLEU",
+    "chrf": "chrF2",
     "macro_f1": "macro-F1",
     "majority": "always the commonest class",
     "naive_bayes": "naive Bayes",
+    "f1": "F1",
+    "intent_accuracy": "intents",
+    "look_up": "commonest tags",
     "nats": "nats a token",
-    "bits_per_character": "bits a character",
-}  # of metrics, where a person calls them otherwise
+    "longer": "the longer one wins",
+    "chosen_gain": "nats gained by chosen answers",
+    "per": "PER",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
+    "wer": "WER",
+}  # of metrics and baselines, where a person calls them otherwise
 
 
 def introduce(console: Console, placement: Placement, task: Any, model: nn.Module, run: Run) -> None:
@@ -32,12 +42,14 @@ def introduce(console: Console, placement: Placement, task: Any, model: nn.Modul
     config, splits = model.config, task.splits
     size = sum(p.numel() for p in model.parameters())
     shape = f"{config.num_layers} layers × {config.width}, {config.num_heads} heads, {config.vocab_size:,} symbols"
+    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    of_them = f", of which {learning:,} learn" if learning < size else ""
     family = type(config).__name__.removesuffix("Config")
     for line in (
         *placement.lines,
         f"task       {task.name}: {', '.join(f'{len(s):,} {name}' for name, s in vars(splits).items())} examples",
         *(f"           {note}" for note in task.notes),
-        f"model      {family}, {size:,} parameters ({shape})",
+        f"model      {family}, {size:,} parameters{of_them} ({shape})",
         f"run        {run.folder}",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -86,7 +98,8 @@ def samples_table(examples: Sequence[Any], answers: Sequence[str], title: str) -
     for i in list(rows)[:SAMPLES]:
         right = answers[i] in examples[i].answers
         truth = " or ".join(a.strip() for a in examples[i].answers)
-        table.add_row(*cells(examples[i].prompt, answers[i].strip(), "✓" if right else "✗", "" if right else truth))
+        shown = examples[i].prompt, answers[i], "✓" if right else "✗", "" if right else truth
+        table.add_row(*cells(*map(shortened, shown)))
     return table
 
 
