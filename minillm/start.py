@@ -1,5 +1,6 @@
 """What a training starts from: a run, a published checkpoint, or nothing; and the options that nobody gave."""
 
+import copy
 import dataclasses
 import os
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from torch import nn
 
 from minillm import cli, origin
 from minillm.batching import Corpus, example_rng
+from minillm.device import Placement, settle
 from minillm.errors import UserError
 from minillm.files import fields_from, read_json, write_tensors
 from minillm.gpt import GPT
@@ -143,6 +145,17 @@ def open_policy(args: Args, run: Run, task: Task) -> tuple[GPT, Tokenizer]:
     adapt(task, model, tokenizer, args.init)
     write_tensors(run.path(START), weights_of(model), {"init": str(args.init)})
     return model, tokenizer
+
+
+def learner(start: GPT, placement: Placement, args: Any) -> GPT:
+    """What reinforcement learning moves away from `start`, which is put where it computes: a copy, which under --lora
+    shares all but the pairs with it."""
+    start.to(placement.device).eval().compute_dtype = placement.dtype
+    torch.manual_seed(args.seed)
+    model = copy.deepcopy(start, {id(p): p for p in start.parameters()} if args.lora else None)
+    restrict(model, args)
+    settle(model, placement, args.checkpointing, args.compile)
+    return model
 
 
 def new_start(task: Task, tokenizer: Tokenizer, args: Any) -> nn.Module:
