@@ -40,7 +40,7 @@ import kernels
 import train_sft
 from minillm import cli, policy, trackers
 from minillm.batching import IGNORE, Batch, Corpus, by_length
-from minillm.device import PRECISIONS, place
+from minillm.device import PRECISIONS, place, settle
 from minillm.episodes import (
     Episode,
     describe,
@@ -58,22 +58,32 @@ from minillm.findings import findings
 from minillm.generate import GREEDY, Sampling, generate
 from minillm.gpt import GPT
 from minillm.inference import ready
+from minillm.lora import LR_FACTOR
 from minillm.objective import backward
 from minillm.optim import adamw
+from minillm.options import Optimisation, check_optimisation
 from minillm.origin import data_of
 from minillm.policy import Estimator, Rewards, moved
-from minillm.report import SAMPLES, evenly_spaced, figures, flat, introduce, samples_table
+from minillm.report import SAMPLES, evenly_spaced, introduce, samples_table, score
 from minillm.rewards import Reward, open_rewards
 from minillm.run import Run
 from minillm.session import Session
-from minillm.start import documents_of_epoch, inherited_options, open_policy, refuse_beside_resume, resumed
+from minillm.start import (
+    complete,
+    documents_of_epoch,
+    inherited_options,
+    open_policy,
+    refuse_beside_resume,
+    restrict,
+    resumed,
+)
 from minillm.tasks import TASKS
 from minillm.tasks.base import Task, WritingTask
 from minillm.tokenizer import Tokenizer
-from minillm.trackers import TRACKERS
 
 WRITING = {name: task for name, task in TASKS.items() if issubclass(task, WritingTask)}  # which have policies
 DEFAULT_MINUTES = 3.0
+WARMUP = 0.1  # share of the training: AdamW's first steps are all noise
 LR = 1e-3  # of a model of width 128; AdamW's rates fall with the width (arXiv:2203.03466)
 LOOK_EVERY = 10  # steps between looks at the KL to the start, which costs a pass of the starting model
 LEAST_TEMPERATURE = 1e-3  # of the policy: its gradients are divided by it, and soon all its answers are alike
@@ -82,7 +92,7 @@ UNFINISHED = 1.0  # what an answer that does not end costs with --overlong penal
 
 
 @dataclass(frozen=True)
-class Args(Estimator):
+class Args(Optimisation, Estimator):
     task: str = cli.option("arithmetic", "what to learn", choices=tuple(WRITING))
     init: Path | None = cli.option(
         None,
@@ -99,14 +109,12 @@ class Args(Estimator):
     prompts: int = cli.option(128, "prompts in a step")
     samples: int = cli.option(8, "answers drawn for each prompt")
     temperature: float = cli.option(0.5, "of the policy: answers are drawn, and gradients taken, at this temperature")
-    lr: float | None = cli.option(None, "peak learning rate, AdamW (default: 0.001; for models wider than 128 less)")
-    warmup: float = cli.option(0.1, "share of the training in which it rises; AdamW's first steps are all noise")
     micro_tokens: int = cli.option(65_536, "tokens computed at once; a step is cut up, with the same gradient")
     seed: int = cli.option(0, "fixes everything random")
     evaluations: int = cli.option(4, "looks at the dev set after the first, the last one included")
     precision: str = cli.option("auto", "of the activations; weights stay float32", choices=PRECISIONS)
     kernels: str = cli.option("auto", "implementation of attention and loss", choices=kernels.IMPLS)
-    log_to: str | None = cli.option(None, "write the log there, too", choices=tuple(TRACKERS))
+    log_to: str | None = cli.option(None, "write the log there, too", choices=tuple(trackers.TRACKERS))
     options: Any = None  # those of the task, an instance of its Options; None: its defaults, or the starting run's
 
 
@@ -119,8 +127,9 @@ def check(args: Args) -> Args:
         cli.require_choices(args.options)
     cli.require_seed(args)
     trackers.require(args.log_to)
-    cli.require_positive(args, "minutes", "steps", "prompts", "samples", "temperature", "lr", "evaluations")
+    cli.require_positive(args, "minutes", "steps", "prompts", "samples", "temperature", "evaluations")
     cli.require_positive(args, "micro_tokens")
+    check_optimisation(args)
     policy.check(args, args.samples)
     if args.prompts * args.samples > MOST_ANSWERS:
         raise UserError(
@@ -131,7 +140,6 @@ def check(args: Args) -> Args:
         raise UserError(
             f"--temperature {args.temperature} leaves nothing to chance; give at least {LEAST_TEMPERATURE} to learn"
         )
-    cli.require_share(args, "warmup", "the training")
     if args.minutes and args.steps:
         raise UserError("--minutes and --steps exclude each other: give one budget")
     return args if args.minutes or args.steps else dataclasses.replace(args, minutes=DEFAULT_MINUTES)
@@ -222,7 +230,7 @@ def learn(
             for batch in given:
                 weight = args.sft_share / sum(each.count for each in given)
                 backward(model, batch.to(model.tokens.weight.device), weight)
-            norm = session.update()
+            norm = session.update(args.clip)
     return norm
 
 
@@ -264,7 +272,7 @@ def report(
     session: Session, task: Task, model: GPT, tokenizer: Tokenizer, shown: Sequence[Episode], seen: dict[str, float]
 ) -> None:
     """What the model answers on dev, and some of what it tried."""
-    examples, answers = train_sft.glance(task, model, tokenizer)
+    examples, answers = train_sft.glance(session, task, model, tokenizer)
     tried = [{"prompt": episode.example.prompt, "answer": episode.text} for episode in shown]
     session.report(task.measure(examples, answers), len(examples), samples=tried)
     session.console.print(describe(seen), highlight=False)
@@ -293,17 +301,6 @@ def find_start(args: Args, console: Console) -> Path:
     return run.folder
 
 
-def score(console: Console, task: Task, model: GPT, tokenizer: Tokenizer, when: str) -> dict[str, float]:
-    """The task's metrics of greedy answers to all that is held out."""
-    metrics: dict[str, float] = {}
-    for split in ("dev", "test"):
-        if examples := vars(task.splits)[split]:
-            measured = task.measure(examples, task.answer(model, tokenizer, examples))
-            metrics |= flat(measured, split)
-            console.print(f"{when}: {split} {figures(measured)} on {len(examples):,} held-out examples")
-    return metrics
-
-
 def train(args: Args, console: Console | None = None) -> Run:
     """From the arguments to the finished run folder. UserError for all that the user can mend."""
     started = time.monotonic()
@@ -312,8 +309,7 @@ def train(args: Args, console: Console | None = None) -> Run:
         refuse_beside_resume(args)
     else:
         args = check(args)
-    given = cli.given(args)
-    with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-rl", given) as run:
+    with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-rl", cli.given(args)) as run:
         if args.resume:
             args = resumed(args, "rl", TASKS)
         else:
@@ -326,11 +322,14 @@ def train(args: Args, console: Console | None = None) -> Run:
         data = data_of(run, task)
         reward = open_rewards(args.reward, task.rewards, placement.device)
         start, tokenizer = open_policy(args, run, task)
-        args = dataclasses.replace(args, lr=args.lr or LR * min(1.0, 128 / start.config.width))
+        lr = LR * min(1.0, 128 / start.config.width) * (LR_FACTOR if args.lora else 1.0)
+        args = complete(args, {"lr": lr, "warmup": WARMUP})
         start.to(placement.device).eval().compute_dtype = placement.dtype
         model = copy.deepcopy(start)
         torch.manual_seed(args.seed)
-        session = Session(args, run, model, adamw(model, args.lr, args.lr), console)
+        restrict(model, args)
+        settle(model, placement, args.checkpointing, args.compile)
+        session = Session(args, run, model, adamw(model, args.lr, args.lr, args.weight_decay), console)
         session.begin("rl", args, tokenizer, data, started)
         introduce(console, placement, task, model, run)
         before = score(console, task, start, tokenizer, "before")
@@ -350,7 +349,8 @@ def finish(session: Session, task: Task, model: GPT, tokenizer: Tokenizer, befor
     metrics = {**{f"start_{name}": value for name, value in before.items()}, **after}
     panels = ["reward", f"dev_{task.headline}", "kl", "entropy", "gradient_norm", "groups_without_variance"]
     dev = {name: value for name, value in after.items() if name.startswith("dev")}
-    session.finish(metrics, dev, panels, f"{task.name}, by reward", findings(task, model, [table]))
+    found = findings(task, model, [table], task.measure(shown, answers))
+    session.finish(metrics, dev, panels, f"{task.name}, by reward", found)
 
 
 def main() -> None:

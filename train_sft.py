@@ -6,11 +6,14 @@
   python train_sft.py --task arithmetic                    the start of `python train_rl.py`
   python train_sft.py --task classify --init MODEL --train a.jsonl --dev b.jsonl     fine-tune a published BERT or GPT
   python train_sft.py --task classify --train a.csv --fields text=review,label=stars     one from scratch
+  python train_sft.py --task seq2seq --train a.jsonl --fields prompt=en,answer=de     translation from scratch
+  python train_sft.py --task chat --init MODEL --train a.jsonl     conversations, in the model's own template
+  python train_sft.py --task tag --init MODEL --train a.conll --dev b.conll          entities, or slots and intents
   python train_sft.py --resume runs/pronounce-sft          go on where a run was interrupted
 
 Objective: minimise − 1/n Σ log p(target | what the model has read) over the n targets of a step: the tokens of answers,
-the end token included and prompts excluded, or in classification the class of each text. The count n is taken once a
-step, however the step is cut. This is the maximum likelihood of the answers that the data shows.
+the end token included and prompts excluded; in classification the class of each text, in tagging that of each word.
+The count n is taken once a step, however the step is cut. This is the maximum likelihood of the answers in the data.
 """
 
 import minillm  # noqa: F401, first: it sets how threads wait
@@ -29,12 +32,14 @@ from torch import nn
 import kernels
 from minillm import cli, trackers
 from minillm.batching import Corpus
-from minillm.device import PRECISIONS, place
+from minillm.device import PRECISIONS, place, settle
 from minillm.errors import UserError
 from minillm.findings import findings
+from minillm.inspection import inspect
 from minillm.metrics import Interval
 from minillm.objective import backward
-from minillm.optim import OPTIMIZERS
+from minillm.optim import optimizers_of
+from minillm.options import Supervised, check_optimisation
 from minillm.origin import data_of
 from minillm.report import evenly_spaced, figures, flat, introduce
 from minillm.run import Run
@@ -43,14 +48,13 @@ from minillm.start import BUDGETS, OF_SHAPE, prepare, refuse_beside_resume, resu
 from minillm.tasks import TASKS
 from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer
-from minillm.trackers import TRACKERS
 
 UNTIL_EVERY = 10  # steps between looks at whether a training is good enough already
 GLANCE = 500  # dev examples looked at during training; all of them at the end
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Supervised):
     task: str = cli.option("pronounce", "what to learn", choices=tuple(TASKS))
     out: Path | None = cli.option(None, "folder to save to (default: runs/TASK-sft, numbered when taken)")
     resume: Path | None = cli.option(None, "go on with an interrupted run, under the options it was started with")
@@ -69,12 +73,6 @@ class Args:
     batch_tokens: int | None = cli.option(None, "tokens in a step, about")
     batch_examples: int | None = cli.option(None, "or examples in a step, of average length")
     micro_tokens: int | None = cli.option(None, "tokens computed at once; a step is cut up, with the same gradient")
-    optimizer: str | None = cli.option(None, "what moves the weights", choices=tuple(OPTIMIZERS))
-    lr: float | None = cli.option(None, "peak learning rate of the blocks, or of a classifier's encoder")
-    embedding_lr: float | None = cli.option(
-        None, "peak learning rate of embeddings and norms, or of a classifier's head"
-    )
-    warmup: float | None = cli.option(None, "share of the training in which the learning rates rise")
     evaluations: int | None = cli.option(None, "looks at the dev set, the last one included")
     keep: str | None = cli.option(
         None, "the model to save: of the last step, or the best of the evaluations", ("last", "best")
@@ -82,7 +80,10 @@ class Args:
     patience: int | None = cli.option(None, "stop after so many looks in a row that were no better than the best")
     precision: str = cli.option("auto", "of the activations; weights stay float32", choices=PRECISIONS)
     kernels: str = cli.option("auto", "implementation of attention and loss", choices=kernels.IMPLS)
-    log_to: str | None = cli.option(None, "write the log there, too", choices=tuple(TRACKERS))
+    log_to: str | None = cli.option(None, "write the log there, too", choices=tuple(trackers.TRACKERS))
+    inspect: int | None = cli.option(
+        None, "print what so many examples teach, token by token; check all; train nothing"
+    )
     options: Any = None  # those of the task, an instance of its Options; None: its defaults
 
 
@@ -99,12 +100,10 @@ def check(args: Args) -> None:
         cli.require_choices(args.options)
     cli.require_seed(args)
     trackers.require(args.log_to)
-    cli.require_positive(
-        args, *BUDGETS, "until", "evaluations", "patience", "layers", "width", "heads", "lr", "embedding_lr"
-    )
-    cli.require_positive(args, "batch_tokens", "batch_examples", "micro_tokens")
-    cli.require_share(args, "warmup", "the training")
+    cli.require_positive(args, *BUDGETS, "until", "evaluations", "patience", "layers", "width", "heads")
+    cli.require_positive(args, "batch_tokens", "batch_examples", "micro_tokens", "inspect")
     cli.require_share(args, "dropout", "activations")
+    check_optimisation(args)
     if args.init and (given := [name for name in OF_SHAPE if vars(args)[name] is not None]):
         raise UserError(
             f"--{given[0]} is for a model from scratch, but --init {args.init} brings its own; leave one out"
@@ -116,22 +115,39 @@ def train(args: Args, console: Console | None = None) -> Run:
     started = time.monotonic()
     console, args = console or cli.console(), cli.with_paths(args)
     refuse_beside_resume(args) if args.resume else check(args)
-    given = cli.given(args)
-    with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-sft", given) as run:
+    with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-sft", cli.given(args)) as run:
         args = resumed(args, "sft", TASKS) if args.resume else args
         placement = place(args.precision, args.kernels)
         options = args.options or TASKS[args.task].Options()
         args = dataclasses.replace(args, precision=placement.precision, options=options)
         task = TASKS[args.task](options, args.seed)
         data = data_of(run, task)
-        args, model, tokenizer, corpus = prepare(args, task)
-        model.to(placement.device).compute_dtype = placement.dtype
-        session = Session(args, run, model, OPTIMIZERS[args.optimizer](model, args.lr, args.embedding_lr), console)
+        args, model, tokenizer, corpus = prepare(args, task, run)
+        settle(model, placement, args.checkpointing, args.compile)
+        task.begin(model, corpus, run)
+        session = Session(args, run, model, optimizers_of(model, args), console)
         session.begin("sft", args, tokenizer, data, started)
         introduce(console, placement, task, model, run)
+        if task.looks_first:
+            look_first(session, task, model, tokenizer)
         fit(args, session, task, model, tokenizer, corpus)
         finish(session, task, model, tokenizer)
     return run
+
+
+def look_first(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> None:
+    """Measures what the model can do before its training, unless that stands in the log already."""
+    if session.progress.records == 0:
+        examples, answers = glance(session, task, model, tokenizer)
+        session.report(task.measure(examples, answers), len(examples), **task.details(examples, answers))
+    task.before = next(iter(session.run.read_log(1)), {})
+
+
+def look_into(args: Args, console: Console | None = None) -> None:
+    """What `train` would learn from, for a person. UserError likewise, and where a rule is broken."""
+    check(args)
+    task = TASKS[args.task](args.options or TASKS[args.task].Options(), args.seed)
+    inspect(cli.with_paths(args), task, console or cli.console())
 
 
 def fit(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer, corpus: Corpus) -> None:
@@ -139,33 +155,37 @@ def fit(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: T
     device = next(model.parameters()).device
     model.train()
     for step in session:
-        batches = corpus.step(step, args.batch_tokens, args.micro_tokens)
-        count = sum(batch.count for batch in batches)
-        loss = sum(backward(model, batch.to(device), 1 / max(count, 1)) for batch in batches)
-        gradient_norm = session.update()
+        batches = [batch.to(device) for batch in corpus.step(step, args.batch_tokens, args.micro_tokens)]
+        count = sum(map(task.count, batches))
+        weights = zip(batches, task.weights(model, batches, count), strict=True)  # 1 / count, or see preference.py
+        loss = sum(backward(model, batch, weight, 1.0, args.label_smoothing) for batch, weight in weights)
+        gradient_norm = session.update(args.clip)
         session.log(
             {"tokens": sum(len(batch.tokens) for batch in batches)}, loss=float(loss), gradient_norm=gradient_norm
         )
 
         if session.evaluation_is_due():
-            examples, answers = glance(task, model, tokenizer)
+            examples, answers = glance(session, task, model, tokenizer)
             measured = task.measure(examples, answers)
             session.report(measured, len(examples))
             if args.keep == "best" or args.patience:
                 session.keep_if_best(score_of(task, measured))
             if args.patience and session.progress.worse >= args.patience:
                 session.end(f"the last {args.patience} looks at the dev set were no better than the best before")
-        if args.until and (step + 1) % UNTIL_EVERY == 0 and mean_reward(task, model, tokenizer) >= args.until:
+        if args.until and (step + 1) % UNTIL_EVERY == 0 and mean_reward(session, task, model, tokenizer) >= args.until:
             session.end(f"good enough, as --until {args.until} says")
     if args.keep == "best":
-        session.keep_if_best(score_of(task, task.measure(*glance(task, model, tokenizer))))
+        session.keep_if_best(score_of(task, task.measure(*glance(session, task, model, tokenizer))))
         session.take_best()
+    else:
+        session.take_average()
 
 
-def glance(task: Task, model: nn.Module, tokenizer: Tokenizer) -> tuple[list, list]:
+def glance(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> tuple[list, list]:
     """Some dev examples and the model's answers."""
     examples = evenly_spaced(task.splits.dev, GLANCE)
-    return examples, task.answer(model, tokenizer, examples)
+    with session.averaged():
+        return examples, task.answer(model, tokenizer, examples)
 
 
 def score_of(task: Task, measured: dict[str, Interval]) -> float:
@@ -174,9 +194,9 @@ def score_of(task: Task, measured: dict[str, Interval]) -> float:
     return -value if task.lower_is_better else value
 
 
-def mean_reward(task: Task, model: nn.Module, tokenizer: Tokenizer) -> float:
+def mean_reward(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> float:
     """Of greedy answers to some of the dev examples."""
-    examples, answers = glance(task, model, tokenizer)
+    examples, answers = glance(session, task, model, tokenizer)
     return sum(map(sum, task.reward(examples, answers).values())) / len(examples)
 
 
@@ -195,14 +215,15 @@ def finish(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer)
     for remark in (remarks := task.remarks(measured)):
         session.console.print(f"note: {remark}", markup=False)
     next_command = task.next_command(session.run.folder)
-    found = findings(task, model, [table], list(baselines), remarks, next_command)
+    found = findings(task, model, [table], measured, list(baselines), remarks, next_command)
     panels = ["loss", "lr", f"dev_{task.headline}"]
     session.finish(metrics, flat(measured, "dev"), panels, f"{task.name}, by example", found)
     session.console.print(f"next: {next_command}", markup=False)
 
 
 def main() -> None:
-    train(cli.parse_with_task(Args, TASKS, __doc__))
+    args = cli.parse_with_task(Args, TASKS, __doc__)
+    look_into(args) if args.inspect else train(args)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ cross_entropy.py           loss, log-probability, log-sum-exp and entropy of eve
 linear_cross_entropy.py    the same from hidden states and the output matrix, logits never stored whole
 """
 
-from kernels.attention import attention
+from kernels.attention import attention, leave_untraced
 from kernels.backend import IMPLS, Choice, choose, set_default
 from kernels.cross_entropy import TokenStats, cross_entropy
 from kernels.linear_cross_entropy import linear_cross_entropy
@@ -39,6 +39,7 @@ __all__ = [
     "attention",
     "choose",
     "cross_entropy",
+    "leave_untraced",
     "linear_cross_entropy",
     "set_default",
 ]

@@ -104,6 +104,12 @@ def _triton(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options) -
 _IMPLEMENTATIONS = {"eager": _eager, "torch": cpu.attention, "triton": _triton}
 
 
+def leave_untraced() -> None:
+    """Has torch.compile step around the implementation `torch`, from here on in this process: how that cuts a packed
+    batch up follows from the lengths, in Python, and would be compiled anew for every batch."""
+    _IMPLEMENTATIONS["torch"] = torch.compiler.disable(cpu.attention)
+
+
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> None:
     """Raise ValueError where the tensors do not fit together."""
     packing, k_packing, q_lengths, k_lengths = layout

@@ -75,6 +75,7 @@ class BERT(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype: torch.dtype | None = None  # of the activations; None: as the parameters
+        self.recompute = False  # activations within blocks, instead of keeping them for the backward pass
         self.tokens = nn.Embedding(config.vocab_size, config.width)
         self.positions = nn.Embedding(config.position_offset + config.max_seq_len, config.width)
         if config.num_segments:
@@ -92,7 +93,7 @@ class BERT(nn.Module):
         x = self.embed(tokens, packing, segments)
         x = self.embedding_norm(x.to(self.compute_dtype or x.dtype))
         x = dropout(x, config.dropout, self.training)
-        for block in self.blocks:
+        for block in layers.recomputed(self.blocks) if self.recompute else self.blocks:
             x = block(x, self.attend(packing))
         return x
 

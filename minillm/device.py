@@ -4,6 +4,7 @@ import time
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 import kernels
 from minillm.errors import UserError
@@ -38,6 +39,24 @@ def place(precision: str, implementation: str = "auto") -> Placement:
         f"kernels    {choice.impl} ({choice.reason})",
     ]
     return Placement(device, dtype, {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype], lines)
+
+
+def settle(model: nn.Module, placement: Placement, checkpointing: bool, compiled: bool) -> None:
+    """Has the model compute there, and as --checkpointing and --compile say. UserError where nothing can be compiled.
+
+    Compiled is each block by itself, all of one kind at once: what lies between them is little. Loss and gradients are
+    those of the plain model, to rounding, but dropout draws other numbers.
+    """
+    model.to(placement.device).compute_dtype = placement.dtype
+    model.recompute = checkpointing
+    if compiled:
+        try:
+            kernels.leave_untraced()
+            torch.compile(torch.sin)(torch.ones(2, device=placement.device))
+        except (RuntimeError, OSError) as error:  # a compiler that is missing, most of all
+            raise UserError(f"--compile cannot work here: {error}") from None
+        for block in getattr(model, "encoder", model).blocks:
+            block.compile(dynamic=True)
 
 
 def choose_dtype(device: torch.device, precision: str) -> tuple[torch.dtype, str]:

@@ -41,12 +41,13 @@ def read_json(path: Path, kind: type = dict) -> Any:
 
 
 def fields_from(kind: type, saved: Mapping[str, Any], where: Path) -> dict[str, Any]:
-    """What JSON holds of a dataclass, as its fields were: a path became a text. UserError for a value of another type,
-    or of no field."""
+    """What JSON holds of a dataclass, as its fields were: a path became a text, a tuple a list. UserError for a value
+    of another type, or of no field."""
     hints = get_type_hints(kind)
     values = {}
     for name, value in saved.items():
         value = Path(value) if isinstance(value, str) and Path in get_args(hints.get(name)) else value
+        value = tuple(value) if isinstance(value, list) and get_origin(hints.get(name)) is tuple else value
         if name not in hints or not fits(value, hints[name]):
             raise UserError(f"{where} is spoiled: {name!r} cannot be {value!r}")
         values[name] = value
@@ -54,10 +55,12 @@ def fields_from(kind: type, saved: Mapping[str, Any], where: Path) -> dict[str, 
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether the value is of the type: numbers, texts, paths, None, dictionaries of them."""
+    """Whether the value is of the type: numbers, texts, paths, None, dictionaries and tuples of them."""
     kinds = get_args(hint) or (hint,)
     if get_origin(hint) is dict:
         return isinstance(value, dict) and all(fits(each, kinds[1]) for each in value.values())
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(fits(each, kinds[0]) for each in value)
     return isinstance(value, Path) or type(value) in kinds or (type(value) is int and float in kinds)
 
 

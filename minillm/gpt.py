@@ -88,10 +88,13 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
+    pretrained = ("",)  # how the names of the parameters begin that come with a checkpoint: all of them
+
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
         self.compute_dtype: torch.dtype | None = None  # of the activations; None: as the parameters
+        self.recompute = False  # activations within blocks, instead of keeping them for the backward pass
         self.tokens = nn.Embedding(config.vocab_size, config.width)
         if config.positions == "learned":
             self.positions = nn.Embedding(config.max_seq_len, config.width)
@@ -147,7 +150,7 @@ class GPT(nn.Module):
         rotation = None
         if config.positions == "rope":
             rotation = layers.rope(positions, config.head_dim, config.rope_theta, x.dtype, config.rope_scaling)
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(layers.recomputed(self.blocks) if self.recompute else self.blocks):
             x = block(x, rotation, extension.attend(layer) if extension else self.attend(packing))
         return self.final_norm(x)
 
@@ -161,12 +164,17 @@ class GPT(nn.Module):
         """(N, C) → (N, V)."""
         return self.output(hidden)
 
-    def loss(self, batch: Batch, weights: Tensor | float | None = None, temperature: float = 1.0) -> Tensor:
+    def loss(
+        self,
+        batch: Batch,
+        weights: Tensor | float | None = None,
+        temperature: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
         """−log p(target), see `objective.Model`: (N,) float32, or Σ weight · loss with weights for tokens (N,)."""
         hidden = self(batch.tokens, batch.packing)
-        return linear_cross_entropy(
-            hidden, self.output.weight, batch.targets, token_weights=weights, temperature=temperature
-        )
+        options = {"token_weights": weights, "temperature": temperature, "label_smoothing": label_smoothing}
+        return linear_cross_entropy(hidden, self.output.weight, batch.targets, **options)
 
 
 def make_norm(config: GPTConfig) -> nn.Module:

@@ -1,4 +1,5 @@
-"""What is read from the hidden states of a model: masked tokens, classes, embeddings. (GPT's next token is in gpt.py.)
+"""What is read from the hidden states of a model: masked tokens, classes, scores, embeddings.
+(GPT's next token is in gpt.py.)
 
 How a family does it, which token stands for a sequence and what comes before the last product, is told by the first
 section.
@@ -23,6 +24,8 @@ from minillm.modernbert import ModernBERT, ModernBERTConfig
 
 EncoderConfig = BERTConfig | ModernBERTConfig
 AnyConfig = EncoderConfig | GPTConfig
+
+ONE_OUTPUT = ("LABEL_0",)  # what transformers calls the output of a model that has one
 
 # ---- how each family does it ---------------------------------------------------------------------
 
@@ -71,8 +74,18 @@ class Head(nn.Module):
         self.encoder = make_encoder(config)
 
     @property
+    def pretrained(self) -> tuple[str, ...]:
+        """How the names of the parameters begin that came with a checkpoint, where the model began as one."""
+        return ("encoder.", "transform.") if self.transform_is_trained else ("encoder.",)
+
+    @property
     def config(self) -> AnyConfig:
         return self.encoder.config
+
+    @property
+    def outputs(self) -> tuple[tuple[str, ...], ...]:
+        """What it is made of besides its config: the names of what it tells apart."""
+        return ()
 
     @property
     def max_seq_len(self) -> int:
@@ -88,6 +101,15 @@ class Head(nn.Module):
     def compute_dtype(self, dtype: torch.dtype | None) -> None:
         self.encoder.compute_dtype = dtype
 
+    @property
+    def recompute(self) -> bool:
+        """Activations within blocks, instead of keeping them for the backward pass."""
+        return self.encoder.recompute
+
+    @recompute.setter
+    def recompute(self, value: bool) -> None:
+        self.encoder.recompute = value
+
     def encode(self, tokens: Tensor, packing: Packing, segments: Tensor | None) -> Tensor:
         """Hidden states (N, C). Models that know no segments tell the texts of a pair by what stands between them."""
         if segments is not None and isinstance(self.config, BERTConfig) and self.config.num_segments > 1:
@@ -97,6 +119,8 @@ class Head(nn.Module):
 
 class MaskedLM(Head):
     """Predicts the token behind a mask."""
+
+    pretrained = ("",)  # all of it: no checkpoint for masked tokens lacks the head
 
     def __init__(self, config: EncoderConfig):
         super().__init__(config)
@@ -113,13 +137,18 @@ class MaskedLM(Head):
         """(N, C) → (N, V)."""
         return self.output(hidden)
 
-    def loss(self, batch: Batch, weights: Tensor | float | None = None, temperature: float = 1.0) -> Tensor:
+    def loss(
+        self,
+        batch: Batch,
+        weights: Tensor | float | None = None,
+        temperature: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
         """−log p(masked token), see `objective.Model`: one value a token (N,), or Σ weight · loss."""
         hidden = self(batch.tokens, batch.packing, batch.segments)
         weight, bias = self.output.weight, self.output.bias
-        return linear_cross_entropy(
-            hidden, weight, batch.targets, bias=bias, token_weights=weights, temperature=temperature
-        )
+        options = {"token_weights": weights, "temperature": temperature, "label_smoothing": label_smoothing}
+        return linear_cross_entropy(hidden, weight, batch.targets, bias=bias, **options)
 
 
 class SequenceClassifier(Head):
@@ -131,35 +160,117 @@ class SequenceClassifier(Head):
         self.transform = make_transform(config, "sequence").apply(initialise)
         self.classifier = Linear(config.width, len(classes), bias=not isinstance(config, GPTConfig)).apply(initialise)
 
+    @property
+    def outputs(self) -> tuple[tuple[str, ...], ...]:
+        return (self.classes,)
+
     def forward(self, tokens: Tensor, packing: Packing, segments: Tensor | None = None) -> Tensor:
         """Logits (B, K)."""
         pooled = POOLING[pooling_of(self.config)](self.encode(tokens, packing, segments), packing)
         return self.classifier(dropout(self.transform(pooled), classifier_dropout(self.config), self.training))
 
-    def loss(self, batch: Batch, weights: Tensor | float | None = None, temperature: float = 1.0) -> Tensor:
+    def loss(
+        self,
+        batch: Batch,
+        weights: Tensor | float | None = None,
+        temperature: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
         """−log p(class), see `objective.Model`: one value a sequence (B,), or Σ weight · loss."""
         logits = self(batch.tokens, batch.packing, batch.segments)
-        return weighted(cross_entropy(logits, batch.labels, temperature=temperature), weights)
+        options = {"temperature": temperature, "label_smoothing": label_smoothing}
+        return weighted(cross_entropy(logits, batch.labels, **options), weights)
+
+
+class Scorer(SequenceClassifier):
+    """One number for every sequence, learned from numbers: a classifier with one output, as transformers has it."""
+
+    def __init__(self, config: AnyConfig, classes: Sequence[str] = ONE_OUTPUT):
+        require(len(classes) == 1, f"a scorer has one output, not {len(classes)}")
+        super().__init__(config, classes)
+
+    def scores(self, batch: Batch) -> Tensor:
+        """(B,), in float32 or better."""
+        scores = self(batch.tokens, batch.packing, batch.segments).squeeze(-1)
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+    def loss(
+        self,
+        batch: Batch,
+        weights: Tensor | float | None = None,
+        temperature: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        """(score − label)²: one value a sequence (B,), or Σ weight · loss. A number has no temperature, and no other
+        labels to be smoothed with: ValueError."""
+        require(temperature == 1 and label_smoothing == 0, "squared errors know no temperature and no label smoothing")
+        return weighted((self.scores(batch) - batch.labels).square(), weights)
+
+
+class RewardModel(Scorer):
+    """The same, learned from pairs of sequences of which the first is the better one: P of them in a batch of 2P."""
+
+    def loss(
+        self,
+        batch: Batch,
+        weights: Tensor | float | None = None,
+        temperature: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        """−log σ((score of the first − score of the second) / temperature): one value a pair (P,), or Σ weight · loss.
+
+        −log of the probability that the first wins (Bradley and Terry 1952; for language models Christiano et al.
+        2017, arXiv:1706.03741). Label smoothing: see `objective.Model`; the other label is that the second one wins.
+        """
+        chosen, rejected = self.scores(batch).view(-1, 2).unbind(1)
+        margin = (chosen - rejected) / temperature
+        return weighted(F.softplus(-margin) + label_smoothing / 2 * margin, weights)  # softplus(m) = softplus(−m) + m
 
 
 class TokenClassifier(Head):
-    """One of some classes for every token."""
+    """One of some classes for every token, and where there are `sequence_classes`, one of those for every sequence."""
 
-    def __init__(self, config: EncoderConfig, classes: Sequence[str]):
+    def __init__(self, config: AnyConfig, classes: Sequence[str], sequence_classes: Sequence[str] = ()):
         super().__init__(config)
-        self.classes = tuple(classes)
+        self.classes, self.sequence_classes = tuple(classes), tuple(sequence_classes)
         self.transform = make_transform(config, "token").apply(initialise)
         self.classifier = Linear(config.width, len(classes)).apply(initialise)
+        if sequence_classes:
+            self.sequence_classifier = Linear(config.width, len(sequence_classes)).apply(initialise)
+
+    @property
+    def outputs(self) -> tuple[tuple[str, ...], ...]:
+        return self.classes, self.sequence_classes
 
     def forward(self, tokens: Tensor, packing: Packing, segments: Tensor | None = None) -> Tensor:
         """Logits (N, K)."""
-        hidden = self.transform(self.encode(tokens, packing, segments))
-        return self.classifier(dropout(hidden, classifier_dropout(self.config), self.training))
+        return self.both(tokens, packing, segments)[0]
 
-    def loss(self, batch: Batch, weights: Tensor | float | None = None, temperature: float = 1.0) -> Tensor:
-        """−log p(class), see `objective.Model`: one value a token (N,), or Σ weight · loss."""
-        logits = self(batch.tokens, batch.packing, batch.segments)
-        return weighted(cross_entropy(logits, batch.targets, temperature=temperature), weights)
+    def both(self, tokens: Tensor, packing: Packing, segments: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Logits of the tokens, (N, K), and of the sequences, (B, K'), where they have classes of their own."""
+        p = classifier_dropout(self.config)
+        hidden = self.transform(self.encode(tokens, packing, segments))
+        logits = self.classifier(dropout(hidden, p, self.training))
+        if not self.sequence_classes:
+            return logits, None
+        pooled = POOLING[pooling_of(self.config)](hidden, packing)
+        return logits, self.sequence_classifier(dropout(pooled, p, self.training))
+
+    def loss(
+        self,
+        batch: Batch,
+        weights: Tensor | float | None = None,
+        temperature: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        """−log p(class), see `objective.Model`: one value a token and behind them, where sequences have classes of
+        their own, one a sequence, (N,) or (N + B,); or Σ weight · loss."""
+        logits, of_sequences = self.both(batch.tokens, batch.packing, batch.segments)
+        options = {"temperature": temperature, "label_smoothing": label_smoothing}
+        losses = cross_entropy(logits, batch.targets, **options)
+        if of_sequences is not None:
+            losses = torch.cat([losses, cross_entropy(of_sequences, batch.labels, **options)])
+        return weighted(losses, weights)
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def ready(model: nn.Module, quantize: str | None = None) -> nn.Module:
 class _Converter:
     def __init__(self, dtype: torch.dtype, to_int8: bool):
         self.dtype, self.to_int8 = dtype, to_int8
-        self.cast: dict[int, Tensor] = {}  # parameters converted so far, by identity, so that tied ones stay tied
+        self.cast: dict[nn.Parameter, Tensor] = {}  # those converted so far, so that tied ones stay tied
 
     def module(self, module: nn.Module) -> nn.Module:
         """A twin whose children stand among its ordinary attributes, where Python finds them first."""
@@ -79,7 +79,7 @@ class _Converter:
     def layer(self, module: nn.Module) -> Any:
         match module:
             case Linear():
-                return self.linear(module)
+                return self.linear(module.merged())
             case LayerNorm() | RMSNorm():
                 norm = torch.layer_norm if isinstance(module, LayerNorm) else torch.rms_norm
                 parameters = {name: self.parameter(p) for name, p in module._parameters.items()}
@@ -95,7 +95,8 @@ class _Converter:
 
     def mlp(self, module: MLP) -> Layer:
         """The activation is computed within the first product, while its results are at hand."""
-        weight, bias = module.up.weight.detach().to(self.dtype), self.parameter(module.up.bias)
+        first = module.up.merged()
+        weight, bias = first.weight.detach().to(self.dtype), self.parameter(first.bias)
         up, down = packed_linear(weight, bias, *FUSED[module.activation]), self.layer(module.down)
         return lambda x: down(up(x))
 
@@ -110,9 +111,9 @@ class _Converter:
     def parameter(self, parameter: nn.Parameter | None) -> Tensor | None:
         if parameter is None or parameter.dtype == self.dtype:
             return parameter
-        if id(parameter) not in self.cast:
-            self.cast[id(parameter)] = nn.Parameter(parameter.detach().to(self.dtype), requires_grad=False)
-        return self.cast[id(parameter)]
+        if parameter not in self.cast:
+            self.cast[parameter] = nn.Parameter(parameter.detach().to(self.dtype), requires_grad=False)
+        return self.cast[parameter]
 
 
 def packed_linear(weight: Tensor, bias: Tensor | None, activation: str = "none", approximate: str = "") -> Layer:

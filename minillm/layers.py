@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from kernels.cpu.dropout import dropout_factors
 
@@ -29,6 +30,10 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), bias)
+
+    def merged(self) -> "Linear":
+        """The layer with nothing beside its weight, for whoever reads that; see lora.py."""
+        return self
 
 
 class LayerNorm(nn.LayerNorm):
@@ -239,6 +244,12 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     if x.device.type != "cpu" or torch.compiler.is_compiling():  # compilers know this one only
         return F.dropout(x, p)
     return x * dropout_factors(x, p)
+
+
+def recomputed(blocks: Sequence[nn.Module]) -> list[Callable[..., Tensor]]:
+    """The same blocks, which keep for the backward pass nothing but what they read, and compute the rest again there
+    (Chen et al. 2016, arXiv:1604.06174). Dropout draws the same numbers again."""
+    return [partial(checkpoint, block, use_reentrant=False) for block in blocks] if torch.is_grad_enabled() else blocks
 
 
 @torch.no_grad()

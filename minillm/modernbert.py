@@ -75,6 +75,7 @@ class ModernBERT(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype: torch.dtype | None = None  # of the activations; None: as the parameters
+        self.recompute = False  # activations within blocks, instead of keeping them for the backward pass
         self.tokens = nn.Embedding(config.vocab_size, config.width)
         self.embedding_norm = make_norm(config)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
@@ -108,8 +109,9 @@ class ModernBERT(nn.Module):
         window = config.window if longest > config.window else None  # one that hides nothing costs nothing
         everywhere = turn(theta=config.global_theta), attend
         nearby = turn(theta=config.local_theta), partial(attend, window=window)
-        for block in self.blocks:
-            x = block(x, *(everywhere if block.is_global else nearby))
+        blocks = layers.recomputed(self.blocks) if self.recompute else self.blocks
+        for block, kind in zip(blocks, self.blocks, strict=True):
+            x = block(x, *(everywhere if kind.is_global else nearby))
         return self.final_norm(x)
 
 

@@ -1,6 +1,7 @@
 """Optimisers: which rule moves which parameters. Their learning rates follow session.py's schedule."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -8,57 +9,114 @@ from torch import nn
 from minillm.errors import UserError
 
 Optimizers = list[torch.optim.Optimizer]
+Named = Iterable[tuple[str, nn.Parameter]]
 
 
-def muon(model: nn.Module, lr: float, embedding_lr: float) -> Optimizers:
+def muon(model: nn.Module, lr: float, embedding_lr: float, weight_decay: float | None = None) -> Optimizers:
     """Muon for the matrices of the blocks, AdamW for everything else: for supervised learning from scratch.
 
     Muon (Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982) orthogonalises the momentum of a matrix, so that
     every direction of it learns at the same speed. It is meant for hidden matrices only, and for clean gradients: under
     REINFORCE, where a step is mostly noise, it moves as far on noise as on signal.
     """
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "blocks." in name]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    return [
-        torch.optim.Muon(matrices, lr=lr, weight_decay=0.0, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=embedding_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
-    ]
+    decay = weight_decay or 0.0
+    matrices = {name: p for name, p in learning(model) if p.ndim == 2 and "blocks." in name}
+    rest = groups(((name, p) for name, p in learning(model) if name not in matrices), "", embedding_lr, 0.0, decay)
+    how = {"lr": lr, "weight_decay": decay, "momentum": 0.95, "adjust_lr_fn": "match_rms_adamw"}
+    first = [torch.optim.Muon(matrices.values(), **how)] if matrices else []
+    return first + ([torch.optim.AdamW(rest, betas=(0.9, 0.95), fused=True)] if rest else [])
 
 
-def adamw(model: nn.Module, lr: float, embedding_lr: float) -> Optimizers:
+def adamw(model: nn.Module, lr: float, embedding_lr: float, weight_decay: float | None = None) -> Optimizers:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) with one rate for the blocks, one for everything else.
 
-    Its step shrinks as the gradients of successive steps disagree. No weight decay.
+    Its step shrinks as the gradients of successive steps disagree. No weight decay unless it is asked for.
     """
-    blocks = [p for name, p in model.named_parameters() if "blocks." in name]
-    chosen = {id(p) for p in blocks}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    groups = [{"params": blocks, "lr": lr}, {"params": rest, "lr": embedding_lr}]
-    return [torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
+    found = groups(learning(model), ("blocks.", "encoder.blocks."), lr, embedding_lr, weight_decay or 0.0)
+    return [torch.optim.AdamW(found, betas=(0.9, 0.95), fused=True)]
 
 
-def adamw_under_head(model: nn.Module, lr: float, head_lr: float) -> Optimizers:
+def adamw_under_head(model: nn.Module, lr: float, head_lr: float, weight_decay: float | None = None) -> Optimizers:
     """For classifiers: AdamW with one rate for the encoder and one for its head, which often starts from nothing. What
     came with a checkpoint between the two, as BERT's pooler does, learns like the encoder.
 
-    Weight decay is for matrices alone. UserError for a model without a head.
+    Weight decay is 0.01 unless another is asked for. UserError for a model without a head.
     """
     if not any(name.startswith("encoder.") for name, _ in model.named_parameters()):
         raise UserError("--optimizer adamw-head is for classifiers; this model has no head of its own")
-    pretrained = ("encoder.", "transform.") if model.transform_is_trained else ("encoder.",)
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        groups.setdefault((name.startswith(pretrained), parameter.ndim == 2), []).append(parameter)
-    options = [
-        {"params": parameters, "lr": lr if is_pretrained else head_lr, "weight_decay": 0.01 if is_matrix else 0.0}
-        for (is_pretrained, is_matrix), parameters in groups.items()
+    found = groups(learning(model), model.pretrained, lr, head_lr, 0.01 if weight_decay is None else weight_decay)
+    return [torch.optim.AdamW(found, betas=(0.9, 0.98), fused=True)]
+
+
+def learning(model: nn.Module) -> Named:
+    """The parameters that learn: all but what `freeze` or LoRA holds fast."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def groups(parameters: Named, main: str | tuple[str, ...], lr: float, other_lr: float, decay: float) -> list[dict]:
+    """By learning rate, that of names which begin with `main` first, and by whether they decay: matrices do, embeddings
+    among them, but no biases and norms."""
+    found: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in parameters:
+        found.setdefault((name.startswith(main), decay if parameter.ndim == 2 else 0.0), []).append(parameter)
+    return [
+        {"params": found[is_main, own], "lr": lr if is_main else other_lr, "weight_decay": own}
+        for is_main, own in sorted(found, reverse=True)
     ]
-    return [torch.optim.AdamW(options, betas=(0.9, 0.98), fused=True)]
 
 
-OPTIMIZERS: dict[str, Callable[[nn.Module, float, float], Optimizers]] = {
+OPTIMIZERS: dict[str, Callable[[nn.Module, float, float, float | None], Optimizers]] = {
     "muon": muon,
     "adamw": adamw,
     "adamw-head": adamw_under_head,
 }
+
+
+def optimizers_of(model: nn.Module, args: Any) -> Optimizers:
+    """Those that the options of `options.Supervised` ask for, the average of the weights behind them."""
+    chosen = OPTIMIZERS[args.optimizer](model, args.lr, args.embedding_lr, args.weight_decay)
+    return [*chosen, Average(model, args.ema)] if args.ema else chosen
+
+
+def freeze(model: nn.Module, count: int) -> None:
+    """Embeddings and the first `count` blocks stay as they are; no gradients are computed for them.
+
+    ValueError where there are fewer blocks.
+    """
+    if count > (most := model.config.num_layers):
+        raise ValueError(f"the model has {most} blocks, of which no {count} can stay as they are")
+    embeddings = ("tokens.", "positions.", "segments.", "embedding_norm.")
+    frozen = (*embeddings, *(f"blocks.{i}." for i in range(count)))
+    for name, parameter in model.named_parameters():
+        if name.removeprefix("encoder.").startswith(frozen):
+            parameter.requires_grad_(False)
+
+
+class Average(torch.optim.Optimizer):
+    """The moving average of the weights over the steps, which is better than any of them (Polyak and Juditsky 1992;
+    Tarvainen and Valpola 2017, arXiv:1703.01780):
+
+        average ← d · average + (1 − d) · weights        d = min(decay, (1 + t) / (10 + t)) in step t
+
+    so that what the weights began as is soon forgotten. It stands behind the optimisers, moves nothing itself, and is
+    saved with their state.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        # No rate moves it; a session sets one for all optimisers.
+        super().__init__([p for _, p in learning(model)], {"lr": 0.0, "steps": 0})
+        self.decay = decay
+
+    @torch.no_grad()
+    def step(self) -> None:
+        (group,) = self.param_groups
+        group["steps"] += 1
+        decay = min(self.decay, (1 + group["steps"]) / (10 + group["steps"]))
+        for parameter in group["params"]:
+            state = self.state[parameter]
+            state.setdefault("average", parameter.clone()).lerp_(parameter, 1 - decay)
+
+    def swap(self) -> None:
+        """The model gets the average, which gets the model's weights, until the next call."""
+        for parameter, state in self.state.items():
+            parameter.data, state["average"] = state["average"], parameter.data

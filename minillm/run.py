@@ -2,10 +2,12 @@
 
 model.safetensors        the weights, and
 config.json              the architecture, as checkpoint.py writes them
+adapter/                 what LoRA has learned, in the layout of peft, as adapters.py writes it
 tokenizer.json           the vocabulary, or whichever files its tokenizer is made of
 args.json                the options that made it, and which of them were given
 log.jsonl                one line a step, one an evaluation
-start.safetensors        the weights that an unfinished training by reward began with
+start.safetensors        the weights that an unfinished training by reward, or one with frozen weights, began with
+reference.safetensors    log p of all answers by the model that an unfinished training on preferences began with
 checkpoint.safetensors   the state of an unfinished training, for --resume
 best.safetensors         the best weights so far of an unfinished training with --keep best
 metrics.json             the final figures; a run that has them is finished
@@ -31,16 +33,18 @@ from typing import Any, TextIO
 
 from torch import nn
 
+from minillm import lora
 from minillm.errors import UserError
 from minillm.files import PARTIAL, read_json, sync_folder, write_json, write_text
 from minillm.lock import lock, unlock
-from minillm.published import checkpoint
+from minillm.published import adapters, checkpoint
 from minillm.tokenizer import Tokenizer
 
 LOCK, START, CHECKPOINT, BEST = "lock", "start.safetensors", "checkpoint.safetensors", "best.safetensors"
+REFERENCE = "reference.safetensors"
 # All that there may be before the first checkpoint, whatever the tokenizer is made of.
 BEGINNING = {
-    *(LOCK, START, "args.json", "config.json", "generation_config.json", "chat_template.jinja"),
+    *(LOCK, START, REFERENCE, "args.json", "config.json", "generation_config.json", "chat_template.jinja"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "vocab.txt", "encoder.json", "vocab.bpe"),
 }
@@ -189,7 +193,10 @@ class Run:
         return f"python train_{self.options().get('script', 'sft')}.py --resume {shlex.quote(str(self.folder))}"
 
     def save_model(self, model: nn.Module) -> None:
-        checkpoint.save(model, self.folder)
+        """With what LoRA has learned merged into it, and that by itself in a folder `adapter`, too."""
+        if lora.adapters(model):
+            adapters.save(model, self.path("adapter"), self.options().get("init"))
+        checkpoint.save(lora.merged(model), self.folder)
 
     # What happened
 
@@ -223,7 +230,7 @@ class Run:
         self.forget_state()
 
     def forget_state(self) -> None:
-        for name in (CHECKPOINT, BEST, START):
+        for name in (CHECKPOINT, BEST, START, REFERENCE):
             self.path(name).unlink(missing_ok=True)
 
 

@@ -13,7 +13,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
@@ -27,7 +28,7 @@ from minillm import cli, curves, origin, state
 from minillm.errors import UserError
 from minillm.files import fields_from, read_state, read_tensors, write_json, write_tensors
 from minillm.metrics import Interval
-from minillm.optim import Optimizers
+from minillm.optim import Average, Optimizers
 from minillm.pages.run_page import write_page
 from minillm.report import figures, flat
 from minillm.run import BEST, CHECKPOINT, Run, options_of
@@ -44,6 +45,7 @@ class Budget(Protocol):
     minutes: float | None  # wall-clock time of the training, or …
     steps: int | None  # … a number of steps
     warmup: float  # share of the training in which the learning rates rise
+    schedule: str  # how they fall from there: one of SCHEDULES
     evaluations: int  # looks at the dev set, the last one, after the training, included
 
 
@@ -90,7 +92,7 @@ class Session:
                     break
                 # Of a number of steps each has the rate of its middle, so that a single step learns, too.
                 half = 0.5 / self.budget.steps if self.budget.steps else 0.0
-                self.set_lr(schedule(self.share + half, self.budget.warmup))
+                self.set_lr(schedule(self.share + half, self.budget.warmup, self.budget.schedule))
                 yield self.progress.step
                 if self.seconds() - saved > SAVE_SECONDS:
                     self.save()
@@ -118,12 +120,15 @@ class Session:
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = factor * peak
 
-    def update(self) -> float:
-        """One step of the optimisers along the gradients, which are then forgotten; returns their norm before."""
+    def update(self, clip: float | None = None) -> float:
+        """One step of the optimisers along the gradients, which are then forgotten; returns their norm before they
+        were cut to a norm of `clip`."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         if not gradients:
             return 0.0
         norm = torch.nn.utils.get_total_norm(gradients)
+        if clip:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), clip, norm)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -168,6 +173,21 @@ class Session:
 
     # ---- looks at the dev set ----
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it the model has the weights that are judged and saved: where there is an average, that."""
+        self.take_average()
+        try:
+            yield
+        finally:
+            self.take_average()  # the other way round
+
+    def take_average(self) -> None:
+        """The average of the weights, where there is one, which gets the weights themselves for it."""
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, Average):
+                optimizer.swap()
+
     def evaluation_is_due(self) -> bool:
         """True once for each of the evaluations that are spread over the training, the last one excepted."""
         is_due = self.share >= (self.progress.evaluations + 1) / self.budget.evaluations
@@ -187,7 +207,8 @@ class Session:
         # After an interruption a look may be repeated, and by the clock's budget with another result.
         if self.kept is None or score > self.kept:
             self.kept = score
-            write_tensors(self.run.path(BEST), state.weights_of(self.model), {"best": score})
+            with self.averaged():
+                write_tensors(self.run.path(BEST), state.weights_of(self.model), {"best": score})
 
     def take_best(self) -> None:
         """The weights that `keep_if_best` remembered."""
@@ -269,11 +290,23 @@ class Session:
         self.console.print(f"saved to {self.run.folder}: model, log, metrics.json, report.html", markup=False)
 
 
-def schedule(share: float, warmup: float) -> float:
-    """Share of the peak learning rate at a point of the training from 0 to 1: linear up, linear down to 0."""
+# ---- the learning rate ----
+
+COOLDOWN = 0.2  # share of the training in which the rate of "wsd" falls
+SCHEDULES: dict[str, Callable[[float], float]] = {  # share of the peak, at a point of the training behind the warm-up
+    "linear": lambda x: 1 - x,
+    "cosine": lambda x: (1 + math.cos(math.pi * x)) / 2,  # arXiv:1608.03983
+    # Warm up, stay, decay: arXiv:2404.06395, its fall as in Hägele et al. 2024, arXiv:2405.18392.
+    "wsd": lambda x: 1 - max(0.0, (x - 1 + COOLDOWN) / COOLDOWN) ** 0.5,
+    "constant": lambda x: 1.0,
+}
+
+
+def schedule(share: float, warmup: float, shape: str = "linear") -> float:
+    """Share of the peak learning rate at a point of the training from 0 to 1: linear up, then as one of SCHEDULES."""
     if share < warmup:
         return share / warmup
-    return max(0.0, (1 - share) / (1 - warmup))
+    return SCHEDULES[shape](min(1.0, (share - warmup) / (1 - warmup)))
 
 
 class ProgressBar:

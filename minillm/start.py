@@ -16,6 +16,8 @@ from minillm.errors import UserError
 from minillm.files import fields_from, read_json, write_tensors
 from minillm.gpt import GPT
 from minillm.layers import dropout_everywhere
+from minillm.lora import LR_FACTOR, adapted
+from minillm.optim import freeze
 from minillm.published import checkpoint
 from minillm.published.vocabularies import load_tokenizer
 from minillm.run import START, Run
@@ -25,24 +27,36 @@ from minillm.tokenizer import Tokenizer
 
 Args = TypeVar("Args")  # the options of a script, a dataclass
 BUDGETS = ("minutes", "steps", "epochs")  # options, of which one is given
-UNSAID = {"evaluations": 4, "keep": "last"}  # where neither the user nor the recipe says anything
+UNSAID = {
+    "evaluations": 4,
+    "keep": "last",
+    "schedule": "linear",
+    "label_smoothing": 0.0,
+}  # where neither the user nor the recipe says anything
 SIZES = ("batch_tokens", "batch_examples")  # of a step, likewise
 OF_SHAPE = ("layers", "width", "heads")  # options that a checkpoint has decided
 
 
-def prepare(args: Args, task: Task) -> tuple[Args, nn.Module, Tokenizer, Corpus]:
+def prepare(args: Args, task: Task, run: Run | None = None) -> tuple[Args, nn.Module, Tokenizer, Corpus]:
     """All that supervised training needs before its first step: its options, complete, the model, its tokenizer, the
-    documents. UserError."""
+    documents. Frozen weights are kept in the run, if there is one, which needs no other folder then. UserError."""
     require_examples(task)
     if args.resume:
+        args = complete(args, {})
         model, tokenizer = resume_start(args.resume, task)
+        if run.path(START).exists():
+            read_weights(run.path(START), model)
+        restrict(model, args)
     elif args.init:
         torch.manual_seed(args.seed)  # of a head that the checkpoint lacks
         model, tokenizer = open_start(args.init, task)
-        args = complete(args, task.recipe(model, args.minutes))
+        args = complete(args, recipe_of(task, model, args))
         torch.manual_seed(args.seed)
         model = with_dropout(model, args.dropout)
         adapt(task, model, tokenizer, args.init)
+        if run and (args.lora or args.freeze is not None):
+            write_tensors(run.path(START), weights_of(model), {"init": str(args.init)})
+        restrict(model, args)
     else:
         tokenizer = task.tokenizer()
         args = complete(args, task.recipe(None, args.minutes))
@@ -54,6 +68,24 @@ def prepare(args: Args, task: Task) -> tuple[Args, nn.Module, Tokenizer, Corpus]
     if args.epochs:
         args = dataclasses.replace(args, steps=max(1, round(args.epochs * corpus.steps_per_epoch(args.batch_tokens))))
     return dataclasses.replace(args, batch_examples=None, epochs=None), model, tokenizer, corpus
+
+
+def recipe_of(task: Task, model: nn.Module, args: Args) -> dict[str, Any]:
+    """What suits the task with the model of --init, and LoRA with both."""
+    recipe = task.recipe(model, args.minutes)
+    return {**recipe, "lr": LR_FACTOR * recipe["lr"]} if args.lora else recipe
+
+
+def restrict(model: nn.Module, args: Any) -> None:
+    """Leaves what --freeze and --lora leave to learn. UserError where they don't suit the model."""
+    try:
+        if args.freeze is not None:
+            freeze(model, args.freeze)
+        if args.lora:
+            adapted(model, args.lora)
+    except ValueError as error:
+        option = f"--lora {args.lora}" if str(error).startswith("rank") else f"--freeze {args.freeze}"
+        raise UserError(f"{option}: {error}") from None
 
 
 def require_examples(task: Task) -> None:
@@ -80,7 +112,8 @@ def open_start(init: Path | str, task: Task) -> tuple[nn.Module, Tokenizer]:
         raise UserError(f"{path} is not finished; go on with --resume {quote(str(path))} first")
     saved = checkpoint.open_checkpoint(path)
     classes = task.classes and (saved.matching_classes(task.classes) or task.classes)  # in the checkpoint's order
-    return saved.load(task.head, classes), load_tokenizer(path)
+    of_sequences = saved.matching_sequence_classes(task.sequence_classes) or task.sequence_classes
+    return saved.load(task.head, classes, sequence_classes=of_sequences), load_tokenizer(path)
 
 
 def adapt(task: Task, model: nn.Module, tokenizer: Tokenizer, init: Path | str) -> None:
@@ -93,7 +126,7 @@ def adapt(task: Task, model: nn.Module, tokenizer: Tokenizer, init: Path | str) 
 
 def resume_start(folder: Path, task: Task) -> tuple[nn.Module, Tokenizer]:
     """A model of the shape that an unfinished run has, its weights still to be filled in, and its tokenizer."""
-    model = checkpoint.Checkpoint(folder, read_json(folder / "config.json"), {}).new()
+    model = checkpoint.Checkpoint(folder, read_json(folder / "config.json"), {}).new(task.head)
     tokenizer = load_tokenizer(folder)
     task.adapt(model, tokenizer)
     return model, tokenizer
@@ -147,7 +180,7 @@ def with_dropout(model: nn.Module, p: float | None) -> nn.Module:
         config = dataclasses.replace(model.config, **dropout_everywhere(type(model.config), p))
     except ValueError as error:
         raise UserError(f"there is no such model: {error}") from None
-    other = GPT(config) if isinstance(model, GPT) else type(model)(config, model.classes)
+    other = GPT(config) if isinstance(model, GPT) else type(model)(config, *model.outputs)
     other.load_state_dict(model.state_dict())
     if not isinstance(model, GPT):
         other.transform_is_trained = model.transform_is_trained
@@ -161,7 +194,8 @@ def complete(args: Args, recipe: Mapping[str, Any]) -> Args:
         recipe = {name: value for name, value in recipe.items() if name not in (*BUDGETS, "until")}
     if given.keys() & set(SIZES):
         recipe = {name: value for name, value in recipe.items() if name not in SIZES}
-    return dataclasses.replace(args, **{**UNSAID, **recipe, **given})
+    unsaid = {name: value for name, value in UNSAID.items() if name in vars(args)}
+    return dataclasses.replace(args, **{**unsaid, **recipe, **given})
 
 
 def inherited_options(start: Path, task: type[Task], options: Any = None) -> Any:

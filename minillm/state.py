@@ -1,7 +1,7 @@
 """The exact state of a training in one safetensors file, from which it goes on as if it had never stopped.
 
-It holds the weights, the optimisers, how far the training is, and every generator of random numbers: Python's, numpy's,
-torch's on the CPU and on every GPU. The file is replaced whole, or not at all.
+It holds the weights that learn, the optimisers, how far the training is, and every generator of random numbers:
+Python's, numpy's, torch's on the CPU and on every GPU. The file is replaced whole, or not at all.
 
 What else a resumed run takes up: its options (start.resumed), the shape of its model and its tokenizer
 (start.resume_start), its log up to the checkpoint (run.cut_log), its place in the data (batching.Corpus.step, which
@@ -54,8 +54,8 @@ def load(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimize
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters by name, a tied one once."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    """The parameters that learn, by name, a tied one once: those that are frozen are in START, see run.py."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 @torch.no_grad()

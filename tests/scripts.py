@@ -45,9 +45,9 @@ def main(script, **options):
 
 
 def command_line(**options):
-    """`--batch-tokens 64 …`; options that are None are left out."""
-    pairs = ((f"--{name.replace('_', '-')}", str(value)) for name, value in options.items() if value is not None)
-    return [word for pair in pairs for word in pair]
+    """`--batch-tokens 64 …`; options that are None are left out, those that are True are switches."""
+    given = {f"--{name.replace('_', '-')}": value for name, value in options.items() if value is not None}
+    return [word for name, value in given.items() for word in ([name] if value is True else [name, str(value)])]
 
 
 def environment():

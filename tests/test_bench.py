@@ -55,7 +55,7 @@ def test_quick_training_step(tmp_path):
     done = bench("train.py", "--quick", "--rounds", "1", "--out", str(out))
     assert done.returncode == 0, done.stderr
     rows = json.loads(out.with_suffix(".json").read_text())["rows"]
-    assert [row["provider"] for row in rows] == ["transformers", "ours"] * 2
+    assert [row["provider"] for row in rows] == ["transformers", "ours"] * 3
     assert all(row["ms"] > 0 and not row["note"] for row in rows)
     assert all(row["error"] < 0.02 for row in rows)
 

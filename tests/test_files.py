@@ -156,6 +156,7 @@ class Fields:
     steps: int = 0
     out: Path | None = None
     is_over: bool = False
+    rewards: tuple[str, ...] = ()
     totals: dict[str, float] = field(default_factory=dict)
 
 
@@ -165,6 +166,9 @@ class Fields:
         ({"lr": 0.5, "steps": 3, "out": "x"}, {"lr": 0.5, "steps": 3, "out": Path("x")}),
         ({"lr": None, "out": None, "is_over": True}, {"lr": None, "out": None, "is_over": True}),
         ({"lr": 1, "totals": {"tokens": 3, "words": 0.5}}, {"lr": 1, "totals": {"tokens": 3, "words": 0.5}}),
+        ({"rewards": ["x", "y"]}, {"rewards": ("x", "y")}),
+        ({"rewards": ["x", 3]}, "'rewards' cannot be ('x', 3)"),
+        ({"rewards": "x"}, "'rewards' cannot be 'x'"),
         ({"lr": "0.5"}, "'lr' cannot be '0.5'"),
         ({"lr": True}, "'lr' cannot be True"),
         ({"steps": None}, "'steps' cannot be None"),

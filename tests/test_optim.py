@@ -70,5 +70,5 @@ def test_muon_has_the_matrices_of_the_blocks_only():
         "mlp.down.weight",
     }
     assert {"tokens.weight", "positions.weight", "output.weight", "final_norm.weight"} <= {
-        names[id(p)] for p in rest.param_groups[0]["params"]
+        names[id(p)] for group in rest.param_groups for p in group["params"]
     }

@@ -28,7 +28,9 @@ TOKENIZER = SymbolTokenizer("arithmetic", r"[\s\S]", "0123456789+=")
 
 
 def budget(**choices):
-    return SimpleNamespace(**{"minutes": None, "steps": None, "warmup": 0.02, "evaluations": 4} | choices)
+    return SimpleNamespace(
+        **{"minutes": None, "steps": None, "warmup": 0.02, "schedule": "linear", "evaluations": 4} | choices
+    )
 
 
 @pytest.fixture

@@ -353,7 +353,9 @@ def test_the_best_model_of_the_evaluations_is_kept(monkeypatch):
     current, real = [], train_sft.glance
     monkeypatch.setattr(train_sft, "score_of", score)
     monkeypatch.setattr(
-        train_sft, "glance", lambda task, model, tokenizer: (current.append(model), real(task, model, tokenizer))[1]
+        train_sft,
+        "glance",
+        lambda session, task, model, *rest: (current.append(model), real(session, task, model, *rest))[1],
     )
     run = train_sft.train(train_sft.Args(task="shout", steps=8, evaluations=4, keep="best", precision="fp32"))
     model = checkpoint.load(run.folder)
@@ -383,7 +385,9 @@ def test_the_best_model_of_the_evaluations_is_kept(monkeypatch):
 def test_dropout_is_on_by_example_and_off_by_reward(sums, monkeypatch, script, args, is_on):
     """Also where the model came in evaluation mode, and after looks at the dev set."""
     modes, real = [], script.backward
-    monkeypatch.setattr(script, "backward", lambda model, *rest: modes.append(model.training) or real(model, *rest))
+    monkeypatch.setattr(
+        script, "backward", lambda model, *rest, **more: modes.append(model.training) or real(model, *rest, **more)
+    )
     made_up = staticmethod(lambda _, answers: {"right": [float(i % 2) for i in range(len(answers))]})
     monkeypatch.setattr(arithmetic.Arithmetic, "reward", made_up)  # so that every step has something to learn
     script.train(script.Args(**args, init=sums, steps=4, evaluations=3, precision="fp32"))
