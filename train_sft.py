@@ -6,6 +6,8 @@
   python train_sft.py --task arithmetic                    the start of `python train_rl.py`
   python train_sft.py --task classify --init MODEL --train a.jsonl --dev b.jsonl     fine-tune a published BERT or GPT
   python train_sft.py --task classify --train a.csv --fields text=review,label=stars     one from scratch
+  python train_sft.py --task seq2seq --train a.jsonl --fields prompt=en,answer=de     translation from scratch
+  python train_sft.py --task chat --init MODEL --train a.jsonl     conversations, in the model's own template
   python train_sft.py --task tag --init MODEL --train a.conll --dev b.conll          entities, or slots and intents
   python train_sft.py --resume runs/pronounce-sft          go on where a run was interrupted
 
@@ -33,6 +35,7 @@ from minillm.batching import Corpus
 from minillm.device import PRECISIONS, place, settle
 from minillm.errors import UserError
 from minillm.findings import findings
+from minillm.inspection import inspect
 from minillm.metrics import Interval
 from minillm.objective import backward
 from minillm.optim import optimizers_of
@@ -78,6 +81,9 @@ class Args(Supervised):
     precision: str = cli.option("auto", "of the activations; weights stay float32", choices=PRECISIONS)
     kernels: str = cli.option("auto", "implementation of attention and loss", choices=kernels.IMPLS)
     log_to: str | None = cli.option(None, "write the log there, too", choices=tuple(trackers.TRACKERS))
+    inspect: int | None = cli.option(
+        None, "print what so many examples teach, token by token; check all; train nothing"
+    )
     options: Any = None  # those of the task, an instance of its Options; None: its defaults
 
 
@@ -95,7 +101,7 @@ def check(args: Args) -> None:
     cli.require_seed(args)
     trackers.require(args.log_to)
     cli.require_positive(args, *BUDGETS, "until", "evaluations", "patience", "layers", "width", "heads")
-    cli.require_positive(args, "batch_tokens", "batch_examples", "micro_tokens")
+    cli.require_positive(args, "batch_tokens", "batch_examples", "micro_tokens", "inspect")
     cli.require_share(args, "dropout", "activations")
     check_optimisation(args)
     if args.init and (given := [name for name in OF_SHAPE if vars(args)[name] is not None]):
@@ -118,12 +124,30 @@ def train(args: Args, console: Console | None = None) -> Run:
         data = data_of(run, task)
         args, model, tokenizer, corpus = prepare(args, task, run)
         settle(model, placement, args.checkpointing, args.compile)
+        task.begin(model, corpus, run)
         session = Session(args, run, model, optimizers_of(model, args), console)
         session.begin("sft", args, tokenizer, data, started)
         introduce(console, placement, task, model, run)
+        if task.looks_first:
+            look_first(session, task, model, tokenizer)
         fit(args, session, task, model, tokenizer, corpus)
         finish(session, task, model, tokenizer)
     return run
+
+
+def look_first(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> None:
+    """Measures what the model can do before its training, unless that stands in the log already."""
+    if session.progress.records == 0:
+        examples, answers = glance(session, task, model, tokenizer)
+        session.report(task.measure(examples, answers), len(examples), **task.details(examples, answers))
+    task.before = next(iter(session.run.read_log(1)), {})
+
+
+def look_into(args: Args, console: Console | None = None) -> None:
+    """What `train` would learn from, for a person. UserError likewise, and where a rule is broken."""
+    check(args)
+    task = TASKS[args.task](args.options or TASKS[args.task].Options(), args.seed)
+    inspect(cli.with_paths(args), task, console or cli.console())
 
 
 def fit(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer, corpus: Corpus) -> None:
@@ -131,9 +155,10 @@ def fit(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: T
     device = next(model.parameters()).device
     model.train()
     for step in session:
-        batches = corpus.step(step, args.batch_tokens, args.micro_tokens)
-        weight = 1 / max(1, sum(batch.count for batch in batches))
-        loss = sum(backward(model, batch.to(device), weight, 1.0, args.label_smoothing) for batch in batches)
+        batches = [batch.to(device) for batch in corpus.step(step, args.batch_tokens, args.micro_tokens)]
+        count = sum(map(task.count, batches))
+        weights = zip(batches, task.weights(model, batches, count), strict=True)  # 1 / count, or see preference.py
+        loss = sum(backward(model, batch, weight, 1.0, args.label_smoothing) for batch, weight in weights)
         gradient_norm = session.update(args.clip)
         session.log(
             {"tokens": sum(len(batch.tokens) for batch in batches)}, loss=float(loss), gradient_norm=gradient_norm
@@ -197,7 +222,8 @@ def finish(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer)
 
 
 def main() -> None:
-    train(cli.parse_with_task(Args, TASKS, __doc__))
+    args = cli.parse_with_task(Args, TASKS, __doc__)
+    look_into(args) if args.inspect else train(args)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
   python -m minillm embed MODEL "one text" "another"              how alike texts mean, by a BERT
   python -m minillm classify RUN "a text"                         which class a text belongs to
   python -m minillm tag RUN "a text"                              its entities, or what each word is
+  python -m minillm score RUN --prompt "a question" "an answer"   how good a reward model finds it
   python -m minillm fill MODEL "The [MASK] is blue."              the words that a BERT would put there
   python -m minillm merge ADAPTER --base MODEL --out FOLDER       LoRA's pairs into the weights that they are for
   python -m minillm reward FILE.py:score "an answer"              what a reward for train_rl.py says of answers
@@ -35,6 +36,7 @@ COMMANDS = (
     "embed",
     "classify",
     "tag",
+    "score",
     "fill",
     "merge",
     "reward",

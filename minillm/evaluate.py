@@ -4,18 +4,19 @@ Letters: n texts, C outputs of the model for each.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from minillm.batching import Document, by_length, pack
+from minillm.batching import Batch, Document, by_length, pack
 from minillm.errors import NOT_FINITE, UserError
-from minillm.generate import GREEDY, generate
+from minillm.generate import GREEDY, Sample, generate
 from minillm.gpt import GPT
-from minillm.heads import Head
+from minillm.heads import Head, Scorer
 from minillm.inference import ready
+from minillm.published.exchanges import Composer
 from minillm.tokenizer import Tokenizer, read_texts
 
 PROMPTS = 1024  # answered at once
@@ -25,26 +26,30 @@ Texts = tuple[str, ...]  # what is read as one: a text, or a pair of them
 
 
 def write(model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-    """The greedy answer to each prompt, in their order. Leaves the model in the mode it found. UserError where a token
-    has no probability."""
+    """The greedy answer to each prompt, in their order; see `complete`."""
+    ids = [tokenizer.prompt(prompt) for prompt in prompts]
+    return [tokenizer.decode(sample.tokens) for sample in complete(model, ids, max_new_tokens, tokenizer.stops)]
+
+
+def complete(model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int, stops: Collection[int]) -> list[Sample]:
+    """The greedy answer to each prompt, from tokens to tokens. Leaves the model in the mode it found. UserError where a
+    token has no probability."""
     was_training = model.training
     model.eval()
     fast = ready(model)
-    ids = [tokenizer.prompt(prompt) for prompt in prompts]
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # like lengths need no padding
-    answers = [""] * len(ids)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # like lengths need no padding
+    answers = [Sample()] * len(prompts)
     for start in range(0, len(order), PROMPTS):
         rows = order[start : start + PROMPTS]
-        samples = generate(fast, [ids[i] for i in rows], max_new_tokens, tokenizer.stops, GREEDY)
+        samples = generate(fast, [prompts[i] for i in rows], max_new_tokens, stops, GREEDY)
         if any(math.isnan(logprob) for sample in samples for logprob in sample.logprobs):
             raise UserError(NOT_FINITE)
         for i, sample in zip(rows, samples, strict=True):
-            answers[i] = tokenizer.decode(sample.tokens)
+            answers[i] = sample
     model.train(was_training)
     return answers
 
 
-@torch.inference_mode()
 def read(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarray:
     """What the model says of each text, (n, C) float64. Leaves the model in the mode it found.
 
@@ -57,39 +62,53 @@ def read(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarra
     if (empty := next((i for i, (tokens, _) in enumerate(ids) if not tokens), None)) is not None:
         raise UserError(f"text {empty + 1} is empty, and this model's vocabulary puts no token before or behind it")
     documents = [Document(tokens, label=0, segments=segments) for tokens, segments in ids]
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    batches = by_length([len(document.tokens) for document in documents], BATCH_TOKENS)
-    found = []
-    for indices in batches:
-        batch = pack([documents[i] for i in indices]).to(device)
-        found.append(model(batch.tokens, batch.packing, batch.segments).double().cpu().numpy())
-    model.train(was_training)
-    return finite(np.concatenate(found)[np.argsort(np.concatenate(batches))])
+    return of_documents(model, documents, outputs)
+
+
+def score(
+    model: Scorer,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    compose: Composer | None = None,
+) -> np.ndarray:
+    """How good a reward model finds each answer to its prompt, (n,) float64. Of what is too long, the beginning of the
+    prompt is cut first. Whoever asks often keeps the `Composer` of the two. UserError as above."""
+    compose = compose or Composer(model, tokenizer)
+    documents = [compose(prompt, answer).judged() for prompt, answer in zip(prompts, answers, strict=True)]
+    return of_documents(model, documents, outputs)[:, 0]
+
+
+def nats(model: nn.Module, documents: Sequence[Document]) -> list[float]:
+    """Σ −log p of the targets of each document, in their order. UserError as above."""
+    return of_documents(model, documents, nats_of_batch).tolist()
+
+
+def outputs(model: Head, batch: Batch) -> Tensor:
+    return model(batch.tokens, batch.packing, batch.segments)
+
+
+def nats_of_batch(model: nn.Module, batch: Batch) -> Tensor:
+    losses = model.loss(batch).double()
+    return losses.new_zeros(len(batch.packing.lengths)).index_add(0, batch.packing.sequence, losses)
 
 
 @torch.inference_mode()
-def nats(model: nn.Module, documents: Sequence[Document]) -> list[float]:
-    """Σ −log p of the targets of each document, in their order. Leaves the model in the mode it found. UserError where
-    one is not finite."""
+def of_documents(
+    model: nn.Module, documents: Sequence[Document], look: Callable[[nn.Module, Batch], Tensor]
+) -> np.ndarray:
+    """What `look` sees in each document, a row each, in float64. Leaves the model in the mode it found. UserError where
+    that is not finite."""
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     batches = by_length([len(document.tokens) for document in documents], BATCH_TOKENS)
-    found = []
-    for indices in batches:
-        batch = pack([documents[i] for i in indices]).to(device)
-        losses = model.loss(batch).double()
-        found.append(losses.new_zeros(len(indices)).index_add(0, batch.packing.sequence, losses).cpu().numpy())
+    found = [look(model, pack([documents[i] for i in indices]).to(device)).double().cpu() for indices in batches]
     model.train(was_training)
-    return finite(np.concatenate(found)[np.argsort(np.concatenate(batches))]).tolist()
-
-
-def finite(values: np.ndarray) -> np.ndarray:
-    if not np.isfinite(values).all():
+    rows = np.concatenate(found)[np.argsort(np.concatenate(batches))]
+    if not np.isfinite(rows).all():
         raise UserError(NOT_FINITE)
-    return values
+    return rows
 
 
 def classify(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarray:

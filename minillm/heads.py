@@ -1,4 +1,5 @@
-"""What is read from the hidden states of a model: masked tokens, classes, embeddings. (GPT's next token is in gpt.py.)
+"""What is read from the hidden states of a model: masked tokens, classes, scores, embeddings.
+(GPT's next token is in gpt.py.)
 
 How a family does it, which token stands for a sequence and what comes before the last product, is told by the first
 section.
@@ -23,6 +24,8 @@ from minillm.modernbert import ModernBERT, ModernBERTConfig
 
 EncoderConfig = BERTConfig | ModernBERTConfig
 AnyConfig = EncoderConfig | GPTConfig
+
+ONE_OUTPUT = ("LABEL_0",)  # what transformers calls the output of a model that has one
 
 # ---- how each family does it ---------------------------------------------------------------------
 
@@ -177,6 +180,51 @@ class SequenceClassifier(Head):
         logits = self(batch.tokens, batch.packing, batch.segments)
         options = {"temperature": temperature, "label_smoothing": label_smoothing}
         return weighted(cross_entropy(logits, batch.labels, **options), weights)
+
+
+class Scorer(SequenceClassifier):
+    """One number for every sequence, learned from numbers: a classifier with one output, as transformers has it."""
+
+    def __init__(self, config: AnyConfig, classes: Sequence[str] = ONE_OUTPUT):
+        require(len(classes) == 1, f"a scorer has one output, not {len(classes)}")
+        super().__init__(config, classes)
+
+    def scores(self, batch: Batch) -> Tensor:
+        """(B,), in float32 or better."""
+        scores = self(batch.tokens, batch.packing, batch.segments).squeeze(-1)
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+    def loss(
+        self,
+        batch: Batch,
+        weights: Tensor | float | None = None,
+        temperature: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        """(score − label)²: one value a sequence (B,), or Σ weight · loss. A number has no temperature, and no other
+        labels to be smoothed with: ValueError."""
+        require(temperature == 1 and label_smoothing == 0, "squared errors know no temperature and no label smoothing")
+        return weighted((self.scores(batch) - batch.labels).square(), weights)
+
+
+class RewardModel(Scorer):
+    """The same, learned from pairs of sequences of which the first is the better one: P of them in a batch of 2P."""
+
+    def loss(
+        self,
+        batch: Batch,
+        weights: Tensor | float | None = None,
+        temperature: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        """−log σ((score of the first − score of the second) / temperature): one value a pair (P,), or Σ weight · loss.
+
+        −log of the probability that the first wins (Bradley and Terry 1952; for language models Christiano et al.
+        2017, arXiv:1706.03741). Label smoothing: see `objective.Model`; the other label is that the second one wins.
+        """
+        chosen, rejected = self.scores(batch).view(-1, 2).unbind(1)
+        margin = (chosen - rejected) / temperature
+        return weighted(F.softplus(-margin) + label_smoothing / 2 * margin, weights)  # softplus(m) = softplus(−m) + m
 
 
 class TokenClassifier(Head):

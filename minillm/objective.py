@@ -7,11 +7,13 @@ REINFORCE reads answers that the model itself has drawn and weights them by how 
 (minillm/policy.py). Everything else, the model, the batch, the kernel, is the same.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
 
 from minillm.batching import Batch
+from minillm.errors import UserError
 
 
 class Model(Protocol):
@@ -28,14 +30,31 @@ class Model(Protocol):
         mean of −log p over all the target might have been. For a GPT: kernels/linear_cross_entropy.py."""
 
 
+# −log p of every target (N,), detached → a loss made of them, and the derivative of it with respect to each (N,), the
+# weights: for losses that are no weighted sum, such as those of preference.py.
+Rule = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
 def backward(
-    model: Model, batch: Batch, weights: Tensor | float, temperature: float = 1.0, label_smoothing: float = 0.0
+    model: Model,
+    batch: Batch,
+    weights: Tensor | float | Rule,
+    temperature: float = 1.0,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Adds the gradient of Σ weight · −log p(target) to the parameters'; returns the sum, detached.
+    """Adds the gradient of Σ weight · −log p(target) to the parameters'; returns the sum, detached. With a rule, the
+    gradient of the loss that it knows, and that loss.
 
     The sums of the batches of one step are the sum of the step, however it is cut: a count that they are divided by
     is taken once, over the whole step.
     """
+    if callable(weights):
+        if label_smoothing:
+            raise UserError("--label-smoothing is for sums of −log p, and this loss is none; leave it out")
+        losses = model.loss(batch, None, temperature)
+        loss, weights = weights(losses.detach())
+        losses.backward(weights)  # the chain rule: ∂loss/∂parameters = Σ ∂loss/∂(−log p) · ∂(−log p)/∂parameters
+        return loss
     loss = model.loss(batch, weights, temperature, label_smoothing)
     loss.backward()
     return loss.detach()

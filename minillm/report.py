@@ -27,6 +27,8 @@ NAMES = {
     "intent_accuracy": "intents",
     "look_up": "commonest tags",
     "nats": "nats a token",
+    "longer": "the longer one wins",
+    "chosen_gain": "nats gained by chosen answers",
     "per": "PER",
     "rouge_1": "ROUGE-1",
     "rouge_2": "ROUGE-2",
@@ -96,7 +98,8 @@ def samples_table(examples: Sequence[Any], answers: Sequence[str], title: str) -
     for i in list(rows)[:SAMPLES]:
         right = answers[i] in examples[i].answers
         truth = " or ".join(a.strip() for a in examples[i].answers)
-        table.add_row(*cells(examples[i].prompt, answers[i].strip(), "✓" if right else "✗", "" if right else truth))
+        shown = examples[i].prompt, answers[i], "✓" if right else "✗", "" if right else truth
+        table.add_row(*cells(*map(shortened, shown)))
     return table
 
 

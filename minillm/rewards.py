@@ -29,8 +29,11 @@ import torch
 
 from minillm import evaluate
 from minillm.errors import UserError
+from minillm.heads import Scorer
 from minillm.published.checkpoint import open_checkpoint, resolve
+from minillm.published.exchanges import Composer
 from minillm.published.vocabularies import load_tokenizer
+from minillm.tokenizer import Tokenizer
 
 Parts = Mapping[str, Sequence[float]]
 Reward = Callable[[Sequence[Any], Sequence[str]], Parts]  # examples and answers, as many → for each part one an answer
@@ -177,11 +180,14 @@ def numbers_of(what: str, values: Any, count: int) -> list[float]:
 
 
 def of_model(name: str, device: torch.device) -> Reward:
-    """A classifier, `MODEL:CLASS`: how likely an answer is of that class, from 0 to 1. UserError."""
+    """A classifier, `MODEL:CLASS`: how likely an answer is of that class, from 0 to 1. Or a model with one output: the
+    score that it gives an answer to its prompt. UserError."""
     folder, _, label = name.partition(":")
     saved = open_checkpoint(resolve(folder))
     if saved.head_name != "classify":
         raise UserError(f"--reward {name}: this model is no classifier, so it judges no answers")
+    if saved.has_one_output and not label:
+        return of_judge(saved.load("score").to(device).eval(), load_tokenizer(saved.path))
     model, tokenizer = saved.load("classify").to(device).eval(), load_tokenizer(saved.path)
     if label not in model.classes:
         raise UserError(f"--reward {name}: name one of its classes, {folder}:{model.classes[0]} or another of them")
@@ -190,6 +196,17 @@ def of_model(name: str, device: torch.device) -> Reward:
     def reward(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
         texts = [(answer if answer.strip() else " ",) for answer in answers]
         return {label: evaluate.classify(model, tokenizer, texts)[:, column].tolist()}
+
+    return reward
+
+
+def of_judge(model: Scorer, tokenizer: Tokenizer) -> Reward:
+    """The scores of a reward model."""
+    compose = Composer(model, tokenizer)
+
+    def reward(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
+        prompts = [example.prompt for example in examples]
+        return {"score": evaluate.score(model, tokenizer, prompts, answers, compose).tolist()}
 
     return reward
 

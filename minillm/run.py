@@ -7,6 +7,7 @@ tokenizer.json           the vocabulary, or whichever files its tokenizer is mad
 args.json                the options that made it, and which of them were given
 log.jsonl                one line a step, one an evaluation
 start.safetensors        the weights that an unfinished training by reward, or one with frozen weights, began with
+reference.safetensors    log p of all answers by the model that an unfinished training on preferences began with
 checkpoint.safetensors   the state of an unfinished training, for --resume
 best.safetensors         the best weights so far of an unfinished training with --keep best
 metrics.json             the final figures; a run that has them is finished
@@ -40,9 +41,10 @@ from minillm.published import adapters, checkpoint
 from minillm.tokenizer import Tokenizer
 
 LOCK, START, CHECKPOINT, BEST = "lock", "start.safetensors", "checkpoint.safetensors", "best.safetensors"
+REFERENCE = "reference.safetensors"
 # All that there may be before the first checkpoint, whatever the tokenizer is made of.
 BEGINNING = {
-    *(LOCK, START, "args.json", "config.json", "generation_config.json", "chat_template.jinja"),
+    *(LOCK, START, REFERENCE, "args.json", "config.json", "generation_config.json", "chat_template.jinja"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "vocab.txt", "encoder.json", "vocab.bpe"),
 }
@@ -228,7 +230,7 @@ class Run:
         self.forget_state()
 
     def forget_state(self) -> None:
-        for name in (CHECKPOINT, BEST, START):
+        for name in (CHECKPOINT, BEST, START, REFERENCE):
             self.path(name).unlink(missing_ok=True)
 
 

@@ -37,9 +37,9 @@ SIZES = ("batch_tokens", "batch_examples")  # of a step, likewise
 OF_SHAPE = ("layers", "width", "heads")  # options that a checkpoint has decided
 
 
-def prepare(args: Args, task: Task, run: Run) -> tuple[Args, nn.Module, Tokenizer, Corpus]:
+def prepare(args: Args, task: Task, run: Run | None = None) -> tuple[Args, nn.Module, Tokenizer, Corpus]:
     """All that supervised training needs before its first step: its options, complete, the model, its tokenizer, the
-    documents. Frozen weights are kept in the run, which needs no other folder then. UserError."""
+    documents. Frozen weights are kept in the run, if there is one, which needs no other folder then. UserError."""
     require_examples(task)
     if args.resume:
         args = complete(args, {})
@@ -54,7 +54,7 @@ def prepare(args: Args, task: Task, run: Run) -> tuple[Args, nn.Module, Tokenize
         torch.manual_seed(args.seed)
         model = with_dropout(model, args.dropout)
         adapt(task, model, tokenizer, args.init)
-        if args.lora or args.freeze is not None:
+        if run and (args.lora or args.freeze is not None):
             write_tensors(run.path(START), weights_of(model), {"init": str(args.init)})
         restrict(model, args)
     else:
@@ -126,7 +126,7 @@ def adapt(task: Task, model: nn.Module, tokenizer: Tokenizer, init: Path | str) 
 
 def resume_start(folder: Path, task: Task) -> tuple[nn.Module, Tokenizer]:
     """A model of the shape that an unfinished run has, its weights still to be filled in, and its tokenizer."""
-    model = checkpoint.Checkpoint(folder, read_json(folder / "config.json"), {}).new()
+    model = checkpoint.Checkpoint(folder, read_json(folder / "config.json"), {}).new(task.head)
     tokenizer = load_tokenizer(folder)
     task.adapt(model, tokenizer)
     return model, tokenizer

@@ -11,12 +11,13 @@ numbers.py     correlation, squared error
 from minillm.metrics.classes import calibration_error, class_report, fitted_temperature, macro_f1
 from minillm.metrics.entities import entities, entity_f1, entity_report, token_accuracy
 from minillm.metrics.intervals import Interval, difference
-from minillm.metrics.numbers import mean_squared_error, pearson, spearman, unexplained
+from minillm.metrics.numbers import average, mean_squared_error, pearson, spearman, unexplained
 from minillm.metrics.rates import bits_per_character, edit_distance, mean, of_sums, perplexity, rate, ratio
 from minillm.metrics.texts import bleu, chrf, rouge
 
 __all__ = [
     "Interval",
+    "average",
     "bits_per_character",
     "bleu",
     "calibration_error",

@@ -71,6 +71,17 @@ def without_each(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.concatenate(found)
 
 
+def average(values: Sequence[float]) -> Interval:
+    """The mean of numbers of any size and sign, with Student's interval."""
+    x = np.asarray(values, dtype=np.float64)
+    n = len(x)
+    if n == 0:
+        raise ValueError("a mean of nothing is undefined: no examples")
+    value, changes = float(x.mean()), (x.mean() - x) / max(1, n - 1)
+    half = student(n) * bias_and_variance(changes)[1] ** 0.5 if n > 1 else math.inf
+    return Interval(value, value - half, value + half, ".3g", changes)
+
+
 def mean_squared_error(truth: Sequence[float], answers: Sequence[float]) -> Interval:
     errors = np.square(np.asarray(truth, dtype=np.float64) - np.asarray(answers, dtype=np.float64))
     return positive(np.stack([errors, np.ones_like(errors)], axis=-1), lambda sums: sums[..., 0] / sums[..., 1], ".4g")

@@ -161,7 +161,7 @@ def curve(series: Series, x: Axis, y: Axis, written: Written, index: int) -> Htm
     is_dense = len(series.y) > DENSE
     is_averaged = is_dense and series.is_noisy
     middle = smooth(series.y) if is_averaged else series.y
-    stretches = [range(a, b) for a, b in pairwise(stretch_ends(len(series.y), 4 if is_averaged else 1))]
+    stretches = [range(a, b) for a, b in pairwise(stretch_ends(len(series.y), 3 if is_averaged else 1))]
     at = [series.x[each[-1]] for each in stretches]
     low = [min(series.low[i] if series.low else series.y[i] for i in each) for each in stretches]
     high = [max(series.high[i] if series.high else series.y[i] for i in each) for each in stretches]

@@ -4,7 +4,6 @@ What came out, in a sentence, then the figures beside their baselines, the curve
 how to do it again. A run that is not finished has a page, too, of what its log holds by now.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +56,7 @@ HINTS = {
     "gradient_norm": "before the step",
     "kl": "to the start, nats an answer",
     "entropy": "nats a token",
+    "unfinished": "answers that were cut",
     "groups_without_variance": "prompts whose answers all got the same",
 }
 NAMES = {"lr": "learning rate", "kl": "KL"}
@@ -100,10 +100,11 @@ def run_page(
     sentence = headline(options, found, metrics) if found else f"{options.get('task')}: not finished yet"
     kicker = f"{SCRIPTS.get(options.get('script'), '')} · {options.get('task')} · {name}"
     looks = metrics.get("dev_confusion") or metrics.get("test_confusion") or {}
+    better = f" A lower {named(found['headline'])} is better." if found.get("lower_is_better") else ""
     return page(
         f"{sentence} · {name}",
         header(kicker, sentence, in_short(found, metrics, log)),
-        section("Figures", *figures(found, metrics), bullets(found.get("remarks", ())), note=OF_FIGURES),
+        section("Figures", *figures(found, metrics), bullets(found.get("remarks", ())), note=OF_FIGURES + better),
         section("Curves", curves(found.get("headline", ""), found, metrics, log), note=OF_CURVES),
         section("Confusion", confusion(looks) if looks else Html(), note=OF_CONFUSION),
         *(section(capital(each["title"]), table(each["columns"], each["rows"])) for each in found.get("tables", ())),
@@ -264,7 +265,7 @@ def recipe(options: Mapping[str, Any], found: Mapping[str, Any]) -> list[Html]:
     chosen = {
         name: shown(value)
         for name, value in options.items()
-        if name not in (*given, "given", "script", "task", "resume", "out") and value is not None
+        if name not in (*given, "given", "script", "task", "resume", "out") and value not in (None, [])
     }
     data = {name: f"{count:,} examples" for name, count in found.get("examples", {}).items() if count}
     if found.get("notes"):
@@ -293,5 +294,7 @@ def exactness(options: Mapping[str, Any]) -> str:
 
 
 def shown(value: Any) -> str:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return number(value) if is_number else str(value)
+    """An option, or a value beside it, as a person writes it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return number(value) if charts.is_number(value) else str(value)

@@ -132,9 +132,17 @@ class Checkpoint:
             raise UserError(f"{self.where}: id2label does not give the numbers from 0 on a name of their own each")
         return tuple(classes)
 
+    @property
+    def has_one_output(self) -> bool:
+        """Whether a classifier gives every text a number, and not the probabilities of classes."""
+        return len(self.classes or self.numbered_classes(self.family.heads["classify"])) == 1
+
     def matching_classes(self, classes: Sequence[str]) -> tuple[str, ...] | None:
-        """These classes in the order of the checkpoint's outputs; None if it has others, or none."""
+        """These classes in the order of the checkpoint's outputs; None if it has others, or none. Of a single output
+        the name says nothing."""
         try:
+            if len(classes) == len(self.classes) == 1:
+                return tuple(classes)
             return self.classes if sorted(self.classes) == sorted(classes) else None
         except UserError:
             return None
@@ -164,8 +172,8 @@ class Checkpoint:
     ) -> nn.Module:
         """The model, on the CPU, in evaluation mode, its parameters in `dtype`.
 
-        head      "lm", "mlm", "classify", "tag", "embed" or "encoder", as far as the family has it; None: what
-                  config.json says
+        head      "lm", "mlm", "classify", "score", "reward", "tag", "embed" or "encoder", as far as the family has it;
+                  None: what config.json says
         classes   the classes of a new classifier. It starts from random numbers, which is logged, unless the checkpoint
                   has one for these very classes.
         sequence_classes    with `classes`, those of a new tagger's whole sequences, likewise
@@ -218,9 +226,9 @@ class Checkpoint:
             tensors = ChainMap(sentences.projection_tensors(self.path), tensors)
         copy_weights(model, tensors, self.path, self.family, spec, new)
 
-    def new(self) -> nn.Module:
-        """A model of this shape, from random numbers."""
-        spec = self.family.heads[self.head_name]
+    def new(self, head: str | None = None) -> nn.Module:
+        """A model of this shape, from random numbers; of which head is as in `load`."""
+        spec = self.family.heads[head or self.head_name]
         if not spec.has_classes:
             return spec.model(self.config)
         more = (self.sequence_classes,) if self.head_name == "tag" else ()

@@ -13,15 +13,17 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from minillm import cli, evaluate
-from minillm.batching import Document, answering
+from minillm.batching import Batch, Corpus, Document, answering
 from minillm.errors import UserError
 from minillm.gpt import GPT, GPTConfig
 from minillm.metrics import Interval
+from minillm.objective import Rule
 from minillm.report import samples_table
 from minillm.rewards import SHARED, Reward
+from minillm.run import Run
 from minillm.tokenizer import Tokenizer
 
 
@@ -70,10 +72,12 @@ class Task(Protocol):
     head: ClassVar[str]  # the kind of model that learns it, as in published/families: "lm", "classify", …
     Options: ClassVar[type]  # a dataclass of cli.options: the task's own flags
     is_redrawn: ClassVar[bool]  # whether documents differ from epoch to epoch
+    looks_first: ClassVar[bool] = False  # whether what the model can do before its training is worth a look
     splits: Splits
     classes: Sequence[str] | None  # for heads that have them: what a new one tells apart
     sequence_classes: Sequence[str] = ()  # of a tagger, which also says of what class the whole is
     notes: Sequence[str]  # what a person should know of the data
+    before: Mapping[str, Any] = {}  # what was logged of it then
 
     def tokenizer(self) -> Tokenizer:
         """For models from scratch only; a checkpoint brings its own."""
@@ -90,6 +94,22 @@ class Task(Protocol):
 
     def documents(self, example: Any, tokenizer: Tokenizer, rng: np.random.Generator | None) -> list[Document]:
         """What is learned from an example. `rng` is given where `is_redrawn`, another one in every epoch."""
+
+    def num_read(self, example: Any, tokenizer: Tokenizer) -> int:
+        """How many tokens at the beginning of its documents are a prompt, so that what is learned comes behind them."""
+        return 0
+
+    def begin(self, model: nn.Module, corpus: Corpus, run: Run) -> None:
+        """Called with the model as it starts, on its device, before the first step; in a run that goes on, its weights
+        are still to come. What is to be remembered of the start may be kept in the run, as REFERENCE."""
+
+    def count(self, batch: Batch) -> int:
+        """Over how many things the loss of a batch is a sum: what a step is divided by."""
+        return batch.count
+
+    def weights(self, model: nn.Module, batches: Sequence[Batch], count: int) -> Sequence[Tensor | float | Rule]:
+        """Of the losses in each batch of a step that counts so many in all, for `objective.backward`."""
+        return [1 / max(count, 1)] * len(batches)
 
     def answer(self, model: nn.Module, tokenizer: Tokenizer, examples: Sequence[Any]) -> list[Any]:
         """The model's answer to each example, in their order. Leaves the model in the mode it found."""
@@ -135,9 +155,7 @@ class WritingTask(Task):
     notes = ()
 
     def recipe(self, model: nn.Module | None, minutes: float | None) -> dict[str, Any]:
-        """Of a model that can write already; the rates of AdamW fall with its width (arXiv:2203.03466)."""
-        lr = 3e-4 * min(1.0, 128 / model.config.width)
-        return {"optimizer": "adamw", "batch_tokens": 2048, "lr": lr, "embedding_lr": lr, "warmup": 0.05, "epochs": 3}
+        return recipe_of_writers(model)
 
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> GPT:
         sizes = {"num_layers": shape.layers, "width": shape.width, "num_heads": shape.heads, "dropout": shape.dropout}
@@ -163,6 +181,9 @@ class WritingTask(Task):
         """One document for each right answer."""
         prompt = tokenizer.prompt(example.prompt)
         return [answering(prompt, [*tokenizer.encode(answer), tokenizer.end]) for answer in example.answers]
+
+    def num_read(self, example: Example, tokenizer: Tokenizer) -> int:
+        return len(tokenizer.prompt(example.prompt))
 
     @cache  # noqa: B019, a task lives as long as the training
     def max_answer_tokens(self, tokenizer: Tokenizer) -> int:
@@ -206,3 +227,9 @@ class WritingTask(Task):
 
     def next_command(self, folder: Path) -> str:
         return f"python train_rl.py --task {self.name} --init {shlex.quote(str(folder))}"
+
+
+def recipe_of_writers(model: GPT) -> dict[str, Any]:
+    """Of a model that can write already; the rates of AdamW fall with its width (arXiv:2203.03466)."""
+    lr = 3e-4 * min(1.0, 128 / model.config.width)
+    return {"optimizer": "adamw", "batch_tokens": 2048, "lr": lr, "embedding_lr": lr, "warmup": 0.05, "epochs": 3}

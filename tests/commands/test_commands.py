@@ -96,10 +96,7 @@ def lines(out):
 def test_help_names_all_commands(run, argv):
     code, out, _ = run(*argv)
     assert code == 0
-    assert all(
-        f"python -m minillm {name} " in out
-        for name in ("generate", "chat", "embed", "classify", "tag", "fill", "merge")
-    )
+    assert all(f"python -m minillm {name} " in out for name in minillm.__main__.COMMANDS)
 
 
 @pytest.mark.parametrize("name", ["generate", "chat", "embed", "classify", "tag", "fill"])

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from minillm.bert import BERT, BERTConfig
-from minillm.heads import MaskedLM, SentenceEmbedder, SequenceClassifier, TokenClassifier
+from minillm.heads import MaskedLM, RewardModel, Scorer, SentenceEmbedder, SequenceClassifier, TokenClassifier
 from minillm.modernbert import ModernBERT, ModernBERTConfig
 from minillm.published.families.base import ACTIVATIONS, OF_SEQUENCES, Family, Fields, Head, Rule, rule, written
 
@@ -19,10 +19,13 @@ def heads(
     pretraining: tuple[str, ...] = (),
 ) -> dict[str, Head]:
     others = tuple(f"{name}For{what}" for what in ("QuestionAnswering", "MultipleChoice", "NextSentencePrediction"))
+    of_sequences = f"{name}ForSequenceClassification"
     return {
         "encoder": Head(encoder, f"{name}Model", also=others, is_bare=True),  # of the others it is what is used
         "mlm": Head(MaskedLM, f"{name}ForMaskedLM", also=pretraining, rules=mlm),
-        "classify": Head(SequenceClassifier, f"{name}ForSequenceClassification", rules=classify, has_classes=True),
+        "classify": Head(SequenceClassifier, of_sequences, rules=classify, has_classes=True),
+        "score": Head(Scorer, of_sequences, rules=classify, has_classes=True),
+        "reward": Head(RewardModel, of_sequences, rules=classify, has_classes=True),
         "tag": Head(TokenClassifier, f"{name}ForTokenClassification", rules=(*tag, OF_SEQUENCES), has_classes=True),
         "embed": Head(SentenceEmbedder, f"{name}Model", is_bare=True),
     }

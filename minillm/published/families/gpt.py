@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minillm.gpt import GPT, GPTConfig
-from minillm.heads import SequenceClassifier, TokenClassifier
+from minillm.heads import RewardModel, Scorer, SequenceClassifier, TokenClassifier
 from minillm.layers import Llama3Scaling, RopeScaling, YarnScaling
 from minillm.published.families.base import ACTIVATIONS, OF_SEQUENCES, Family, Fields, Head, rule, written
 from minillm.published.families.rope import rope_from, scaling_to
@@ -16,9 +16,12 @@ FULL, SLIDING = "full_attention", "sliding_attention"  # what a layer sees: ever
 def heads(lm: str, name: str, tagger: str = "score") -> dict[str, Head]:
     """`tagger` is what the last product of theirs is called that gives every token a class."""
     classify, tag = (rule("classifier", "score"),), (rule("classifier", tagger), OF_SEQUENCES)
+    of_sequences = f"{name}ForSequenceClassification"
     return {
         "lm": Head(GPT, lm, also=(f"{name}Model",), rules=(rule("output", "lm_head"),)),
-        "classify": Head(SequenceClassifier, f"{name}ForSequenceClassification", rules=classify, has_classes=True),
+        "classify": Head(SequenceClassifier, of_sequences, rules=classify, has_classes=True),
+        "score": Head(Scorer, of_sequences, rules=classify, has_classes=True),
+        "reward": Head(RewardModel, of_sequences, rules=classify, has_classes=True),
         "tag": Head(TokenClassifier, f"{name}ForTokenClassification", rules=tag, has_classes=True),
     }
 
@@ -258,15 +261,16 @@ def own_to(config: GPTConfig) -> dict[str, Any]:
     return fields
 
 
+OWN_CLASSIFIER = (rule("classifier", "classifier"),)
 OWN = Family(
     model_type="",
     prefix="encoder.",
     rules=(),
     heads={
         "lm": Head(GPT, "GPT", rules=(rule("output", "output"),), is_bare=True),
-        "classify": Head(
-            SequenceClassifier, "GPTClassifier", rules=(rule("classifier", "classifier"),), has_classes=True
-        ),
+        "classify": Head(SequenceClassifier, "GPTClassifier", rules=OWN_CLASSIFIER, has_classes=True),
+        "score": Head(Scorer, "GPTClassifier", rules=OWN_CLASSIFIER, has_classes=True),
+        "reward": Head(RewardModel, "GPTClassifier", rules=OWN_CLASSIFIER, has_classes=True),
         "tag": Head(
             TokenClassifier, "GPTTagger", rules=(rule("classifier", "classifier"), OF_SEQUENCES), has_classes=True
         ),
