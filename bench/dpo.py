@@ -115,7 +115,8 @@ def learn(work: Path, name: str, options: Options, **given: Any) -> tuple[nn.Mod
     """A run in the work folder, unless it is there already."""
     out = work / f"{name}-run"
     if not (out / "metrics.json").exists():
-        train_sft.train(train_sft.Args(task="preference", out=out, options=options, **given))
+        last = {"keep": "last", "evaluations": 1}  # what is held out chooses nothing
+        train_sft.train(train_sft.Args(task="preference", out=out, options=options, **last, **given))
     head = "reward" if options.method is None else "lm"
     return checkpoint.load(out, head), load_tokenizer(out)
 

@@ -1,5 +1,6 @@
 """What a training starts from: a run, a published checkpoint, or nothing; and the options that nobody gave."""
 
+import copy
 import dataclasses
 import os
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from torch import nn
 
 from minillm import cli, origin
 from minillm.batching import Corpus, example_rng
+from minillm.device import Placement, settle
 from minillm.errors import UserError
 from minillm.files import fields_from, read_json, write_tensors
 from minillm.gpt import GPT
@@ -145,6 +147,17 @@ def open_policy(args: Args, run: Run, task: Task) -> tuple[GPT, Tokenizer]:
     return model, tokenizer
 
 
+def learner(start: GPT, placement: Placement, args: Any) -> GPT:
+    """What reinforcement learning moves away from `start`, which is put where it computes: a copy, which under --lora
+    shares all but the pairs with it."""
+    start.to(placement.device).eval().compute_dtype = placement.dtype
+    torch.manual_seed(args.seed)
+    model = copy.deepcopy(start, {id(p): p for p in start.parameters()} if args.lora else None)
+    restrict(model, args)
+    settle(model, placement, args.checkpointing, args.compile)
+    return model
+
+
 def new_start(task: Task, tokenizer: Tokenizer, args: Any) -> nn.Module:
     """A model from scratch of the shape that `args` have. UserError where that cannot be."""
     require_memory(args)
@@ -183,7 +196,7 @@ def with_dropout(model: nn.Module, p: float | None) -> nn.Module:
     other = GPT(config) if isinstance(model, GPT) else type(model)(config, *model.outputs)
     other.load_state_dict(model.state_dict())
     if not isinstance(model, GPT):
-        other.transform_is_trained = model.transform_is_trained
+        other.transform_is_trained, other.head_is_trained = model.transform_is_trained, model.head_is_trained
     return other
 
 
