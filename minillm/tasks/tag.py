@@ -2,7 +2,7 @@
 whole is. The data is the user's own: lists of words and tags in JSONL, JSON, Parquet or CSV, or columns (CoNLL)."""
 
 import shlex
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -14,6 +14,7 @@ from rich.table import Table
 from torch import nn
 
 from minillm import records
+from minillm.baselines import TagLookup
 from minillm.batching import IGNORE, Document
 from minillm.errors import UserError
 from minillm.heads import TokenClassifier
@@ -144,7 +145,7 @@ class Tag(Task):
     def baselines(self, examples: Sequence[Sentence]) -> dict[str, Interval]:
         """Each word its commonest tag of training, and the intent that naive Bayes says."""
         truth = [example.tags for example in examples]
-        found = [[self.commonest.get(word, self.default) for word in example.words] for example in examples]
+        found = [self.look_up.answer(example.words) for example in examples]
         measured = {"look_up": (entity_f1 if self.has_entities else token_accuracy)(truth, found)}
         if have_intents(examples):
             right = [self.naive_bayes.answer((example.prompt,)) == example.intent for example in examples]
@@ -152,19 +153,9 @@ class Tag(Task):
         return measured
 
     @cached_property
-    def commonest(self) -> dict[str, str]:
-        """Of every training word the tag that it bears most often."""
-        counts: dict[str, Counter[str]] = defaultdict(Counter)
-        for sentence in self.splits.train:
-            for word, tag in zip(sentence.words, sentence.tags, strict=True):
-                counts[word][tag] += 1
-        return {word: tags.most_common(1)[0][0] for word, tags in counts.items()}
-
-    @cached_property
-    def default(self) -> str:
-        """Of words that training did not have: O, or else the commonest tag."""
-        counts = Counter(tag for sentence in self.splits.train for tag in sentence.tags)
-        return "O" if self.has_entities else counts.most_common(1)[0][0]
+    def look_up(self) -> TagLookup:
+        train = self.splits.train
+        return TagLookup([sentence.words for sentence in train], [sentence.tags for sentence in train])
 
     @cached_property
     def naive_bayes(self) -> NaiveBayes:
