@@ -23,7 +23,6 @@ import minillm  # noqa: F401, first: it sets how threads wait
 
 # isort: split
 
-import copy
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -40,7 +39,7 @@ import kernels
 import train_sft
 from minillm import cli, policy, trackers
 from minillm.batching import IGNORE, Batch, Corpus, by_length
-from minillm.device import PRECISIONS, place, settle
+from minillm.device import PRECISIONS, place
 from minillm.episodes import (
     Episode,
     describe,
@@ -64,7 +63,7 @@ from minillm.optim import adamw
 from minillm.options import Optimisation, check_optimisation
 from minillm.origin import data_of
 from minillm.policy import Estimator, Rewards, moved
-from minillm.report import SAMPLES, evenly_spaced, figures, flat, introduce, samples_table
+from minillm.report import SAMPLES, evenly_spaced, introduce, samples_table, score
 from minillm.rewards import Reward, open_rewards
 from minillm.run import Run
 from minillm.session import Session
@@ -72,19 +71,17 @@ from minillm.start import (
     complete,
     documents_of_epoch,
     inherited_options,
+    learner,
     open_policy,
     refuse_beside_resume,
-    restrict,
     resumed,
 )
 from minillm.tasks import TASKS
 from minillm.tasks.base import Task, WritingTask
 from minillm.tokenizer import Tokenizer
-from minillm.trackers import TRACKERS
 
 WRITING = {name: task for name, task in TASKS.items() if issubclass(task, WritingTask)}  # which have policies
-DEFAULT_MINUTES = 3.0
-WARMUP = 0.1  # share of the training: AdamW's first steps are all noise
+RECIPE = {"minutes": 3.0, "warmup": 0.1}  # where no budget is given; AdamW's first steps are all noise
 LR = 1e-3  # of a model of width 128; AdamW's rates fall with the width (arXiv:2203.03466)
 LOOK_EVERY = 10  # steps between looks at the KL to the start, which costs a pass of the starting model
 LEAST_TEMPERATURE = 1e-3  # of the policy: its gradients are divided by it, and soon all its answers are alike
@@ -115,12 +112,12 @@ class Args(Optimisation, Estimator):
     evaluations: int = cli.option(4, "looks at the dev set after the first, the last one included")
     precision: str = cli.option("auto", "of the activations; weights stay float32", choices=PRECISIONS)
     kernels: str = cli.option("auto", "implementation of attention and loss", choices=kernels.IMPLS)
-    log_to: str | None = cli.option(None, "write the log there, too", choices=tuple(TRACKERS))
+    log_to: str | None = cli.option(None, "write the log there, too", choices=tuple(trackers.TRACKERS))
     options: Any = None  # those of the task, an instance of its Options; None: its defaults, or the starting run's
 
 
-def check(args: Args) -> Args:
-    """The options with a budget. UserError for those that make no sense whatever the data is."""
+def check(args: Args) -> None:
+    """UserError for options that make no sense whatever the data is."""
     if not issubclass(TASKS.get(args.task, object), WritingTask):
         raise UserError(f"--task {args.task} is not one of {', '.join(WRITING)}")
     cli.require_choices(args, skip=("task",))
@@ -128,8 +125,7 @@ def check(args: Args) -> Args:
         cli.require_choices(args.options)
     cli.require_seed(args)
     trackers.require(args.log_to)
-    cli.require_positive(args, "minutes", "steps", "prompts", "samples", "temperature", "evaluations")
-    cli.require_positive(args, "micro_tokens")
+    cli.require_positive(args, "minutes", "steps", "prompts", "samples", "temperature", "evaluations", "micro_tokens")
     check_optimisation(args)
     policy.check(args, args.samples)
     if args.prompts * args.samples > MOST_ANSWERS:
@@ -143,7 +139,6 @@ def check(args: Args) -> Args:
         )
     if args.minutes and args.steps:
         raise UserError("--minutes and --steps exclude each other: give one budget")
-    return args if args.minutes or args.steps else dataclasses.replace(args, minutes=DEFAULT_MINUTES)
 
 
 # ---- the algorithm: roll out, judge, weigh, update --------------------------------------------------
@@ -277,8 +272,8 @@ def report(
     tried = [{"prompt": episode.example.prompt, "answer": episode.text} for episode in shown]
     session.report(task.measure(examples, answers), len(examples), samples=tried)
     session.console.print(describe(seen), highlight=False)
-    texts = [episode.text for episode in shown]
-    session.console.print(samples_table([e.example for e in shown], texts, "answers drawn in practice"))
+    examples, texts = [e.example for e in shown], [e.text for e in shown]
+    session.console.print(samples_table(examples, texts, "answers drawn in practice"))
 
 
 # ---- where it starts, and how it ends ---------------------------------------------------------------
@@ -302,27 +297,12 @@ def find_start(args: Args, console: Console) -> Path:
     return run.folder
 
 
-def score(console: Console, task: Task, model: GPT, tokenizer: Tokenizer, when: str) -> dict[str, float]:
-    """The task's metrics of greedy answers to all that is held out."""
-    metrics: dict[str, float] = {}
-    for split in ("dev", "test"):
-        if examples := vars(task.splits)[split]:
-            measured = task.measure(examples, task.answer(model, tokenizer, examples))
-            metrics |= flat(measured, split)
-            console.print(f"{when}: {split} {figures(measured)} on {len(examples):,} held-out examples")
-    return metrics
-
-
 def train(args: Args, console: Console | None = None) -> Run:
     """From the arguments to the finished run folder. UserError for all that the user can mend."""
     started = time.monotonic()
     console, args = console or cli.console(), cli.with_paths(args)
-    if args.resume:
-        refuse_beside_resume(args)
-    else:
-        args = check(args)
-    given = cli.given(args)
-    with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-rl", given) as run:
+    refuse_beside_resume(args) if args.resume else check(args)
+    with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-rl", cli.given(args)) as run:
         if args.resume:
             args = resumed(args, "rl", TASKS)
         else:
@@ -336,12 +316,8 @@ def train(args: Args, console: Console | None = None) -> Run:
         reward = open_rewards(args.reward, task.rewards, placement.device)
         start, tokenizer = open_policy(args, run, task)
         lr = LR * min(1.0, 128 / start.config.width) * (LR_FACTOR if args.lora else 1.0)
-        args = complete(args, {"lr": lr, "warmup": WARMUP})
-        start.to(placement.device).eval().compute_dtype = placement.dtype
-        model = copy.deepcopy(start)
-        torch.manual_seed(args.seed)
-        restrict(model, args)
-        settle(model, placement, args.checkpointing, args.compile)
+        args = complete(args, {**RECIPE, "lr": lr})
+        model = learner(start, placement, args)
         session = Session(args, run, model, adamw(model, args.lr, args.lr, args.weight_decay), console)
         session.begin("rl", args, tokenizer, data, started)
         introduce(console, placement, task, model, run)
@@ -362,7 +338,8 @@ def finish(session: Session, task: Task, model: GPT, tokenizer: Tokenizer, befor
     metrics = {**{f"start_{name}": value for name, value in before.items()}, **after}
     panels = ["reward", f"dev_{task.headline}", "kl", "entropy", "gradient_norm", "groups_without_variance"]
     dev = {name: value for name, value in after.items() if name.startswith("dev")}
-    session.finish(metrics, dev, panels, f"{task.name}, by reward", findings(task, model, [table]))
+    found = findings(task, model, [table], task.measure(shown, answers))
+    session.finish(metrics, dev, panels, f"{task.name}, by reward", found)
 
 
 def main() -> None:

@@ -6,11 +6,14 @@
   python train_sft.py --task arithmetic                    the start of `python train_rl.py`
   python train_sft.py --task classify --init MODEL --train a.jsonl --dev b.jsonl     fine-tune a published BERT or GPT
   python train_sft.py --task classify --train a.csv --fields text=review,label=stars     one from scratch
+  python train_sft.py --task seq2seq --train a.jsonl --fields prompt=en,answer=de     translation from scratch
+  python train_sft.py --task chat --init MODEL --train a.jsonl     conversations, in the model's own template
+  python train_sft.py --task tag --init MODEL --train a.conll --dev b.conll          entities, or slots and intents
   python train_sft.py --resume runs/pronounce-sft          go on where a run was interrupted
 
 Objective: minimise − 1/n Σ log p(target | what the model has read) over the n targets of a step: the tokens of answers,
-the end token included and prompts excluded, or in classification the class of each text. The count n is taken once a
-step, however the step is cut. This is the maximum likelihood of the answers that the data shows.
+the end token included and prompts excluded; in classification the class of each text, in tagging that of each word.
+The count n is taken once a step, however the step is cut. This is the maximum likelihood of the answers in the data.
 """
 
 import minillm  # noqa: F401, first: it sets how threads wait
@@ -32,6 +35,7 @@ from minillm.batching import Corpus
 from minillm.device import PRECISIONS, place, settle
 from minillm.errors import UserError
 from minillm.findings import findings
+from minillm.inspection import inspect
 from minillm.metrics import Interval
 from minillm.objective import backward
 from minillm.optim import optimizers_of
@@ -44,7 +48,6 @@ from minillm.start import BUDGETS, OF_SHAPE, prepare, refuse_beside_resume, resu
 from minillm.tasks import TASKS
 from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer
-from minillm.trackers import TRACKERS
 
 UNTIL_EVERY = 10  # steps between looks at whether a training is good enough already
 GLANCE = 500  # dev examples looked at during training; all of them at the end
@@ -77,7 +80,10 @@ class Args(Supervised):
     patience: int | None = cli.option(None, "stop after so many looks in a row that were no better than the best")
     precision: str = cli.option("auto", "of the activations; weights stay float32", choices=PRECISIONS)
     kernels: str = cli.option("auto", "implementation of attention and loss", choices=kernels.IMPLS)
-    log_to: str | None = cli.option(None, "write the log there, too", choices=tuple(TRACKERS))
+    log_to: str | None = cli.option(None, "write the log there, too", choices=tuple(trackers.TRACKERS))
+    inspect: int | None = cli.option(
+        None, "print what so many examples teach, token by token; check all; train nothing"
+    )
     options: Any = None  # those of the task, an instance of its Options; None: its defaults
 
 
@@ -95,7 +101,7 @@ def check(args: Args) -> None:
     cli.require_seed(args)
     trackers.require(args.log_to)
     cli.require_positive(args, *BUDGETS, "until", "evaluations", "patience", "layers", "width", "heads")
-    cli.require_positive(args, "batch_tokens", "batch_examples", "micro_tokens")
+    cli.require_positive(args, "batch_tokens", "batch_examples", "micro_tokens", "inspect")
     cli.require_share(args, "dropout", "activations")
     check_optimisation(args)
     if args.init and (given := [name for name in OF_SHAPE if vars(args)[name] is not None]):
@@ -109,8 +115,7 @@ def train(args: Args, console: Console | None = None) -> Run:
     started = time.monotonic()
     console, args = console or cli.console(), cli.with_paths(args)
     refuse_beside_resume(args) if args.resume else check(args)
-    given = cli.given(args)
-    with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-sft", given) as run:
+    with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-sft", cli.given(args)) as run:
         args = resumed(args, "sft", TASKS) if args.resume else args
         placement = place(args.precision, args.kernels)
         options = args.options or TASKS[args.task].Options()
@@ -123,9 +128,26 @@ def train(args: Args, console: Console | None = None) -> Run:
         session = Session(args, run, model, optimizers_of(model, args), console)
         session.begin("sft", args, tokenizer, data, started)
         introduce(console, placement, task, model, run)
+        if task.looks_first:
+            look_first(session, task, model, tokenizer)
         fit(args, session, task, model, tokenizer, corpus)
         finish(session, task, model, tokenizer)
     return run
+
+
+def look_first(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> None:
+    """Measures what the model can do before its training, unless that stands in the log already."""
+    if session.progress.records == 0:
+        examples, answers = glance(session, task, model, tokenizer)
+        session.report(task.measure(examples, answers), len(examples), **task.details(examples, answers))
+    task.before = next(iter(session.run.read_log(1)), {})
+
+
+def look_into(args: Args, console: Console | None = None) -> None:
+    """What `train` would learn from, for a person. UserError likewise, and where a rule is broken."""
+    check(args)
+    task = TASKS[args.task](args.options or TASKS[args.task].Options(), args.seed)
+    inspect(cli.with_paths(args), task, console or cli.console())
 
 
 def fit(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer, corpus: Corpus) -> None:
@@ -193,14 +215,15 @@ def finish(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer)
     for remark in (remarks := task.remarks(measured)):
         session.console.print(f"note: {remark}", markup=False)
     next_command = task.next_command(session.run.folder)
-    found = findings(task, model, [table], list(baselines), remarks, next_command)
+    found = findings(task, model, [table], measured, list(baselines), remarks, next_command)
     panels = ["loss", "lr", f"dev_{task.headline}"]
     session.finish(metrics, flat(measured, "dev"), panels, f"{task.name}, by example", found)
     session.console.print(f"next: {next_command}", markup=False)
 
 
 def main() -> None:
-    train(cli.parse_with_task(Args, TASKS, __doc__))
+    args = cli.parse_with_task(Args, TASKS, __doc__)
+    look_into(args) if args.inspect else train(args)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Do the 95 % intervals of minillm/metrics.py hold the true value in 95 % of cases? Simulated over kinds of data.
 
-python bench/intervals.py            # two minutes on one core; writes bench/results/intervals.json
+python bench/intervals.py            # some minutes on one core; writes bench/results/intervals.json
 python bench/intervals.py --quick    # seconds, and nothing is written
 
 The truth is that of the population that the examples are drawn from: of macro-F1, that of its confusion matrix. Kinds
@@ -17,9 +17,11 @@ from itertools import groupby, product
 from pathlib import Path
 
 import harness  # noqa: F401, first: puts the repository root on the path
+import interval_data
 import numpy as np
 
-from minillm.metrics import Interval, macro_f1_of, rate, ratio
+from minillm.metrics import Interval, rate, ratio
+from minillm.metrics.classes import macro_f1_of
 
 OUT = Path(__file__).resolve().parent / "results" / "intervals.json"
 SIZES = (20, 50, 100, 500, 1000, 10_000)  # examples
@@ -27,6 +29,7 @@ CLASSES = (2, 5, 20, 100)
 ACCURACIES = (0.3, 0.5, 0.7, 0.9, 0.97)
 ERROR_RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6)
 FEWEST = 5  # examples of a class
+MOST_OTHER = 1000  # examples of correlations, whose time is that of their square, and of what is beside them
 REPEATS, MORE_REPEATS, LOW = 200, 2000, 0.935
 
 Draw = Callable[[np.random.Generator], tuple[Interval, float]]  # a data set's interval, and the truth
@@ -48,24 +51,13 @@ class Row:
 def exact_rows(sizes: Iterable[int]) -> Iterator[Row]:
     """Coverage of `rate` summed over all outcomes, at even rates and at those where little is ever seen."""
     for n in sizes:
-        intervals = [rate(Outcome(n, right)) for right in range(n + 1)]
+        intervals = [rate(np.arange(n) < right) for right in range(n + 1)]
         _, lows, highs = np.array(intervals).T
         rare = np.geomspace(0.01, 10, 200) / n
         for kind, rates in (("even rates", np.linspace(0.005, 0.995, 199)), ("rare", rare), ("rare", 1 - rare)):
             for p in rates:
                 coverage = binomial(n, p)[(lows <= p) & (p <= highs)].sum()
                 yield Row("rate", n, kind, float(p), float(coverage))
-
-
-class Outcome(list):
-    """So many right of n, without a list of them."""
-
-    def __init__(self, n: int, right: int):
-        super().__init__([right])
-        self.n = n
-
-    def __len__(self) -> int:
-        return self.n
 
 
 def binomial(n: int, p: float) -> np.ndarray:
@@ -156,6 +148,15 @@ def population(rng: np.random.Generator, n: int, k: int, prior: str, mixup: str,
     return sizes[:, None] * (errors + np.diag(right))
 
 
+# ---- other metrics: data of known truth --------------------------------------------------------------------
+
+
+def other_cells(sizes: Iterable[int]) -> Iterator[tuple[Row, Draw]]:
+    for n in sizes:
+        if n <= MOST_OTHER:
+            yield from ((Row(metric, n, kind, p), draw) for metric, kind, p, draw in interval_data.cells(n))
+
+
 # ---- all of it ---------------------------------------------------------------------------------------------
 
 
@@ -197,7 +198,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few sizes and repeats, to see that it runs")
     quick = parser.parse_args().quick
     sizes, classes, repeats, more = ((20, 50), (2, 4), 20, 20) if quick else (SIZES, CLASSES, REPEATS, MORE_REPEATS)
-    cells = [*ratio_cells(sizes), *f1_cells(sizes, classes)]
+    cells = [*ratio_cells(sizes), *f1_cells(sizes, classes), *other_cells(sizes)]
     rows = [*exact_rows(sizes), *simulated(cells, repeats, more)]
     lines = table(rows)
     print(*lines, sep="\n")

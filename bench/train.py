@@ -35,7 +35,7 @@ from kernels import Packing
 from minillm.batching import IGNORE, Batch
 from minillm.bert import BERTConfig
 from minillm.gpt import GPT, GPTConfig
-from minillm.heads import SequenceClassifier
+from minillm.heads import SequenceClassifier, TokenClassifier
 from minillm.objective import backward
 from minillm.published import checkpoint
 
@@ -51,6 +51,35 @@ class Case(NamedTuple):
     config: GPTConfig | BERTConfig
     lengths: Sequence[int]
     compiles: bool  # whether torch.compile is asked, too
+    tags: int = 0  # classes of a token; 0: the texts are classified, or a GPT reads them
+
+
+# Sentences of SNIPS in MiniLM's tokens, control tokens included: 32 quantiles of them, and 32 of like length.
+AS_THEY_COME = [
+    6,
+    7,
+    7,
+    8,
+    8,
+    9,
+    9,
+    9,
+    *[10] * 4,
+    *[11] * 4,
+    *[12] * 3,
+    *[13] * 3,
+    14,
+    14,
+    15,
+    15,
+    16,
+    16,
+    17,
+    18,
+    19,
+    21,
+]
+LIKE_LENGTHS = [12] * 11 + [13] * 21
 
 
 def cases(quick: bool) -> list[Case]:
@@ -58,6 +87,13 @@ def cases(quick: bool) -> list[Case]:
     if quick:
         return [
             Case("BERT 1 × 16, B=3", BERTConfig(99, 16, 1, 16, 2, dropout=0, classifier_dropout=0), [3, 8, 5], False),
+            Case(
+                "BERT 1 × 16 tagging, B=2",
+                BERTConfig(99, 16, 1, 16, 2, dropout=0, classifier_dropout=0),
+                [3, 8],
+                False,
+                5,
+            ),
             Case("GPT 1 × 16, B=2 T=8", gpt(50, 8, 1, 16, 2), [8] * 2, False),
         ]
     bert = {"vocab_size": 30522, "num_layers": 6, "width": 384, "num_heads": 12}
@@ -65,6 +101,8 @@ def cases(quick: bool) -> list[Case]:
     return [
         Case("MiniLM 6 × 384, 32 of 8–64, no dropout", BERTConfig(**bert, **still), ragged, False),
         Case("MiniLM 6 × 384, 32 of 8–64, dropout 0.1", BERTConfig(**bert, attention_dropout=0.1), ragged, False),
+        Case("MiniLM 6 × 384 tagging, sentences as they come", BERTConfig(**bert, **still), AS_THEY_COME, False, 72),
+        Case("MiniLM 6 × 384 tagging, of like length", BERTConfig(**bert, **still), LIKE_LENGTHS, False, 72),
         Case("GPT 6 × 384, B=16 T=256 V=65", gpt(65, 256, 6, 384, 6), [256] * 16, True),
         Case("GPT-2 124M 12 × 768, B=4 T=512 V=50257", gpt(50257, 512, 12, 768, 12), [512] * 4, True),
     ]
@@ -78,22 +116,29 @@ def gpt(V: int, T: int, layers: int, width: int, heads: int) -> GPTConfig:
 def prepare(case: Case, folder: Path) -> None:
     """A random checkpoint and a batch for it."""
     torch.manual_seed(0)
-    classes = ["no", "yes"]
-    model = GPT(case.config) if isinstance(case.config, GPTConfig) else SequenceClassifier(case.config, classes)
+    model = model_of(case)
     checkpoint.save(model, folder)
     N, V = sum(case.lengths), case.config.vocab_size
     batch = {"tokens": torch.randint(V, (N,)), "lengths": torch.tensor(case.lengths)}
-    if isinstance(model, GPT):
-        batch["targets"] = torch.randint(V, (N,))
+    if isinstance(model, SequenceClassifier):
+        batch["labels"] = torch.randint(len(model.classes), (len(case.lengths),))
     else:
-        batch["labels"] = torch.randint(len(classes), (len(case.lengths),))
+        batch["targets"] = torch.randint(case.tags or V, (N,))
     save_file(batch, folder / "batch.safetensors")
+
+
+def model_of(case: Case) -> GPT | SequenceClassifier | TokenClassifier:
+    if isinstance(case.config, GPTConfig):
+        return GPT(case.config)
+    if case.tags:
+        return TokenClassifier(case.config, [str(k) for k in range(case.tags)])
+    return SequenceClassifier(case.config, ["no", "yes"])
 
 
 def work(folder: Path) -> None:
     """Our side, in a process of its own: the very function that the scripts call."""
     batch = load_file(folder / "batch.safetensors")
-    model = checkpoint.load(folder, "classify" if "labels" in batch else None).train()
+    model = checkpoint.load(folder).train()
     model.compute_dtype = torch.bfloat16
     tokens = batch["tokens"]
     targets, labels = batch.get("targets", torch.full_like(tokens, IGNORE)), batch.get("labels", tokens[:0])

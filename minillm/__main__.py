@@ -4,10 +4,13 @@
   python -m minillm chat MODEL                                    a conversation with a GPT
   python -m minillm embed MODEL "one text" "another"              how alike texts mean, by a BERT
   python -m minillm classify RUN "a text"                         which class a text belongs to
+  python -m minillm tag RUN "a text"                              its entities, or what each word is
   python -m minillm score RUN --prompt "a question" "an answer"   how good a reward model finds it
   python -m minillm fill MODEL "The [MASK] is blue."              the words that a BERT would put there
   python -m minillm merge ADAPTER --base MODEL --out FOLDER       LoRA's pairs into the weights that they are for
   python -m minillm reward FILE.py:score "an answer"              what a reward for train_rl.py says of answers
+  python -m minillm evaluate RUN --file FILE                      how good its answers are, with intervals
+  python -m minillm compare RUN RUN                               whether one is better than the other
   python -m minillm report RUN                                    the page of a run, made anew
 
 MODEL is a folder in the layout of Hugging Face, a run of train_sft.py or train_rl.py, the id of a model on the hub
@@ -27,7 +30,20 @@ import sys
 from minillm import cli
 from minillm.errors import UserError
 
-COMMANDS = ("generate", "chat", "embed", "classify", "score", "fill", "merge", "reward", "report")
+COMMANDS = (
+    "generate",
+    "chat",
+    "embed",
+    "classify",
+    "tag",
+    "score",
+    "fill",
+    "merge",
+    "reward",
+    "evaluate",
+    "compare",
+    "report",
+)
 
 
 def main() -> None:

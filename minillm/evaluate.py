@@ -4,7 +4,7 @@ Letters: n texts, C outputs of the model for each.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from minillm.batching import Batch, Document, by_length, pack
 from minillm.errors import NOT_FINITE, UserError
-from minillm.generate import GREEDY, generate
+from minillm.generate import GREEDY, Sample, generate
 from minillm.gpt import GPT
 from minillm.heads import Head, Scorer
 from minillm.inference import ready
@@ -26,21 +26,26 @@ Texts = tuple[str, ...]  # what is read as one: a text, or a pair of them
 
 
 def write(model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-    """The greedy answer to each prompt, in their order. Leaves the model in the mode it found. UserError where a token
-    has no probability."""
+    """The greedy answer to each prompt, in their order; see `complete`."""
+    ids = [tokenizer.prompt(prompt) for prompt in prompts]
+    return [tokenizer.decode(sample.tokens) for sample in complete(model, ids, max_new_tokens, tokenizer.stops)]
+
+
+def complete(model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int, stops: Collection[int]) -> list[Sample]:
+    """The greedy answer to each prompt, from tokens to tokens. Leaves the model in the mode it found. UserError where a
+    token has no probability."""
     was_training = model.training
     model.eval()
     fast = ready(model)
-    ids = [tokenizer.prompt(prompt) for prompt in prompts]
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # like lengths need no padding
-    answers = [""] * len(ids)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # like lengths need no padding
+    answers = [Sample()] * len(prompts)
     for start in range(0, len(order), PROMPTS):
         rows = order[start : start + PROMPTS]
-        samples = generate(fast, [ids[i] for i in rows], max_new_tokens, tokenizer.stops, GREEDY)
+        samples = generate(fast, [prompts[i] for i in rows], max_new_tokens, stops, GREEDY)
         if any(math.isnan(logprob) for sample in samples for logprob in sample.logprobs):
             raise UserError(NOT_FINITE)
         for i, sample in zip(rows, samples, strict=True):
-            answers[i] = tokenizer.decode(sample.tokens)
+            answers[i] = sample
     model.train(was_training)
     return answers
 

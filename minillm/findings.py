@@ -5,7 +5,7 @@ which `confusion` is drawn.
 """
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
+from minillm.metrics import Interval
 from minillm.report import without_control_characters
 from minillm.tasks.base import Task
 
@@ -21,16 +22,19 @@ def findings(
     task: Task,
     model: nn.Module,
     tables: Sequence[Table],
+    measured: Mapping[str, Interval],
     baselines: Sequence[str] = (),
     remarks: Sequence[str] = (),
     next_command: str = "",
 ) -> dict[str, Any]:
-    """`baselines`: the names of the figures that are not the model's."""
+    """`measured`: the figures of some split, of which it keeps how they are written; `baselines`: the names of those
+    that are not the model's."""
     return {
         "task": task.name,
         "headline": task.headline,
         "lower_is_better": task.lower_is_better,
         "baselines": list(baselines),
+        "forms": {name: interval.form for name, interval in measured.items()},
         "examples": {name: len(split) for name, split in vars(task.splits).items()},
         "notes": list(task.notes),
         "remarks": list(remarks),

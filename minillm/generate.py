@@ -18,6 +18,7 @@ from kernels import Packing
 from minillm.gpt import GPT
 from minillm.inference import KVCache
 
+BLOCK = 64  # numbers of which the largest is found at once
 WORTH_THREADS = 2e6  # multiplications in a step; with fewer, one thread is done before others are awake
 
 
@@ -221,8 +222,8 @@ def draw(
         penalty = sampling.repetition_penalty
         logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
     if sampling.temperature == 0:
-        best, tokens = logits.max(dim=-1)
-        return tokens, best - logits.logsumexp(dim=-1)
+        tokens = largest(logits, 1)[1]
+        return tokens[:, 0], torch.log_softmax(logits, dim=-1).gather(1, tokens)[:, 0]
     top = logits.amax(dim=-1, keepdim=True)  # at temperatures near 0 only differences to it are sure not to overflow
     logits = (logits - top) / max(sampling.temperature, torch.finfo(logits.dtype).tiny)
     logits, candidates = cut(logits, sampling)
@@ -254,3 +255,35 @@ def cut(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
         cut_off |= likelier >= sampling.top_p
     cut_off[:, 0] = False  # rounding must not take the likeliest
     return logits.masked_fill(cut_off, -torch.inf), ids
+
+
+def largest(x: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    """The m largest of each row of x (B,N) and their places, (B,m): the largest first, of equal ones the first.
+
+    NaN counts as infinite. `torch.topk` promises nothing of equal ones, and looks at each number; but the m largest are
+    in the m blocks whose largest are largest, and the largest of a block is found in a tenth of the time.
+    """
+    N = x.shape[1]
+    if 2 * m * BLOCK >= N:
+        return _largest(x, m)
+    end = N - N % BLOCK
+    blocks = largest(x[:, :end].unflatten(1, (-1, BLOCK)).amax(dim=-1), m)[1]
+    blocks = blocks.sort(dim=1).values  # so that of equal numbers the first stay first
+    places = (blocks[:, :, None] * BLOCK + torch.arange(BLOCK, device=x.device)).flatten(1)
+    rest = torch.arange(end, N, device=x.device).expand(len(x), -1)
+    places = torch.cat([places, rest], dim=1)
+    values, order = _largest(x.gather(1, places), m)
+    return values, places.gather(1, order)
+
+
+def _largest(x: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    if m == 1:
+        return x.max(dim=1, keepdim=True)
+    size = x.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    least = size.topk(m, dim=1).values[:, -1:]
+    above, level = size > least, size == least
+    room = m - above.sum(dim=1, keepdim=True)
+    places = (above | (level & (level.cumsum(dim=1) <= room))).nonzero()[:, 1].view(-1, m)
+    order = size.gather(1, places).sort(dim=1, descending=True, stable=True).indices
+    places = places.gather(1, order)
+    return x.gather(1, places), places

@@ -83,6 +83,11 @@ class Head(nn.Module):
         return self.encoder.config
 
     @property
+    def outputs(self) -> tuple[tuple[str, ...], ...]:
+        """What it is made of besides its config: the names of what it tells apart."""
+        return ()
+
+    @property
     def max_seq_len(self) -> int:
         """Most tokens of a text that are read."""
         return self.config.max_seq_len
@@ -155,6 +160,10 @@ class SequenceClassifier(Head):
         self.transform = make_transform(config, "sequence").apply(initialise)
         self.classifier = Linear(config.width, len(classes), bias=not isinstance(config, GPTConfig)).apply(initialise)
 
+    @property
+    def outputs(self) -> tuple[tuple[str, ...], ...]:
+        return (self.classes,)
+
     def forward(self, tokens: Tensor, packing: Packing, segments: Tensor | None = None) -> Tensor:
         """Logits (B, K)."""
         pooled = POOLING[pooling_of(self.config)](self.encode(tokens, packing, segments), packing)
@@ -219,18 +228,33 @@ class RewardModel(Scorer):
 
 
 class TokenClassifier(Head):
-    """One of some classes for every token."""
+    """One of some classes for every token, and where there are `sequence_classes`, one of those for every sequence."""
 
-    def __init__(self, config: EncoderConfig, classes: Sequence[str]):
+    def __init__(self, config: AnyConfig, classes: Sequence[str], sequence_classes: Sequence[str] = ()):
         super().__init__(config)
-        self.classes = tuple(classes)
+        self.classes, self.sequence_classes = tuple(classes), tuple(sequence_classes)
         self.transform = make_transform(config, "token").apply(initialise)
         self.classifier = Linear(config.width, len(classes)).apply(initialise)
+        if sequence_classes:
+            self.sequence_classifier = Linear(config.width, len(sequence_classes)).apply(initialise)
+
+    @property
+    def outputs(self) -> tuple[tuple[str, ...], ...]:
+        return self.classes, self.sequence_classes
 
     def forward(self, tokens: Tensor, packing: Packing, segments: Tensor | None = None) -> Tensor:
         """Logits (N, K)."""
+        return self.both(tokens, packing, segments)[0]
+
+    def both(self, tokens: Tensor, packing: Packing, segments: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Logits of the tokens, (N, K), and of the sequences, (B, K'), where they have classes of their own."""
+        p = classifier_dropout(self.config)
         hidden = self.transform(self.encode(tokens, packing, segments))
-        return self.classifier(dropout(hidden, classifier_dropout(self.config), self.training))
+        logits = self.classifier(dropout(hidden, p, self.training))
+        if not self.sequence_classes:
+            return logits, None
+        pooled = POOLING[pooling_of(self.config)](hidden, packing)
+        return logits, self.sequence_classifier(dropout(pooled, p, self.training))
 
     def loss(
         self,
@@ -239,10 +263,14 @@ class TokenClassifier(Head):
         temperature: float = 1.0,
         label_smoothing: float = 0.0,
     ) -> Tensor:
-        """−log p(class), see `objective.Model`: one value a token (N,), or Σ weight · loss."""
-        logits = self(batch.tokens, batch.packing, batch.segments)
+        """−log p(class), see `objective.Model`: one value a token and behind them, where sequences have classes of
+        their own, one a sequence, (N,) or (N + B,); or Σ weight · loss."""
+        logits, of_sequences = self.both(batch.tokens, batch.packing, batch.segments)
         options = {"temperature": temperature, "label_smoothing": label_smoothing}
-        return weighted(cross_entropy(logits, batch.targets, **options), weights)
+        losses = cross_entropy(logits, batch.targets, **options)
+        if of_sequences is not None:
+            losses = torch.cat([losses, cross_entropy(of_sequences, batch.labels, **options)])
+        return weighted(losses, weights)
 
 
 @dataclass(frozen=True)

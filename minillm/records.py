@@ -53,11 +53,10 @@ class Record(NamedTuple):
         return self.checked(name, self.value(name))
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """A field that holds one text, or a list of several, none of them empty."""
+        """A field that holds one text, or a list of several, none of them empty. A number is what it is written as."""
         value = self.value(name)
-        if not isinstance(value, list):
-            return (self.text(name),)
-        texts = tuple(self.checked(name, each) for each in value)
+        values = value if isinstance(value, list) else [value]
+        texts = tuple(self.checked(name, by_value(repr(v)) if is_number(v) else v) for v in values)
         if not all(texts) or not texts:
             raise UserError(f"{self.place}: {name!r} is empty, or a text in it is; fill it in or remove the line")
         return texts
@@ -94,7 +93,7 @@ class Record(NamedTuple):
         value = self.value(name)
         if isinstance(value, bool):
             return json.dumps(value)
-        if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        if is_number(value):
             return by_value(repr(value))
         if not isinstance(value, str):
             raise UserError(f"{self.place}: {name!r} is {shown(value)}, but a word or a number was expected")
@@ -119,6 +118,10 @@ def labels(records: Sequence[Record], name: str, known: Collection[str] = ()) ->
             value if value in known and name not in known else name for name, value in zip(names, values, strict=True)
         ]
     return values if all(map(NUMBER.fullmatch, names)) else names
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def by_value(number: str) -> str:

@@ -12,22 +12,29 @@ from torch import nn
 from minillm.device import Placement
 from minillm.metrics import Interval
 from minillm.run import Run
+from minillm.tokenizer import Tokenizer
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 SAMPLES = 10
 NAMES = {
-    "wer": "WER",
-    "per": "PER",
+    "bits_per_character": "bits a character",
+    "bleu": "BLEU",
+    "chrf": "chrF2",
     "macro_f1": "macro-F1",
     "majority": "always the commonest class",
     "naive_bayes": "naive Bayes",
+    "f1": "F1",
+    "intent_accuracy": "intents",
+    "look_up": "commonest tags",
     "nats": "nats a token",
-    "bits_per_character": "bits a character",
     "longer": "the longer one wins",
     "chosen_gain": "nats gained by chosen answers",
-}  # of metrics, where a person calls them otherwise
-# Metrics that are not written in per cent.
-NO_SHARES = {"nats", "perplexity", "bits_per_character", "margin", "chosen_gain"}
+    "per": "PER",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
+    "wer": "WER",
+}  # of metrics and baselines, where a person calls them otherwise
 
 
 def introduce(console: Console, placement: Placement, task: Any, model: nn.Module, run: Run) -> None:
@@ -58,11 +65,6 @@ def named(name: str) -> str:
     return NAMES.get(name, name.replace("_", " "))
 
 
-def written(name: str, interval: Interval) -> str:
-    """A metric that was read from a file with its interval."""
-    return str(Interval(*interval, form=".3f" if name in NO_SHARES else ".1%"))
-
-
 def flat(metrics: Mapping[str, Interval], split: str) -> dict[str, float]:
     """Metrics for a file: `dev_wer`, `dev_wer_low`, `dev_wer_high`, …"""
     fields: dict[str, float] = {}
@@ -70,6 +72,17 @@ def flat(metrics: Mapping[str, Interval], split: str) -> dict[str, float]:
         fields[f"{split}_{name}"] = interval.value
         fields[f"{split}_{name}_low"], fields[f"{split}_{name}_high"] = interval.low, interval.high
     return fields
+
+
+def score(console: Console, task: Any, model: nn.Module, tokenizer: Tokenizer, when: str) -> dict[str, float]:
+    """The task's metrics of the answers to all that is held out, for a file; shown, too."""
+    metrics: dict[str, float] = {}
+    for split in ("dev", "test"):
+        if examples := vars(task.splits)[split]:
+            measured = task.measure(examples, task.answer(model, tokenizer, examples))
+            metrics |= flat(measured, split)
+            console.print(f"{when}: {split} {figures(measured)} on {len(examples):,} held-out examples")
+    return metrics
 
 
 def evenly_spaced(examples: Sequence[Any], count: int) -> Sequence[Any]:
@@ -85,7 +98,8 @@ def samples_table(examples: Sequence[Any], answers: Sequence[str], title: str) -
     for i in list(rows)[:SAMPLES]:
         right = answers[i] in examples[i].answers
         truth = " or ".join(a.strip() for a in examples[i].answers)
-        table.add_row(*cells(examples[i].prompt, answers[i].strip(), "✓" if right else "✗", "" if right else truth))
+        shown = examples[i].prompt, answers[i], "✓" if right else "✗", "" if right else truth
+        table.add_row(*cells(*map(shortened, shown)))
     return table
 
 

@@ -1,5 +1,6 @@
 """What a training starts from: a run, a published checkpoint, or nothing; and the options that nobody gave."""
 
+import copy
 import dataclasses
 import os
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from torch import nn
 
 from minillm import cli, origin
 from minillm.batching import Corpus, example_rng
+from minillm.device import Placement, settle
 from minillm.errors import UserError
 from minillm.files import fields_from, read_json, write_tensors
 from minillm.gpt import GPT
@@ -37,9 +39,9 @@ SIZES = ("batch_tokens", "batch_examples")  # of a step, likewise
 OF_SHAPE = ("layers", "width", "heads")  # options that a checkpoint has decided
 
 
-def prepare(args: Args, task: Task, run: Run) -> tuple[Args, nn.Module, Tokenizer, Corpus]:
+def prepare(args: Args, task: Task, run: Run | None = None) -> tuple[Args, nn.Module, Tokenizer, Corpus]:
     """All that supervised training needs before its first step: its options, complete, the model, its tokenizer, the
-    documents. Frozen weights are kept in the run, which needs no other folder then. UserError."""
+    documents. Frozen weights are kept in the run, if there is one, which needs no other folder then. UserError."""
     require_examples(task)
     if args.resume:
         args = complete(args, {})
@@ -54,7 +56,7 @@ def prepare(args: Args, task: Task, run: Run) -> tuple[Args, nn.Module, Tokenize
         torch.manual_seed(args.seed)
         model = with_dropout(model, args.dropout)
         adapt(task, model, tokenizer, args.init)
-        if args.lora or args.freeze is not None:
+        if run and (args.lora or args.freeze is not None):
             write_tensors(run.path(START), weights_of(model), {"init": str(args.init)})
         restrict(model, args)
     else:
@@ -112,7 +114,8 @@ def open_start(init: Path | str, task: Task) -> tuple[nn.Module, Tokenizer]:
         raise UserError(f"{path} is not finished; go on with --resume {quote(str(path))} first")
     saved = checkpoint.open_checkpoint(path)
     classes = task.classes and (saved.matching_classes(task.classes) or task.classes)  # in the checkpoint's order
-    return saved.load(task.head, classes), load_tokenizer(path)
+    of_sequences = saved.matching_sequence_classes(task.sequence_classes) or task.sequence_classes
+    return saved.load(task.head, classes, sequence_classes=of_sequences), load_tokenizer(path)
 
 
 def adapt(task: Task, model: nn.Module, tokenizer: Tokenizer, init: Path | str) -> None:
@@ -142,6 +145,17 @@ def open_policy(args: Args, run: Run, task: Task) -> tuple[GPT, Tokenizer]:
     adapt(task, model, tokenizer, args.init)
     write_tensors(run.path(START), weights_of(model), {"init": str(args.init)})
     return model, tokenizer
+
+
+def learner(start: GPT, placement: Placement, args: Any) -> GPT:
+    """What reinforcement learning moves away from `start`, which is put where it computes: a copy, which under --lora
+    shares all but the pairs with it."""
+    start.to(placement.device).eval().compute_dtype = placement.dtype
+    torch.manual_seed(args.seed)
+    model = copy.deepcopy(start, {id(p): p for p in start.parameters()} if args.lora else None)
+    restrict(model, args)
+    settle(model, placement, args.checkpointing, args.compile)
+    return model
 
 
 def new_start(task: Task, tokenizer: Tokenizer, args: Any) -> nn.Module:
@@ -179,7 +193,7 @@ def with_dropout(model: nn.Module, p: float | None) -> nn.Module:
         config = dataclasses.replace(model.config, **dropout_everywhere(type(model.config), p))
     except ValueError as error:
         raise UserError(f"there is no such model: {error}") from None
-    other = GPT(config) if isinstance(model, GPT) else type(model)(config, model.classes)
+    other = GPT(config) if isinstance(model, GPT) else type(model)(config, *model.outputs)
     other.load_state_dict(model.state_dict())
     if not isinstance(model, GPT):
         other.transform_is_trained = model.transform_is_trained

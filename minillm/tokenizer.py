@@ -7,6 +7,7 @@ checkpoints, and `vocabularies.load_tokenizer`, which reads whichever a folder o
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,8 +74,9 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]:
         """Plain text: nothing is added, and what looks like a control token is text like any other."""
 
-    def parse(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Text in which control tokens count as such, and from which character to which each token reaches."""
+    def parse(self, text: str, control: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
+        """Text in which control tokens count as such, if they are to, and from which character to which each token
+        reaches."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without control tokens; ids beyond the vocabulary (tables are padded) have none."""
@@ -127,6 +129,11 @@ class SymbolTokenizer(Tokenizer):
         if stranger is not None:
             raise ValueError(f"the symbol {stranger!r} in {text!r} is not in the vocabulary {self.name!r}")
         return self.encoding.encode_ordinary(text)
+
+    def parse(self, text: str, control: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
+        """There is no text in which END counts as such; see `encode`."""
+        ends = list(accumulate(map(len, self.pieces(text))))
+        return self.encode(text), list(zip([0, *ends], ends, strict=False))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids up to the first END."""

@@ -55,14 +55,19 @@ def make_cases(folder):
     lines = [f"{text},{text.split()[0]}\n" for text in texts]
     (folder / "texts.csv").write_text("text,label\n" + "".join(lines[:40]))
     (folder / "more.csv").write_text("text,label\n" + "".join([*lines[5:8], *lines[40:]]))
+    columns = [f"play O\n{a} B-song\n{b} {'I-song' if c else 'O'}\n\n" for a in "abcdef" for b in "xyz" for c in (0, 1)]
+    (folder / "tags.conll").write_text("".join(columns[:28]))
+    (folder / "more.conll").write_text("".join(columns[26:]))
     words = {split: f"../{split}.txt" for split in ("train", "dev", "test")}
     texts = {"train": "../texts.csv", "dev": "../more.csv"}
+    tags = {"train": "../tags.conll", "dev": "../more.conll"}
     deep = "my deep/er/run"
     few = {"prompts": 4, "samples": 4, "precision": "fp32", "evaluations": 3, "steps": 6, "examples": 40}
     return {
         "pronounce": Case(train_sft, {**words, **TINY, "keep": "best", "evaluations": 4}, "runs/pronounce-sft"),
         "arithmetic": Case(train_sft, {"task": "arithmetic", "examples": 40, **TINY, "out": "run"}, "run"),
         "classify": Case(train_sft, {"task": "classify", **texts, **TINY, "patience": 2, "out": deep}, deep),
+        "tag": Case(train_sft, {"task": "tag", **tags, **TINY, "out": "run"}, "run"),
         "rl": Case(train_rl, few, "runs/arithmetic-rl"),
     }
 

@@ -95,7 +95,7 @@ SFT = {
     "unknown phoneme": ({"train": "HERE/symbol.txt"}, r"HERE/symbol\.txt:1: the phoneme 'XX' of 'cat'"),
     "unknown letter": ({"dev": "HERE/letter.txt"}, r"HERE/letter\.txt:1: the letter 'ä' of 'cät'"),
     "empty dev file": ({"dev": "HERE/empty.txt"}, r"HERE/empty\.txt holds no words"),
-    "dev without train": ({"train": None}, "--dev and --test need --train"),
+    "dev without train": ({"train": None}, "learns from your own examples: give --train FILE"),
     "no word left for dev": ({"train": "HERE/one.txt", "dev": None}, "--dev"),
     "files for arithmetic": (
         {"task": "arithmetic"},

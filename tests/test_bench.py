@@ -55,7 +55,7 @@ def test_quick_training_step(tmp_path):
     done = bench("train.py", "--quick", "--rounds", "1", "--out", str(out))
     assert done.returncode == 0, done.stderr
     rows = json.loads(out.with_suffix(".json").read_text())["rows"]
-    assert [row["provider"] for row in rows] == ["transformers", "ours"] * 2
+    assert [row["provider"] for row in rows] == ["transformers", "ours"] * 3
     assert all(row["ms"] > 0 and not row["note"] for row in rows)
     assert all(row["error"] < 0.02 for row in rows)
 
@@ -78,8 +78,9 @@ def test_quick_simulation_of_intervals():
     done = subprocess.run(script, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()[2:]]
-    assert {metric for metric, *_ in cells} == {"rate", "ratio", "macro-F1"}
-    assert all(float(mean.rstrip("%")) > 90 for *_, mean, _ in cells)
+    known = {"rate", "ratio", "macro-F1", "entity F1", "mean", "Pearson", "Spearman", "calibration error", "difference"}
+    assert {metric for metric, *_ in cells} == known
+    assert all(float(mean.rstrip("%")) > 85 for *_, mean, _ in cells)
 
 
 def test_a_foreign_package_named_kernels_is_named(tmp_path):

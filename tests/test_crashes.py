@@ -34,7 +34,7 @@ def test_a_few_kills_and_damages(tmp_path):
 @pytest.mark.slow
 def test_a_hundred_kills(tmp_path):
     runs = crash(tmp_path, 100, 0)
-    assert {run["case"] for run in runs} == {"pronounce", "arithmetic", "classify", "rl"}
+    assert {run["case"] for run in runs} == {"pronounce", "arithmetic", "classify", "tag", "rl"}
 
 
 @pytest.mark.slow

@@ -89,7 +89,7 @@ def episodes_of(prompts, answers, temperature=1.0):
         patch.setattr(train_rl, "generate", lambda *_: samples)
         examples = [Example(prompt, ()) for prompt in prompts]
         return train_rl.judge(
-            Task(), train_rl.rollout(None, TOKENIZER, Task(), examples, Sampling(temperature), len(answers[0]))
+            Task().reward, train_rl.rollout(None, TOKENIZER, Task(), examples, Sampling(temperature), len(answers[0]))
         )
 
 

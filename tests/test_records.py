@@ -183,10 +183,12 @@ def test_a_table(tmp_path):
 
 
 def test_lists_words_and_numbers_in_fields():
-    each = record(a=["x ", "y"], b="x  y", c=[" "], d=[], e=["x", 1], f="1.5", g=True, h="nan", i=7, j=["a b"])
+    each = record(a=["x ", "y"], b="x  y", c=[" "], d=[], e=["x", True], f="1.5", g=True, h="nan", i=7, j=["a b"])
     assert each.texts("a") == each.words("a") == each.words("b") == ("x", "y")
     assert each.texts("b") == ("x  y",)
     assert (each.number("f"), each.number("i")) == (1.5, 7.0)
+    assert each.texts("i") == ("7",)  # as an answer may be
+    assert record(a=[35.0, 0.5, "x"]).texts("a") == ("35", "0.5", "x")
     for read, names in ((each.texts, "cde"), (each.words, "cdeij"), (each.number, "abgh")):
         for name in names:
             with pytest.raises(UserError, match=f"a.jsonl:7: '{name}' "):

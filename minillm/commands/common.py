@@ -27,6 +27,7 @@ NEEDS = {  # what a command looks for, by the name of the head
     "lm": "a GPT with the head that predicts the next token (…ForCausalLM)",
     "mlm": "a BERT with the head that predicts masked words (…ForMaskedLM)",
     "classify": "a classifier (…ForSequenceClassification, or a run of train_sft.py --task classify)",
+    "tag": "a tagger (…ForTokenClassification, or a run of train_sft.py --task tag)",
     "score": "a model with one output (…ForSequenceClassification, or a run of train_sft.py --task preference)",
     "embed": "a BERT",
 }
@@ -40,8 +41,8 @@ def open_model(name: str, head: str, command: str) -> Checkpoint:
     has |= {"score"} if own == "classify" and saved.has_one_output else set()
     if head in has:
         return saved
-    commands = {"lm": "generate and chat", "mlm": "fill", "classify": "classify", "score": "score"}
-    commands |= {"embed": "embed"}
+    commands = {"lm": "generate and chat", "mlm": "fill", "classify": "classify", "tag": "tag", "embed": "embed"}
+    commands |= {"score": "score"}
     others = " and ".join(commands[each] for each in sorted(has) if each in commands)
     what = saved.architecture or saved.family.heads[own].architecture
     raise UserError(f"{name} is a {what}, but {command} needs {NEEDS[head]}; for this one there is {others or 'none'}")

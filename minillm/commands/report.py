@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minillm import cli
+from minillm.errors import UserError
 from minillm.pages.run_page import write_page
 from minillm.run import Run
 
@@ -19,4 +20,7 @@ class Args:
 
 def main(args: Args) -> None:
     for name in args.run:
-        print(write_page(Run.open(Path(name))))
+        run = Run.open(Path(name))
+        if not run.path("log.jsonl").exists():  # nor may anything else be there yet, see Run.is_beginning
+            raise UserError(f"{name} has taken no step yet, so that there is nothing to show")
+        print(write_page(run))

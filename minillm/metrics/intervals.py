@@ -59,8 +59,17 @@ class Interval(Bounds):
         return self
 
     def __str__(self) -> str:
+        return " ".join(self.words())
+
+    def words(self) -> tuple[str, str]:
+        """The value, and the interval in brackets."""
         value, low, high = (format(number, self.form) for number in self)
-        return f"{value} [{low}, {high}]"
+        return value, f"[{low}, {high}]"
+
+    def turned(self) -> "Interval":
+        """Of the value with the other sign, such as a difference the other way round."""
+        changes = None if self.changes is None else -self.changes
+        return Interval(-self.value, -self.high, -self.low, self.form, changes, self.unit)
 
     def through(self, function: Callable, form: str) -> "Interval":
         """Of a rising function of the value, such as exp."""

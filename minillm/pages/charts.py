@@ -161,7 +161,7 @@ def curve(series: Series, x: Axis, y: Axis, written: Written, index: int) -> Htm
     is_dense = len(series.y) > DENSE
     is_averaged = is_dense and series.is_noisy
     middle = smooth(series.y) if is_averaged else series.y
-    stretches = [range(a, b) for a, b in pairwise(stretch_ends(len(series.y), 4 if is_averaged else 1))]
+    stretches = [range(a, b) for a, b in pairwise(stretch_ends(len(series.y), 3 if is_averaged else 1))]
     at = [series.x[each[-1]] for each in stretches]
     low = [min(series.low[i] if series.low else series.y[i] for i in each) for each in stretches]
     high = [max(series.high[i] if series.high else series.y[i] for i in each) for each in stretches]
@@ -199,11 +199,10 @@ def point(series: Series, i: int, x: Axis, y: Axis, written: Written) -> Html:
 
 
 class Value(NamedTuple):
-    """A row of `intervals`. `text` is what is written: `88.1% [85.8%, 90.1%]`; `is_own`: not a baseline's."""
+    """A row of `intervals`. `is_own`: not of what the model is compared with."""
 
     name: str
     interval: Interval
-    text: str
     is_own: bool = True
 
 
@@ -230,6 +229,6 @@ def row(value: Value, axis: Axis, grid: Html) -> list[Html]:
         tag("path", d=f"M{middle} 7h0.001", class_="dot"),
     ]
     svg = tag("svg", grid, *marks, viewBox="0 0 100 14", preserveAspectRatio="none", aria_hidden="true")
-    text, _, rest = value.text.partition(" ")
+    text, _, rest = str(value.interval).partition(" ")
     words = tag("td", text, " ", tag("small", rest), class_="value number")
     return [tag("th", value.name, scope="row"), words, tag("td", svg, class_="mark")]

@@ -4,7 +4,6 @@ What came out, in a sentence, then the figures beside their baselines, the curve
 how to do it again. A run that is not finished has a page, too, of what its log holds by now.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,14 +30,22 @@ from minillm.pages.blocks import (
     tag,
 )
 from minillm.pages.charts import Series, Value
-from minillm.report import NO_SHARES, named, written
+from minillm.report import named
 from minillm.run import Run
 
 OF_FIGURES = "Lines are 95 % intervals. Grey: what the model is to be compared with."
 OF_CURVES = "Over the steps of the training. The band of a measurement is its 95 % interval; that of what every step \
 logs is the noise which the line averages."
 OF_CONFUSION = "Held-out examples: a row for each true class, shaded by the shares of its examples."
-KINDS = {"headline": str, "baselines": list, "examples": dict, "tables": list, "model": dict, "environment": dict}
+KINDS = {
+    "headline": str,
+    "baselines": list,
+    "forms": dict,
+    "examples": dict,
+    "tables": list,
+    "model": dict,
+    "environment": dict,
+}
 SCRIPTS = {"sft": "supervised fine-tuning", "rl": "reinforcement learning"}
 SPLITS = ("dev", "test")
 FIRST = ("loss", "reward")  # curves after the task's own metric
@@ -49,6 +56,7 @@ HINTS = {
     "gradient_norm": "before the step",
     "kl": "to the start, nats an answer",
     "entropy": "nats a token",
+    "unfinished": "answers that were cut",
     "groups_without_variance": "prompts whose answers all got the same",
 }
 NAMES = {"lr": "learning rate", "kl": "KL"}
@@ -92,10 +100,11 @@ def run_page(
     sentence = headline(options, found, metrics) if found else f"{options.get('task')}: not finished yet"
     kicker = f"{SCRIPTS.get(options.get('script'), '')} · {options.get('task')} · {name}"
     looks = metrics.get("dev_confusion") or metrics.get("test_confusion") or {}
+    better = f" A lower {named(found['headline'])} is better." if found.get("lower_is_better") else ""
     return page(
         f"{sentence} · {name}",
         header(kicker, sentence, in_short(found, metrics, log)),
-        section("Figures", *figures(found, metrics), bullets(found.get("remarks", ())), note=OF_FIGURES),
+        section("Figures", *figures(found, metrics), bullets(found.get("remarks", ())), note=OF_FIGURES + better),
         section("Curves", curves(found.get("headline", ""), found, metrics, log), note=OF_CURVES),
         section("Confusion", confusion(looks) if looks else Html(), note=OF_CONFUSION),
         *(section(capital(each["title"]), table(each["columns"], each["rows"])) for each in found.get("tables", ())),
@@ -111,25 +120,34 @@ def capital(text: str) -> str:
 # ---- what came out -------------------------------------------------------------------------------
 
 
-def interval_of(metrics: Mapping[str, Any], name: str) -> Interval | None:
-    values = [metrics.get(key) for key in (name, f"{name}_low", f"{name}_high")]
-    return Interval(*values) if all(map(charts.is_number, values)) else None
+def interval_of(metrics: Mapping[str, Any], prefix: str, name: str, found: Mapping[str, Any]) -> Interval | None:
+    values = [metrics.get(f"{prefix}{name}{end}") for end in ("", "_low", "_high")]
+    return Interval(*values, form=form_of(found, name)) if all(map(charts.is_number, values)) else None
+
+
+def form_of(found: Mapping[str, Any], metric: str) -> str:
+    """How its numbers are written; in per cent where nobody knows, as of a run that is not finished."""
+    return found.get("forms", {}).get(metric, ".1%")
+
+
+def axis_of(form: str) -> charts.Written:
+    return charts.share if form.endswith("%") else charts.short
 
 
 def headline(options: Mapping[str, Any], found: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     """classify: accuracy 88.1% [85.8%, 90.1%] on 872 dev examples; naive Bayes 79.7%."""
     name, split = found["headline"], next((s for s in SPLITS if f"{s}_{found['headline']}" in metrics), SPLITS[0])
-    value, before = (interval_of(metrics, f"{prefix}{split}_{name}") for prefix in ("", "start_"))
+    value, before = (interval_of(metrics, f"{start}{split}_", name, found) for start in ("", "start_"))
     if value is None:
         return f"{options.get('task')}: finished"
-    came_from = f"{written(name, before).split()[0]} → " if before else ""
+    came_from = f"{before.value:{before.form}} → " if before else ""
     examples = f"{found['examples'].get(split, 0):,} {split} examples"
     rules = [
-        f"{named(other)} {written(other, interval).split()[0]}"
+        f"{named(other)} {rule.value:{rule.form}}"
         for other in found["baselines"]
-        if (interval := interval_of(metrics, f"{split}_{other}"))
+        if (rule := interval_of(metrics, f"{split}_", other, found))
     ]
-    words = f"{options.get('task')}: {named(name)} {came_from}{written(name, value)} on {examples}"
+    words = f"{options.get('task')}: {named(name)} {came_from}{value} on {examples}"
     return "; ".join([words, ", ".join(rules)]) if rules else words
 
 
@@ -152,10 +170,10 @@ def duration(seconds: float) -> str:
 
 def figures(found: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[Html]:
     """All metrics that have intervals: shares over one axis, each other one over its own."""
-    values = [(name, value) for name, value in rows_of(found, metrics)]
-    shares = [value for name, value in values if name not in NO_SHARES]
-    others = [[value for name, value in values if name == other] for other in sorted(NO_SHARES)]
-    return [charts.intervals(shares), *(charts.intervals(each, charts.short) for each in others)]
+    by_axis: dict[str, list[Value]] = {}
+    for name, value in rows_of(found, metrics):
+        by_axis.setdefault("%" if value.interval.form.endswith("%") else name, []).append(value)
+    return [charts.intervals(values, axis_of(values[0].interval.form)) for values in by_axis.values()]
 
 
 def rows_of(found: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[tuple[str, Value]]:
@@ -172,9 +190,9 @@ def rows_of(found: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[tuple[
     several = sum(f"{split}_{metric}" in metrics for split in SPLITS) > 1
     values = []
     for start, name, split in rows:
-        if interval := interval_of(metrics, f"{start}{split}_{name}"):
+        if interval := interval_of(metrics, f"{start}{split}_", name, found):
             label = named(name) + (", before" if start else "") + (f" · {split}" if several else "")
-            values.append((name, Value(label, interval, written(name, interval), not start and name not in rules)))
+            values.append((name, Value(label, interval, not start and name not in rules)))
     return values
 
 
@@ -190,7 +208,7 @@ def curves(metric: str, found: Mapping[str, Any], metrics: Mapping[str, Any], lo
     rules = found.get("baselines", ())
     parts = [name for name in names if name.startswith("reward_")]
     drawn = [
-        one_curve(name, log, references(found, metrics) if name == first[0] else ())
+        one_curve(name, log, found, references(found, metrics) if name == first[0] else ())
         for name in names
         if name not in parts and name.removeprefix("dev_") not in rules
     ]
@@ -199,9 +217,11 @@ def curves(metric: str, found: Mapping[str, Any], metrics: Mapping[str, Any], lo
     return tag("div", *drawn, class_="curves") if any(drawn) else Html()
 
 
-def one_curve(name: str, log: Sequence[Mapping[str, Any]], references: Sequence[tuple[str, float]]) -> Html:
+def one_curve(
+    name: str, log: Sequence[Mapping[str, Any]], found: Mapping[str, Any], references: Sequence[tuple[str, float]]
+) -> Html:
     metric = name.removeprefix("dev_")
-    is_share = name in SHARES or (name.startswith("dev_") and metric not in NO_SHARES)
+    is_share = name in SHARES or (name.startswith("dev_") and form_of(found, metric).endswith("%"))
     note = HINTS.get(name, "on dev examples" if name.startswith("dev_") else "")
     title = NAMES.get(name) or named(metric)
     axis = charts.share if is_share else charts.short
@@ -220,7 +240,7 @@ def series(name: str, log: Sequence[Mapping[str, Any]]) -> Series:
 
 
 def references(found: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[tuple[str, float]]:
-    intervals = ((name, interval_of(metrics, f"dev_{name}")) for name in found.get("baselines", ()))
+    intervals = ((name, interval_of(metrics, "dev_", name, found)) for name in found.get("baselines", ()))
     return [(named(name), interval.value) for name, interval in intervals if interval]
 
 
@@ -245,7 +265,7 @@ def recipe(options: Mapping[str, Any], found: Mapping[str, Any]) -> list[Html]:
     chosen = {
         name: shown(value)
         for name, value in options.items()
-        if name not in (*given, "given", "script", "task", "resume", "out") and value is not None
+        if name not in (*given, "given", "script", "task", "resume", "out") and value not in (None, [])
     }
     data = {name: f"{count:,} examples" for name, count in found.get("examples", {}).items() if count}
     if found.get("notes"):
@@ -274,5 +294,7 @@ def exactness(options: Mapping[str, Any]) -> str:
 
 
 def shown(value: Any) -> str:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return number(value) if is_number else str(value)
+    """An option, or a value beside it, as a person writes it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return number(value) if charts.is_number(value) else str(value)

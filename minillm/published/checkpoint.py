@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from minillm.errors import UserError, need, require_path
 from minillm.files import Tensors, read_json, write_json, write_tensors
-from minillm.heads import SentenceEmbedder
+from minillm.heads import SentenceEmbedder, TokenClassifier
 from minillm.inference import ready
 from minillm.process import return_freed_memory
 from minillm.published import sentences
@@ -147,8 +147,28 @@ class Checkpoint:
         except UserError:
             return None
 
+    @cached_property
+    def sequence_classes(self) -> tuple[str, ...]:
+        """Of a tagger that also says of what class a whole sequence is, in the order of its outputs; else empty."""
+        names = self.fields.get("sequence_classes", [])
+        is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if not is_list or len(set(names)) < len(names):
+            raise UserError(f"{self.where}: sequence_classes={names!r} is no list of different names")
+        return tuple(names)
+
+    def matching_sequence_classes(self, classes: Sequence[str]) -> tuple[str, ...] | None:
+        """As `matching_classes`."""
+        try:
+            return self.sequence_classes if sorted(self.sequence_classes) == sorted(classes) else None
+        except UserError:
+            return None
+
     def load(
-        self, head: str | None = None, classes: Sequence[str] | None = None, dtype: torch.dtype = torch.float32
+        self,
+        head: str | None = None,
+        classes: Sequence[str] | None = None,
+        dtype: torch.dtype = torch.float32,
+        sequence_classes: Sequence[str] = (),
     ) -> nn.Module:
         """The model, on the CPU, in evaluation mode, its parameters in `dtype`.
 
@@ -156,6 +176,7 @@ class Checkpoint:
                   None: what config.json says
         classes   the classes of a new classifier. It starts from random numbers, which is logged, unless the checkpoint
                   has one for these very classes.
+        sequence_classes    with `classes`, those of a new tagger's whole sequences, likewise
 
         At any time only the model and one tensor are in memory. UserError if a tensor is missing, left over or of
         another shape, or if config.json asks for what we don't have.
@@ -166,7 +187,7 @@ class Checkpoint:
         if config.num_layers > len(self.tensors):
             raise UserError(f"{self.where}: {config.num_layers} layers, but there are only {len(self.tensors)} tensors")
         spec = self.family.heads[kind]
-        options = self.options(kind, classes)
+        options = self.options(kind, classes, sequence_classes)
         with torch.device("meta"):  # shapes without memory: there is no initialisation to wait for
             model = spec.model(config, **options)
         new = self.new_parameters(model, spec) if classes else set()
@@ -179,7 +200,7 @@ class Checkpoint:
         self.fill(model, spec, new, dtype)
         return model.eval()
 
-    def options(self, kind: str, classes: Sequence[str] | None) -> dict[str, Any]:
+    def options(self, kind: str, classes: Sequence[str] | None, sequence_classes: Sequence[str]) -> dict[str, Any]:
         """What a model for `kind` is made of besides its config."""
         if kind == "embed":
             return sentences.read_recipe(self.path)
@@ -191,6 +212,8 @@ class Checkpoint:
             raise UserError(f"{self.path} names no classes: it is no classifier yet")
         if kind == "classify" and not classes:
             self.check_problem(len(names))
+        if kind == "tag":
+            return {"classes": names, "sequence_classes": tuple(sequence_classes) if classes else self.sequence_classes}
         return {"classes": names}
 
     def fill(self, model: nn.Module, spec: Head, new: Collection[str], dtype: torch.dtype) -> None:
@@ -208,7 +231,8 @@ class Checkpoint:
         spec = self.family.heads[head or self.head_name]
         if not spec.has_classes:
             return spec.model(self.config)
-        model = spec.model(self.config, self.classes)
+        more = (self.sequence_classes,) if self.head_name == "tag" else ()
+        model = spec.model(self.config, self.classes, *more)
         model.transform_is_trained = self.fields.get("transform_is_trained") is True
         return model
 
@@ -218,8 +242,12 @@ class Checkpoint:
         own = [name for name, _ in model.named_parameters() if not name.startswith("encoder.")]
         theirs = {name: map(self.family.plain, sources(name, self.family, spec)[1]) for name in own}
         absent = {name for name in own if not found.issuperset(theirs[name])}
-        is_outdated = model.classes != self.matching_classes(model.classes)
-        return absent | {name for name in own if is_outdated and name.startswith("classifier.")}
+        outdated = ["classifier."] if model.classes != self.matching_classes(model.classes) else []
+        if isinstance(model, TokenClassifier) and model.sequence_classes != self.matching_sequence_classes(
+            model.sequence_classes
+        ):
+            outdated.append("sequence_classifier.")
+        return absent | {name for name in own if name.startswith(tuple(outdated))}
 
     def numbered_classes(self, spec: Head) -> tuple[str, ...]:
         """LABEL_0, LABEL_1, … for the outputs of a classifier without names, as transformers calls them."""
@@ -244,10 +272,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def load(
-    path: Path, head: str | None = None, classes: Sequence[str] | None = None, dtype: torch.dtype = torch.float32
+    path: Path,
+    head: str | None = None,
+    classes: Sequence[str] | None = None,
+    dtype: torch.dtype = torch.float32,
+    sequence_classes: Sequence[str] = (),
 ) -> nn.Module:
     """The model of a checkpoint, see `Checkpoint.load`."""
-    return open_checkpoint(path).load(head, classes, dtype)
+    return open_checkpoint(path).load(head, classes, dtype, sequence_classes)
 
 
 def load_ready(
@@ -284,6 +316,8 @@ def describe(model: nn.Module, **more: Any) -> dict[str, Any]:
     if head.has_classes:
         fields["id2label"] = {str(i): name for i, name in enumerate(model.classes)}
         fields["label2id"] = {name: i for i, name in enumerate(model.classes)}
+        if isinstance(model, TokenClassifier) and model.sequence_classes:
+            fields["sequence_classes"] = list(model.sequence_classes)
         if model.transform_is_trained:
             fields["transform_is_trained"] = True  # for a run that goes on
     return {**fields, **more}

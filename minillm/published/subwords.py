@@ -58,8 +58,8 @@ class Subwords(Tokenizer):
     def encode(self, text: str) -> list[int]:
         return self.backend.encode(text, add_special_tokens=False).ids
 
-    def parse(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        encoding = self._encode(text, control=True)
+    def parse(self, text: str, control: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
+        encoding = self._encode(text, control)
         return encoding.ids, encoding.offsets
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -30,6 +30,7 @@ DEFAULTS: dict[str, dict[str, str]] = {  # the roles where no file says otherwis
 }
 WORDPIECE = ("BertTokenizer", "DistilBertTokenizer")
 BYTE_LEVEL = ("GPT2Tokenizer", "RobertaTokenizer")
+LIBRARY = "PreTrainedTokenizerFast"  # whatever tokenizer.json says; there is none that is slow
 KINDS = {  # by model_type, for files that name none
     "bert": "BertTokenizer",
     "distilbert": "DistilBertTokenizer",
@@ -37,7 +38,7 @@ KINDS = {  # by model_type, for files that name none
     "gpt2": "GPT2Tokenizer",
     "qwen2": "Qwen2Tokenizer",
     "qwen3": "Qwen2Tokenizer",
-    "modernbert": "PreTrainedTokenizerFast",
+    "modernbert": LIBRARY,
 }
 MISNAMED = ("qwen2", "modernbert")  # whose files are known to name a wrong one
 
@@ -83,7 +84,9 @@ def kind_of(folder: Path, config: Mapping[str, Any]) -> str | None:
     named = config.get("tokenizer_class") or model.get("tokenizer_class")
     if not isinstance(named, str | None):
         raise UserError(f"{folder / 'tokenizer_config.json'}: tokenizer_class={named!r} is no text")
-    return by_model if model_type in MISNAMED or named is None else named.removesuffix("Fast")
+    if model_type in MISNAMED or named is None:
+        return by_model
+    return named if named == LIBRARY else named.removesuffix("Fast")
 
 
 def sentence_limit(folder: Path) -> int | None:

@@ -2,13 +2,14 @@
 
 from minillm.tasks.arithmetic import Arithmetic
 from minillm.tasks.base import Task
+from minillm.tasks.chat import Chat
 from minillm.tasks.classify import Classify
 from minillm.tasks.lm import LanguageModelling
 from minillm.tasks.mlm import MaskedLanguageModelling
 from minillm.tasks.preference import Preference
 from minillm.tasks.pronounce import Pronounce
+from minillm.tasks.seq2seq import Seq2Seq
+from minillm.tasks.tag import Tag
 
-TASKS: dict[str, type[Task]] = {
-    task.name: task
-    for task in (Pronounce, Arithmetic, Classify, LanguageModelling, MaskedLanguageModelling, Preference)
-}
+ALL = (Pronounce, Arithmetic, Classify, Tag, LanguageModelling, MaskedLanguageModelling, Seq2Seq, Chat, Preference)
+TASKS: dict[str, type[Task]] = {task.name: task for task in ALL}

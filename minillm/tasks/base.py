@@ -72,9 +72,12 @@ class Task(Protocol):
     head: ClassVar[str]  # the kind of model that learns it, as in published/families: "lm", "classify", …
     Options: ClassVar[type]  # a dataclass of cli.options: the task's own flags
     is_redrawn: ClassVar[bool]  # whether documents differ from epoch to epoch
+    looks_first: ClassVar[bool] = False  # whether what the model can do before its training is worth a look
     splits: Splits
     classes: Sequence[str] | None  # for heads that have them: what a new one tells apart
+    sequence_classes: Sequence[str] = ()  # of a tagger, which also says of what class the whole is
     notes: Sequence[str]  # what a person should know of the data
+    before: Mapping[str, Any] = {}  # what was logged of it then
 
     def tokenizer(self) -> Tokenizer:
         """For models from scratch only; a checkpoint brings its own."""
@@ -91,6 +94,10 @@ class Task(Protocol):
 
     def documents(self, example: Any, tokenizer: Tokenizer, rng: np.random.Generator | None) -> list[Document]:
         """What is learned from an example. `rng` is given where `is_redrawn`, another one in every epoch."""
+
+    def num_read(self, example: Any, tokenizer: Tokenizer) -> int:
+        """How many tokens at the beginning of its documents are a prompt, so that what is learned comes behind them."""
+        return 0
 
     def begin(self, model: nn.Module, corpus: Corpus, run: Run) -> None:
         """Called with the model as it starts, on its device, before the first step; in a run that goes on, its weights
@@ -121,6 +128,10 @@ class Task(Protocol):
     def details(self, examples: Sequence[Any], answers: Sequence[Any]) -> dict[str, Any]:
         """What belongs into metrics.json beside the metrics."""
 
+    def record(self, example: Any, answer: Any) -> dict[str, Any]:
+        """An example and the model's answer, as they stand in a line of JSON: `evaluate --predictions`."""
+        return {**vars(example), "answer": answer._asdict() if isinstance(answer, tuple) else answer}
+
     def table(self, examples: Sequence[Any], answers: Sequence[Any]) -> Table:
         """Some answers, for a person."""
 
@@ -144,9 +155,7 @@ class WritingTask(Task):
     notes = ()
 
     def recipe(self, model: nn.Module | None, minutes: float | None) -> dict[str, Any]:
-        """Of a model that can write already; the rates of AdamW fall with its width (arXiv:2203.03466)."""
-        lr = 3e-4 * min(1.0, 128 / model.config.width)
-        return {"optimizer": "adamw", "batch_tokens": 2048, "lr": lr, "embedding_lr": lr, "warmup": 0.05, "epochs": 3}
+        return recipe_of_writers(model)
 
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> GPT:
         sizes = {"num_layers": shape.layers, "width": shape.width, "num_heads": shape.heads, "dropout": shape.dropout}
@@ -173,11 +182,15 @@ class WritingTask(Task):
         prompt = tokenizer.prompt(example.prompt)
         return [answering(prompt, [*tokenizer.encode(answer), tokenizer.end]) for answer in example.answers]
 
+    def num_read(self, example: Example, tokenizer: Tokenizer) -> int:
+        return len(tokenizer.prompt(example.prompt))
+
     @cache  # noqa: B019, a task lives as long as the training
     def max_answer_tokens(self, tokenizer: Tokenizer) -> int:
-        """Where an answer that does not end is cut: the longest in training, and the token that ends it."""
-        answers = (answer for example in self.splits.train for answer in example.answers)
-        return max(len(tokenizer.encode(answer)) for answer in answers) + 1
+        """Where an answer that does not end is cut: the longest in training, and the token that ends it. Where nothing
+        is learned, it is twice the longest right one."""
+        examples, times = (self.splits.train, 1) if self.splits.train else ([*self.splits.dev, *self.splits.test], 2)
+        return times * max(len(tokenizer.encode(answer)) for each in examples for answer in each.answers) + 1
 
     def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Interval]:
         raise NotImplementedError(f"--task {self.name} does not say how good answers are")
@@ -214,3 +227,9 @@ class WritingTask(Task):
 
     def next_command(self, folder: Path) -> str:
         return f"python train_rl.py --task {self.name} --init {shlex.quote(str(folder))}"
+
+
+def recipe_of_writers(model: GPT) -> dict[str, Any]:
+    """Of a model that can write already; the rates of AdamW fall with its width (arXiv:2203.03466)."""
+    lr = 3e-4 * min(1.0, 128 / model.config.width)
+    return {"optimizer": "adamw", "batch_tokens": 2048, "lr": lr, "embedding_lr": lr, "warmup": 0.05, "epochs": 3}

@@ -161,6 +161,9 @@ class LanguageModelling(Task):
             "bits_per_character": bits_per_character(nats, characters),
         }
 
+    def record(self, example: Window, answer: Scored) -> dict[str, Any]:
+        return {"text": self.decode(example.text[example.first : example.stop]), **answer._asdict()}
+
     def table(self, examples: Sequence[Window], answers: Sequence[Scored]) -> Table:
         """Where it was surest, and where least."""
         table = Table("nats", "text", title="held-out text, from the best foreseen to the worst", title_justify="left")

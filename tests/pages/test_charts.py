@@ -143,8 +143,8 @@ def test_anything_can_stand_in_a_log(values):
 
 
 def test_an_interval_is_a_whisker_around_its_dot():
-    values = [Value("accuracy", Interval(0.8, 0.7, 0.9), "80.0% [70.0%, 90.0%]"),
-              Value("<Bayes>", Interval(0.6, 0.5, 0.7), "60.0% [50.0%, 70.0%]", is_own=False)]  # fmt: skip
+    values = [Value("accuracy", Interval(0.8, 0.7, 0.9)),
+              Value("<Bayes>", Interval(0.6, 0.5, 0.7), is_own=False)]  # fmt: skip
     table = charts.intervals(values)
     whiskers = [tuple(map(float, at)) for at in re.findall(r'd="M([\d.]+) 7H([\d.]+)" class="whisker"', table)]
     dots = [float(at) for at in re.findall(r'd="M([\d.]+) 7h0.001"', table)]

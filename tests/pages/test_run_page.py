@@ -18,7 +18,7 @@ import train_sft
 from minillm import cli
 from minillm.commands import report
 from minillm.errors import UserError
-from minillm.pages.run_page import run_page
+from minillm.pages.run_page import run_page, series
 from minillm.run import Run
 from minillm.tasks import TASKS
 from minillm.tasks.arithmetic import Options
@@ -124,6 +124,15 @@ def test_spoiled_files_are_named(trained, tmp_path, name, content, said):
         report.main(report.Args((str(tmp_path),)))
 
 
+def test_where_nothing_has_happened_yet(trained, tmp_path):
+    """A page there would keep the same command from beginning it anew."""
+    for name in ("args.json", "config.json"):
+        (tmp_path / name).write_bytes((trained["sft"][0] / name).read_bytes())
+    with pytest.raises(UserError, match="has taken no step yet"):
+        report.main(report.Args((str(tmp_path),)))
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_where_there_is_no_run(tmp_path):
     with pytest.raises(UserError, match="there is no run folder"):
         report.main(report.Args((str(tmp_path / "none"),)))
@@ -155,12 +164,20 @@ def test_figures_beside_their_baselines():
     ]
     assert "1.700" in text  # no share
     assert "170" not in text_of(text)
+    assert "is better" not in text_of(text)
+    assert "A lower accuracy is better." in text_of(page(found=made_up.findings(lower_is_better=True)))
 
 
 def test_curves_of_all_that_was_logged():
     figures = re.findall(r"<figcaption>([^<]*)<", page())
     first = ["Accuracy", "Loss", "Parts of the reward", "Reward", "Gradient norm", "KL", "Learning rate"]
     assert figures == first
+
+
+def test_of_two_looks_at_a_step_the_last_one_counts():
+    """That at the very end, at all dev examples."""
+    looks = [{"step": step, "seconds": 1.0, "dev_wer": wer} for step, wer in ((1, 0.9), (2, 0.5), (2, 0.4))]
+    assert series("dev_wer", looks)[:3] == ("WER", [1, 2], [0.9, 0.4])
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 5000])

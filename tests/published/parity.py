@@ -74,7 +74,7 @@ def arranged(theirs: Mapping[str, Tensor], ours: nn.Module) -> dict[str, Tensor]
     """Tensors that theirs has for each of its parameters, such as gradients, under the names of ours."""
     family, head = checkpoint.family_of(ours)
     with torch.device("meta"):
-        model = type(ours)(ours.config, *([ours.classes] if head.has_classes else []))
+        model = type(ours)(ours.config, *(ours.outputs if head.has_classes else []))
     weights.allocate(model, next(iter(theirs.values())).dtype)
     weights.copy_weights(model, theirs, Path("theirs"), family, head)
     return {name: parameter.detach() for name, parameter in model.named_parameters()}

@@ -12,7 +12,7 @@ from tiny import VOCAB, packed, sequences
 
 from minillm.errors import UserError
 from minillm.gpt import GPT, GPTConfig
-from minillm.heads import SequenceClassifier
+from minillm.heads import SequenceClassifier, TokenClassifier
 from minillm.layers import Llama3Scaling, RopeScaling, YarnScaling, rope
 from minillm.published import checkpoint
 
@@ -141,6 +141,27 @@ def test_classifiers(name, fields, tmp_path):
         again = type(theirs).from_pretrained(tmp_path / "ours")
         assert again.config.id2label == theirs.config.id2label
         close(again(**batch).logits, truth, 1e-6)
+
+
+@pytest.mark.parametrize("case", ["gpt2", "llama 3.2", "mistral", "qwen2, windows", "qwen3, untied"])
+def test_taggers(case, tmp_path):
+    """Values, gradients and files; and with a class of the whole, which theirs leaves out."""
+    name, fields = CASES[case]
+    labels = {"id2label": {0: "O", 1: "B-x", 2: "I-x"}, "label2id": {"O": 0, "B-x": 1, "I-x": 2}}
+    theirs = make(name, fields | labels, "ForTokenClassification")
+    ours = loaded(theirs, tmp_path / "theirs")
+    assert isinstance(ours, TokenClassifier)
+    assert ours.classes == ("O", "B-x", "I-x")
+    assert_parity(ours, theirs, 1e-5)
+    assert_round_trip(ours, theirs, tmp_path / "ours")
+    both = checkpoint.load(tmp_path / "ours", classes=ours.classes, sequence_classes=("a", "b"))
+    checkpoint.save(both, tmp_path / "both")
+    again = checkpoint.load(tmp_path / "both")
+    assert again.sequence_classes == ("a", "b")
+    assert torch.equal(again.sequence_classifier.weight, both.sequence_classifier.weight)
+    batch = padded(sequences(LENGTHS))
+    with torch.no_grad():
+        close(type(theirs).from_pretrained(tmp_path / "both")(**batch).logits, theirs(**batch).logits, 1e-6)
 
 
 SCALINGS = {

@@ -131,10 +131,11 @@ def test_a_missing_file_is_named(tmp_path, write):
         load(tmp_path)
 
 
-def test_held_out_words_without_training_words(write):
+def test_held_out_words_without_training_words_are_only_to_be_answered(write):
     for name in ("dev", "test"):
-        with pytest.raises(UserError, match="need --train"):
-            load(None, **{name: write(CAT)})
+        splits = load(None, **{name: write(CAT)}).splits
+        assert splits.train == []
+        assert [example.prompt for example in vars(splits)[name]] == ["cat:"]
 
 
 def test_a_hash_that_leaves_nothing_to_train_or_to_measure(write):

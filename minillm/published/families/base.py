@@ -21,6 +21,7 @@ class Rule:
     theirs: tuple[str, ...]
     transpose: bool = False  # theirs is stored the other way round, as GPT-2's are
     rows: Callable[[Any], Sequence[int]] | None = None  # config → rows of each of theirs; None: equal shares
+    optional: bool = False  # such models are with and without it
 
     def names(self, parameter: str) -> list[str] | None:
         """Theirs for a parameter of ours; None if this rule is not about it."""
@@ -32,6 +33,10 @@ class Rule:
 
 def rule(ours: str, *theirs: str, **more: Any) -> Rule:
     return Rule(ours, theirs, **more)
+
+
+# Ours alone: a tagger that also says of what class a sequence is. transformers reads such a tagger without it.
+OF_SEQUENCES = rule("sequence_classifier", "sequence_classifier", optional=True)
 
 
 def fits(pattern: str, name: str) -> re.Match | None:
@@ -104,7 +109,8 @@ class Family:
         modules = {self.plain(name).removesuffix(".weight") for name in names}
         whole = {}
         for key, head in self.heads.items():
-            own = {self.plain(name) for rule in head.rules if rule.ours != "output" for name in rule.theirs}
+            needed = (rule for rule in head.rules if rule.ours != "output" and not rule.optional)
+            own = {self.plain(name) for rule in needed for name in rule.theirs}
             if own <= modules:
                 whole[key] = len(own)
         return max(whole, key=whole.get)
@@ -112,7 +118,7 @@ class Family:
     def is_known(self, name: str, head: Head) -> bool:
         """Whether a tensor that `head` has no use for may be left out: no weight, or one of another head."""
         plain = self.plain(name)
-        others = (rule for other in self.heads.values() if other is not head for rule in other.rules)
+        others = (rule for other in self.heads.values() for rule in other.rules if other is not head or rule.optional)
         return name.endswith(self.ignored) or any(
             fits(self.plain(theirs), self.twins.get(plain, plain)) for rule in others for theirs in rule.theirs
         )

@@ -7,7 +7,7 @@ from torch import nn
 from minillm.bert import BERT, BERTConfig
 from minillm.heads import MaskedLM, RewardModel, Scorer, SentenceEmbedder, SequenceClassifier, TokenClassifier
 from minillm.modernbert import ModernBERT, ModernBERTConfig
-from minillm.published.families.base import ACTIVATIONS, Family, Fields, Head, Rule, rule, written
+from minillm.published.families.base import ACTIVATIONS, OF_SEQUENCES, Family, Fields, Head, Rule, rule, written
 
 
 def heads(
@@ -26,7 +26,7 @@ def heads(
         "classify": Head(SequenceClassifier, of_sequences, rules=classify, has_classes=True),
         "score": Head(Scorer, of_sequences, rules=classify, has_classes=True),
         "reward": Head(RewardModel, of_sequences, rules=classify, has_classes=True),
-        "tag": Head(TokenClassifier, f"{name}ForTokenClassification", rules=tag, has_classes=True),
+        "tag": Head(TokenClassifier, f"{name}ForTokenClassification", rules=(*tag, OF_SEQUENCES), has_classes=True),
         "embed": Head(SentenceEmbedder, f"{name}Model", is_bare=True),
     }
 

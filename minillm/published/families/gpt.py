@@ -5,21 +5,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from minillm.gpt import GPT, GPTConfig
-from minillm.heads import RewardModel, Scorer, SequenceClassifier
+from minillm.heads import RewardModel, Scorer, SequenceClassifier, TokenClassifier
 from minillm.layers import Llama3Scaling, RopeScaling, YarnScaling
-from minillm.published.families.base import ACTIVATIONS, Family, Fields, Head, rule, written
+from minillm.published.families.base import ACTIVATIONS, OF_SEQUENCES, Family, Fields, Head, rule, written
 from minillm.published.families.rope import rope_from, scaling_to
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # what a layer sees: everything before, or a window of it
 
 
-def heads(lm: str, bare: str, classifier: str) -> dict[str, Head]:
-    rules = (rule("classifier", "score"),)
+def heads(lm: str, name: str, tagger: str = "score") -> dict[str, Head]:
+    """`tagger` is what the last product of theirs is called that gives every token a class."""
+    classify, tag = (rule("classifier", "score"),), (rule("classifier", tagger), OF_SEQUENCES)
+    of_sequences = f"{name}ForSequenceClassification"
     return {
-        "lm": Head(GPT, lm, also=(bare,), rules=(rule("output", "lm_head"),)),
-        "classify": Head(SequenceClassifier, classifier, rules=rules, has_classes=True),
-        "score": Head(Scorer, classifier, rules=rules, has_classes=True),
-        "reward": Head(RewardModel, classifier, rules=rules, has_classes=True),
+        "lm": Head(GPT, lm, also=(f"{name}Model",), rules=(rule("output", "lm_head"),)),
+        "classify": Head(SequenceClassifier, of_sequences, rules=classify, has_classes=True),
+        "score": Head(Scorer, of_sequences, rules=classify, has_classes=True),
+        "reward": Head(RewardModel, of_sequences, rules=classify, has_classes=True),
+        "tag": Head(TokenClassifier, f"{name}ForTokenClassification", rules=tag, has_classes=True),
     }
 
 
@@ -79,7 +82,7 @@ GPT2 = Family(
         rule("blocks.*.mlp.down", "h.*.mlp.c_proj", transpose=True),
         rule("final_norm", "ln_f"),
     ),
-    heads=heads("GPT2LMHeadModel", "GPT2Model", "GPT2ForSequenceClassification"),
+    heads=heads("GPT2LMHeadModel", "GPT2", tagger="classifier"),
     config_type=GPTConfig,
     config_from=gpt2_from,
     config_to=gpt2_to,
@@ -213,7 +216,7 @@ def relative(model_type: str, name: str, config_from: Any, config_to: Any = rela
         model_type=model_type,
         prefix="model.",
         rules=RELATIVE_RULES,
-        heads=heads(f"{name}ForCausalLM", f"{name}Model", f"{name}ForSequenceClassification"),
+        heads=heads(f"{name}ForCausalLM", name),
         config_type=GPTConfig,
         config_from=config_from,
         config_to=config_to,
@@ -233,7 +236,7 @@ QWEN3 = relative("qwen3", "Qwen3", qwen3_from, qwen3_to)
 def own_from(fields: Fields) -> GPTConfig:
     fields.expect("architecture", *(head.architecture for head in OWN.heads.values()))
     ours = {field.name: field for field in dataclasses.fields(GPTConfig)}
-    about_heads = {"architecture", "id2label", "label2id", "dtype"}
+    about_heads = {"architecture", "id2label", "label2id", "dtype", "sequence_classes"}
     if unknown := fields.values.keys() - ours.keys() - about_heads:
         raise ValueError(f"{min(unknown)!r} is unknown")
     readers = {int: fields.count, float: fields.number, bool: fields.flag, str: fields.get}
@@ -268,6 +271,9 @@ OWN = Family(
         "classify": Head(SequenceClassifier, "GPTClassifier", rules=OWN_CLASSIFIER, has_classes=True),
         "score": Head(Scorer, "GPTClassifier", rules=OWN_CLASSIFIER, has_classes=True),
         "reward": Head(RewardModel, "GPTClassifier", rules=OWN_CLASSIFIER, has_classes=True),
+        "tag": Head(
+            TokenClassifier, "GPTTagger", rules=(rule("classifier", "classifier"), OF_SEQUENCES), has_classes=True
+        ),
     },
     config_type=GPTConfig,
     config_from=own_from,

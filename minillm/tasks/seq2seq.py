@@ -1,0 +1,214 @@
+"""A text for a text: translation, summaries, any prompt → answer. A GPT reads the prompt and writes the answer.
+
+From scratch it learns a vocabulary of its own, shared by both sides, in which a token of its own stands between them.
+A checkpoint brings its vocabulary, and words stand around a prompt, `--prompt-format`. Either is kept with the run's
+tokenizer, so that whoever gives it a prompt need not know.
+"""
+
+import re
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from torch import nn
+
+from minillm import cli, records
+from minillm.errors import UserError
+from minillm.gpt import GPT
+from minillm.metrics import Interval, rate, texts
+from minillm.published.byte_pairs import PROMPT, learn_byte_pairs, require_subwords, set_prompt_format
+from minillm.tasks import files, from_scratch
+from minillm.tasks.base import Example, Shape, Splits, WritingTask
+from minillm.tasks.files import Fields
+from minillm.tokenizer import Tokenizer
+
+CONTEXT, LEAST_CONTEXT = 1024, 16  # tokens of a prompt with its answer, unless told otherwise
+ANSWER = "<|answer|>"  # stands behind a prompt where the vocabulary is our own
+FORMAT = f"{PROMPT}\n\nAnswer:\n"  # and this stands around it where the vocabulary is a checkpoint's
+METRICS = {"exact": "exact", "bleu": "bleu", "rouge": "rouge_l"}  # and which of their figures counts
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+FEW_WORDS = 5  # answers that are mostly as short are right or wrong
+
+
+@dataclass(frozen=True)
+class Options(files.Options):
+    metric: str | None = cli.option(None, "what makes a good answer (default: what suits their length)", tuple(METRICS))
+    context: int | None = cli.option(None, f"most tokens of a prompt with its answer (default: {CONTEXT})")
+    prompt_format: str | None = cli.option(
+        None, "what stands around a prompt, with --init, such as 'Summarise: {prompt}\\nSummary:'"
+    )
+
+
+class Seq2Seq(WritingTask):
+    name = "seq2seq"
+    headline = "exact"  # or what suits the answers
+    Options = Options
+
+    def __init__(self, options: Options, seed: int):
+        if options.context is not None and options.context < LEAST_CONTEXT:
+            raise UserError(f"--context {options.context} must be at least {LEAST_CONTEXT}")
+        self.context, self.form = options.context, (options.prompt_format or "").replace("\\n", "\n")
+        self.splits, self.notes = load(options)
+        self.metric, why = (options.metric, None) if options.metric else suitable_metric(self.splits)
+        self.headline = METRICS[self.metric]
+        if self.metric == "bleu":
+            texts.sacrebleu()  # which may be missing: better now than after an hour's training
+        self.notes = [*self.notes, *([f"--metric {self.metric}, as {why}"] if why else [])]
+
+    def training_texts(self) -> list[str]:
+        return [text for example in self.splits.train for text in (example.prompt, *example.answers)]
+
+    def tokenizer(self) -> Tokenizer:
+        tokenizer = learn_byte_pairs(self.training_texts(), from_scratch.VOCABULARY, [ANSWER])
+        set_prompt_format(tokenizer, PROMPT + ANSWER)
+        return tokenizer
+
+    def recipe(self, model: nn.Module | None, minutes: float | None) -> dict[str, Any]:
+        if model:
+            return super().recipe(model, minutes)
+        return from_scratch.recipe(from_scratch.count_words(self.training_texts()), minutes)
+
+    def new_model(self, tokenizer: Tokenizer, shape: Shape) -> GPT:
+        """It reads the longest prompt with the longest answer, as far as that is not beyond all bounds."""
+        longest = [max(each) for each in zip(*self.lengths(tokenizer), strict=True)]
+        context = self.context or min(CONTEXT, max(128, sum(longest)))
+        return from_scratch.new_model(tokenizer.vocab_size, context, shape)
+
+    def lengths(self, tokenizer: Tokenizer) -> list[tuple[int, int]]:
+        """Tokens of each prompt of any split, and of its longest answer, the end included."""
+        return [
+            (len(tokenizer.prompt(example.prompt)), max(len(tokenizer.encode(a)) for a in example.answers) + 1)
+            for split in vars(self.splits).values()
+            for example in split
+        ]
+
+    def adapt(self, model: GPT, tokenizer: Tokenizer) -> None:
+        """Decides what stands around a prompt, unless the vocabulary remembers it, and shortens what is too long."""
+        most = model.config.max_seq_len
+        if self.context and self.context > most:
+            raise UserError(f"--context {self.context} is more than the {most} tokens that the model reads")
+        require_subwords(tokenizer, self.name)
+        if self.form or "prompt_format" not in tokenizer.config:
+            set_prompt_format(tokenizer, self.form or FORMAT)
+        self.shorten(tokenizer, self.context or min(most, CONTEXT))
+        super().adapt(model, tokenizer)
+
+    def shorten(self, tokenizer: Tokenizer, context: int) -> None:
+        """Leaves out training answers of more than half of the context, and cuts prompts that don't fit beside the
+        longest that is left."""
+        train = [within(example, tokenizer, context // 2) for example in self.splits.train]
+        out = sum(len(a.answers) - len(b.answers) for a, b in zip(self.splits.train, train, strict=True))
+        splits = {**vars(self.splits), "train": [example for example in train if example.answers]}
+        if train and not splits["train"]:
+            raise UserError(f"no answer of --train has at most {context // 2:,} tokens; raise --context")
+        self.splits = Splits(**splits)
+        room = context - self.max_answer_tokens(tokenizer) - len(tokenizer.prompt(""))
+        if room < 1:
+            raise UserError(f"{context:,} tokens have no room for a prompt beside the longest answer; raise --context")
+        cut = {
+            name: [replace(e, prompt=beginning_of(e.prompt, tokenizer, room)) for e in split]
+            for name, split in splits.items()
+        }
+        num_cut = sum(a.prompt != b.prompt for name in cut for a, b in zip(cut[name], splits[name], strict=True))
+        self.splits = Splits(**cut)
+        self.notes = [
+            *self.notes,
+            *([f"{out:,} answers of over {context // 2:,} tokens are left out; see --context"] if out else []),
+            *([f"{num_cut:,} prompts are longer than {room:,} tokens; their ends are cut"] if num_cut else []),
+        ]
+
+    def reward(self, examples: Sequence[Example], answers: Sequence[str]) -> Mapping[str, Sequence[float]]:
+        """Of each answer by itself: 1 if it is right, else 0; or chrF, where BLEU counts, and ROUGE-L, from 0 to 1."""
+        name, judge = REWARDS[self.metric]
+        return {name: [judge(example, answer) for example, answer in zip(examples, answers, strict=True)]}
+
+    def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Interval]:
+        """What --metric names, beside it its kin, and always how many answers are right to the last letter."""
+        references = [example.answers for example in examples]
+        exact = {"exact": rate([is_right(e, a) == 1.0 for e, a in zip(examples, answers, strict=True)])}
+        if self.metric == "bleu":
+            return {"bleu": texts.bleu(references, answers), "chrf": texts.chrf(references, answers), **exact}
+        return (texts.rouge(references, answers) if self.metric == "rouge" else {}) | exact
+
+    def baselines(self, examples: Sequence[Example]) -> dict[str, Interval]:
+        """What needs no model: the prompt itself, its first sentence, or the answer that was commonest in training."""
+        answers = Counter(answer for example in self.splits.train for answer in example.answers)
+        commonest = max(answers, key=answers.get, default="")
+        name, guess = {
+            "bleu": ("copy", lambda prompt: prompt),
+            "rouge": ("lead_sentence", lambda prompt: SENTENCE_END.split(prompt)[0]),
+            "exact": ("commonest", lambda _: commonest),
+        }[self.metric]
+        return {name: self.measure(examples, [guess(example.prompt) for example in examples])[self.headline]}
+
+    def details(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Any]:
+        """How BLEU was computed, for others to compare with."""
+        references = [example.answers for example in examples]
+        return {"bleu_signature": texts.signature("BLEU", references)} if self.metric == "bleu" else {}
+
+    def next_command(self, folder: Path) -> str:
+        return f'python -m minillm answer {shlex.quote(str(folder))} "a prompt of your own"'
+
+
+def is_right(example: Example, answer: str) -> float:
+    return float(answer.strip() in example.answers)
+
+
+def chrf(example: Example, answer: str) -> float:
+    return texts.sacrebleu().CHRF().sentence_score(answer, list(example.answers)).score / 100
+
+
+def rouge_l(example: Example, answer: str) -> float:
+    return texts.rouge([example.answers], [answer])["rouge_l"].value
+
+
+REWARDS = {"exact": ("exact", is_right), "bleu": ("chrf", chrf), "rouge": ("rouge_l", rouge_l)}
+
+
+def within(example: Example, tokenizer: Tokenizer, limit: int) -> Example:
+    """The example with those of its answers that have at most so many tokens, the end included."""
+    return replace(example, answers=tuple(a for a in example.answers if len(tokenizer.encode(a)) < limit))
+
+
+def beginning_of(text: str, tokenizer: Tokenizer, room: int) -> str:
+    """As much of a text as has at most so many tokens."""
+    ids = tokenizer.encode(text)
+    if len(ids) <= room:
+        return text
+    while len(tokenizer.encode(text)) > room:  # what is cut may be written in more tokens than before
+        ids = ids[: min(room, len(ids) - 1)]
+        text = tokenizer.decode(ids).rstrip("\ufffd")  # of a letter of several tokens, which the cut went through
+    return text
+
+
+def suitable_metric(splits: Splits) -> tuple[str, str]:
+    """The metric for these answers, and why."""
+    examples = splits.train or splits.dev or splits.test
+    prompt, answer = (median(counts) for counts in zip(*map(count_words, examples), strict=True))
+    if answer <= FEW_WORDS:
+        return "exact", f"most answers have no more than {answer:.0f} words"
+    if answer < prompt / 2:
+        return "rouge", f"answers are much shorter than prompts, {answer:.0f} words to {prompt:.0f}"
+    return "bleu", f"answers are about as long as prompts, {answer:.0f} words to {prompt:.0f}"
+
+
+def count_words(example: Example) -> tuple[int, int]:
+    return len(example.prompt.split()), len(example.answers[0].split())
+
+
+# ---- the data ------------------------------------------------------------------------------------
+
+
+def load(options: Options) -> tuple[Splits, list[str]]:
+    """Splits of examples, and notes for a person. UserError."""
+    fields = Fields(options.fields, ("prompt", "answer"))
+    return files.load(options, "seq2seq", lambda path, _: read(path, fields), lambda example: example.prompt)
+
+
+def read(path: Path, fields: Fields) -> list[Example]:
+    name = fields.name("answer")
+    return [Example(fields.text(record, "prompt"), record.texts(name)) for record in records.read(path)]
