@@ -217,6 +217,7 @@ def finish(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer)
     next_command = task.next_command(session.run.folder)
     found = findings(task, model, [table], measured, list(baselines), remarks, next_command)
     panels = ["loss", "lr", f"dev_{task.headline}"]
+    task.end(model)
     session.finish(metrics, flat(measured, "dev"), panels, f"{task.name}, by example", found)
     session.console.print(f"next: {next_command}", markup=False)
 

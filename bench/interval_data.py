@@ -36,7 +36,7 @@ def rouge(n: int) -> Iterator[Cell]:
         return mean(rng.beta(a, b, n) * (rng.random(n) >= none)), (1 - none) * a / (a + b)
 
     for a, b, none in ((2, 6, 0.0), (0.5, 3, 0.3), (8, 1, 0.0), (0.3, 0.3, 0.0)):
-        yield "mean", f"beta({a}, {b}), {none:.0%} are 0", (1 - none) * a / (a + b), bound(draw, a, b, none)
+        yield "mean", f"scores, beta({a}, {b}), {none:.0%} of them 0", (1 - none) * a / (a + b), bound(draw, a, b, none)
 
 
 def correlations(n: int) -> Iterator[Cell]:

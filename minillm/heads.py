@@ -67,6 +67,7 @@ class Head(nn.Module):
     """An encoder and what is put on top of it. Those that can be trained have `loss`, see objective.py."""
 
     lower_case = False  # whether texts are to be read in lower case
+    head_is_trained = False  # whether the last product came with a checkpoint
     transform_is_trained = False  # whether what is between encoder and classifier came with a checkpoint, as BERT's
 
     def __init__(self, config: AnyConfig):

@@ -196,7 +196,7 @@ def with_dropout(model: nn.Module, p: float | None) -> nn.Module:
     other = GPT(config) if isinstance(model, GPT) else type(model)(config, *model.outputs)
     other.load_state_dict(model.state_dict())
     if not isinstance(model, GPT):
-        other.transform_is_trained = model.transform_is_trained
+        other.transform_is_trained, other.head_is_trained = model.transform_is_trained, model.head_is_trained
     return other
 
 

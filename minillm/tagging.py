@@ -69,7 +69,7 @@ class WordReader:
                 f"the vocabulary gives a text the token {largest}, but the model only has {self.vocab_size}: "
                 "they do not belong together"
             )
-        starts = np.cumsum([0, *(len(word) + 1 for word in words[:-1])])
+        starts = np.cumsum([-1, *(len(word) + 1 for word in words[:-1])])  # each with the blank before it
         last_letters = np.array([max(end - 1, 0) for _, end in spans], dtype=np.int64)
         return tokens, np.searchsorted(starts, last_letters, side="right") - 1
 

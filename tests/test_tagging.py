@@ -76,6 +76,7 @@ def test_a_vocabulary_of_symbols_has_letters_as_pieces_if_it_has_them():
     reader = WordReader(letters, gpt_config())
     (window,) = reader.windows(["ab", "c"])
     assert (window.tokens, window.at.tolist()) == (letters.encode("ab c"), [1, 3])
+    assert reader.pieces(["ab", "c"])[1].tolist() == [0, 0, 1, 1]  # a blank belongs to what it is before
     with pytest.raises(UserError, match="this model does not read such words: the symbol 'd' in 'ab d'"):
         reader.windows(["ab", "d"])
     with pytest.raises(UserError, match="this model does not read words: the symbol 'a'"):

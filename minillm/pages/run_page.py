@@ -236,7 +236,9 @@ def series(name: str, log: Sequence[Mapping[str, Any]]) -> Series:
     bounds = [[record[f"{name}_{end}"] for record in records] for end in ("low", "high")] if has_bounds else ([], [])
     steps = [record["step"] for record in records]
     values = [record[name] for record in records]
-    return Series(named(name.removeprefix("reward_")), steps, values, *bounds, is_noisy=name != "lr")
+    return Series(
+        named(name.removeprefix("reward_").removeprefix("dev_")), steps, values, *bounds, is_noisy=name != "lr"
+    )
 
 
 def references(found: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[tuple[str, float]]:

@@ -197,6 +197,7 @@ class Checkpoint:
         if spec.has_classes:
             transform = {name for name, _ in model.named_parameters() if name.startswith("transform.")}
             model.transform_is_trained = bool(transform) and not transform & new
+            model.head_is_trained = "classifier.weight" not in new
         self.fill(model, spec, new, dtype)
         return model.eval()
 

@@ -8,8 +8,12 @@ from minillm.tasks.lm import LanguageModelling
 from minillm.tasks.mlm import MaskedLanguageModelling
 from minillm.tasks.preference import Preference
 from minillm.tasks.pronounce import Pronounce
+from minillm.tasks.regress import Regress
 from minillm.tasks.seq2seq import Seq2Seq
 from minillm.tasks.tag import Tag
 
-ALL = (Pronounce, Arithmetic, Classify, Tag, LanguageModelling, MaskedLanguageModelling, Seq2Seq, Chat, Preference)
+ALL = (
+    *(Pronounce, Arithmetic, LanguageModelling, MaskedLanguageModelling),
+    *(Classify, Regress, Tag, Seq2Seq, Chat, Preference),
+)
 TASKS: dict[str, type[Task]] = {task.name: task for task in ALL}

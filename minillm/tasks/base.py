@@ -103,6 +103,9 @@ class Task(Protocol):
         """Called with the model as it starts, on its device, before the first step; in a run that goes on, its weights
         are still to come. What is to be remembered of the start may be kept in the run, as REFERENCE."""
 
+    def end(self, model: nn.Module) -> None:
+        """Called with the trained model when all that is held out was answered, before it is saved."""
+
     def count(self, batch: Batch) -> int:
         """Over how many things the loss of a batch is a sum: what a step is divided by."""
         return batch.count

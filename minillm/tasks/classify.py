@@ -17,7 +17,7 @@ from minillm.batching import Document
 from minillm.bert import BERTConfig
 from minillm.errors import UserError
 from minillm.gpt import GPTConfig
-from minillm.heads import SequenceClassifier
+from minillm.heads import AnyConfig, SequenceClassifier
 from minillm.layers import dropout_everywhere
 from minillm.metrics import Interval, macro_f1, rate
 from minillm.modernbert import ModernBERTConfig
@@ -110,10 +110,12 @@ class Classify(Task):
         return min(max(usual, least * per_step), most * per_step)
 
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> SequenceClassifier:
+        return SequenceClassifier(self.new_config(tokenizer, shape), self.classes)
+
+    def new_config(self, tokenizer: Tokenizer, shape: Shape) -> AnyConfig:
         kind, details = KINDS[self.kind or next(iter(KINDS))]
         sizes = {"num_layers": shape.layers, "width": shape.width, "num_heads": shape.heads}
-        config = kind(tokenizer.vocab_size, LONGEST, **sizes, **details, **dropout_everywhere(kind, shape.dropout))
-        return SequenceClassifier(config, self.classes)
+        return kind(tokenizer.vocab_size, LONGEST, **sizes, **details, **dropout_everywhere(kind, shape.dropout))
 
     def adapt(self, model: SequenceClassifier, tokenizer: Tokenizer) -> None:
         """Take over the order of the model's classes and what it reads of a text."""
@@ -130,7 +132,10 @@ class Classify(Task):
 
     def documents(self, example: Labelled, tokenizer: Tokenizer, rng: np.random.Generator | None) -> list[Document]:
         ((tokens, segments),) = self.read([example], tokenizer, self.limit)
-        return [Document(tokens, label=self.classes.index(example.label), segments=segments)]
+        return [Document(tokens, label=self.label_of(example), segments=segments)]
+
+    def label_of(self, example: Labelled) -> int:
+        return self.classes.index(example.label)
 
     def answer(self, model: SequenceClassifier, tokenizer: Tokenizer, examples: Sequence[Labelled]) -> list[Prediction]:
         probabilities = evaluate.classify(model, tokenizer, [example.texts for example in examples])
