@@ -26,6 +26,7 @@ NAMES = {
     "f1": "F1",
     "intent_accuracy": "intents",
     "look_up": "commonest tags",
+    "n_grams": "5-grams",
     "nats": "nats a token",
     "longer": "the longer one wins",
     "chosen_gain": "nats gained by chosen answers",

@@ -5,8 +5,9 @@ time. In training, windows begin anywhere, drawn anew in every epoch; held-out t
 half, so that each token but the first ones is predicted from at least half a window.
 """
 
+import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from rich.table import Table
 from torch import nn
 
 from minillm import cli, evaluate, records
+from minillm.baselines import NGrams
 from minillm.batching import IGNORE, Document
 from minillm.errors import UserError
 from minillm.gpt import GPT, GPTConfig
@@ -26,6 +28,8 @@ from minillm.tasks.base import Shape, Splits, Task
 from minillm.tasks.files import Fields
 from minillm.tokenizer import SymbolTokenizer, Tokenizer
 
+ORDER = 5  # of the n-grams that stand beside the result
+MOST_COUNTED = 3_000_000  # tokens
 CONTEXT = 256  # tokens of a window, unless told otherwise or the model reads fewer
 
 
@@ -56,6 +60,12 @@ class Window(NamedTuple):
         ids = self.text[self.start : self.stop].tolist()
         known = self.first - self.start
         return Document(ids[:-1], [*[IGNORE] * (known - 1), *ids[known:]])
+
+    def surprise(self, probability: Callable[[Sequence[int], int], float]) -> float:
+        """Σ −log p of what is predicted, by a function of the tokens before and the token."""
+        text = self.text[max(0, self.first - ORDER) : self.stop].tolist()
+        begin = len(text) - (self.stop - self.first)
+        return -sum(math.log(probability(text[max(0, i - ORDER + 1) : i], text[i])) for i in range(begin, len(text)))
 
     def drawn(self, rng: np.random.Generator, size: int) -> "Window":
         """A window of so many targets that begins up to half of it earlier or later; it predicts all it reads."""
@@ -163,6 +173,20 @@ class LanguageModelling(Task):
 
     def record(self, example: Window, answer: Scored) -> dict[str, Any]:
         return {"text": self.decode(example.text[example.first : example.stop]), **answer._asdict()}
+
+    def baselines(self, examples: Sequence[Window]) -> dict[str, Interval]:
+        """What counting n-grams of the training texts foresees, where those are not too many to count in seconds."""
+        texts = list({id(window.text): window.text for window in self.splits.train}.values())
+        if not texts or sum(map(len, texts)) > MOST_COUNTED:
+            return {}
+        counted = NGrams([text.tolist() for text in texts], ORDER)
+        nats = [window.surprise(counted.probability) for window in examples]
+        return {"n_grams": ratio(nats, [window.stop - window.first for window in examples], form=".3f")}
+
+    def remarks(self, measured: dict[str, Interval]) -> list[str]:
+        if "n_grams" in measured and measured["nats"].value > measured["n_grams"].value:
+            return [f"counting sequences of {ORDER} tokens foresees more: give it more --minutes, or --init"]
+        return []
 
     def table(self, examples: Sequence[Window], answers: Sequence[Scored]) -> Table:
         """Where it was surest, and where least."""

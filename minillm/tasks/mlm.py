@@ -100,6 +100,9 @@ class MaskedLanguageModelling(LanguageModelling):
         nats, tokens = [answer.nats for answer in answers], [answer.tokens for answer in answers]
         return {"nats": ratio(nats, tokens, form=".3f"), "perplexity": perplexity(nats, tokens)}
 
+    def baselines(self, examples: Sequence[Window]) -> dict[str, Interval]:
+        return {}  # n-grams see one side only
+
     def next_command(self, folder: Path) -> str:
         return f'python -m minillm fill {shlex.quote(str(folder))} "a text with a [MASK]"'
 

@@ -13,10 +13,12 @@ from scripts import SMALL
 import minillm.curves
 import train_sft
 from kernels import Packing
+from minillm.baselines import NGrams
 from minillm.batching import IGNORE, example_rng, pack
 from minillm.errors import UserError
 from minillm.gpt import GPT, GPTConfig
 from minillm.heads import MaskedLM
+from minillm.metrics import Interval
 from minillm.tasks.lm import LanguageModelling, Options, Window, cut
 from minillm.tasks.mlm import MaskedLanguageModelling
 from minillm.tasks.mlm import Options as MaskedOptions
@@ -115,6 +117,22 @@ def test_nats_are_those_of_each_token_alone(lm):
     assert measured["nats"].value == pytest.approx(nats)
     assert measured["perplexity"].value == pytest.approx(math.exp(nats))
     assert measured["bits_per_character"].value == pytest.approx(nats * 99 / 100 / math.log(2))
+
+
+def test_n_grams_stand_beside_the_result(lm):
+    """Of a text that repeats itself they foresee nearly all; each token once, behind those before it."""
+    task, _, _ = lm
+    found = task.baselines(task.splits.dev)["n_grams"]
+    (text,) = {id(window.text): window.text for window in task.splits.dev}.values()
+    (train,) = {id(window.text): window.text for window in task.splits.train}.values()
+    counted = NGrams([train.tolist()], 5)
+    ids = text.tolist()
+    truth = -sum(math.log(counted.probability(ids[max(0, i - 4) : i], ids[i])) for i in range(1, len(ids)))
+    assert found.value == pytest.approx(truth / (len(ids) - 1))
+    assert found.value < 0.5
+    better, worse = Interval(0.1, 0.1, 0.1), Interval(9.0, 9.0, 9.0)
+    assert task.remarks({"nats": better, "n_grams": found}) == []
+    assert "5 tokens foresees more" in task.remarks({"nats": worse, "n_grams": found})[0]
 
 
 def test_what_is_masked_is_what_is_asked_for(files):
