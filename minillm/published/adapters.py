@@ -57,7 +57,7 @@ def save(model: nn.Module, folder: Path, base: str | None) -> None:
     rank, scale = len(layer.lora_a), layer.scale
     settings = {
         "peft_type": "LORA",
-        "task_type": TASKS.get(type(model)),
+        "task_type": next((name for kind, name in TASKS.items() if isinstance(model, kind)), None),
         "base_model_name_or_path": base,
         "inference_mode": True,
         "r": rank,

@@ -156,7 +156,6 @@ def merge(adapter):
         ({"use_dora": True}, "use_dora is set, which is a LoRA that cannot be merged here"),
         ({"alpha_pattern": {"q_proj": 3}}, "alpha_pattern is set"),
         ({"lora_alpha": None}, "'lora_alpha' is missing"),
-        ({"task_type": "TOKEN_CLS"}, "is for 'tag', which is nothing that"),
     ],
 )
 def test_what_is_no_plain_lora_is_refused(adapter, change, sentence):
