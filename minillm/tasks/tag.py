@@ -154,8 +154,11 @@ class Tag(Task):
 
     @cached_property
     def look_up(self) -> TagLookup:
+        """Words that training did not have are O, or where there is none, of its commonest tag."""
         train = self.splits.train
-        return TagLookup([sentence.words for sentence in train], [sentence.tags for sentence in train])
+        counts = Counter(tag for sentence in train for tag in sentence.tags)
+        unknown = "O" if self.has_entities else counts.most_common(1)[0][0]
+        return TagLookup([sentence.words for sentence in train], [sentence.tags for sentence in train], unknown)
 
     @cached_property
     def naive_bayes(self) -> NaiveBayes:
