@@ -272,8 +272,8 @@ def reports(metrics: Mapping[str, Any]) -> list[Html]:
     return found
 
 
-def share_or_count(value: float | str) -> str:
-    return f"{value:.1%}" if isinstance(value, float) else shown(value)
+def share_or_count(value: float | str) -> int | str:
+    return f"{value:.1%}" if isinstance(value, float) else value
 
 
 # ---- how it was made -----------------------------------------------------------------------------
