@@ -8,6 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import tiny
+
+from minillm.heads import MaskedLM
+from minillm.published import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,6 +62,35 @@ def test_quick_training_step(tmp_path):
     assert [row["provider"] for row in rows] == ["transformers", "ours"] * 3
     assert all(row["ms"] > 0 and not row["note"] for row in rows)
     assert all(row["error"] < 0.02 for row in rows)
+
+
+@pytest.mark.parametrize("case", ["WNUT", "SST"])
+def test_both_sides_are_fine_tuned(case, tmp_path):
+    """From a tiny model that knows nothing, on made-up data."""
+    pytest.importorskip("transformers")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "a", "b", "##c"]
+    checkpoint.save(MaskedLM(tiny.bert_config(vocab_size=len(words), dropout=0.0)), tmp_path / "model")
+    (tmp_path / "model" / "vocab.txt").write_text("\n".join(words))
+    for folder in ("ner_wnut17", "sentiment_sst2"):
+        (tmp_path / folder).mkdir()
+        for name, endings in (("train", ["a", "ac", "a a"]), ("dev", ["b"])):
+            lines = (json.dumps(row) + "\n" for ending in endings for row in made_up(ending))
+            (tmp_path / folder / f"{name}.jsonl").write_text("".join(lines))
+    out = tmp_path / "result"
+    options = ["--init", str(tmp_path / "model"), "--data", str(tmp_path), "--only", case, "--precision", "fp32"]
+    done = bench("finetune.py", *options, "--epochs", "3", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    peer, ours = json.loads(out.with_suffix(".json").read_text())["rows"]
+    assert (peer["provider"], ours["provider"]) == ("transformers", "ours")
+    assert peer["metrics"].keys() <= ours["metrics"].keys()
+    assert all(low <= value <= high for row in (peer, ours) for value, low, high in row["metrics"].values())
+
+
+def made_up(ending):
+    """Two examples of both tasks."""
+    for first, tag in (("good", "B-x"), ("bad", "O")):
+        tags = [tag, *["O"] * len(ending.split())]
+        yield {"tokens": f"{first} {ending}", "tags": tags, "text": f"{first} {ending}", "label": first}
 
 
 def test_quick_generation(tmp_path):
