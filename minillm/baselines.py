@@ -8,7 +8,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 
-END = re.compile(r"[.!?…][\"'”’)\]]*(?:\s+|$)|[。！？]|\n+")  # of a sentence
+END = re.compile(r"[.!?…][\"'”’]*(?:\s+|$)|[。！？]|\n+")  # of a sentence; not before a bracket: (cats, dogs, etc.)
 Token = Hashable
 
 
@@ -25,17 +25,15 @@ def lead(text: str, sentences: int = 1) -> str:
 
 
 class TagLookup:
-    """Each word gets its commonest tag in training, an unknown one the commonest of words that were seen only once, and
-    so most likely of unknown ones, too."""
+    """Each word gets its commonest tag in training, an unknown one always the same."""
 
-    def __init__(self, sentences: Sequence[Sequence[str]], tags: Sequence[Sequence[str]]):
+    def __init__(self, sentences: Sequence[Sequence[str]], tags: Sequence[Sequence[str]], unknown: str = "O"):
         counts: dict[str, Counter[str]] = defaultdict(Counter)
         for words, marks in zip(sentences, tags, strict=True):
             for word, tag in zip(words, marks, strict=True):
                 counts[word][tag] += 1
         self.tags = {word: commonest(found) for word, found in counts.items()}
-        rare = Counter(self.tags[word] for word, found in counts.items() if found.total() == 1)
-        self.unknown = commonest(rare or Counter(self.tags.values()))
+        self.unknown = unknown
 
     def answer(self, words: Sequence[str]) -> list[str]:
         return [self.tags.get(word, self.unknown) for word in words]

@@ -58,7 +58,9 @@ class Weighted:
 
 def open_rewards(options: Sequence[str], own: Mapping[str, Reward], device: torch.device) -> Reward:
     """What the options ask for, together. `own` are the task's, of which the first is the default. UserError."""
-    return Weighted([open_reward(option, own, device) for option in options or [next(iter(own))]])
+    if not options:
+        return next(iter(own.values()))
+    return Weighted([open_reward(option, own, device) for option in options])
 
 
 def open_reward(option: str, own: Mapping[str, Reward], device: torch.device) -> tuple[str, Reward, float]:

@@ -90,7 +90,7 @@ def test_one_step_of_reinforcement_enters_few_files(precision, tmp_path, monkeyp
     )
     with files_of_steps(monkeypatch) as steps:
         train_rl.train(args, Console(quiet=True))
-    check(steps, "train_rl.py", most=16)
+    check(steps, "train_rl.py", most=17)  # estimators and answers have a file each, which no other script enters
     learned = [files for files in steps[2:] if ROOT / "minillm" / "objective.py" in files]
     assert learned, "no step had anything to learn from, so that the count says little"
 

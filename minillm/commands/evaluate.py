@@ -79,7 +79,9 @@ def prepare(name: str, args: Examined) -> Trial:
     path = resolve(name)
     task = task_of(name, path, args)
     saved = open_checkpoint(path)
-    if saved.head_name != task.head:
+    heads = saved.family.heads
+    own, needed = heads[saved.head_name], heads.get(task.head)
+    if needed is None or own.architecture != needed.architecture:  # which several heads may share
         raise UserError(f"{name} has a head for {saved.head_name!r}, but --task {task.name} needs {task.head!r}")
     placement = place(args.precision)
     model, tokenizer = saved.load(task.head).to(placement.device), load_tokenizer(path)

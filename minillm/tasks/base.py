@@ -6,7 +6,7 @@ tasks share whose answers are written, token by token, by a GPT.
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -132,8 +132,10 @@ class Task(Protocol):
         """What belongs into metrics.json beside the metrics."""
 
     def record(self, example: Any, answer: Any) -> dict[str, Any]:
-        """An example and the model's answer, as they stand in a line of JSON: `evaluate --predictions`."""
-        return {**vars(example), "answer": answer._asdict() if isinstance(answer, tuple) else answer}
+        """An example and the model's answer, as they stand in a line of JSON: `evaluate --predictions`. Of an example
+        that is what its `repr` shows."""
+        known = {field.name: vars(example)[field.name] for field in fields(example) if field.repr}
+        return {**known, "answer": answer._asdict() if isinstance(answer, tuple) else answer}
 
     def table(self, examples: Sequence[Any], answers: Sequence[Any]) -> Table:
         """Some answers, for a person."""

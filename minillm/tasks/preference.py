@@ -200,6 +200,8 @@ class Preference(Task):
         if self.is_judge:
             values = evaluate.of_documents(model, documents, evaluate.outputs).reshape(-1, 2)
         else:
+            if not all(pair.start for pair in examples):
+                raise UserError(f"what --method {self.method} has changed can only be measured while it is trained")
             start = np.array([pair.start for pair in examples])
             values = -np.array(evaluate.nats(model, documents)).reshape(-1, 2) - start
         return [Judged(*row) for row in values.tolist()]

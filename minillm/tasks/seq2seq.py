@@ -5,7 +5,6 @@ A checkpoint brings its vocabulary, and words stand around a prompt, `--prompt-f
 tokenizer, so that whoever gives it a prompt need not know.
 """
 
-import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from minillm import cli, records
+from minillm.baselines import copy, lead
 from minillm.errors import UserError
 from minillm.gpt import GPT
 from minillm.metrics import Interval, rate, texts
@@ -30,7 +30,6 @@ CONTEXT, LEAST_CONTEXT = 1024, 16  # tokens of a prompt with its answer, unless 
 ANSWER = "<|answer|>"  # stands behind a prompt where the vocabulary is our own
 FORMAT = f"{PROMPT}\n\nAnswer:\n"  # and this stands around it where the vocabulary is a checkpoint's
 METRICS = {"exact": "exact", "bleu": "bleu", "rouge": "rouge_l"}  # and which of their figures counts
-SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 FEW_WORDS = 5  # answers that are mostly as short are right or wrong
 
 
@@ -139,8 +138,8 @@ class Seq2Seq(WritingTask):
         answers = Counter(answer for example in self.splits.train for answer in example.answers)
         commonest = max(answers, key=answers.get, default="")
         name, guess = {
-            "bleu": ("copy", lambda prompt: prompt),
-            "rouge": ("lead_sentence", lambda prompt: SENTENCE_END.split(prompt)[0]),
+            "bleu": ("copy", copy),
+            "rouge": ("lead_sentence", lead),
             "exact": ("commonest", lambda _: commonest),
         }[self.metric]
         return {name: self.measure(examples, [guess(example.prompt) for example in examples])[self.headline]}

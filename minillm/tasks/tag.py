@@ -2,7 +2,7 @@
 whole is. The data is the user's own: lists of words and tags in JSONL, JSON, Parquet or CSV, or columns (CoNLL)."""
 
 import shlex
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -14,6 +14,7 @@ from rich.table import Table
 from torch import nn
 
 from minillm import records
+from minillm.baselines import TagLookup
 from minillm.batching import IGNORE, Document
 from minillm.errors import UserError
 from minillm.heads import TokenClassifier
@@ -101,6 +102,7 @@ class Tag(Task):
         """Take over the order of the model's classes, and how it reads words. One whose vocabulary was learned here
         sees every sentence differently in each epoch."""
         self.classes, self.sequence_classes = list(model.classes), list(model.sequence_classes)
+        self.has_entities = mark(self.classes)
         self.number = {tag: k for k, tag in enumerate(self.classes)}
         self.reader = WordReader(tokenizer, model.config)
         self.is_redrawn = tokenizer.config.get(VARIED) is True and bool(self.splits.train)
@@ -143,7 +145,7 @@ class Tag(Task):
     def baselines(self, examples: Sequence[Sentence]) -> dict[str, Interval]:
         """Each word its commonest tag of training, and the intent that naive Bayes says."""
         truth = [example.tags for example in examples]
-        found = [[self.commonest.get(word, self.default) for word in example.words] for example in examples]
+        found = [self.look_up.answer(example.words) for example in examples]
         measured = {"look_up": (entity_f1 if self.has_entities else token_accuracy)(truth, found)}
         if have_intents(examples):
             right = [self.naive_bayes.answer((example.prompt,)) == example.intent for example in examples]
@@ -151,19 +153,12 @@ class Tag(Task):
         return measured
 
     @cached_property
-    def commonest(self) -> dict[str, str]:
-        """Of every training word the tag that it bears most often."""
-        counts: dict[str, Counter[str]] = defaultdict(Counter)
-        for sentence in self.splits.train:
-            for word, tag in zip(sentence.words, sentence.tags, strict=True):
-                counts[word][tag] += 1
-        return {word: tags.most_common(1)[0][0] for word, tags in counts.items()}
-
-    @cached_property
-    def default(self) -> str:
-        """Of words that training did not have: O, or else the commonest tag."""
-        counts = Counter(tag for sentence in self.splits.train for tag in sentence.tags)
-        return "O" if self.has_entities else counts.most_common(1)[0][0]
+    def look_up(self) -> TagLookup:
+        """Words that training did not have are O, or where there is none, of its commonest tag."""
+        train = self.splits.train
+        counts = Counter(tag for sentence in train for tag in sentence.tags)
+        unknown = "O" if self.has_entities else counts.most_common(1)[0][0]
+        return TagLookup([sentence.words for sentence in train], [sentence.tags for sentence in train], unknown)
 
     @cached_property
     def naive_bayes(self) -> NaiveBayes:
@@ -258,8 +253,8 @@ def load(options: Options) -> tuple[Splits, list[str], list[str], list[str]]:
     learned = splits.train or [*splits.dev, *splits.test]
     tags = Counter(tag for sentence in learned for tag in sentence.tags)
     intents = Counter(sentence.intent for sentence in learned if sentence.intent is not None)
-    check(tags, intents, options.train or options.dev or options.test)
     if options.train:
+        check(tags, intents, options.train)
         notes = [*notes, *notes_on(splits, tags, intents), *faults]
     return splits, sorted(tags, key=by_type), sorted(intents), notes
 
@@ -269,7 +264,7 @@ def by_type(tag: str) -> tuple[bool, str, str]:
     return tag != "O", *reversed(split(tag))
 
 
-def check(tags: Collection[str], intents: Collection[str], path: Path | None) -> None:
+def check(tags: Collection[str], intents: Collection[str], path: Path) -> None:
     if len(tags) == 1:
         raise UserError(f"{path}: all words bear the tag {min(tags)!r}; there is nothing to tell apart")
     if len(tags) > MOST_TAGS:

@@ -35,6 +35,15 @@ def reviews(path, number, seed, classes=("bad", "good"), fields=("text", "label"
     return path
 
 
+WORDS = ["one", "two", "three", "four", "five", "six", "seven"]
+TALKS = [(f"say {a} {b} to {c}", f"{a} {b}") for a in WORDS for b in WORDS for c in ("me", "us")]
+TRIPLES = [["see", a, b, c] for a in WORDS for b in WORDS for c in ("me", "us")]
+
+
+def write_lines(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
 def trained(folder, **options):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(minillm.curves, "draw", lambda *_: None)  # slow, and not what this is about
@@ -52,6 +61,12 @@ def here(tmp_path_factory):
     trained(folder / "words", task="pronounce", steps=30, batch_tokens=64, **scripts.write_words(folder))
     (folder / "text.txt").write_text("to be or not to be, that is the question. " * 30)
     trained(folder / "lm", task="lm", train=folder / "text.txt", context=16, steps=5, batch_tokens=64)
+    write_lines(folder / "talks.jsonl", (dict(zip(("prompt", "answer"), talk, strict=True)) for talk in TALKS))
+    write_lines(folder / "tags.jsonl", ({"tokens": words, "tags": ["O", "B-A", "I-A"]} for *words, _ in TRIPLES))
+    pairs = ({"prompt": a, "chosen": f"{b} please", "rejected": b} for a, b in TALKS)
+    write_lines(folder / "pairs.jsonl", pairs)
+    for task, file in (("seq2seq", "talks"), ("chat", "talks"), ("tag", "tags"), ("preference", "pairs")):
+        trained(folder / task, task=task, train=folder / f"{file}.jsonl", steps=3, batch_tokens=256)
     write_bert(folder / "judge", SequenceClassifier, ["bad", "good"])
     write_gpt(folder / "gpt")
     reviews(folder / "stars.jsonl", 30, 2, fields=("review", "stars"))
@@ -82,7 +97,7 @@ def as_json(here, *argv):
     return json.loads(out)
 
 
-@pytest.mark.parametrize("run", ["good", "words", "lm"])
+@pytest.mark.parametrize("run", ["good", "words", "lm", "seq2seq", "chat", "tag", "preference"])
 def test_a_run_is_measured_as_it_was_after_its_training(here, run):
     saved = json.loads((here / run / "metrics.json").read_text())
     found = as_json(here, "evaluate", run, "--precision", "fp32")
@@ -117,7 +132,14 @@ def test_predictions_are_written_for_every_example(here, tmp_path):
 
 def test_predictions_of_other_tasks(here, tmp_path):
     out = tmp_path / "answers.jsonl"
-    for run, keys in (("words", {"prompt", "answers", "answer"}), ("lm", {"text", "nats", "tokens"})):
+    for run, keys in {
+        "words": {"prompt", "answers", "answer"},
+        "lm": {"text", "nats", "tokens"},
+        "seq2seq": {"prompt", "answers", "answer"},
+        "chat": {"messages", "answer"},
+        "tag": {"words", "tags", "intent", "answer"},
+        "preference": {"prompt", "chosen", "rejected", "answer"},
+    }.items():
         assert command(here, "evaluate", run, "--predictions", str(out))[0] == 0
         assert {frozenset(json.loads(line)) for line in out.read_text().splitlines()} == {frozenset(keys)}
 
