@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minillm.metrics import mean_squared_error, pearson, spearman, unexplained
+from minillm.metrics import average, mean_squared_error, pearson, spearman, unexplained
 from minillm.metrics.numbers import ranks
 
 numbers = st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=4, max_size=30)
@@ -89,3 +89,17 @@ def test_intervals_hold_the_error(n):
         for i, (found, truth) in enumerate([(mean_squared_error(x, 0 * x), 1), (unexplained(x, 0.8 * y), 0.36)]):
             held[i] += found.low <= truth <= found.high
     assert all(0.925 <= each / 600 <= 0.975 for each in held)
+
+
+def test_the_average_of_numbers_of_any_sign():
+    """Student's interval, whose quantile for ten is 2.262; what a number moves is what leaving it out does."""
+    x = np.random.default_rng(0).normal(-3, 2, 10)
+    found = average(x.tolist())
+    half = 2.262 * x.std(ddof=1) / 10**0.5
+    assert found.value == pytest.approx(x.mean())
+    assert (found.high - found.value, found.value - found.low) == pytest.approx((half, half), rel=0.03)
+    assert found.changes == pytest.approx([np.delete(x, i).mean() - x.mean() for i in range(10)])
+    assert str(average([1.0, 1.0])) == "1 [1, 1]"
+    assert average([2.0]).high == np.inf
+    with pytest.raises(ValueError, match="a mean of nothing"):
+        average([])
