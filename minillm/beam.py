@@ -124,7 +124,7 @@ def likeliest(model: GPT, hidden: Tensor, logprobs: Tensor, m: int) -> Continuat
         parts.append(largest(of_tokens.add_(before[:, :, None]).flatten(1), min(m, W * V)))
     values, places = map(torch.cat, zip(*parts, strict=True))
     if values[:, 0].isnan().any():
-        raise UserError(f"{NOT_FINITE}: a token of an answer has no probability")
+        raise UserError(NOT_FINITE)
     return Continuations(values, places // V, places % V)
 
 
