@@ -123,6 +123,10 @@ GENERATE = [
     Target("generation: speed of int8 against float32", speed("int8 B=1$", "generate", "ours, float32"), 1.5),
     Target("loading a GGUF file: speed against transformers", speed("SmolLM2.* float32", "load", "transformers"), 1.0),
 ]
+SEQ2SEQ = [
+    Target("answers, greedy: speed against transformers", speed("^greedy", "answer", "transformers"), 2.0),
+    Target("answers, beam search: speed against transformers", speed("^beam 4", "answer", "transformers"), 2.0),
+]
 CPU = [
     Target("linear cross-entropy: peak extra memory over eager's", memory(LARGE, BOTH, "eager"), at_most=0.05),
     Target("linear cross-entropy: time over eager's", time(LARGE, BOTH, "eager"), at_most=0.95),
@@ -131,6 +135,7 @@ CPU = [
     Target("attention, float32: speed against SDPA", speed("T=(512|2048) causal float32", BOTH, "SDPA"), 1.0),
     *TRAIN,
     *GENERATE,
+    *SEQ2SEQ,
     Target("ragged batch: time over padded SDPA's", time("^(29 of 8–64|8 of 64–512) ", BOTH, "SDPA"), at_most=0.6),
 ]
 

@@ -2,6 +2,7 @@
 
   python -m minillm generate MODEL --prompt "Once upon a time"    a GPT goes on with a text
   python -m minillm chat MODEL                                    a conversation with a GPT
+  python -m minillm answer RUN "a prompt"                         what a GPT that learned to answer makes of it
   python -m minillm embed MODEL "one text" "another"              how alike texts mean, by a BERT
   python -m minillm classify RUN "a text"                         which class a text belongs to
   python -m minillm tag RUN "a text"                              its entities, or what each word is
@@ -33,6 +34,7 @@ from minillm.errors import UserError
 COMMANDS = (
     "generate",
     "chat",
+    "answer",
     "embed",
     "classify",
     "tag",

@@ -25,6 +25,7 @@ from minillm.gpt import GPT
 from minillm.tree import Tree
 
 AT_ONCE = 2**20  # logits: so many lie in the processor's cache
+MOST_PENALTY = 5  # so that no power of a length is beyond what float32 can hold
 STAYING = 0.75  # share of the prompts; leaving means copying the cache of those that stay, so it waits until so few do
 
 
@@ -47,8 +48,8 @@ class Beams:
     def __post_init__(self):
         if self.width < 1:
             raise ValueError(f"width={self.width} must be at least 1")
-        if not -float("inf") < self.length_penalty < float("inf"):
-            raise ValueError(f"length_penalty={self.length_penalty} must be a number")
+        if not -MOST_PENALTY <= self.length_penalty <= MOST_PENALTY:
+            raise ValueError(f"length_penalty={self.length_penalty} must be between -{MOST_PENALTY} and {MOST_PENALTY}")
         if self.early_stopping not in (True, False, "never"):
             raise ValueError(f"early_stopping={self.early_stopping!r} is not True, False or 'never'")
 
@@ -124,7 +125,7 @@ def likeliest(model: GPT, hidden: Tensor, logprobs: Tensor, m: int) -> Continuat
         parts.append(largest(of_tokens.add_(before[:, :, None]).flatten(1), min(m, W * V)))
     values, places = map(torch.cat, zip(*parts, strict=True))
     if values[:, 0].isnan().any():
-        raise UserError(f"{NOT_FINITE}: a token of an answer has no probability")
+        raise UserError(NOT_FINITE)
     return Continuations(values, places // V, places % V)
 
 

@@ -11,43 +11,64 @@ import torch
 from torch import Tensor, nn
 
 from minillm.batching import Batch, Document, by_length, pack
+from minillm.beam import Beams, beam_search
 from minillm.errors import NOT_FINITE, UserError
-from minillm.generate import GREEDY, Sample, generate
+from minillm.generate import GREEDY, generate
 from minillm.gpt import GPT
 from minillm.heads import Head, Scorer
 from minillm.inference import ready
 from minillm.published.exchanges import Composer
 from minillm.tokenizer import Tokenizer, read_texts
 
-PROMPTS = 1024  # answered at once
+WRITTEN_TOKENS = 32_768  # prompts and room for answers that are held at once
 BATCH_TOKENS = 4096  # read at once
 
 Texts = tuple[str, ...]  # what is read as one: a text, or a pair of them
 
 
-def write(model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-    """The greedy answer to each prompt, in their order; see `complete`."""
+def write(
+    model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int, beams: Beams | None = None
+) -> list[str]:
+    """The answer to each prompt, in their order; see `complete`."""
     ids = [tokenizer.prompt(prompt) for prompt in prompts]
-    return [tokenizer.decode(sample.tokens) for sample in complete(model, ids, max_new_tokens, tokenizer.stops)]
+    return [tokenizer.decode(tokens) for tokens in complete(model, ids, max_new_tokens, tokenizer.stops, beams)]
 
 
-def complete(model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int, stops: Collection[int]) -> list[Sample]:
-    """The greedy answer to each prompt, from tokens to tokens. Leaves the model in the mode it found. UserError where a
-    token has no probability."""
+def complete(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    stops: Collection[int],
+    beams: Beams | None = None,
+) -> list[list[int]]:
+    """The answer to each prompt, greedy or the best that a search finds, from tokens to tokens. Leaves the model in the
+    mode it found. UserError where a token has no probability."""
     was_training = model.training
     model.eval()
     fast = ready(model)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # like lengths need no padding
-    answers = [Sample()] * len(prompts)
-    for start in range(0, len(order), PROMPTS):
-        rows = order[start : start + PROMPTS]
-        samples = generate(fast, [prompts[i] for i in rows], max_new_tokens, stops, GREEDY)
-        if any(math.isnan(logprob) for sample in samples for logprob in sample.logprobs):
-            raise UserError(NOT_FINITE)
-        for i, sample in zip(rows, samples, strict=True):
-            answers[i] = sample
+    answers: list[list[int]] = [[] for _ in prompts]
+    width = beams.width if beams else 1
+    for rows in by_length([len(prompt) + width * max_new_tokens for prompt in prompts], WRITTEN_TOKENS):
+        asked = fast, [prompts[i] for i in rows], max_new_tokens, stops
+        for i, tokens in zip(rows, searched(*asked, beams) if beams else greedy(*asked), strict=True):
+            answers[i] = tokens
     model.train(was_training)
     return answers
+
+
+def greedy(
+    model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int, stops: Collection[int]
+) -> list[list[int]]:
+    samples = generate(model, prompts, max_new_tokens, stops, GREEDY)
+    if any(math.isnan(logprob) for sample in samples for logprob in sample.logprobs):
+        raise UserError(NOT_FINITE)
+    return [sample.tokens for sample in samples]
+
+
+def searched(
+    model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int, stops: Collection[int], beams: Beams
+) -> list[list[int]]:
+    return [best.tokens for best, *_ in beam_search(model, prompts, max_new_tokens, stops, beams)]
 
 
 def read(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarray:

@@ -141,7 +141,7 @@ def test_one_beam_is_greedy(choices):
 @every_choice
 @pytest.mark.parametrize("early", [False, True, "never"])
 def test_a_prompt_is_answered_the_same_in_any_company(choices, early, monkeypatch):
-    model, stop, beams, sizes = small(**choices), range(4, 9), Beams(3, 0.0, early), set()
+    model, stop, beams, sizes = small(**choices), range(4, 7), Beams(3, 0.0, early), set()
     alone = [beam_search(model, [prompt], NEW, stop, beams)[0] for prompt in PROMPTS]
     assert_same(beam_search(model, PROMPTS, NEW, stop, beams), alone)
     read = beam.read
@@ -150,7 +150,7 @@ def test_a_prompt_is_answered_the_same_in_any_company(choices, early, monkeypatc
     monkeypatch.setattr(beam, "STAYING", 1)  # and whoever is done leaves at once
     monkeypatch.setattr(beam, "AT_ONCE", 3 * 4 * VOCAB)  # and logits come in parts
     assert_same(beam_search(model, PROMPTS, NEW, stop, beams), alone)
-    assert len(sizes) > 1, "all left at once"
+    assert min(sizes) < len(PROMPTS), "all left at once"
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5])
@@ -250,5 +250,5 @@ def test_what_cannot_be_asked_for():
 def test_what_is_not_a_number_is_an_error():
     model = small()
     model.output.weight.data[3] = torch.nan
-    with pytest.raises(UserError, match="no probability"):
+    with pytest.raises(UserError, match="NaN"):
         beam_search(model, PROMPTS, NEW, STOP)

@@ -106,6 +106,18 @@ def test_quick_generation(tmp_path):
     assert rows[1]["error"] == 0  # the same answers
 
 
+def test_quick_answers(tmp_path):
+    pytest.importorskip("transformers")
+    out = tmp_path / "result"
+    done = bench("seq2seq.py", "--quick", "--rounds", "1", "--only", "float32", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.with_suffix(".json").read_text())["rows"]
+    cases = [(row["case"], row["provider"]) for row in rows]
+    assert cases == [(case, side) for case in ("greedy float32", "beam 4 float32") for side in ("transformers", "ours")]
+    assert all(row["ms"] > 0 and not row["note"] for row in rows)
+    assert rows[1]["error"] == rows[3]["error"] == 0  # the same answers
+
+
 def test_quick_simulation_of_intervals():
     script = [sys.executable, str(ROOT / "bench" / "intervals.py"), "--quick"]
     done = subprocess.run(script, capture_output=True, text=True, timeout=300)

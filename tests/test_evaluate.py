@@ -7,6 +7,7 @@ from tiny import bert_config, gpt, shake
 
 from kernels import Packing
 from minillm import evaluate
+from minillm.beam import Beams, beam_search
 from minillm.errors import UserError
 from minillm.generate import GREEDY, generate
 from minillm.heads import SequenceClassifier
@@ -34,9 +35,9 @@ def prompts_of_many_lengths(task):
 # ---- what is written -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch", [1, 4, 1024])
-def test_answers_are_in_order(task, tokenizer, monkeypatch, batch):
-    monkeypatch.setattr(evaluate, "PROMPTS", batch)
+@pytest.mark.parametrize("most", [1, 50, 32_768])
+def test_answers_are_in_order(task, tokenizer, monkeypatch, most):
+    monkeypatch.setattr(evaluate, "WRITTEN_TOKENS", most)
     model, examples = gpt(vocab_size=13), prompts_of_many_lengths(task)
     room = task.max_answer_tokens(tokenizer)
     alone = [generate(model, [tokenizer.encode(e.prompt)], room, tokenizer.end, GREEDY) for e in examples]
@@ -44,6 +45,11 @@ def test_answers_are_in_order(task, tokenizer, monkeypatch, batch):
     assert len(set(truth)) > 3
     assert evaluate.write(model, tokenizer, [e.prompt for e in examples], room) == truth
     assert task.answer(model, tokenizer, examples) == truth
+    assert evaluate.write(model, tokenizer, [e.prompt for e in examples], room, Beams(1)) == truth
+    found = [beam_search(model, [tokenizer.encode(e.prompt)], room, tokenizer.end, Beams(3, 0.5)) for e in examples]
+    searched = [tokenizer.decode(best.tokens) for ((best, *_),) in found]
+    assert searched != truth
+    assert evaluate.write(model, tokenizer, [e.prompt for e in examples], room, Beams(3, 0.5)) == searched
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,13 @@ def open_model(name: str, head: str, command: str) -> Checkpoint:
     has |= {"score"} if own == "classify" and saved.has_one_output else set()
     if head in has:
         return saved
-    commands = {"lm": "generate and chat", "mlm": "fill", "classify": "classify", "tag": "tag", "embed": "embed"}
+    commands = {
+        "lm": "generate, answer and chat",
+        "mlm": "fill",
+        "classify": "classify",
+        "tag": "tag",
+        "embed": "embed",
+    }
     commands |= {"score": "score"}
     others = " and ".join(commands[each] for each in sorted(has) if each in commands)
     what = saved.architecture or saved.family.heads[own].architecture
@@ -115,6 +121,15 @@ def texts_of(given: Sequence[str], file: Path | None, name: str, may_be_empty: b
     for text in texts:
         check_text(text)
     return texts
+
+
+def complain(failed: Mapping[int, str]) -> None:
+    """UserError if there are prompts, by their numbers, that for these reasons were not answered."""
+    if failed:
+        number, reason = next(iter(failed.items()))
+        more = len(failed) - 1
+        others = f"; {more} more {'was' if more == 1 else 'were'} not either" if more else ""
+        raise UserError(f"prompt {number} was not answered: {reason}{others}")
 
 
 def read_file(path: Path) -> str:

@@ -22,7 +22,16 @@ from pathlib import Path
 import torch
 
 from minillm import cli
-from minillm.commands.common import MODEL, SamplingOptions, as_json, note, print_text, read_file, texts_of
+from minillm.commands.common import (
+    MODEL,
+    SamplingOptions,
+    as_json,
+    complain,
+    note,
+    print_text,
+    read_file,
+    texts_of,
+)
 from minillm.commands.conversation import Conversation
 from minillm.commands.text_generation import TextGenerator
 from minillm.errors import UserError
@@ -53,11 +62,7 @@ def main(args: Args) -> None:
         count, failed = answer_all(texts, text_generator, args, sampling, rng)
     seconds = time.monotonic() - started
     note(f"{count} tokens in {seconds:.2f} s, {count / seconds:.1f} tokens/s, the reading of prompts included")
-    if failed:
-        number, reason = next(iter(failed.items()))
-        more = len(failed) - 1
-        others = f"; {more} more {'was' if more == 1 else 'were'} not either" if more else ""
-        raise UserError(f"prompt {number} was not answered: {reason}{others}")
+    complain(failed)
 
 
 def encode(text: str, text_generator: TextGenerator, args: Args) -> list[int]:

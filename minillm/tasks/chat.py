@@ -175,10 +175,10 @@ class Chat(Task):
             i: self.template.prompt(talk.messages[:-1]) for i, talk in evenly_spaced([*enumerate(examples)], WRITTEN)
         }
         prompts = {i: ids for i, ids in prompts.items() if len(ids) + LONGEST - 1 <= model.config.max_seq_len}
-        samples = evaluate.complete(model, [*prompts.values()], LONGEST, tokenizer.stops) if prompts else []
+        answers = evaluate.complete(model, [*prompts.values()], LONGEST, tokenizer.stops) if prompts else []
         written = {
-            i: (tokenizer.decode(sample.tokens), sample.tokens[-1] in tokenizer.stops)
-            for i, sample in zip(prompts, samples, strict=True)
+            i: (tokenizer.decode(tokens), tokens[-1] in tokenizer.stops)
+            for i, tokens in zip(prompts, answers, strict=True)
         }
         nats = evaluate.nats(model, documents)
         return [Reply(*each, *written.get(i, ())) for i, each in enumerate(zip(nats, counts, strict=True))]

@@ -100,7 +100,7 @@ def test_help_names_all_commands(run, argv):
     assert all(f"python -m minillm {name} " in out for name in minillm.__main__.COMMANDS)
 
 
-@pytest.mark.parametrize("name", ["generate", "chat", "embed", "classify", "tag", "fill"])
+@pytest.mark.parametrize("name", ["generate", "chat", "answer", "embed", "classify", "tag", "fill"])
 def test_help_shows_examples(run, name):
     code, out, _ = run(name, "--help")
     assert code == 0
@@ -492,7 +492,7 @@ MISTAKES = {
         "BertForMaskedLM, but generate needs .* embed and fill",
     ),
     "chat with a BERT": (("chat", "HERE/judge"), "BertForSequenceClassification, but chat .* classify and embed"),
-    "embed by a GPT": (("embed", "HERE/gpt", "hi"), "LlamaForCausalLM, but embed needs a BERT; .* generate and chat"),
+    "embed by a GPT": (("embed", "HERE/gpt", "hi"), "LlamaForCausalLM, but embed needs a BERT; .* answer and chat"),
     "fill by a GPT": (("fill", "HERE/gpt", "hi"), "LlamaForCausalLM, but fill needs a BERT .*ForMaskedLM"),
     "fill by an encoder": (("fill", "HERE/embedder", "[MASK]"), "BertModel, but fill needs a BERT .*ForMaskedLM"),
     "classify by a GPT": (("classify", "HERE/gpt", "hi"), "but classify needs a classifier"),
