@@ -6,7 +6,6 @@ Every record knows its place, so that a mistake can be named where it is.
 
 import csv
 import gzip
-import importlib.util
 import json
 import math
 import re
@@ -17,7 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minillm.errors import UserError
+from minillm.errors import UserError, need
 
 # What no reader sees at the ends of a text: blanks, of zero width too, and marks of direction, which come with copies.
 INVISIBLE = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\xad\u180e\u200b\u200c\u200d\u2060\ufeff"
@@ -299,11 +298,7 @@ def read_lines(path: Path, lines: Iterable[str]) -> Iterator[Record]:
 
 def read_parquet(path: Path, _: Iterable[str]) -> Iterator[Record]:
     """Rows of a table, as data sets are shared on the hub; it has no lines. Needs pyarrow."""
-    if importlib.util.find_spec("pyarrow") is None:
-        raise UserError(f"to read {path}, pip install pyarrow")
-    import pyarrow
-    from pyarrow import parquet
-
+    pyarrow, parquet = (need(name, "parquet", f"reading {path}") for name in ("pyarrow", "pyarrow.parquet"))
     try:
         rows = parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:

@@ -121,7 +121,7 @@ WRONG |= {
     "not packed": ("a.csv.gz", "text,label\na,b\n", r"a\.csv\.gz cannot be unpacked: Not a gzipped file"),
     "cut": ("a.csv.gz", gzip.compress(b"text,label\na,b\n" * 99)[:-9], r"a\.csv\.gz cannot be unpacked"),
     "no tag": ("a.conll", "a O\nb\n", r"a\.conll:2 has one column, but a word and its tag"),
-    "no table": ("a.parquet", "x", r"cannot read .*a\.parquet|pip install pyarrow"),
+    "no table": ("a.parquet", "x", r"cannot read .*a\.parquet|needs the library pyarrow"),
 }
 
 
