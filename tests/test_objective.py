@@ -10,7 +10,8 @@ from tiny import assert_same, gpt, gradients, packed
 
 import train_rl
 from minillm.batching import IGNORE, Batch, answering, pack
-from minillm.episodes import Episode, entropy, logprobs_of, refer, rewards_of, to_batch
+from minillm.episodes import Episode, entropy, logprobs_of, refer, require_parity, rewards_of, to_batch
+from minillm.errors import UserError
 from minillm.generate import Sample, Sampling
 from minillm.objective import backward
 from minillm.policy import BASELINES, UPDATES, Rewards, leave_one_out
@@ -113,10 +114,12 @@ def step_of_the_script(model, prompts, answers, temperature=1.0, **options):
     """The direction in which train_rl.py moves the weights; half a point is what earlier steps earned on average."""
     args = train_rl.Args(samples=len(answers[0]), temperature=temperature, **options)
     episodes, recorder = episodes_of(prompts, answers, temperature), Recorder(model)
-    known = logprobs_of(model, to_batch(episodes, torch.device("cpu")), temperature)
-    for episode, logprobs in zip(episodes, known.split([len(e.answer) for e in episodes]), strict=True):
-        episode.logprobs = logprobs.tolist()
-    refer(gpt(seed=1, vocab_size=3, num_layers=1, width=8, num_heads=2), episodes, temperature, most_tokens=50)
+    if options.keys() & {"kl", "update", "entropy"}:  # which look at log p
+        known = logprobs_of(model, to_batch(episodes, torch.device("cpu")), temperature)
+        for episode, logprobs in zip(episodes, known.split([len(e.answer) for e in episodes]), strict=True):
+            episode.logprobs = logprobs.tolist()
+    if "kl" in options:
+        refer(gpt(seed=1, vocab_size=3, num_layers=1, width=8, num_heads=2), episodes, temperature, most_tokens=50)
     greedy = torch.tensor([reward(prompt, ANSWERS[5]) for prompt in prompts])
     rewards = Rewards(rewards_of(episodes, args.samples).double(), 0.5, greedy.double())
     train_rl.learn(model, episodes, args.advantages(rewards).flatten().tolist(), [], LIMIT, recorder, args)
@@ -340,6 +343,24 @@ def test_kl_of_the_script_is_that_of_whole_answers(model, temperature):
     mean = (kl(other, ["ab"], [[ANSWERS[3]]]) + kl(other, ["b"], [[ANSWERS[9]]])) / 2
     assert kl(other, ["ab", "b"], [[ANSWERS[3]], [ANSWERS[9]]]) == pytest.approx(mean)
     assert kl(model, ["ab"], [[ANSWERS[3]]]) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("fault", ["none", "temperature", "ends", "shift"])
+def test_a_policy_that_is_not_what_drew_is_noticed(model, fault):
+    """Scored at another temperature; its ends alone; each token with its neighbour's log p."""
+    torch.manual_seed(0)
+    examples = [Example(prompt, ()) for prompt in PROMPTS]
+    episodes = train_rl.rollout(model, TOKENIZER, Task(), examples, Sampling(0.5), 50)
+    for episode in episodes:
+        if fault == "ends":
+            episode.logprobs = [*episode.logprobs[:-1], 0.0]
+        if fault == "shift":
+            episode.logprobs = [*episode.logprobs[1:], episode.logprobs[0]]
+    if fault == "none":
+        require_parity(model, episodes, 0.5)
+    else:
+        with pytest.raises(UserError, match="answers were drawn with a log p that differs by 0"):
+            require_parity(model, episodes, 1.0 if fault == "temperature" else 0.5)
 
 
 def test_answers_are_learned_token_for_token():
