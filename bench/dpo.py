@@ -196,7 +196,9 @@ def main() -> None:
         if found[name].value < TARGET:
             print(f"MISSED: {name} {found[name]}, below {TARGET:.0%}")
     if args.out:
-        record = {"options": {k: str(v) for k, v in vars(args).items()}, "prompts": digest(t.encode() for t in texts)}
+        options = {name: Path(value).name if isinstance(value, Path) else value for name, value in vars(args).items()}
+        options |= {name: Path(options[name]).name for name in ("judge", "init")}
+        record = {"options": options, "prompts": len(texts), "digest": digest(text.encode() for text in texts)}
         record |= {name: interval._asdict() for name, interval in found.items()}
         args.out.write_text(json.dumps(record, indent=1) + "\n")
 

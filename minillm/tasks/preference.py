@@ -105,7 +105,7 @@ class Preference(Task):
             raise UserError(f"--model {self.kind} is for a model from scratch, but --init brings its own")
         both = {"batch_examples": 16, "evaluations": 8, "keep": "best"}
         if not self.is_judge:
-            rates = {"optimizer": "adamw", "lr": 1e-5, "embedding_lr": 1e-5, "warmup": 0.1, "dropout": 0.0}
+            rates = {"optimizer": "adamw", "lr": 2e-5, "embedding_lr": 2e-5, "warmup": 0.1, "dropout": 0.0}
             return {**both, **rates, "epochs": 2.0}
         rates = {"optimizer": "adamw-head", "warmup": 0.06}
         if model:
