@@ -76,7 +76,9 @@ def parse_with_task(
     for word in left:
         owners = [name for name, other in tasks.items() if option_of(word) in names_of(other.Options)]
         if owners:
-            raise UserError(f"{word} is for --task {' and '.join(owners)}, not for {task.name}")
+            raise UserError(
+                f"{word} is for --task {' or '.join(filter(None, [', '.join(owners[:-1]), owners[-1]]))}, not for {task.name}"
+            )
     if left:
         parser.error(f"unrecognized arguments: {' '.join(left)}")
     return filled(kind, parsed, options=filled(task.Options, parsed))
