@@ -76,9 +76,8 @@ def parse_with_task(
     for word in left:
         owners = [name for name, other in tasks.items() if option_of(word) in names_of(other.Options)]
         if owners:
-            raise UserError(
-                f"{word} is for --task {' or '.join(filter(None, [', '.join(owners[:-1]), owners[-1]]))}, not for {task.name}"
-            )
+            several = ", ".join(owners[:-1]) + " or " if owners[1:] else ""
+            raise UserError(f"{word} is for --task {several}{owners[-1]}, not for {task.name}")
     if left:
         parser.error(f"unrecognized arguments: {' '.join(left)}")
     return filled(kind, parsed, options=filled(task.Options, parsed))
