@@ -24,6 +24,7 @@ import minillm  # noqa: F401, first: it sets how threads wait
 # isort: split
 
 import dataclasses
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -325,11 +326,14 @@ def train(args: Args, console: Console | None = None) -> Run:
         if not session.progress.records:
             session.write(**{name: value for name, value in before.items() if name.startswith("dev")})
         fit(args, session, task, reward, start, model, tokenizer)
-        finish(session, task, model, tokenizer, before)
+        compare = shlex.join(["python", "-m", "minillm", "compare", str(run.folder), str(args.init)])
+        finish(session, task, model, tokenizer, before, compare)
     return run
 
 
-def finish(session: Session, task: Task, model: GPT, tokenizer: Tokenizer, before: dict[str, float]) -> None:
+def finish(
+    session: Session, task: Task, model: GPT, tokenizer: Tokenizer, before: dict[str, float], next_command: str
+) -> None:
     """Score the model on the examples it was scored on before, and save what remains to be saved."""
     after = score(session.console, task, model, tokenizer, "after")
     shown = evenly_spaced(task.splits.dev, SAMPLES)
@@ -338,8 +342,9 @@ def finish(session: Session, task: Task, model: GPT, tokenizer: Tokenizer, befor
     metrics = {**{f"start_{name}": value for name, value in before.items()}, **after}
     panels = ["reward", f"dev_{task.headline}", "kl", "entropy", "gradient_norm", "groups_without_variance"]
     dev = {name: value for name, value in after.items() if name.startswith("dev")}
-    found = findings(task, model, [table], task.measure(shown, answers))
+    found = findings(task, model, [table], task.measure(shown, answers), next_command=next_command)
     session.finish(metrics, dev, panels, f"{task.name}, by reward", found)
+    session.console.print(f"next: {next_command}", markup=False)
 
 
 def main() -> None:
