@@ -53,7 +53,7 @@ from minillm.episodes import (
     tokens_of,
 )
 from minillm.errors import UserError
-from minillm.findings import findings
+from minillm.findings import comparison, findings
 from minillm.generate import GREEDY, Sampling, generate
 from minillm.gpt import GPT
 from minillm.inference import ready
@@ -326,14 +326,14 @@ def train(args: Args, console: Console | None = None) -> Run:
             session.write(**{name: value for name, value in before.items() if name.startswith("dev")})
         fit(args, session, task, reward, start, model, tokenizer)
         finish(session, task, model, tokenizer, before)
+        console.print(f"next: {comparison(run.folder, args.init)}", markup=False)
     return run
 
 
 def finish(session: Session, task: Task, model: GPT, tokenizer: Tokenizer, before: dict[str, float]) -> None:
     """Score the model on the examples it was scored on before, and save what remains to be saved."""
     after = score(session.console, task, model, tokenizer, "after")
-    shown = evenly_spaced(task.splits.dev, SAMPLES)
-    answers = task.answer(model, tokenizer, shown)
+    answers = task.answer(model, tokenizer, shown := evenly_spaced(task.splits.dev, SAMPLES))
     session.console.print(table := samples_table(shown, answers, "held-out examples, greedy"))
     metrics = {**{f"start_{name}": value for name, value in before.items()}, **after}
     panels = ["reward", f"dev_{task.headline}", "kl", "entropy", "gradient_norm", "groups_without_variance"]

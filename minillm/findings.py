@@ -5,6 +5,7 @@ which `confusion` is drawn and whatever maps names to figures (`by_type`) become
 """
 
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,11 @@ def findings(
         "environment": environment(model),
         "next": next_command,
     }
+
+
+def comparison(run: Path, other: Path) -> str:
+    """The command that says whether a run is better than another, such as what it started from."""
+    return shlex.join(["python", "-m", "minillm", "compare", str(run), str(other)])
 
 
 def plain(table: Table) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Record(NamedTuple):
         if name not in self.fields:
             there = ", ".join(map(repr, self.fields))
             hint = "say what is what with --fields"
-            if len(self.fields) == 1:
+            if len(self.fields) == 1 and not next(iter(self.fields)).isidentifier():  # rather several names than one
                 hint += ", and separate the fields of a table by commas, semicolons or tabs"
             raise UserError(f"{self.place} has no field {name!r}, only {there}; {hint}")
         return self.fields[name]

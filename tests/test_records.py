@@ -280,6 +280,9 @@ def test_a_table_of_one_column_asks_for_its_delimiter(tmp_path):
     (first,) = records.read(write(tmp_path, "a.csv", "text/label\na/b\n"))
     with pytest.raises(UserError, match=r"a\.csv:2 has no field 'label', only 'text/label'; .*separate the fields"):
         first.label("label")
+    (first,) = records.read(write(tmp_path, "a.jsonl", '{"text": "a"}'))
+    with pytest.raises(UserError, match=r"only 'text'; say what is what with --fields$"):
+        first.label("label")
 
 
 def test_a_missing_field_tells_what_there_is():

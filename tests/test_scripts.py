@@ -134,9 +134,10 @@ def test_the_number_of_examples_looked_at_is_the_true_one(sft):
 # ---- reinforcement -------------------------------------------------------------------------------
 
 
-def test_rl_leaves_a_whole_run(rl):
-    folder, _ = rl
+def test_rl_leaves_a_whole_run(rl, sft):
+    folder, out = rl
     assert {path.name for path in folder.iterdir()} == FILES
+    assert f"next: python -m minillm compare runs/pronounce-rl {sft[0]}" in out.splitlines()
     metrics = check_metrics(folder, {"dev_wer", "dev_per", "test_wer", "start_dev_wer", "start_test_per", "steps"})
     assert metrics["steps"] == 12
 

@@ -184,7 +184,8 @@ class Checkpoint:
         """
         kind, config = head or self.head_name, self.config
         if kind not in self.family.heads:
-            raise UserError(f"{self.path}: this is no model for {kind!r}, only for {', '.join(self.family.heads)}")
+            known, takes = ", ".join(self.family.heads), "a GPT" if kind == "lm" else "a BERT"
+            raise UserError(f"{self.path}: this is no model for {kind!r}, only for {known}; {kind!r} takes {takes}")
         if config.num_layers > len(self.tensors):
             raise UserError(f"{self.where}: {config.num_layers} layers, but there are only {len(self.tensors)} tensors")
         spec = self.family.heads[kind]

@@ -184,7 +184,11 @@ class Classify(Task):
         return mistakes_table(worst_mistakes(examples, answers), "the mistakes that it was surest of")
 
     def next_command(self, folder: Path) -> str:
-        return f'python -m minillm classify {shlex.quote(str(folder))} "a text of your own"'
+        """Of a task of pairs, both texts are one word for the shell, with a tab between them."""
+        examples = self.splits.train or self.splits.dev
+        is_of_pairs = bool(examples) and len(examples[0].texts) == 2
+        texts = r"--pairs $'a text\tanother'" if is_of_pairs else '"a text of your own"'
+        return f"python -m minillm classify {shlex.quote(str(folder))} {texts}"
 
 
 def worst_mistakes(examples: Sequence[Labelled], answers: Sequence[Prediction]) -> list[tuple[Labelled, Prediction]]:

@@ -201,7 +201,7 @@ class LanguageModelling(Task):
         return {"tokens": sum(answer.tokens for answer in answers)}
 
     def next_command(self, folder: Path) -> str:
-        return f"python -m minillm generate {shlex.quote(str(folder))}"
+        return f'python -m minillm generate {shlex.quote(str(folder))} --prompt "how a text begins"'
 
 
 def cut(ids: np.ndarray, characters: int, context: int, step: int) -> Iterator[Window]:

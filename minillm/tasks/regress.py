@@ -4,7 +4,6 @@ What is minimised is the squared error in units of the labels' standard deviatio
 what they measure. The finished model says numbers as they stand in the data, in transformers, too.
 """
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,9 +131,6 @@ class Regress(Classify):
         for example, answer in worst_errors(examples, answers):
             table.add_row(*cells(shortened(example.prompt), f"{answer.value:.4g}", f"{example.label:.4g}"))
         return table
-
-    def next_command(self, folder: Path) -> str:
-        return f'python -m minillm classify {shlex.quote(str(folder))} "a text of your own"'
 
 
 def worst_errors(examples: Sequence[Rated], answers: Sequence[Estimate]) -> list[tuple[Rated, Estimate]]:

@@ -51,6 +51,7 @@ class Seq2Seq(WritingTask):
         if options.context is not None and options.context < LEAST_CONTEXT:
             raise UserError(f"--context {options.context} must be at least {LEAST_CONTEXT}")
         self.context, self.form = options.context, (options.prompt_format or "").replace("\\n", "\n")
+        self.most_answered = CONTEXT  # tokens of an answer; what the model reads sets it
         self.splits, self.notes = load(options)
         self.metric, why = (options.metric, None) if options.metric else suitable_metric(self.splits)
         self.headline = METRICS[self.metric]
@@ -72,10 +73,15 @@ class Seq2Seq(WritingTask):
         return from_scratch.recipe(from_scratch.count_words(self.training_texts()), minutes)
 
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> GPT:
-        """It reads the longest prompt with the longest answer, as far as that is not beyond all bounds."""
+        """It reads the longest prompt with the longest answer, which is half of the context at most, as far as that is
+        not beyond all bounds."""
         longest = [max(each) for each in zip(*self.lengths(tokenizer), strict=True)]
-        context = self.context or min(CONTEXT, max(128, sum(longest)))
+        context = self.context or min(CONTEXT, max(128, sum(longest), 2 * longest[1]))
         return from_scratch.new_model(tokenizer.vocab_size, context, shape)
+
+    def max_answer_tokens(self, tokenizer: Tokenizer) -> int:
+        """As of all who write, but never more than half of the context: the other half is the prompt's."""
+        return min(super().max_answer_tokens(tokenizer), self.most_answered)
 
     def lengths(self, tokenizer: Tokenizer) -> list[tuple[int, int]]:
         """Tokens of each prompt of any split, and of its longest answer, the end included."""
@@ -99,6 +105,7 @@ class Seq2Seq(WritingTask):
     def shorten(self, tokenizer: Tokenizer, context: int) -> None:
         """Leaves out training answers of more than half of the context, and cuts prompts that don't fit beside the
         longest that is left."""
+        self.most_answered = context // 2
         train = [within(example, tokenizer, context // 2) for example in self.splits.train]
         out = sum(len(a.answers) - len(b.answers) for a, b in zip(self.splits.train, train, strict=True))
         splits = {**vars(self.splits), "train": [example for example in train if example.answers]}

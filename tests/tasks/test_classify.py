@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +66,8 @@ def test_pairs(tmp_path):
     task = load(tmp_path / "a.jsonl", tmp_path / "b.jsonl", fields="text=premise,text2=claim")
     assert task.splits.train == [Labelled(("a1", "x"), "yes"), Labelled(("a2", "y"), "no")]
     assert task.splits.train[0].prompt == "a1 / x"
+    command = task.next_command(Path("runs/a run"))
+    assert command == r"python -m minillm classify 'runs/a run' --pairs $'a text\tanother'"
 
 
 def test_what_is_held_out_is_never_trained_on(write):

@@ -209,6 +209,11 @@ def test_a_training_learns_and_goes_on_from_its_run(files, tmp_path, monkeypatch
     kind = (Options if task == "lm" else MaskedOptions)(**files, context=24)
     shape = SMALL | {"width": 32, "batch_tokens": 256}
     run = train_sft.train(train_sft.Args(task=task, steps=60, out=tmp_path / "run", options=kind, **shape))
+    command = {
+        "lm": f'generate {run.folder} --prompt "how a text begins"',
+        "mlm": f'fill {run.folder} "a text with a [MASK]"',
+    }
+    assert json.loads(run.path("report.json").read_text())["next"] == f"python -m minillm {command[task]}"
     losses = [record["loss"] for record in run.read_log() if "loss" in record]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     more = train_sft.Args(task=task, init=tmp_path / "run", steps=2, out=tmp_path / "more", options=kind)

@@ -1,6 +1,7 @@
 """A text for a text: what is learned of a pair, what is cut, and which metric judges it."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -108,6 +109,19 @@ def test_the_longest_answer_with_its_end_is_half_of_the_context(task_of):
     task.adapt(GPT(GPTConfig(300, 40, 1, 16, 2)), learn_byte_pairs(["a"], 300))
     assert max(len(example.answers[0]) for example in task.splits.train) == 19
     assert "10 answers of over 20 tokens are left out; see --context" in task.notes
+
+
+def test_from_scratch_no_answer_is_too_long_and_where_nothing_is_learned_it_is_cut(task_of, write):
+    rows = [{"prompt": f"{n}", "answer": "Hund ein rot " * n} for n in range(1, 60)]
+    task = task_of(rows)
+    tokenizer = task.tokenizer()
+    model = task.new_model(tokenizer, SimpleNamespace(layers=1, width=16, heads=2, dropout=0.0))
+    task.adapt(model, tokenizer)
+    assert len(task.splits.train) == 59
+    measured = Seq2Seq(Options(dev=write("test", rows)), 0)  # as `evaluate` makes it
+    measured.adapt(model, tokenizer)
+    assert measured.max_answer_tokens(tokenizer) == model.config.max_seq_len // 2
+    assert measured.splits.dev == task.splits.train  # all prompts fit beside it
 
 
 def test_a_letter_of_several_tokens_is_not_cut_through(task_of):
