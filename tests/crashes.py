@@ -146,7 +146,8 @@ def results(folder):
     for each in (*log, metrics):
         del each["seconds"]
     here = next(above for above in folder.parents if (above / "said").exists())
-    page = re.sub(rb'<span class="clock">[^<]*</span>', b"", found["report.html"]).replace(bytes(here), b"")
+    page = re.sub(rb'<span class="clock">[^<]*</span>', b"", found["report.html"])
+    page = re.sub(re.escape(bytes(here.parent)) + rb"/[\w-]+", b"", page)  # also of the folder that it is a copy of
     return {**found, "log.jsonl": log, "metrics.json": metrics, "report.html": page}
 
 
