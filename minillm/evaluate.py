@@ -20,7 +20,7 @@ from minillm.inference import ready
 from minillm.published.exchanges import Composer
 from minillm.tokenizer import Tokenizer, read_texts
 
-WRITTEN_TOKENS = 32_768  # prompts and room for answers that are held at once
+WRITTEN_TOKENS = 16_384  # prompts and room for answers that are held at once
 BATCH_TOKENS = 4096  # read at once
 
 Texts = tuple[str, ...]  # what is read as one: a text, or a pair of them

@@ -20,8 +20,8 @@ from minillm.layers import Attend
 
 
 class Tree(KVCache):
-    """A cache of B prompts, read as in any other, until `branch` lets beams grow behind them. `lengths` stay those of
-    the prompts; `capacity` counts tokens on one path."""
+    """A cache of B prompts, read as in any other, until `branch` lets beams grow behind them; `lengths` and `capacity`
+    stay those of the prompts."""
 
     visible: Tensor | None = None  # (B,W,n) bool: what each beam sees, once there are beams
     depth = 0  # tokens of a beam

@@ -15,8 +15,9 @@ from typing import Any
 
 from torch import nn
 
-from minillm import cli, records
+from minillm import cli, evaluate, records
 from minillm.baselines import copy, lead
+from minillm.beam import Beams
 from minillm.errors import UserError
 from minillm.gpt import GPT
 from minillm.metrics import Interval, rate, texts
@@ -40,6 +41,7 @@ class Options(files.Options):
     prompt_format: str | None = cli.option(
         None, "what stands around a prompt, with --init, such as 'Summarise: {prompt}\\nSummary:'"
     )
+    beams: int = cli.option(1, "beginnings of an answer that are kept where held-out prompts are answered; 1: greedy")
 
 
 class Seq2Seq(WritingTask):
@@ -50,6 +52,8 @@ class Seq2Seq(WritingTask):
     def __init__(self, options: Options, seed: int):
         if options.context is not None and options.context < LEAST_CONTEXT:
             raise UserError(f"--context {options.context} must be at least {LEAST_CONTEXT}")
+        cli.require_positive(options, "beams")
+        self.beams = Beams(options.beams) if options.beams > 1 else None
         self.context, self.form = options.context, (options.prompt_format or "").replace("\\n", "\n")
         self.most_answered = CONTEXT  # tokens of an answer; what the model reads sets it
         self.splits, self.notes = load(options)
@@ -131,6 +135,10 @@ class Seq2Seq(WritingTask):
         """Of each answer by itself: 1 if it is right, else 0; or chrF, where BLEU counts, and ROUGE-L, from 0 to 1."""
         name, judge = REWARDS[self.metric]
         return {name: [judge(example, answer) for example, answer in zip(examples, answers, strict=True)]}
+
+    def answer(self, model: GPT, tokenizer: Tokenizer, examples: Sequence[Example]) -> list[str]:
+        prompts = [example.prompt for example in examples]
+        return evaluate.write(model, tokenizer, prompts, self.max_answer_tokens(tokenizer), self.beams)
 
     def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Interval]:
         """What --metric names, beside it its kin, and always how many answers are right to the last letter."""

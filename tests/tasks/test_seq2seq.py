@@ -4,8 +4,11 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from tiny import shake
 
+from minillm import evaluate
 from minillm.batching import IGNORE
+from minillm.beam import Beams
 from minillm.errors import UserError
 from minillm.gpt import GPT, GPTConfig
 from minillm.published.byte_pairs import learn_byte_pairs
@@ -275,3 +278,19 @@ def test_the_commonest_answer(task_of):
     assert task.metric == "exact"
     examples = [Example("a", ("no",)), Example("b", ("yes",)), Example("c", ("no",))]
     assert task.baselines(examples)["commonest"].value == pytest.approx(2 / 3)
+
+
+# ---- answers -------------------------------------------------------------------------------------
+
+
+def test_beams_are_for_held_out_answers(task_of):
+    task = task_of(pairs(30), beams=3)
+    tokenizer = adapted(task)
+    model = shake(GPT(GPTConfig(tokenizer.vocab_size, 64, 1, 16, 2)))
+    room = task.max_answer_tokens(tokenizer)
+    found = task.answer(model, tokenizer, task.splits.dev)
+    prompts = [example.prompt for example in task.splits.dev]
+    assert found == evaluate.write(model, tokenizer, prompts, room, Beams(3))
+    assert found != evaluate.write(model, tokenizer, prompts, room)
+    with pytest.raises(UserError, match="--beams 0 must be positive"):
+        task_of(pairs(3), beams=0)

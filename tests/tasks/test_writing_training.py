@@ -171,6 +171,9 @@ def test_generate_answers_a_prompt(run, files, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", argv)
     cli.run(minillm.__main__.main)
     assert capsys.readouterr().out.strip() == "zwei alt"
+    monkeypatch.setattr("sys.argv", ["minillm", "answer", str(run), "two old", "a red"])  # which knows how to ask it
+    cli.run(minillm.__main__.main)
+    assert capsys.readouterr().out.splitlines() == ["zwei alt", "ein rot"]
 
 
 def test_transformers_sees_the_same_loss(run, files):
