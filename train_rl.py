@@ -46,6 +46,7 @@ from minillm.episodes import (
     distinct,
     logprobs_of,
     look,
+    recalled,
     refer,
     require_parity,
     rewards_of,
@@ -180,7 +181,7 @@ def weigh(episodes: Sequence[Episode], greedy: Tensor | None, session: Session, 
         rewards = rewards - beta_of(session, args) * torch.tensor([e.kl for e in episodes]).view_as(rewards)
     if args.overlong == "penalise":
         rewards = rewards - UNFINISHED * torch.tensor([float(e.is_cut) for e in episodes]).view_as(rewards)
-    average = session.progress.numbers.get("average reward")
+    average = recalled(session, "average reward", None)
     session.progress.numbers["average reward"] = moved(average, rewards)
     return args.advantages(Rewards(rewards, average or 0.0, greedy)).flatten().tolist()
 
@@ -224,14 +225,13 @@ def learn(
                 continue
             climb(model, [episodes[i] for i in some], [advantages[i] for i in some], args, beta, longest)
             for batch in given:
-                weight = args.sft_share / sum(each.count for each in given)
-                backward(model, batch.to(model.tokens.weight.device), weight)
+                backward(model, batch.to(model.tokens.weight.device), args.sft_share / sum(b.count for b in given))
             norm = session.update(args.clip)
     return norm
 
 
 def beta_of(session: Session, args: Args) -> float:
-    return session.progress.numbers.get("beta", args.beta)
+    return recalled(session, "beta", args.beta)
 
 
 def fit(args: Args, session: Session, task: Task, reward: Reward, start: GPT, model: GPT, tokenizer: Tokenizer) -> None:

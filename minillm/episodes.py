@@ -14,6 +14,8 @@ from minillm.batching import IGNORE, Batch, answering, by_length, pack
 from minillm.errors import UserError
 from minillm.gpt import GPT
 from minillm.policy import Tokens, has_variance
+from minillm.run import CHECKPOINT
+from minillm.session import Session
 
 PARITY = 128  # answers, about, on which it is looked whether they are those of the model that learns
 APART = {
@@ -96,6 +98,18 @@ def refer(reference: nn.Module, episodes: Sequence[Episode], temperature: float,
             known[tuple(episode.prompt), tuple(episode.answer)] = values.tolist()
     for episode in episodes:
         episode.reference = known[tuple(episode.prompt), tuple(episode.answer)]
+
+
+# ---- what is remembered ----------------------------------------------------------------------------
+
+
+def recalled(session: Session, name: str, at_first: float | None) -> float | None:
+    """What was put into `progress.numbers`, or what that is before the first step. UserError where it is lost."""
+    if session.progress.step == 0:
+        return at_first
+    if not isinstance(value := session.progress.numbers.get(name), int | float):
+        raise UserError(f"{session.run.path(CHECKPOINT)} is no checkpoint of this training: it lacks {name!r}")
+    return value
 
 
 # ---- what is watched -------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ class Recorder:
     update = Session.update
 
     def __init__(self, model):
-        self.model, self.optimizers, self.progress = model, [self], SimpleNamespace(numbers={})
+        self.model, self.optimizers, self.progress = model, [self], SimpleNamespace(step=0)
         self.step_taken = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
 
     def step(self):
