@@ -144,6 +144,8 @@ class Session:
         progress.seconds = self.seconds()
         for name, count in (counts or {}).items():
             progress.totals[name] = progress.totals.get(name, 0) + count
+        if strangers := progress.totals.keys() - (counts or {}):
+            raise UserError(f"{self.run.path(CHECKPOINT)} counts {min(strangers)!r}, but this training does not")
         for name, value in values.items():
             if not math.isfinite(value):
                 raise UserError(f"the {name} became {value} at step {progress.step}; try a lower --lr")
