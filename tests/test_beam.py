@@ -42,7 +42,7 @@ def tokens_of(found):
 def assert_same(found, others, tolerance=1e-10):
     assert tokens_of(found) == tokens_of(others)
     for hypotheses, truth in zip(found, others, strict=True):
-        assert [h.score for h in hypotheses] == pytest.approx([h.score for h in truth], abs=tolerance)
+        assert [h.score for h in hypotheses] == pytest.approx([h.score for h in truth], rel=tolerance, abs=tolerance)
 
 
 # ---- against enumeration -------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def theirs(other, prompts, stop, beams):
 
 
 @pytest.mark.parametrize("early", [False, True, "never"])
-@pytest.mark.parametrize("penalty", [1.0, 0.0, -0.5, 2.0])
+@pytest.mark.parametrize("penalty", [1.0, 0.0, -2.0, 2.0])
 @pytest.mark.parametrize("stop", [(4,), (4, 7)])
 def test_the_answers_are_those_of_transformers(both, early, penalty, stop):
     model, other = both
@@ -212,7 +212,7 @@ def test_equal_scores_go_by_beam_and_token():
 
 @pytest.mark.parametrize("n", [5, 64, 1000, 1029, 5000])
 @pytest.mark.parametrize("m", [1, 2, 5])
-@pytest.mark.parametrize("kinds", [3, 10**6])
+@pytest.mark.parametrize("kinds", [3, 100, 10**6])
 def test_the_largest_are_those_of_a_stable_sort(n, m, kinds):
     x = torch.randint(kinds, (6, n), generator=torch.Generator().manual_seed(0)).float()
     x[0] = -torch.inf
