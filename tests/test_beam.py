@@ -42,7 +42,7 @@ def tokens_of(found):
 def assert_same(found, others, tolerance=1e-10):
     assert tokens_of(found) == tokens_of(others)
     for hypotheses, truth in zip(found, others, strict=True):
-        assert [h.score for h in hypotheses] == pytest.approx([h.score for h in truth], abs=tolerance)
+        assert [h.score for h in hypotheses] == pytest.approx([h.score for h in truth], rel=tolerance, abs=tolerance)
 
 
 # ---- against enumeration -------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def theirs(other, prompts, stop, beams):
 
 
 @pytest.mark.parametrize("early", [False, True, "never"])
-@pytest.mark.parametrize("penalty", [1.0, 0.0, -0.5, 2.0])
+@pytest.mark.parametrize("penalty", [1.0, 0.0, -2.0, 2.0])
 @pytest.mark.parametrize("stop", [(4,), (4, 7)])
 def test_the_answers_are_those_of_transformers(both, early, penalty, stop):
     model, other = both
@@ -198,6 +198,37 @@ def test_every_path_of_a_tree_is_read_as_a_text_of_its_own(choices, ahead, monke
     )  # of 75 tokens, those of one path and of the last forks
 
 
+@pytest.mark.parametrize("penalty", [-2.0, -0.5, 0.0, 1.0, 3.0])
+def test_a_search_that_never_gives_up_early_finds_what_one_to_the_end_finds(penalty, monkeypatch):
+    models = [gpt(seed, vocab_size=7) for seed in range(8)]
+    found = [beam_search(model, PROMPTS, NEW, (2, 4), Beams(3, penalty, "never")) for model in models]
+    monkeypatch.setattr(beam.Search, "is_done", lambda search: search.logprobs[:, 0] == -math.inf)
+    for model, hypotheses in zip(models, found, strict=True):
+        assert_same(hypotheses, beam_search(model, PROMPTS, NEW, (2, 4), Beams(3, penalty)))
+
+
+@pytest.mark.parametrize(
+    ("early", "penalty", "beam_logprob", "worst", "done"),
+    [
+        (True, 1.0, -1.0, -50.0, True),
+        (False, 1.0, -8.0, -2.0, True),  # now it would have −8/2
+        (False, 1.0, -8.0, -4.1, False),
+        ("never", 1.0, -8.0, -2.0, False),  # but it may have −8/10
+        ("never", 1.0, -8.0, -0.8, True),
+        ("never", -1.0, -1.0, -5.0, False),  # −1 · 2 now, and less with every token
+        ("never", -1.0, -1.0, -2.0, True),
+        ("never", 1.0, -8.0, -math.inf, False),  # there are not answers enough
+        (True, 1.0, -math.inf, -math.inf, True),  # nothing goes on
+    ],
+)
+def test_when_a_prompt_is_done(early, penalty, beam_logprob, worst, done):
+    """After two tokens of ten."""
+    search = beam.Search(1, 10, Beams(2, penalty, early), torch.zeros(1))
+    search.length, search.logprobs = 2, torch.tensor([[beam_logprob, -60.0]])
+    search.scores = torch.tensor([[-0.5, worst]])
+    assert search.is_done().tolist() == [done]
+
+
 # ---- ties, and what cannot be --------------------------------------------------------------------
 
 
@@ -212,9 +243,9 @@ def test_equal_scores_go_by_beam_and_token():
 
 @pytest.mark.parametrize("n", [5, 64, 1000, 1029, 5000])
 @pytest.mark.parametrize("m", [1, 2, 5])
-@pytest.mark.parametrize("kinds", [3, 10**6])
+@pytest.mark.parametrize("kinds", [3, 1000, 10**6])
 def test_the_largest_are_those_of_a_stable_sort(n, m, kinds):
-    x = torch.randint(kinds, (6, n), generator=torch.Generator().manual_seed(0)).float()
+    x = torch.randint(kinds, (200, n), generator=torch.Generator().manual_seed(0)).float()
     x[0] = -torch.inf
     x[1, n // 2 :] = torch.nan
     values, places = x.sort(dim=1, descending=True, stable=True)
