@@ -1,7 +1,7 @@
 """What a run found out beside its figures: report.json, which its page is made from.
 
 A task has nothing to provide for it but what the terminal shows, too: `table`, `remarks`, `notes`, and `details`, of
-which `confusion` is drawn.
+which `confusion` is drawn and whatever maps names to figures (`by_type`) becomes a table.
 """
 
 import platform

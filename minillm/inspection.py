@@ -131,4 +131,5 @@ def name_of_target(target: int, task: Task, tokenizer: Tokenizer) -> str:
 
 
 def name_of_label(label: Any, task: Task) -> str:
-    return str(task.classes[label]) if task.classes and isinstance(label, int) else str(label)
+    classes = task.sequence_classes or task.classes  # of a tagger, the latter are those of the words
+    return str(classes[label]) if classes and isinstance(label, int) else str(label)

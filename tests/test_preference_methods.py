@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -9,11 +10,13 @@ import torch
 from tiny import VOCAB, assert_same, batch_of, bert_config, gpt, gpt_config, gradients, packed, sequences, shake
 from torch.nn.functional import logsigmoid
 
+from minillm import evaluate, rewards
 from minillm.batching import Corpus, Document, DocumentTable, answering, pack
 from minillm.errors import UserError
 from minillm.heads import RewardModel, Scorer
 from minillm.objective import backward
 from minillm.preference import METHODS, Pairs, rule
+from minillm.tokenizer import SymbolTokenizer
 
 LENGTHS = [(3, 2, 4), (1, 5, 1), (4, 1, 3), (2, 3, 3)]  # of a prompt, the chosen and the rejected answer
 KL = 0.3
@@ -248,3 +251,21 @@ def test_transformers_gives_the_same_scores(make, tmp_path):
     for head in ("score", "reward"):
         again = checkpoint.load(tmp_path / "theirs", head, ("LABEL_0",))
         assert all(torch.equal(p, dict(model.named_parameters())[name]) for name, p in again.named_parameters())
+
+
+class Asked(NamedTuple):
+    prompt: str
+
+
+def test_a_reward_model_is_a_reward():
+    tokenizer = SymbolTokenizer("tiny", r"[\s\S]", "abcdefgh\n")
+    model = shake(RewardModel(gpt_config())).eval()
+    prompts, answers = ["ab", "ab", "gh"], ["cd", "", "cd"]
+    found = rewards.of_judge(model, tokenizer)(list(map(Asked, prompts)), answers)
+    assert found == {"score": evaluate.score(model, tokenizer, prompts, answers).tolist()}
+    alone = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        tokens = [*tokenizer.encode(f"{prompt}\n\n{answer}"), tokenizer.end]
+        alone.append(model(*packed([torch.tensor(tokens)])).item())
+    assert found["score"] == pytest.approx(alone)
+    assert len(set(alone)) == 3

@@ -15,7 +15,7 @@ STYLE = Path(__file__).with_name("style.css")
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # what HTML, or UTF-8, cannot hold
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 MARKS = {"✓": "right", "✗": "wrong"}  # cells of tables that get a colour, too
-PERCENT = re.compile(r"-?[\d.,]+%")
+FIGURE = re.compile(r"-?\d[\d,]*(\.\d+)?%|-?\d[\d,]*\.\d+")  # texts that are numbers, but no labels such as 1
 MOST_CLASSES = 20  # in a matrix; of more only the worst confusions can be read
 CONFUSIONS = 20
 
@@ -77,7 +77,7 @@ def cell(value: Any) -> Html:
     if isinstance(value, Html) and value.startswith(("<td", "<th")):
         return value
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    kind = "number" if is_number or PERCENT.fullmatch(str(value)) else MARKS.get(str(value))
+    kind = "number" if is_number or FIGURE.fullmatch(str(value)) else MARKS.get(str(value))
     return tag("td", number(value) if is_number else value, class_=kind)
 
 

@@ -107,6 +107,7 @@ def run_page(
         section("Figures", *figures(found, metrics), bullets(found.get("remarks", ())), note=OF_FIGURES + better),
         section("Curves", curves(found.get("headline", ""), found, metrics, log), note=OF_CURVES),
         section("Confusion", confusion(looks) if looks else Html(), note=OF_CONFUSION),
+        *reports(metrics),
         *(section(capital(each["title"]), table(each["columns"], each["rows"])) for each in found.get("tables", ())),
         section("Answers while it learned", samples(log)),
         section("Do it again", *recipe(options, found)),
@@ -255,6 +256,24 @@ def samples(log: Sequence[Mapping[str, Any]]) -> Html:
         for i, sample in enumerate(looks):
             rows.append(("" if i else record["step"], sample.get("prompt"), sample.get("answer")))
     return table(("step", "prompt", "answer"), rows) if rows else Html()
+
+
+def reports(metrics: Mapping[str, Any]) -> list[Html]:
+    """What was measured by class, by type or the like: mappings of names to figures."""
+    found = []
+    for name, value in metrics.items():
+        rows = list(value.values()) if isinstance(value, dict) and not name.endswith("_confusion") else []
+        if not rows or not all(isinstance(row, dict) and all(map(charts.is_number, row.values())) for row in rows):
+            continue
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        cells = [(key, *(share_or_count(row.get(column, "")) for column in columns)) for key, row in value.items()]
+        split, _, title = name.partition("_")
+        found.append(section(f"{capital(named(title))}, {split}", table(("", *map(named, columns)), cells)))
+    return found
+
+
+def share_or_count(value: float | str) -> str:
+    return f"{value:.1%}" if isinstance(value, float) else shown(value)
 
 
 # ---- how it was made -----------------------------------------------------------------------------

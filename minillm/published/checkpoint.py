@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minillm.embedder import SentenceEmbedder
 from minillm.errors import UserError, need, require_path
 from minillm.files import Tensors, read_json, write_json, write_tensors
-from minillm.heads import SentenceEmbedder, TokenClassifier
+from minillm.heads import TokenClassifier
 from minillm.inference import ready
 from minillm.process import return_freed_memory
 from minillm.published import sentences

@@ -1,7 +1,8 @@
 """A prompt with an answer to it as tokens, for a model that judges answers or writes them.
 
 A BERT reads a pair of texts. A GPT reads a turn of the user's and one of the assistant's, as its chat template has
-them; without a template the prompt, a blank line, the answer, and the token that ends it.
+them; without a template the prompt as its vocabulary has it, or with a blank line behind it, the answer, and the token
+that ends it.
 """
 
 from bisect import bisect_left
@@ -13,7 +14,9 @@ from torch import nn
 from minillm.batching import Document, answering
 from minillm.errors import UserError
 from minillm.gpt import GPTConfig
+from minillm.published.byte_pairs import PROMPT, set_prompt_format
 from minillm.published.chat import ChatTemplate
+from minillm.published.subwords import Subwords
 from minillm.tokenizer import Tokenizer
 
 CONTEXT = 2048  # most tokens of a prompt with its answer, unless told otherwise or the model reads fewer
@@ -79,7 +82,7 @@ class Composer:
 
     def as_turns(self, prompt: str, answer: str) -> Exchange:
         if self.template is None:
-            read = self.tokenizer.prompt(prompt + BETWEEN)
+            read = self.prompt(prompt)
             return Exchange([*read, *self.tokenizer.encode(answer), self.tokenizer.end], [], len(read))
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
         ids, is_answer = self.template.encode(turns)
@@ -91,8 +94,16 @@ class Composer:
     def prompt(self, prompt: str) -> list[int]:
         """What a GPT goes on from to answer: the tokens before the answer."""
         if self.template is None:
-            return self.tokenizer.prompt(prompt + BETWEEN)
+            between = "" if "prompt_format" in self.tokenizer.config else BETWEEN
+            return self.tokenizer.prompt(prompt + between)
         return self.template.prompt([{"role": "user", "content": prompt}])
+
+
+def keep_format(tokenizer: Tokenizer) -> None:
+    """Has a vocabulary without a chat template remember how prompts are read here, so that whoever asks the model later
+    asks as it was taught."""
+    if isinstance(tokenizer, Subwords) and not {"chat_template", "prompt_format"} & tokenizer.config.keys():
+        set_prompt_format(tokenizer, PROMPT + BETWEEN)
 
 
 def longest_end(text: str, fits: Callable[[str], bool]) -> str:

@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
+from minillm.embedder import PROJECTION_ACTIVATIONS, Projection, SentenceEmbedder
 from minillm.errors import UserError
 from minillm.files import Tensors, read_json, write_json, write_tensors
-from minillm.heads import PROJECTION_ACTIVATIONS, Projection, SentenceEmbedder
 from minillm.published.families.base import Fields
 from minillm.published.weights import WEIGHTS, weight_files
 

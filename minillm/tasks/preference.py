@@ -24,7 +24,7 @@ from minillm.layers import dropout_everywhere
 from minillm.metrics import Interval, average, rate
 from minillm.objective import Rule
 from minillm.preference import METHODS, log_p, rule
-from minillm.published.exchanges import CONTEXT, Composer, Exchange
+from minillm.published.exchanges import CONTEXT, Composer, Exchange, keep_format
 from minillm.published.subwords import learn_vocabulary
 from minillm.report import cells, shortened
 from minillm.run import REFERENCE, Run
@@ -89,7 +89,6 @@ class Preference(Task):
         self.head, self.classes = (REWARD, ONE_OUTPUT) if self.is_judge else ("lm", None)
         self.splits, self.notes = load(options)
         self.strangers: list[Document] = []  # answers to other prompts, by which kto knows how far the model is
-        self.start_of_strangers = np.zeros(0)
 
     # ---- what suits it ----
 
@@ -103,9 +102,7 @@ class Preference(Task):
         """A judge learns as a classifier does. What writes learns slowly, without dropout: log p at the start, which
         it is compared with, has none."""
         if model and self.kind:
-            raise UserError(
-                f"--model {self.kind} is for a model from scratch, but --init brings its own; leave one out"
-            )
+            raise UserError(f"--model {self.kind} is for a model from scratch, but --init brings its own")
         both = {"batch_examples": 16, "evaluations": 8, "keep": "best"}
         if not self.is_judge:
             rates = {"optimizer": "adamw", "lr": 1e-5, "embedding_lr": 1e-5, "warmup": 0.1, "dropout": 0.0}
@@ -123,9 +120,8 @@ class Preference(Task):
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> RewardModel:
         kind, details = KINDS[self.kind or next(iter(KINDS))]
         sizes = {"num_layers": shape.layers, "width": shape.width, "num_heads": shape.heads}
-        context = min(LONGEST, self.context)
-        config = kind(tokenizer.vocab_size, context, **sizes, **details, **dropout_everywhere(kind, shape.dropout))
-        return RewardModel(config)
+        sizes |= details | dropout_everywhere(kind, shape.dropout)
+        return RewardModel(kind(tokenizer.vocab_size, min(LONGEST, self.context), **sizes))
 
     # ---- what is learned ----
 
@@ -133,7 +129,10 @@ class Preference(Task):
         """Makes documents of all pairs, as far as they fit."""
         if self.context > model.config.max_seq_len and self.context != CONTEXT:
             raise UserError(f"--context {self.context} is more than the {model.config.max_seq_len} tokens it reads")
+        if not self.is_judge:
+            keep_format(tokenizer)
         compose = Composer(model, tokenizer, self.context)
+        self.can_chat = compose.template is not None
         exchanges = {
             name: [(pair, [compose(pair.prompt, answer) for answer in pair.answers]) for pair in split]
             for name, split in vars(self.splits).items()
@@ -259,7 +258,7 @@ class Preference(Task):
         run = shlex.quote(str(folder))
         if self.is_judge:
             return f'python -m minillm score {run} --prompt "a question" "an answer" "another"'
-        return f"python -m minillm chat {run}"
+        return f"python -m minillm chat {run}" if self.can_chat else f'python -m minillm generate {run} --prompt "…"'
 
 
 def is_right(judged: Judged) -> bool:

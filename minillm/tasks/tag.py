@@ -102,6 +102,7 @@ class Tag(Task):
         """Take over the order of the model's classes, and how it reads words. One whose vocabulary was learned here
         sees every sentence differently in each epoch."""
         self.classes, self.sequence_classes = list(model.classes), list(model.sequence_classes)
+        self.has_entities = mark(self.classes)
         self.number = {tag: k for k, tag in enumerate(self.classes)}
         self.reader = WordReader(tokenizer, model.config)
         self.is_redrawn = tokenizer.config.get(VARIED) is True and bool(self.splits.train)
@@ -252,8 +253,8 @@ def load(options: Options) -> tuple[Splits, list[str], list[str], list[str]]:
     learned = splits.train or [*splits.dev, *splits.test]
     tags = Counter(tag for sentence in learned for tag in sentence.tags)
     intents = Counter(sentence.intent for sentence in learned if sentence.intent is not None)
-    check(tags, intents, options.train or options.dev or options.test)
     if options.train:
+        check(tags, intents, options.train)
         notes = [*notes, *notes_on(splits, tags, intents), *faults]
     return splits, sorted(tags, key=by_type), sorted(intents), notes
 
@@ -263,7 +264,7 @@ def by_type(tag: str) -> tuple[bool, str, str]:
     return tag != "O", *reversed(split(tag))
 
 
-def check(tags: Collection[str], intents: Collection[str], path: Path | None) -> None:
+def check(tags: Collection[str], intents: Collection[str], path: Path) -> None:
     if len(tags) == 1:
         raise UserError(f"{path}: all words bear the tag {min(tags)!r}; there is nothing to tell apart")
     if len(tags) > MOST_TAGS:

@@ -20,7 +20,8 @@ import minillm.__main__
 from minillm import cli
 from minillm.commands import embed
 from minillm.commands.common import as_json, print_text
-from minillm.heads import MaskedLM, SentenceEmbedder, SequenceClassifier, TokenClassifier
+from minillm.embedder import SentenceEmbedder
+from minillm.heads import MaskedLM, SequenceClassifier, TokenClassifier
 
 pytest.importorskip("tokenizers")
 pytest.importorskip("jinja2")

@@ -68,13 +68,30 @@ def test_a_page_forbids_all_that_could_leave_it():
 
 
 def test_tables():
-    rows = [("a<b", 1234567, 0.12345678), ("c", True, Html("<b>d</b>")), ("✓", "12.5%", "✗")]
+    rows = [("a<b", 1234567, 0.12345678), ("c", True, Html("<b>d</b>")), ("✓", "12.5%", "✗"), ("1", "2.74", "1.2.3")]
     table = blocks.table(("name", "n", ""), rows, "a caption")
-    assert cells(table) == ["name", "n", "", "a<b", "1,234,567", "0.1235", "c", "True", "d", "✓", "12.5%", "✗"]
+    assert cells(table) == [
+        "name",
+        "n",
+        "",
+        "a<b",
+        "1,234,567",
+        "0.1235",
+        "c",
+        "True",
+        "d",
+        "✓",
+        "12.5%",
+        "✗",
+        "1",
+        "2.74",
+        "1.2.3",
+    ]
     assert [a.get("class") for name, a in Parsed(table).elements if name == "td"] == [
         *(None, "number", "number"),
         *(None, None, None),
         *("right", "number", "wrong"),
+        *(None, "number", None),
     ]
     assert blocks.pairs({}) == ""
     assert blocks.section("nothing", Html(), Html()) == ""

@@ -187,6 +187,13 @@ def test_logs_of_any_length(steps):
     assert len(text) < 200_000
 
 
+def test_what_was_measured_by_type():
+    by_type = {"city": {"f1": 0.5, "support": 13}, EVIL: {"f1": 0.0, "support": 2}}
+    text = page(metrics=made_up.metrics(dev_by_type=by_type, dev_worst=[{"text": "x"}], dev_other={"a": 1}))
+    assert [each for each in headings(text) if each.startswith("By")] == ["By type, dev"]
+    assert re.findall(r"<td>city</td><td[^>]*>50.0%</td><td[^>]*>13</td>", text)
+
+
 def test_no_text_becomes_markup():
     text = page()
     assert "<script" not in text

@@ -14,8 +14,9 @@ from torch import nn
 from weights import minilm
 
 from minillm.bert import BERT, BERTConfig
+from minillm.embedder import SentenceEmbedder
 from minillm.errors import UserError
-from minillm.heads import MaskedLM, SentenceEmbedder, SequenceClassifier, TokenClassifier
+from minillm.heads import MaskedLM, SequenceClassifier, TokenClassifier
 from minillm.modernbert import ModernBERT
 from minillm.optim import adamw_under_head
 from minillm.published import checkpoint

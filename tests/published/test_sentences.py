@@ -9,9 +9,9 @@ from tiny import bert_config, packed, sequences, shake
 from torch.nn.functional import normalize
 
 from minillm.bert import BERT
+from minillm.embedder import SentenceEmbedder
 from minillm.errors import UserError
 from minillm.evaluate import read
-from minillm.heads import SentenceEmbedder
 from minillm.published import checkpoint
 from minillm.published.vocabularies import load_tokenizer
 

@@ -212,7 +212,8 @@ def test_without_a_template_a_blank_line_stands_between(tmp_path, files):
     exchange = compose("why?", "so.")
     assert tokenizer.decode(exchange.tokens) == "why?\n\nso."
     assert exchange.tokens[-1] == tokenizer.end
-    assert exchange.tokens[: exchange.num_read] == compose.prompt("why?")
+    assert exchange.tokens[: exchange.num_read] == compose.prompt("why?") == tokenizer.prompt("why?")
+    assert tokenizer.config["prompt_format"] == "{prompt}\n\n"  # so that commands ask as it was taught
 
 
 def test_of_what_is_too_long_the_beginning_of_the_prompt_is_cut_first(chat_folder, few):

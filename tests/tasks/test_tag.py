@@ -125,6 +125,12 @@ def test_each_way_of_marking_stays_as_it_is(write, tags, classes):
     assert task.headline == ("f1" if any("-" in tag for tag in classes) else "accuracy")
 
 
+def test_files_that_are_only_to_be_answered_may_hold_anything(write):
+    task = load(None, write("b.jsonl", [("x y", "O O", "sing")]))
+    assert task.splits.dev == [sentence("x y", "O O", "sing")]
+    assert (task.classes, task.sequence_classes, task.notes) == (["O"], ["sing"], [])
+
+
 def test_what_training_lacks_is_said(write):
     task = load(write("a.jsonl", ROWS), write("b.jsonl", [("x y", "B-album O", "sing")]))
     assert "dev has 'B-album', 'sing', which --train has not: no model can learn that" in task.notes

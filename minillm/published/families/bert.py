@@ -5,7 +5,8 @@ from typing import Any
 from torch import nn
 
 from minillm.bert import BERT, BERTConfig
-from minillm.heads import MaskedLM, RewardModel, Scorer, SentenceEmbedder, SequenceClassifier, TokenClassifier
+from minillm.embedder import SentenceEmbedder
+from minillm.heads import MaskedLM, RewardModel, Scorer, SequenceClassifier, TokenClassifier
 from minillm.modernbert import ModernBERT, ModernBERTConfig
 from minillm.published.families.base import ACTIVATIONS, OF_SEQUENCES, Family, Fields, Head, Rule, rule, written
 
