@@ -65,7 +65,9 @@ def here(tmp_path_factory):
     write_lines(folder / "tags.jsonl", ({"tokens": words, "tags": ["O", "B-A", "I-A"]} for *words, _ in TRIPLES))
     pairs = ({"prompt": a, "chosen": f"{b} please", "rejected": b} for a, b in TALKS)
     write_lines(folder / "pairs.jsonl", pairs)
-    for task, file in (("seq2seq", "talks"), ("chat", "talks"), ("tag", "tags"), ("preference", "pairs")):
+    write_lines(folder / "numbers.jsonl", ({"text": a, "label": 1.5 * len(b)} for a, b in TALKS))
+    files = {"seq2seq": "talks", "chat": "talks", "tag": "tags", "preference": "pairs", "regress": "numbers"}
+    for task, file in files.items():
         trained(folder / task, task=task, train=folder / f"{file}.jsonl", steps=3, batch_tokens=256)
     write_bert(folder / "judge", SequenceClassifier, ["bad", "good"])
     write_gpt(folder / "gpt")
@@ -97,7 +99,7 @@ def as_json(here, *argv):
     return json.loads(out)
 
 
-@pytest.mark.parametrize("run", ["good", "words", "lm", "seq2seq", "chat", "tag", "preference"])
+@pytest.mark.parametrize("run", ["good", "words", "lm", "seq2seq", "chat", "tag", "preference", "regress"])
 def test_a_run_is_measured_as_it_was_after_its_training(here, run):
     saved = json.loads((here / run / "metrics.json").read_text())
     found = as_json(here, "evaluate", run, "--precision", "fp32")
@@ -139,6 +141,7 @@ def test_predictions_of_other_tasks(here, tmp_path):
         "chat": {"messages", "answer"},
         "tag": {"words", "tags", "intent", "answer"},
         "preference": {"prompt", "chosen", "rejected", "answer"},
+        "regress": {"texts", "label", "answer"},
     }.items():
         assert command(here, "evaluate", run, "--predictions", str(out))[0] == 0
         assert {frozenset(json.loads(line)) for line in out.read_text().splitlines()} == {frozenset(keys)}
