@@ -35,14 +35,12 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-import kernels
 import train_sft
-from minillm import cli, policy, trackers
+from minillm import cli, ranks, policy
 from minillm.batching import IGNORE, Batch, Corpus, by_length
-from minillm.device import PRECISIONS, place
+from minillm.device import place
 from minillm.episodes import (
     Episode,
-    describe,
     distinct,
     logprobs_of,
     look,
@@ -54,17 +52,17 @@ from minillm.episodes import (
     tokens_of,
 )
 from minillm.errors import UserError
-from minillm.findings import comparison, findings
+from minillm.findings import comparison
 from minillm.generate import GREEDY, Sampling, generate
 from minillm.gpt import GPT
 from minillm.inference import ready
 from minillm.lora import LR_FACTOR
 from minillm.objective import backward
 from minillm.optim import adamw
-from minillm.options import Optimisation, check_optimisation
+from minillm.options import Common, Optimisation, check_common
 from minillm.origin import data_of
 from minillm.policy import Estimator, Rewards, moved
-from minillm.report import SAMPLES, evenly_spaced, introduce, samples_table, score
+from minillm.report import introduce, score
 from minillm.rewards import Reward, open_rewards
 from minillm.run import Run
 from minillm.session import Session
@@ -80,6 +78,7 @@ from minillm.start import (
 from minillm.tasks import TASKS
 from minillm.tasks.base import Task, WritingTask
 from minillm.tokenizer import Tokenizer
+from minillm.watch import finish, report
 
 WRITING = {name: task for name, task in TASKS.items() if issubclass(task, WritingTask)}  # which have policies
 RECIPE = {"minutes": 3.0, "warmup": 0.1}  # where no budget is given; AdamW's first steps are all noise
@@ -91,17 +90,13 @@ UNFINISHED = 1.0  # what an answer that does not end costs with --overlong penal
 
 
 @dataclass(frozen=True)
-class Args(Optimisation, Estimator):
+class Args(Estimator, Optimisation, Common):
     task: str = cli.option("arithmetic", "what to learn", choices=tuple(WRITING))
     init: Path | None = cli.option(
         None,
         "GPT to start from: a run, a published folder, a .gguf file, an id of the hub "
         "(default: runs/arithmetic-sft, made if missing)",
     )
-    out: Path | None = cli.option(None, "folder to save to (default: runs/TASK-rl, numbered when taken)")
-    resume: Path | None = cli.option(None, "go on with an interrupted run, under the options it was started with")
-    minutes: float | None = cli.option(None, "wall-clock budget; the learning rate follows it (default: 3)")
-    steps: int | None = cli.option(None, "train for a number of steps instead, whatever time they take")
     reward: tuple[str, ...] = cli.option(
         (), "of the task by name, FILE.py:FUNCTION, or a run; =WEIGHT behind it; may be given several times"
     )
@@ -109,25 +104,13 @@ class Args(Optimisation, Estimator):
     samples: int = cli.option(8, "answers drawn for each prompt")
     temperature: float = cli.option(0.5, "of the policy: answers are drawn, and gradients taken, at this temperature")
     micro_tokens: int = cli.option(65_536, "tokens computed at once; a step is cut up, with the same gradient")
-    seed: int = cli.option(0, "fixes everything random")
     evaluations: int = cli.option(4, "looks at the dev set after the first, the last one included")
-    precision: str = cli.option("auto", "of the activations; weights stay float32", choices=PRECISIONS)
-    kernels: str = cli.option("auto", "implementation of attention and loss", choices=kernels.IMPLS)
-    log_to: str | None = cli.option(None, "write the log there, too", choices=tuple(trackers.TRACKERS))
-    options: Any = None  # those of the task, an instance of its Options; None: its defaults, or the starting run's
 
 
 def check(args: Args) -> None:
     """UserError for options that make no sense whatever the data is."""
-    if not issubclass(TASKS.get(args.task, object), WritingTask):
-        raise UserError(f"--task {args.task} is not one of {', '.join(WRITING)}")
-    cli.require_choices(args, skip=("task",))
-    if args.options:
-        cli.require_choices(args.options)
-    cli.require_seed(args)
-    trackers.require(args.log_to)
-    cli.require_positive(args, "minutes", "steps", "prompts", "samples", "temperature", "evaluations", "micro_tokens")
-    check_optimisation(args)
+    check_common(args, [name for name, task in TASKS.items() if issubclass(task, WritingTask)])
+    cli.require_positive(args, "prompts", "samples", "temperature", "evaluations", "micro_tokens")
     policy.check(args, args.samples)
     if args.prompts * args.samples > MOST_ANSWERS:
         raise UserError(
@@ -138,8 +121,6 @@ def check(args: Args) -> None:
         raise UserError(
             f"--temperature {args.temperature} leaves nothing to chance; give at least {LEAST_TEMPERATURE} to learn"
         )
-    if args.minutes and args.steps:
-        raise UserError("--minutes and --steps exclude each other: give one budget")
 
 
 # ---- the algorithm: roll out, judge, weigh, update --------------------------------------------------
@@ -264,37 +245,17 @@ def fit(args: Args, session: Session, task: Task, reward: Reward, start: GPT, mo
             report(session, task, model, tokenizer, episodes[:: args.samples][:3], seen)
 
 
-def report(
-    session: Session, task: Task, model: GPT, tokenizer: Tokenizer, shown: Sequence[Episode], seen: dict[str, float]
-) -> None:
-    """What the model answers on dev, and some of what it tried."""
-    examples, answers = train_sft.glance(session, task, model, tokenizer)
-    tried = [{"prompt": episode.example.prompt, "answer": episode.text} for episode in shown]
-    session.report(task.measure(examples, answers), len(examples), samples=tried)
-    session.console.print(describe(seen), highlight=False)
-    examples, texts = [e.example for e in shown], [e.text for e in shown]
-    session.console.print(samples_table(examples, texts, "answers drawn in practice"))
-
-
 # ---- where it starts, and how it ends ---------------------------------------------------------------
 
 
 def find_start(args: Args, console: Console) -> Path:
-    """What to start from; for arithmetic a run is made where there is none."""
+    """What to start from; for arithmetic a run is made where there is none. UserError."""
     if args.init:
         return args.init
     if args.task != "arithmetic":
         raise UserError(f"--task {args.task} needs a model to start from: give a run of train_sft.py with --init RUN")
-    default = Run(Path("runs/arithmetic-sft"))
-    if default.is_finished:
-        return default.folder
-    if default.is_unfinished:  # its making was interrupted
-        return train_sft.train(train_sft.Args(resume=default.folder), console).folder
-    console.print(f"there is no {default.folder} to start from, so supervised training comes first\n")
     same = {name: vars(args)[name] for name in ("task", "seed", "precision", "kernels", "options")}
-    run = train_sft.train(train_sft.Args(out=default.folder, **same), console)
-    console.print("\nand now reinforcement learning from there\n")
-    return run.folder
+    return train_sft.made(train_sft.Args(out=Path("runs/arithmetic-sft"), **same), console)
 
 
 def train(args: Args, console: Console | None = None) -> Run:
@@ -302,6 +263,7 @@ def train(args: Args, console: Console | None = None) -> Run:
     started = time.monotonic()
     console, args = console or cli.console(), cli.with_paths(args)
     refuse_beside_resume(args) if args.resume else check(args)
+    ranks.require_alone("train_rl.py")
     with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-rl", cli.given(args)) as run:
         if args.resume:
             args = resumed(args, "rl", TASKS)
@@ -328,18 +290,6 @@ def train(args: Args, console: Console | None = None) -> Run:
         finish(session, task, model, tokenizer, before)
         console.print(f"next: {comparison(run.folder, args.init)}", markup=False)
     return run
-
-
-def finish(session: Session, task: Task, model: GPT, tokenizer: Tokenizer, before: dict[str, float]) -> None:
-    """Score the model on the examples it was scored on before, and save what remains to be saved."""
-    after = score(session.console, task, model, tokenizer, "after")
-    answers = task.answer(model, tokenizer, shown := evenly_spaced(task.splits.dev, SAMPLES))
-    session.console.print(table := samples_table(shown, answers, "held-out examples, greedy"))
-    metrics = {**{f"start_{name}": value for name, value in before.items()}, **after}
-    panels = ["reward", f"dev_{task.headline}", "kl", "entropy", "gradient_norm", "groups_without_variance"]
-    dev = {name: value for name, value in after.items() if name.startswith("dev")}
-    found = findings(task, model, [table], task.measure(shown, answers))
-    session.finish(metrics, dev, panels, f"{task.name}, by reward", found)
 
 
 def main() -> None:

@@ -29,43 +29,36 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-import kernels
-from minillm import cli, ranks, trackers
+from minillm import cli, ranks
 from minillm.batching import Corpus
-from minillm.device import PRECISIONS, place, settle
+from minillm.device import place, settle
 from minillm.errors import UserError
 from minillm.findings import findings
 from minillm.inspection import inspect
 from minillm.metrics import Interval
 from minillm.objective import backward
 from minillm.optim import optimizers_of, swap_average
-from minillm.options import Supervised, check_optimisation
+from minillm.options import Common, Supervised, check_common
 from minillm.origin import data_of
-from minillm.report import evenly_spaced, figures, flat, introduce
+from minillm.report import figures, flat, glance, introduce
 from minillm.run import Run
 from minillm.session import Session
-from minillm.start import BUDGETS, OF_SHAPE, prepare, refuse_beside_resume, resumed
+from minillm.start import OF_SHAPE, prepare, refuse_beside_resume, resumed
 from minillm.tasks import TASKS
 from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer
 
 UNTIL_EVERY = 10  # steps between looks at whether a training is good enough already
-GLANCE = 500  # dev examples looked at during training; all of them at the end
 
 
 @dataclass(frozen=True)
-class Args(Supervised):
+class Args(Supervised, Common):
     task: str = cli.option("pronounce", "what to learn", choices=tuple(TASKS))
-    out: Path | None = cli.option(None, "folder to save to (default: runs/TASK-sft, numbered when taken)")
-    resume: Path | None = cli.option(None, "go on with an interrupted run, under the options it was started with")
     init: Path | None = cli.option(
         None, "start from this model instead of from scratch: a run, a published folder, a .gguf file, an id of the hub"
     )
-    minutes: float | None = cli.option(None, "wall-clock budget of the training; the learning rate follows it")
-    steps: int | None = cli.option(None, "train for a number of steps instead, whatever time they take")
     epochs: float | None = cli.option(None, "or for so many passes over the training examples")
     until: float | None = cli.option(None, "stop once the mean reward of greedy dev answers reaches this")
-    seed: int = cli.option(0, "fixes everything random")
     layers: int | None = cli.option(None, "blocks of the model (default here and below: what suits task and budget)")
     width: int | None = cli.option(None, "width of the residual stream")
     heads: int | None = cli.option(None, "attention heads")
@@ -78,32 +71,19 @@ class Args(Supervised):
         None, "the model to save: of the last step, or the best of the evaluations", ("last", "best")
     )
     patience: int | None = cli.option(None, "stop after so many looks in a row that were no better than the best")
-    precision: str = cli.option("auto", "of the activations; weights stay float32", choices=PRECISIONS)
-    kernels: str = cli.option("auto", "implementation of attention and loss", choices=kernels.IMPLS)
-    log_to: str | None = cli.option(None, "write the log there, too", choices=tuple(trackers.TRACKERS))
     inspect: int | None = cli.option(
         None, "print what so many examples teach, token by token; check all; train nothing"
     )
-    options: Any = None  # those of the task, an instance of its Options; None: its defaults
 
 
 def check(args: Args) -> None:
     """UserError for options that make no sense whatever the data is."""
-    if args.task not in TASKS:
-        raise UserError(f"--task {args.task} is not one of {', '.join(TASKS)}")
-    if len(budgets := [f"--{name}" for name in BUDGETS if vars(args)[name] is not None]) > 1:
-        raise UserError(f"{' and '.join(budgets)} exclude each other: give one budget")
+    check_common(args, TASKS)
     if args.batch_tokens and args.batch_examples:
         raise UserError("--batch-tokens and --batch-examples exclude each other")
-    cli.require_choices(args, skip=("task",))
-    if args.options:
-        cli.require_choices(args.options)
-    cli.require_seed(args)
-    trackers.require(args.log_to)
-    cli.require_positive(args, *BUDGETS, "until", "evaluations", "patience", "layers", "width", "heads")
+    cli.require_positive(args, "until", "evaluations", "patience", "layers", "width", "heads")
     cli.require_positive(args, "batch_tokens", "batch_examples", "micro_tokens", "inspect")
     cli.require_share(args, "dropout", "activations")
-    check_optimisation(args)
     if args.init and (given := [name for name in OF_SHAPE if vars(args)[name] is not None]):
         raise UserError(
             f"--{given[0]} is for a model from scratch, but --init {args.init} brings its own; leave one out"
@@ -122,6 +102,7 @@ def train(args: Args, console: Console | None = None) -> Run:
         console = Console(quiet=True) if team and not team.is_first else console or cli.console()
         args = resumed(dataclasses.replace(args, resume=run.folder), "sft", TASKS) if args.resume else args
         placement = place(args.precision, args.kernels)
+        placement = team.alike(placement) if team else placement
         options = args.options or TASKS[args.task].Options()
         args = dataclasses.replace(args, precision=placement.precision, options=options)
         task = TASKS[args.task](options, args.seed)
@@ -139,6 +120,19 @@ def train(args: Args, console: Console | None = None) -> Run:
             keep(args, session, task, model, tokenizer)
             finish(session, task, model, tokenizer)
     return run
+
+
+def made(args: Args, console: Console) -> Path:
+    """The finished run in the folder --out, as it is where there is one: another training starts from it."""
+    run = Run(args.out)
+    if run.is_finished:
+        return run.folder
+    if run.is_unfinished:  # its making was interrupted
+        return train(Args(resume=run.folder), console).folder
+    console.print(f"there is no {run.folder} to start from, so supervised training comes first\n")
+    train(args, console)
+    console.print("\nand now reinforcement learning from there\n")
+    return run.folder
 
 
 def look_first(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> None:
@@ -190,13 +184,6 @@ def keep(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: 
         session.take_best()
     else:
         swap_average(session.optimizers)
-
-
-def glance(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> tuple[list, list]:
-    """Some dev examples and the model's answers."""
-    examples = evenly_spaced(task.splits.dev, GLANCE)
-    with session.averaged():
-        return examples, task.answer(model, tokenizer, examples)
 
 
 def score_of(task: Task, measured: dict[str, Interval]) -> float:

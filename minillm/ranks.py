@@ -26,6 +26,7 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from minillm.batching import Batch
+from minillm.device import Placement
 from minillm.errors import UserError
 from minillm.run import LOCK, Run
 
@@ -67,6 +68,12 @@ class Team:
         """Until all are here."""
         self.reduced([0], dist.ReduceOp.SUM)
 
+    def alike(self, placement: Placement) -> Placement:
+        """With the precision that the first has chosen, by its own clock."""
+        is_bf16 = self.reduced([self.is_first and placement.dtype == torch.bfloat16], dist.ReduceOp.MAX)[0]
+        dtype, precision = (torch.bfloat16, "bf16") if is_bf16 else (torch.float32, "fp32")
+        return placement._replace(dtype=dtype, precision=precision)
+
     def reseed(self, seed: int, step: int) -> None:
         """Each rank draws numbers of its own in a step, the same ones whenever that step is done."""
         torch.manual_seed(int(np.random.default_rng((seed, step, self.rank)).integers(2**63)))
@@ -79,7 +86,7 @@ class Learner:
     """Has the loss of a model, as `objective.Model` says, but one whose gradients are the sum over all ranks."""
 
     def __init__(self, model: nn.Module):
-        self.parallel = DistributedDataParallel(Losses(model), broadcast_buffers=False)
+        self.parallel = DistributedDataParallel(Losses(model))
         self.parallel.register_comm_hook(None, summed)
 
     def passes(self, things: Iterable[T]) -> Iterator[T]:
@@ -131,8 +138,11 @@ def gone() -> UserError:
 
 @contextmanager
 def joined() -> Iterator[Team | None]:
-    """The team of this process; None where it is alone."""
+    """The team of this process; None where it is alone. A process group that there is already is made use of."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
+    if dist.is_initialized():
+        yield Team(dist.get_rank(), dist.get_world_size())
+        return
     if size == 1 or not dist.is_torchelastic_launched():
         yield None
         return
@@ -143,6 +153,12 @@ def joined() -> Iterator[Team | None]:
         yield Team(dist.get_rank(), size)
     finally:
         dist.destroy_process_group()
+
+
+def require_alone(script: str) -> None:
+    """UserError where several processes were started for what one does."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_torchelastic_launched():
+        raise UserError(f"{script} trains in one process; start it with python, not with torchrun")
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from minillm.tokenizer import Tokenizer
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 SAMPLES = 10
+GLANCE = 500  # dev examples looked at during training; all of them at the end
 NAMES = {
     "bits_per_character": "bits a character",
     "bleu": "BLEU",
@@ -51,7 +52,7 @@ def introduce(console: Console, placement: Placement, task: Any, model: nn.Modul
     family = type(config).__name__.removesuffix("Config")
     for line in (
         *placement.lines,
-        f"task       {task.name}: {', '.join(f'{len(s):,} {name}' for name, s in vars(splits).items())} examples",
+        f"task       {task.name}: {', '.join(f'{len(s):,} {n}' for n, s in vars(splits).items() if s)} examples",
         *(f"           {note}" for note in task.notes),
         f"model      {family}, {size:,} parameters{of_them} ({shape})",
         f"run        {run.folder}",
@@ -87,6 +88,13 @@ def score(console: Console, task: Any, model: nn.Module, tokenizer: Tokenizer, w
             metrics |= flat(measured, split)
             console.print(f"{when}: {split} {figures(measured)} on {len(examples):,} held-out examples")
     return metrics
+
+
+def glance(session: Any, task: Any, model: nn.Module, tokenizer: Tokenizer) -> tuple[Sequence[Any], list[Any]]:
+    """Some dev examples and the model's answers."""
+    examples = evenly_spaced(task.splits.dev, GLANCE)
+    with session.averaged():
+        return examples, task.answer(model, tokenizer, examples)
 
 
 def evenly_spaced(examples: Sequence[Any], count: int) -> Sequence[Any]:

@@ -20,6 +20,7 @@ from minillm.gpt import GPT
 from minillm.layers import dropout_everywhere
 from minillm.lora import LR_FACTOR, adapted
 from minillm.optim import freeze
+from minillm.options import BUDGETS
 from minillm.published import checkpoint
 from minillm.published.vocabularies import load_tokenizer
 from minillm.run import START, Run
@@ -28,7 +29,6 @@ from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer
 
 Args = TypeVar("Args")  # the options of a script, a dataclass
-BUDGETS = ("minutes", "steps", "epochs")  # options, of which one is given
 UNSAID = {
     "evaluations": 4,
     "keep": "last",

@@ -1,0 +1,35 @@
+"""What a training by reward shows of itself: looks at the dev set while it goes on, and what came out at the end."""
+
+from collections.abc import Sequence
+
+from minillm.episodes import Episode, describe
+from minillm.findings import findings
+from minillm.gpt import GPT
+from minillm.report import SAMPLES, evenly_spaced, glance, samples_table, score
+from minillm.session import Session
+from minillm.tasks.base import Task
+from minillm.tokenizer import Tokenizer
+
+
+def report(
+    session: Session, task: Task, model: GPT, tokenizer: Tokenizer, shown: Sequence[Episode], seen: dict[str, float]
+) -> None:
+    """What the model answers on dev, and some of what it tried."""
+    examples, answers = glance(session, task, model, tokenizer)
+    tried = [{"prompt": episode.example.prompt, "answer": episode.text} for episode in shown]
+    session.report(task.measure(examples, answers), len(examples), samples=tried)
+    session.console.print(describe(seen), highlight=False)
+    examples, texts = [e.example for e in shown], [e.text for e in shown]
+    session.console.print(samples_table(examples, texts, "answers drawn in practice"))
+
+
+def finish(session: Session, task: Task, model: GPT, tokenizer: Tokenizer, before: dict[str, float]) -> None:
+    """Score the model on the examples it was scored on before, and save what remains to be saved."""
+    after = score(session.console, task, model, tokenizer, "after")
+    answers = task.answer(model, tokenizer, shown := evenly_spaced(task.splits.dev, SAMPLES))
+    session.console.print(table := samples_table(shown, answers, "held-out examples, greedy"))
+    metrics = {**{f"start_{name}": value for name, value in before.items()}, **after}
+    panels = ["reward", f"dev_{task.headline}", "kl", "entropy", "gradient_norm", "groups_without_variance"]
+    dev = {name: value for name, value in after.items() if name.startswith("dev")}
+    found = findings(task, model, [table], task.measure(shown, answers))
+    session.finish(metrics, dev, panels, f"{task.name}, by reward", found)
