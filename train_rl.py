@@ -36,7 +36,7 @@ from rich.console import Console
 from torch import Tensor
 
 import train_sft
-from minillm import cli, ranks, policy
+from minillm import cli, policy, ranks
 from minillm.batching import IGNORE, Batch, Corpus, by_length
 from minillm.device import place
 from minillm.episodes import (
