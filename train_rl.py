@@ -36,7 +36,7 @@ from rich.console import Console
 from torch import Tensor
 
 import train_sft
-from minillm import cli, policy
+from minillm import cli, expert, policy
 from minillm.batching import IGNORE, Batch, Corpus, by_length
 from minillm.device import place
 from minillm.episodes import (
@@ -52,6 +52,7 @@ from minillm.episodes import (
     tokens_of,
 )
 from minillm.errors import UserError
+from minillm.expert import Rounds
 from minillm.findings import comparison
 from minillm.generate import GREEDY, Sampling, generate
 from minillm.gpt import GPT
@@ -87,7 +88,7 @@ UNFINISHED = 1.0  # what an answer that does not end costs with --overlong penal
 
 
 @dataclass(frozen=True)
-class Args(Estimator, Optimisation, Common):
+class Args(Estimator, Rounds, Optimisation, Common):
     task: str = cli.option("arithmetic", "what to learn", choices=tuple(WRITING))
     init: Path | None = cli.option(
         None,
@@ -111,6 +112,7 @@ def check(args: Args) -> None:
     check_common(args, [name for name, task in TASKS.items() if issubclass(task, WritingTask)])
     cli.require_positive(args, "prompts", "samples", "temperature", "evaluations", "micro_tokens")
     policy.check(args, args.samples)
+    expert.check(args)
     if (args.prompts or 1) * (args.samples or 1) > MOST_ANSWERS:
         raise UserError(
             f"--prompts {args.prompts} with --samples {args.samples} are too many answers in a step; "
@@ -283,7 +285,15 @@ def train(args: Args, console: Console | None = None) -> Run:
         before = score(console, task, start, tokenizer, "before")
         if not session.progress.records:
             session.write(**{name: value for name, value in before.items() if name.startswith("dev")})
-        fit(args, session, task, reward, start, model, tokenizer)
+        if args.method == "expert":
+            sampling = Sampling(args.temperature)
+
+            def answer(examples: Sequence[Any]) -> list[Episode]:
+                return judge(reward, rollout(model, tokenizer, task, examples, sampling, args.samples))
+
+            expert.fit(args, session, task, reward, model, tokenizer, answer)
+        else:
+            fit(args, session, task, reward, start, model, tokenizer)
         finish(session, task, model, tokenizer, before)
         console.print(f"next: {comparison(run.folder, args.init)}", markup=False)
     return run

@@ -10,6 +10,8 @@ from minillm.session import Session
 from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer
 
+PANELS = ("loss", "solved", "finds", "kl", "entropy", "gradient_norm", "groups_without_variance")  # as far as logged
+
 
 def report(
     session: Session, task: Task, model: GPT, tokenizer: Tokenizer, shown: Sequence[Episode], seen: dict[str, float]
@@ -29,7 +31,8 @@ def finish(session: Session, task: Task, model: GPT, tokenizer: Tokenizer, befor
     answers = task.answer(model, tokenizer, shown := evenly_spaced(task.splits.dev, SAMPLES))
     session.console.print(table := samples_table(shown, answers, "held-out examples, greedy"))
     metrics = {**{f"start_{name}": value for name, value in before.items()}, **after}
-    panels = ["reward", f"dev_{task.headline}", "kl", "entropy", "gradient_norm", "groups_without_variance"]
+    names = ["reward", f"dev_{task.headline}", *PANELS]
+    panels = [name for name in names if any(name in record for record in session.run.read_log())][:6]
     dev = {name: value for name, value in after.items() if name.startswith("dev")}
     found = findings(task, model, [table], task.measure(shown, answers))
     session.finish(metrics, dev, panels, f"{task.name}, by reward", found)
