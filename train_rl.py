@@ -62,7 +62,7 @@ from minillm.optim import optimizers_of
 from minillm.options import Common, Optimisation, check_common
 from minillm.origin import data_of
 from minillm.policy import Estimator, Rewards, moved
-from minillm.report import introduce, score
+from minillm.report import flat, introduce
 from minillm.rewards import Reward, open_rewards
 from minillm.run import Run
 from minillm.session import Session
@@ -78,7 +78,7 @@ from minillm.start import (
 from minillm.tasks import TASKS
 from minillm.tasks.base import Task, WritingTask
 from minillm.tokenizer import Tokenizer
-from minillm.watch import finish, report
+from minillm.watch import finish, look_at, report
 
 WRITING = {name: task for name, task in TASKS.items() if issubclass(task, WritingTask)}  # which have policies
 LOOK_EVERY = 10  # steps between looks at the KL to the start, which costs a pass of the starting model
@@ -104,6 +104,10 @@ class Args(Estimator, Rounds, Optimisation, Common):
         None, "of the policy: answers are drawn, and gradients taken, at this temperature"
     )
     micro_tokens: int = cli.option(65_536, "tokens computed at once; a step is cut up, with the same gradient")
+    watch: int | None = cli.option(
+        None,
+        "dev examples to which 8 answers are drawn before and after; 0: none (default: all, fewer for large models)",
+    )
     evaluations: int = cli.option(4, "looks at the dev set after the first, the last one included")
 
 
@@ -111,6 +115,8 @@ def check(args: Args) -> None:
     """UserError for options that make no sense whatever the data is."""
     check_common(args, [name for name, task in TASKS.items() if issubclass(task, WritingTask)])
     cli.require_positive(args, "prompts", "samples", "temperature", "evaluations", "micro_tokens")
+    if args.watch is not None and not 0 <= args.watch <= cli.MOST_COUNTED:
+        raise UserError(f"--watch {args.watch} must be 0 or more")
     policy.check(args, args.samples)
     expert.check(args)
     if (args.prompts or 1) * (args.samples or 1) > MOST_ANSWERS:
@@ -282,19 +288,19 @@ def train(args: Args, console: Console | None = None) -> Run:
         session = Session(args, run, model, optimizers_of(model, args), console)
         session.begin("rl", args, tokenizer, data, started)
         introduce(console, placement, task, model, run)
-        before = score(console, task, start, tokenizer, "before")
+
+        def answer(model: GPT, examples: Sequence[Any], samples: int) -> list[Episode]:
+            return judge(reward, rollout(model, tokenizer, task, examples, Sampling(args.temperature), samples))
+
+        before = look_at(args, session, task, start, tokenizer, answer)
         if not session.progress.records:
-            session.write(**{name: value for name, value in before.items() if name.startswith("dev")})
+            session.write(**flat(before["dev"], "dev"))
         if args.method == "expert":
-            sampling = Sampling(args.temperature)
-
-            def answer(examples: Sequence[Any]) -> list[Episode]:
-                return judge(reward, rollout(model, tokenizer, task, examples, sampling, args.samples))
-
             expert.fit(args, session, task, reward, model, tokenizer, answer)
         else:
             fit(args, session, task, reward, start, model, tokenizer)
-        finish(session, task, model, tokenizer, before)
+        after = look_at(args, session, task, model, tokenizer, answer, start)
+        finish(session, task, model, tokenizer, before, after)
         console.print(f"next: {comparison(run.folder, args.init)}", markup=False)
     return run
 
