@@ -5,6 +5,7 @@
   python train_rl.py --task arithmetic --init MODEL              or from any GPT: a published folder, a .gguf file
   python train_rl.py --reward my_reward.py:score                 judged by a function of your own
   python train_rl.py --update clip --passes 2 --kl k3            other estimators; bench/estimators.py judges them all
+  python train_rl.py --method expert                             or learn what was right like given answers, in rounds
 
 Objective: maximise E[reward] over answers drawn from the model itself. The estimator is REINFORCE (Williams 1992)
 with a leave-one-out baseline: for each of P prompts draw K answers from the policy and step along
@@ -17,6 +18,10 @@ it, there is no division by lengths or standard deviations, no clipping of ratio
 used once, by the model that drew it. So this is an unbiased estimate of the gradient of the expected reward, which
 AdamW then scales. Dropout is off, so that the model that learns is, up to rounding, the model that drew; the script
 looks whether it is, and stops if it is not.
+
+Where a task's own reward judges, --sft-share of the gradient is that of answers which the data gives, one half unless
+the task says otherwise: rewards alone first cost a model what they don't ask for. With 0 it is REINFORCE alone.
+`--method expert` is another algorithm, in a file of its own: minillm/expert.py.
 """
 
 import minillm  # noqa: F401, first: it sets how threads wait
