@@ -179,7 +179,7 @@ def test_measures_stand_beside_the_commonest_class(write):
     measured = task.measure(examples("b", "a", "a", "b"), answers)
     assert measured["accuracy"].value == 0.75
     assert measured["macro_f1"].value == pytest.approx((0.8 + 2 / 3) / 2)
-    assert measured.keys() == {"accuracy", "macro_f1"}
+    assert measured.keys() == {"accuracy", "macro_f1", "calibration_error"}
     baselines = task.baselines(examples("b", "a", "a", "b"))
     assert baselines["majority"].value == 0.5  # "b", the commonest in training
     assert baselines["naive_bayes"].value == 0.75  # the number in the text tells 0 b, 1 a, 2 b, 3 b
