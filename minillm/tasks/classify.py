@@ -190,8 +190,7 @@ class Classify(Task):
             dev = self.splits.dev
             logits = evaluate.read(model, tokenizer, [example.texts for example in dev])
             found = self.temperature_of(logits, [self.label_of(example) for example in dev])
-            low, high = TEMPERATURES  # where it ends where no answer is wrong, or all are: nothing to learn it from
-            self.temperature = found if 1.01 * low < found < high / 1.01 else 1.0
+            self.temperature = found if found > 1.01 * TEMPERATURES[0] else 1.0  # the least: no answer is wrong
             for parameter in model.classifier.parameters():
                 parameter.data.div_(self.temperature)
 
@@ -231,9 +230,9 @@ class Classify(Task):
         if not self.is_calibrated:
             return []
         if self.temperature == 1:
-            return ["--calibrate found nothing to learn a temperature from in dev: no answer is wrong, or all are"]
-        what = "so that the calibration error of dev is too low; that of test is not"
-        return [f"the last product was divided by the temperature {self.temperature:.3g}, fitted on dev, {what}"]
+            return ["--calibrate left the model as it is: no answer on dev is wrong, so that there is nothing to learn"]
+        what = "how well its probabilities fit can be told from other examples only, such as those of --test"
+        return [f"the last product was divided by the temperature {self.temperature:.3g}, fitted on dev: {what}"]
 
     def remarks_on_rules(self, measured: dict[str, Interval]) -> list[str]:
         """Where nothing, or less than by counting words, was learned."""

@@ -105,7 +105,7 @@ class MultiLabel(Classify):
         return np.array([[name in names for name in self.classes] for names in sets])
 
     def baselines(self, examples: Sequence[MultiLabelled]) -> dict[str, Interval]:
-        """Micro-F1 of naive Bayes, for each class against the rest, and of always those labels that score best in training."""
+        """Micro-F1 of naive Bayes, each class against the rest, and of always saying what does best in training."""
         truth = self.marks([example.labels for example in examples])
         counted = self.marks([self.naive_bayes.answer(example.texts) for example in examples])
         always = self.marks([self.commonest] * len(examples))
