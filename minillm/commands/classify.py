@@ -4,6 +4,7 @@ labels at once (--problem multi), all that apply to it.
   python -m minillm classify runs/classify-sft "A quiet, wonderful film." "Dull from start to end."
   python -m minillm classify runs/classify-sft --file reviews.txt --json       a text a line → a line of JSON each
   python -m minillm classify MODEL --pairs --file pairs.tsv                    two texts a line, a tab between them
+  python -m minillm classify MODEL "A quiet film." --explain --html page.html  which words drove it
 
 A model with one output gives a score instead, and unless it learned numbers (--task regress), the sigmoid of it.
 
@@ -22,19 +23,22 @@ from torch import Tensor
 
 from minillm import cli
 from minillm.commands.common import MODEL, as_json, load_reader, note_what_is_cut, open_model, texts_of
+from minillm.commands.explanations import Explained, coloured, for_json
 from minillm.device import PRECISIONS
 from minillm.errors import UserError
 from minillm.evaluate import Texts, read
+from minillm.explain import Explanation, of_class
 from minillm.heads import SequenceClassifier
 from minillm.published.checkpoint import Checkpoint
 from minillm.report import cells, shortened
 from minillm.tasks.multi_label import NONE, labels_over
+from minillm.tokenizer import Tokenizer
 
 SHOWN = 5  # classes a text, the likeliest
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Explained):
     model: str = cli.argument(MODEL)
     text: tuple[str, ...] = cli.argument("a text", default=())
     file: Path | None = cli.option(None, "file with a text a line; - is the standard input")
@@ -48,17 +52,32 @@ def main(args: Args) -> None:
     lines = texts_of(args.text, args.file, "TEXT")
     texts = [pair(line) if args.pairs else (line,) for line in lines]
     cli.require_share(args, "threshold", "certainty")
+    args.check()
     saved = open_model(args.model, "classify", "classify")
     model, tokenizer = load_reader(saved, saved.head_name, args.precision)
     note_what_is_cut(model, tokenizer, texts)
     logits = torch.from_numpy(read(model, tokenizer, texts))
     kind = kind_of(saved, model)
     answers = [ANSWERS[kind](row, model, args.threshold) for row in logits]
+    reasons = [reasons_of(model, tokenizer, *each) for each in zip(texts, answers, strict=True)] if args.explain else []
+    args.write_page(args.model, [each for found in reasons for each in found])
     if args.json:
-        for line, answer in zip(lines, answers, strict=True):
-            print(as_json(text=line, **answer))
-    else:
-        Console(soft_wrap=True).print(TABLES[kind](lines, answers))
+        for i, (line, answer) in enumerate(zip(lines, answers, strict=True)):
+            more = {"explanations": list(map(for_json, reasons[i]))} if reasons else {}
+            print(as_json(text=line, **answer, **more))
+        return
+    console = Console(soft_wrap=True)
+    console.print(TABLES[kind](lines, answers))
+    for each in [each for found in reasons for each in found]:
+        console.print(coloured(each))
+
+
+def reasons_of(
+    model: SequenceClassifier, tokenizer: Tokenizer, texts: Texts, answer: Mapping[str, Any]
+) -> list[Explanation]:
+    """What drove the class, every label that applies, or the score."""
+    names = answer.get("labels", [answer.get("class", model.classes[0])])
+    return [of_class(model, tokenizer, texts, model.classes.index(name)) for name in names]
 
 
 def kind_of(saved: Checkpoint, model: SequenceClassifier) -> str:
