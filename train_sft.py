@@ -200,6 +200,7 @@ def mean_reward(session: Session, task: Task, model: nn.Module, tokenizer: Token
 
 def finish(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> None:
     """Score the model on all held-out examples, show some of them, and save what remains to be saved."""
+    task.calibrate(model, tokenizer)
     metrics: dict[str, Any] = {}
     for split in ("test", "dev"):  # what is shown below is the last one's
         if examples := vars(task.splits)[split]:
