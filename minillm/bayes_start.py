@@ -1,23 +1,24 @@
 """A classifier that begins as naive Bayes, so that training has only to learn what counting does not know.
 
-Naive Bayes adds up, over the tokens v of a text, how much each speaks for each class k: E[v, k] = log p(v | k), less its
-mean over the classes. A matrix of rank K − 1 at most: its right factor R becomes the head, its left factor E R a few
+Naive Bayes adds up, over the tokens v of a text, how much each speaks for each class k: E[v, k] = log p(v | k), less
+its mean over the classes. A matrix of rank K − 1 at most: its right factor becomes the head, its left factor a few
 dimensions of the embeddings, and what is between them is made to hand on the mean of a text unchanged.
 
-- An embedding has a mean of 0 and one length, whatever the token, so that normalising it changes nothing: the signal E R,
+- An embedding has a mean of 0 and one length, whatever the token, so that normalising it changes nothing: the signal,
   a constant, and noise of its own that fills up the length and tells tokens apart.
-- The blocks begin by adding nothing: what they multiply onto the stream with is 0 (Zhang et al. 2019, arXiv:1901.09321).
-- GELU(x) − GELU(−x) = x: two units of the head's transform hand a number on. The other units are told the constant, which
-  is most of the variance that its norm divides by.
+- The blocks begin by adding nothing: their products onto the stream are 0 (Zhang et al. 2019, arXiv:1901.09321).
+- GELU(x) − GELU(−x) = x: two units of the head's transform hand a number on. The other units are told the constant,
+  which is most of the variance that its norm divides by.
 
 Interpolation between counts and what is learned discriminatively is what makes bags of words strong (Wang and Manning
 2012). The tokens are the model's own, and unlike naive_bayes.py it knows no pairs of them.
 
-Letters: V vocabulary, K classes, C width, R dimensions of the signal, N tokens and B texts of the training set.
+Letters: V vocabulary, K classes, C width, R dimensions of the signal, N tokens, B texts.
 """
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,68 +26,75 @@ from torch import Tensor
 from minillm.batching import DocumentTable
 from minillm.heads import SequenceClassifier
 
-SIGNAL, CONSTANT = 0.5, 0.125  # most of a squared embedding that may speak for a class; what is the same for all tokens
+SIGNAL, CONSTANT = 0.5, 0.125  # most of a squared embedding that may speak for a class; what all tokens share
 SMOOTHING = 1.0  # what is added to every count (Laplace)
 SPREAD = 0.02  # of an embedding's elements, as `layers.initialise` has it
-SCALES = torch.logspace(-1, 2, 61, dtype=torch.float64)
-
-
-def fits(model: SequenceClassifier) -> bool:
-    """Whether this is possible: the mean of a text stands for it, as in ModernBERT, and there is room in its width."""
-    return getattr(model.config, "pooling", None) == "mean" and model.config.width >= 16
+NARROWEST = 16  # a width with room for all that
+JUDGED = 5000  # training texts by which is found how sure to be
+SCALES = torch.logspace(-1, 2, 46, dtype=torch.float64).tolist()
 
 
 @torch.no_grad()
 def begin_as_naive_bayes(model: SequenceClassifier, table: DocumentTable) -> None:
-    """Sets embeddings, head, and what blocks add, from training documents with a class each."""
-    width, device = model.config.width, model.classifier.weight.device
-    tokens, text, labels = flat_documents(table)
-    counts = count(tokens, labels[text], model.config.vocab_size, len(model.classes))
-    evidence = centred(log_likelihood(counts, counts.sum(0), counts))
+    """Sets embeddings, head, and what the blocks add, from training documents with a class each."""
+    width = model.config.width
+    counts = count(table, model.config.vocab_size, len(model.classes))
+    evidence = centred(log_likelihood(counts))
     evidence[counts.sum(1) == 0] = 0
-    right = directions(evidence, counts.sum(1), rank=min(len(model.classes) - 1, width // 4))
-    signal = evidence @ right  # (V, R)
+    head = directions(evidence, counts.sum(1), rank=min(len(model.classes) - 1, width // 4))
+    signal = evidence @ head  # (V, R)
     gain = math.sqrt(SIGNAL * width) / signal.norm(dim=1).max().clamp_min(1e-6)
-    basis = orthonormal(width)
-    constant, axes, rest = basis[1], basis[2 : 2 + right.shape[1]], basis[2 + right.shape[1] :]
+    _, constant, *others = orthonormal(width)  # the first is the mean, which embeddings don't have
+    constant = math.sqrt(CONSTANT * width) * constant
+    axes, rest = torch.stack(others[: head.shape[1]]), torch.stack(others[head.shape[1] :])
+    model.encoder.tokens.weight.copy_(SPREAD * filled_up(constant + gain * signal @ axes, rest))
+    silence(model)
+    scale, prior = calibrated(table, counts)
+    hand_on(model, axes, constant, scale / gain * head)
+    model.classifier.bias.copy_(prior)
 
-    known = gain * signal @ axes + math.sqrt(CONSTANT * width) * constant
-    noise = F.normalize(torch.randn(len(signal), len(rest), dtype=torch.float64), dim=1) @ rest
-    embeddings = known + (width - known.square().sum(1, keepdim=True)).sqrt() * noise
-    model.encoder.tokens.weight.copy_(SPREAD * embeddings)
+
+def filled_up(known: Tensor, rest: Tensor) -> Tensor:
+    """Embeddings (V, C) whose squares have a mean of 1: what is known of them, and noise along the rows of `rest`."""
+    noise = F.normalize(torch.randn(len(known), len(rest), dtype=known.dtype), dim=1) @ rest
+    return known + (known.shape[1] - known.square().sum(1, keepdim=True)).sqrt() * noise
+
+
+def silence(model: SequenceClassifier) -> None:
+    """Blocks that add nothing."""
     for block in model.encoder.blocks:
         block.attn.out.weight.zero_()
         block.mlp.down.weight.zero_()
 
-    paired = 2 * len(axes)
-    dense = model.transform.dense.weight
+
+def hand_on(model: SequenceClassifier, axes: Tensor, constant: Tensor, head: Tensor) -> None:
+    """What is read along the axes (R, C) becomes logits by way of the head (K, R)."""
+    dense, paired = model.transform.dense.weight, 2 * len(axes)
     dense[:paired] = torch.stack([axes, -axes], dim=1).flatten(0, 1).to(dense)
-    signs = torch.ones(width - paired, 1, dtype=torch.float64)
-    signs[1::2] = -1
-    dense[paired:] += (signs * constant / 2).to(dense)
-    units = F.gelu(dense.double().cpu() @ (math.sqrt(CONSTANT * width) * constant))
-    scale, prior = calibrated(tokens, text, labels, counts)
-    weight = scale * units.std(correction=0) / gain * right
+    dense[paired::2] += (constant / constant.norm() / 2).to(dense)
+    dense[paired + 1 :: 2] -= (constant / constant.norm() / 2).to(dense)
+    spread = F.gelu(dense @ constant.to(dense)).std(correction=0).double().cpu()  # which the norm divides by
     model.classifier.weight.zero_()
-    model.classifier.weight[:, :paired] = torch.stack([weight, -weight], dim=2).flatten(1).to(device, torch.float32)
-    model.classifier.bias.copy_(prior)
+    model.classifier.weight[:, :paired] = torch.stack([spread * head, -spread * head], dim=2).flatten(1).to(dense)
 
 
-def flat_documents(table: DocumentTable) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens (N,), of which text each is (N,), and the classes of the texts (B,)."""
-    text = torch.arange(len(table.labels)).repeat_interleave(torch.from_numpy(table.tokens_of.sizes))
-    return torch.from_numpy(table.tokens), text, torch.from_numpy(table.labels)
+# ---- counting ----------------------------------------------------------------------------------------
 
 
-def count(tokens: Tensor, classes: Tensor, vocab_size: int, num_classes: int) -> Tensor:
+def count(table: DocumentTable, vocab_size: int, num_classes: int) -> Tensor:
     """How often each class has each token, (V, K) float64."""
-    both = torch.bincount(tokens * num_classes + classes, minlength=vocab_size * num_classes)
-    return both.view(vocab_size, num_classes).double()
+    both = table.tokens * num_classes + np.repeat(table.labels, table.tokens_of.sizes)
+    return torch.from_numpy(np.bincount(both, minlength=vocab_size * num_classes)).view(vocab_size, -1).double()
 
 
-def log_likelihood(times: Tensor, totals: Tensor, counts: Tensor) -> Tensor:
-    """log p(token | class), (…, K), of tokens that the classes have so many `times` among so many tokens in all."""
-    return ((times + SMOOTHING) / (totals + SMOOTHING * (counts.sum(1) > 0).sum())).log()
+def smoothed_totals(counts: Tensor) -> Tensor:
+    """What the counts of each class are divided by, (K,)."""
+    return counts.sum(0) + SMOOTHING * (counts.sum(1) > 0).sum()
+
+
+def log_likelihood(counts: Tensor) -> Tensor:
+    """log p(token | class), (V, K)."""
+    return ((counts + SMOOTHING) / smoothed_totals(counts)).log()
 
 
 def centred(x: Tensor) -> Tensor:
@@ -105,16 +113,23 @@ def orthonormal(width: int) -> Tensor:
     return torch.linalg.qr(drawn).Q.T
 
 
-def calibrated(tokens: Tensor, text: Tensor, labels: Tensor, counts: Tensor) -> tuple[float, Tensor]:
-    """How sure to be: by what the mean evidence of a text is multiplied, and what is added for the classes' own
-    frequencies, (K,), so that the training texts' own classes are likeliest; each judged without its own words."""
-    own = F.one_hot(labels[text], counts.shape[1])
-    sizes = torch.bincount(text, minlength=len(labels))
-    totals = counts.sum(0) - own * sizes[text, None]
-    evidence = centred(log_likelihood(counts[tokens] - own, totals, counts))
-    mean = evidence.new_zeros(len(labels), counts.shape[1]).index_add(0, text, evidence) / sizes[:, None]
-    prior = centred((torch.bincount(labels, minlength=counts.shape[1]) + SMOOTHING).double().log())
-    share = 1 / sizes.double().mean()  # naive Bayes' own: the prior counts as much as one token
-    losses = [F.cross_entropy(scale * (mean + share * prior), labels) for scale in SCALES]
-    scale = float(SCALES[int(torch.stack(losses).argmin())])
-    return scale, scale * share * prior
+def calibrated(table: DocumentTable, counts: Tensor) -> tuple[float, Tensor]:
+    """How sure to be: by what the mean evidence of a text is multiplied, and what is added for how frequent the classes
+    are, (K,), so that the training texts get their own classes, each judged as if it had not been counted."""
+    texts = np.arange(0, len(table), -(-len(table) // JUDGED))
+    tokens, sizes = torch.from_numpy(table.tokens[table.tokens_of.select(texts)]), table.tokens_of.sizes[texts]
+    sizes, labels = torch.from_numpy(sizes), torch.from_numpy(table.labels[texts])
+    mean = F.embedding_bag(tokens, log_likelihood(counts), sizes.cumsum(0) - sizes, mode="mean")
+    mean[torch.arange(len(texts)), labels] = own_mean(tokens, sizes, labels, counts)
+    frequency = np.bincount(table.labels, minlength=counts.shape[1]) + SMOOTHING
+    prior = centred(torch.from_numpy(frequency).log()) / table.tokens_of.sizes.mean()  # the weight of one token
+    scale = min(SCALES, key=lambda scale: float(F.cross_entropy(scale * (mean + prior), labels)))
+    return scale, scale * prior
+
+
+def own_mean(tokens: Tensor, sizes: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
+    """The mean log-likelihood of each text in its own class, (B,), from the counts less the text's own, one a token."""
+    text = torch.arange(len(sizes)).repeat_interleave(sizes)
+    times = counts[tokens, labels[text]] - 1 + SMOOTHING
+    total = smoothed_totals(counts)[labels] - sizes
+    return torch.zeros(len(sizes), dtype=times.dtype).index_add(0, text, times.log()) / sizes - total.log()

@@ -17,7 +17,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from minillm import cli, evaluate, labels, records
-from minillm.batching import Batch, Document
+from minillm.batching import Batch, Corpus, Document
+from minillm.bayes_start import NARROWEST, begin_as_naive_bayes
 from minillm.bert import BERTConfig
 from minillm.errors import UserError
 from minillm.gpt import GPTConfig
@@ -29,6 +30,7 @@ from minillm.modernbert import ModernBERTConfig
 from minillm.naive_bayes import NaiveBayes
 from minillm.published.subwords import learn_vocabulary
 from minillm.report import mistakes_table, values_of
+from minillm.run import Run
 from minillm.tasks import files
 from minillm.tasks.base import Shape, Splits, Task
 from minillm.tasks.classes import in_order, listed, weights_of
@@ -90,13 +92,13 @@ class Classify(Task):
     lower_is_better = False
     head = "classify"
     is_redrawn = False
+    looks_first, glance = True, 1000
     Options = Options
     class_weights: Mapping[str, float] = {}  # empty: all alike
     is_calibrated, temperature = False, 1.0
-    guess, guessed = (
-        "majority",
-        "class",
-    )  # what is right without reading: the name of that baseline, and of what it says
+    is_new = False  # whether the model was made here, from nothing
+    # What is right without reading: the name of that baseline, and of what it says.
+    guess, guessed = "majority", "class"
 
     def __new__(cls, options: Options, seed: int) -> "Classify":
         """Of --problem multi, the task that has several labels."""
@@ -126,8 +128,9 @@ class Classify(Task):
         return tokenizer
 
     def recipe(self, model: nn.Module | None, minutes: float | None) -> dict[str, Any]:
-        """A published model learns slowly, one from scratch faster and longer. Few texts need a least number of steps,
-        many a most; of all looks at the dev set the best counts, and five that bring nothing end the training."""
+        """A published model learns slowly, as does one that begins as naive Bayes, others faster. Few texts need a
+        least number of steps, many a most; of all looks at the dev set, that before the first step included, the best
+        counts, and five that bring nothing end the training."""
         if model and self.kind:
             raise UserError(
                 f"--model {self.kind} is for a model from scratch, but --init brings its own; leave one out"
@@ -137,8 +140,14 @@ class Classify(Task):
             rates = {"lr": 6e-5, "embedding_lr": 1e-3, "dropout": 0.1}
             return {**both, **rates, "batch_examples": 32, "epochs": self.epochs(4.0, 32, least=150, most=10_000)}
         shape = {"layers": 2, "width": 128, "heads": 4, "dropout": 0.3}
-        rates = {"lr": 5e-4, "embedding_lr": 5e-4}
+        rate = 1e-4 if self.counts_first else 5e-4
+        rates = {"lr": rate, "embedding_lr": rate}
         return {**both, **shape, **rates, "batch_examples": 64, "epochs": self.epochs(6.0, 64, least=400, most=6000)}
+
+    @property
+    def counts_first(self) -> bool:
+        """Whether a model from scratch begins as naive Bayes: one that reads the mean, and says one of the classes."""
+        return self.head == "classify" and self.kind in (None, "modernbert")
 
     def epochs(self, usual: float, batch: int, least: int, most: int) -> float:
         """As usual, but not fewer steps than `least` nor more than `most`."""
@@ -146,6 +155,7 @@ class Classify(Task):
         return min(max(usual, least * per_step), most * per_step)
 
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> SequenceClassifier:
+        self.is_new = True
         return SequenceClassifier(self.new_config(tokenizer, shape), self.classes)
 
     def new_config(self, tokenizer: Tokenizer, shape: Shape) -> AnyConfig:
@@ -160,6 +170,10 @@ class Classify(Task):
         num_cut = sum(len(tokens) > self.limit for tokens, _ in self.read(examples, tokenizer, limit=None))
         if num_cut:
             self.notes = [*self.notes, f"{num_cut:,} texts are longer than {self.limit} tokens; their ends are cut"]
+
+    def begin(self, model: SequenceClassifier, corpus: Corpus, run: Run) -> None:
+        if self.is_new and self.counts_first and model.config.width >= NARROWEST:
+            begin_as_naive_bayes(model, corpus.table)
 
     def read(
         self, examples: Sequence[Labelled], tokenizer: Tokenizer, limit: int | None
