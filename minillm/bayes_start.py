@@ -87,14 +87,9 @@ def count(table: DocumentTable, vocab_size: int, num_classes: int) -> Tensor:
     return torch.from_numpy(np.bincount(both, minlength=vocab_size * num_classes)).view(vocab_size, -1).double()
 
 
-def smoothed_totals(counts: Tensor) -> Tensor:
-    """What the counts of each class are divided by, (K,)."""
-    return counts.sum(0) + SMOOTHING * (counts.sum(1) > 0).sum()
-
-
 def log_likelihood(counts: Tensor) -> Tensor:
     """log p(token | class), (V, K)."""
-    return ((counts + SMOOTHING) / smoothed_totals(counts)).log()
+    return ((counts + SMOOTHING) / (counts.sum(0) + SMOOTHING * (counts.sum(1) > 0).sum())).log()
 
 
 def centred(x: Tensor) -> Tensor:
@@ -120,16 +115,17 @@ def calibrated(table: DocumentTable, counts: Tensor) -> tuple[float, Tensor]:
     tokens, sizes = torch.from_numpy(table.tokens[table.tokens_of.select(texts)]), table.tokens_of.sizes[texts]
     sizes, labels = torch.from_numpy(sizes), torch.from_numpy(table.labels[texts])
     mean = F.embedding_bag(tokens, log_likelihood(counts), sizes.cumsum(0) - sizes, mode="mean")
-    mean[torch.arange(len(texts)), labels] = own_mean(tokens, sizes, labels, counts)
+    mean[torch.arange(len(texts)), labels] -= own_share(tokens, sizes, labels, counts)
     frequency = np.bincount(table.labels, minlength=counts.shape[1]) + SMOOTHING
     prior = centred(torch.from_numpy(frequency).log()) / table.tokens_of.sizes.mean()  # the weight of one token
     scale = min(SCALES, key=lambda scale: float(F.cross_entropy(scale * (mean + prior), labels)))
     return scale, scale * prior
 
 
-def own_mean(tokens: Tensor, sizes: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
-    """The mean log-likelihood of each text in its own class, (B,), from the counts less the text's own, one a token."""
+def own_share(tokens: Tensor, sizes: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
+    """What the mean log-likelihood of each text in its own class, (B,), owes to the text itself: to one in each of its
+    tokens' counts. (The class' sum of counts stays: without the text it would be smaller, which tells its class.)"""
     text = torch.arange(len(sizes)).repeat_interleave(sizes)
-    times = counts[tokens, labels[text]] - 1 + SMOOTHING
-    total = smoothed_totals(counts)[labels] - sizes
-    return torch.zeros(len(sizes), dtype=times.dtype).index_add(0, text, times.log()) / sizes - total.log()
+    times = counts[tokens, labels[text]] + SMOOTHING
+    shares = times.log() - (times - 1).log()
+    return shares.new_zeros(len(sizes)).index_add(0, text, shares) / sizes
