@@ -30,7 +30,8 @@ SIGNAL, CONSTANT = 0.5, 0.125  # most of a squared embedding that may speak for 
 SMOOTHING = 1.0  # what is added to every count (Laplace)
 SPREAD = 0.02  # of an embedding's elements, as `layers.initialise` has it
 NARROWEST = 16  # a width with room for all that
-JUDGED = 5000  # training texts by which is found how sure to be
+JUDGED = 5000  # training texts by which is found whether to count, and how sure to be
+WORTH = 0.03  # of accuracy: what pairs must add where order matters
 SCALES = torch.logspace(-1, 2, 46, dtype=torch.float64).tolist()
 
 
@@ -78,13 +79,30 @@ def hand_on(model: SequenceClassifier, axes: Tensor, constant: Tensor, head: Ten
     model.classifier.weight[:, :paired] = torch.stack([spread * head, -spread * head], dim=2).flatten(1).to(dense)
 
 
+def order_matters(table: DocumentTable, num_classes: int) -> bool:
+    """Whether tokens together with the pairs of neighbours tell classes better apart than tokens alone do, each text
+    judged as if it had not been counted. Then one should begin as nothing: a start that knows all tokens but no order
+    is in its way, for it gets the training texts right already."""
+    text = np.repeat(np.arange(len(table)), table.tokens_of.sizes)
+    inside = text[1:] == text[:-1]
+    size = int(table.tokens.max()) + 1
+    pairs = size + size * table.tokens[:-1][inside] + table.tokens[1:][inside]
+    alone = counted_accuracy(table.tokens, text, table.labels, num_classes)
+    both = np.concatenate([table.tokens, pairs]), np.concatenate([text, text[1:][inside]])
+    return counted_accuracy(*both, table.labels, num_classes) > alone + WORTH
+
+
 # ---- counting ----------------------------------------------------------------------------------------
 
 
 def count(table: DocumentTable, vocab_size: int, num_classes: int) -> Tensor:
     """How often each class has each token, (V, K) float64."""
-    both = table.tokens * num_classes + np.repeat(table.labels, table.tokens_of.sizes)
-    return torch.from_numpy(np.bincount(both, minlength=vocab_size * num_classes)).view(vocab_size, -1).double()
+    return count_features(table.tokens, np.repeat(table.labels, table.tokens_of.sizes), vocab_size, num_classes)
+
+
+def count_features(features: np.ndarray, classes: np.ndarray, how_many: int, num_classes: int) -> Tensor:
+    times = np.bincount(features * num_classes + classes, minlength=how_many * num_classes)
+    return torch.from_numpy(times).view(how_many, num_classes).double()
 
 
 def log_likelihood(counts: Tensor) -> Tensor:
@@ -112,20 +130,34 @@ def calibrated(table: DocumentTable, counts: Tensor) -> tuple[float, Tensor]:
     """How sure to be: by what the mean evidence of a text is multiplied, and what is added for how frequent the classes
     are, (K,), so that the training texts get their own classes, each judged as if it had not been counted."""
     texts = np.arange(0, len(table), -(-len(table) // JUDGED))
-    tokens, sizes = torch.from_numpy(table.tokens[table.tokens_of.select(texts)]), table.tokens_of.sizes[texts]
-    sizes, labels = torch.from_numpy(sizes), torch.from_numpy(table.labels[texts])
-    mean = F.embedding_bag(tokens, log_likelihood(counts), sizes.cumsum(0) - sizes, mode="mean")
-    mean[torch.arange(len(texts)), labels] -= own_share(tokens, sizes, labels, counts)
-    frequency = np.bincount(table.labels, minlength=counts.shape[1]) + SMOOTHING
-    prior = centred(torch.from_numpy(frequency).log()) / table.tokens_of.sizes.mean()  # the weight of one token
+    tokens, sizes = table.tokens[table.tokens_of.select(texts)], table.tokens_of.sizes[texts]
+    text, labels = np.repeat(np.arange(len(texts)), sizes), torch.from_numpy(table.labels[texts])
+    mean = uncounted_sums(tokens, text, labels, counts) / torch.from_numpy(sizes)[:, None]
+    prior = log_prior(table.labels, counts.shape[1]) / table.tokens_of.sizes.mean()  # the weight of one token
     scale = min(SCALES, key=lambda scale: float(F.cross_entropy(scale * (mean + prior), labels)))
     return scale, scale * prior
 
 
-def own_share(tokens: Tensor, sizes: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
-    """What the mean log-likelihood of each text in its own class, (B,), owes to the text itself: to one in each of its
-    tokens' counts. (The class' sum of counts stays: without the text it would be smaller, which tells its class.)"""
-    text = torch.arange(len(sizes)).repeat_interleave(sizes)
-    times = counts[tokens, labels[text]] + SMOOTHING
-    shares = times.log() - (times - 1).log()
-    return shares.new_zeros(len(sizes)).index_add(0, text, shares) / sizes
+def counted_accuracy(features: np.ndarray, text: np.ndarray, labels: np.ndarray, num_classes: int) -> float:
+    """How often naive Bayes is right about training texts."""
+    _, features = np.unique(features, return_inverse=True)
+    counts = count_features(features, labels[text], features.max() + 1, num_classes)
+    truth = torch.from_numpy(labels)
+    sums = uncounted_sums(features, text, truth, counts) + log_prior(labels, num_classes)
+    return float((sums.argmax(1) == truth).double().mean())
+
+
+def uncounted_sums(features: np.ndarray, text: np.ndarray, labels: Tensor, counts: Tensor) -> Tensor:
+    """Σ log p(feature | class) over each text, (B, K), less what its own class owes to the text: one in the count
+    of each feature. (The class' sum of counts stays: smaller than the other classes', it would tell which it is.)"""
+    order = np.argsort(text, kind="stable")
+    features, text = torch.from_numpy(features[order]), torch.from_numpy(text[order])
+    first = torch.searchsorted(text, torch.arange(len(labels)))
+    sums = F.embedding_bag(features, log_likelihood(counts), first, mode="sum")
+    times = counts[features, labels[text]] + SMOOTHING
+    own = sums.new_zeros(len(labels)).index_add(0, text, times.log() - (times - 1).log())
+    return sums - own[:, None] * F.one_hot(labels, counts.shape[1])
+
+
+def log_prior(labels: np.ndarray, num_classes: int) -> Tensor:
+    return centred(torch.from_numpy(np.bincount(labels, minlength=num_classes) + SMOOTHING).log())

@@ -17,8 +17,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from minillm import cli, evaluate, labels, records
-from minillm.batching import Batch, Corpus, Document
-from minillm.bayes_start import NARROWEST, begin_as_naive_bayes
+from minillm.batching import Batch, Corpus, Document, DocumentTable
+from minillm.bayes_start import JUDGED, NARROWEST, begin_as_naive_bayes, order_matters
 from minillm.bert import BERTConfig
 from minillm.errors import UserError
 from minillm.gpt import GPTConfig
@@ -29,7 +29,7 @@ from minillm.metrics.classes import TEMPERATURES
 from minillm.modernbert import ModernBERTConfig
 from minillm.naive_bayes import NaiveBayes
 from minillm.published.subwords import learn_vocabulary
-from minillm.report import mistakes_table, values_of
+from minillm.report import evenly_spaced, mistakes_table, values_of
 from minillm.run import Run
 from minillm.tasks import files
 from minillm.tasks.base import Shape, Splits, Task
@@ -96,7 +96,7 @@ class Classify(Task):
     Options = Options
     class_weights: Mapping[str, float] = {}  # empty: all alike
     is_calibrated, temperature = False, 1.0
-    is_new = False  # whether the model was made here, from nothing
+    counts_first = False  # whether the model begins as naive Bayes
     # What is right without reading: the name of that baseline, and of what it says.
     guess, guessed = "majority", "class"
 
@@ -125,6 +125,12 @@ class Classify(Task):
         tokenizer = learn_vocabulary(texts, VOCABULARY)
         if self.kind == "gpt":  # or transformers would hand its GPT-2 segments, and that would add them
             tokenizer.config = {**tokenizer.config, "model_input_names": ["input_ids", "attention_mask"]}
+        self.vocab_size = tokenizer.vocab_size
+        if self.head == "classify" and self.kind in (None, "modernbert"):  # one class each, and a mean that says it
+            table = DocumentTable(
+                [self.documents(each, tokenizer, None) for each in evenly_spaced(self.splits.train, JUDGED)]
+            )
+            self.counts_first = not order_matters(table, len(self.classes))
         return tokenizer
 
     def recipe(self, model: nn.Module | None, minutes: float | None) -> dict[str, Any]:
@@ -144,18 +150,12 @@ class Classify(Task):
         rates = {"lr": rate, "embedding_lr": rate}
         return {**both, **shape, **rates, "batch_examples": 64, "epochs": self.epochs(6.0, 64, least=400, most=6000)}
 
-    @property
-    def counts_first(self) -> bool:
-        """Whether a model from scratch begins as naive Bayes: one that reads the mean, and says one of the classes."""
-        return self.head == "classify" and self.kind in (None, "modernbert")
-
     def epochs(self, usual: float, batch: int, least: int, most: int) -> float:
         """As usual, but not fewer steps than `least` nor more than `most`."""
         per_step = batch / len(self.splits.train)
         return min(max(usual, least * per_step), most * per_step)
 
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> SequenceClassifier:
-        self.is_new = True
         return SequenceClassifier(self.new_config(tokenizer, shape), self.classes)
 
     def new_config(self, tokenizer: Tokenizer, shape: Shape) -> AnyConfig:
@@ -172,8 +172,9 @@ class Classify(Task):
             self.notes = [*self.notes, f"{num_cut:,} texts are longer than {self.limit} tokens; their ends are cut"]
 
     def begin(self, model: SequenceClassifier, corpus: Corpus, run: Run) -> None:
-        if self.is_new and self.counts_first and model.config.width >= NARROWEST:
+        if self.counts_first and model.config.width >= NARROWEST:
             begin_as_naive_bayes(model, corpus.table)
+            self.notes = [*self.notes, "it begins as naive Bayes: here the order of words says little"]
 
     def read(
         self, examples: Sequence[Labelled], tokenizer: Tokenizer, limit: int | None
