@@ -6,7 +6,15 @@ import torch
 import torch.nn.functional as F
 
 from minillm.batching import Document, DocumentTable, pack
-from minillm.bayes_start import SPREAD, begin_as_naive_bayes, calibrated, count, log_likelihood
+from minillm.bayes_start import (
+    SPREAD,
+    begin_as_naive_bayes,
+    calibrated,
+    count,
+    log_likelihood,
+    order_matters,
+    uncounted_sums,
+)
 from minillm.heads import SequenceClassifier
 from minillm.modernbert import ModernBERTConfig
 
@@ -125,3 +133,26 @@ def test_every_weight_learns_within_two_steps():
         model.loss(batch, 1 / 60).backward()
         optimizer.step()
     assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in model.parameters())
+
+
+def test_each_text_is_judged_by_the_counts_without_it():
+    documents = draw(3, 40, seed=4)
+    table = DocumentTable([[document] for document in documents])
+    text = np.repeat(np.arange(40), table.tokens_of.sizes)
+    counts = count(table, VOCABULARY, 3)
+    sums = uncounted_sums(table.tokens, text, torch.from_numpy(table.labels), counts)
+    totals = counts.sum(0) + (counts.sum(1) > 0).sum()
+    for i, document in enumerate(documents):
+        for k in range(3):
+            times = [counts[token, k] - float(document.label == k) for token in document.tokens]
+            expected = sum(torch.log((n + 1) / totals[k]) for n in times)
+            assert sums[i, k].item() == pytest.approx(expected.item())
+
+
+def test_order_matters_where_classes_differ_in_nothing_else():
+    rng = np.random.default_rng(0)
+    words = [(5 + rng.permutation(10)).tolist() for _ in range(300)]
+    ordered = [Document([2, *(w if i % 2 else sorted(w)), 3], label=i % 2) for i, w in enumerate(words)]
+    shuffled = [Document(document.tokens, label=int(rng.integers(2))) for document in ordered]
+    for documents, expected in ((ordered, True), (shuffled, False), (draw(4, 300, seed=1), False)):
+        assert order_matters(DocumentTable([[document] for document in documents]), 4) is expected
