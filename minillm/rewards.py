@@ -30,9 +30,11 @@ import torch
 from minillm import evaluate
 from minillm.errors import UserError
 from minillm.heads import Scorer
+from minillm.metrics import entities
 from minillm.published.checkpoint import open_checkpoint, resolve
 from minillm.published.exchanges import Composer
 from minillm.published.vocabularies import load_tokenizer
+from minillm.tagging import Tags
 from minillm.tokenizer import Tokenizer
 
 Parts = Mapping[str, Sequence[float]]
@@ -251,3 +253,28 @@ def last_number(text: str) -> float | None:
 
 
 SHARED: dict[str, Reward] = {"exact": exact, "number": number, "length": length}
+
+
+# ---- rewards of classes and of tags ---------------------------------------------------------------
+
+
+def right_class(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
+    """1 for the right class, else 0."""
+    return {"right": [float(answer == e.label) for e, answer in zip(examples, answers, strict=True)]}
+
+
+def right_tags(examples: Sequence[Any], answers: Sequence[Tags]) -> Parts:
+    """The share of words with the right tag."""
+    pairs = [list(zip(e.tags, answer, strict=True)) for e, answer in zip(examples, answers, strict=True)]
+    return {"right": [sum(true == found for true, found in pair) / len(pair) for pair in pairs]}
+
+
+def entity_f1(examples: Sequence[Any], answers: Sequence[Tags]) -> Parts:
+    """F1 of each sentence's entities, 1 where it has none and none were found."""
+    pairs = [(entities(e.tags), entities(answer)) for e, answer in zip(examples, answers, strict=True)]
+    return {"f1": [2 * len(a & b) / (len(a) + len(b)) if a or b else 1.0 for a, b in pairs]}
+
+
+def right_intent(examples: Sequence[Any], answers: Sequence[Tags]) -> Parts:
+    """1 for the right class of the whole, else 0."""
+    return {"intent": [float(answer.intent == e.intent) for e, answer in zip(examples, answers, strict=True)]}

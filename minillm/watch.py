@@ -2,34 +2,41 @@
 
 from collections.abc import Sequence
 
-from minillm.episodes import Episode, describe
+from torch import nn
+
+from minillm.episodes import Actor, Episode, describe
 from minillm.findings import findings
-from minillm.gpt import GPT
-from minillm.report import SAMPLES, evenly_spaced, glance, samples_table, score
+from minillm.report import glance, samples_table, score
 from minillm.session import Session
-from minillm.tasks.base import Task
+from minillm.tasks.base import Judged
 from minillm.tokenizer import Tokenizer
 
 
 def report(
-    session: Session, task: Task, model: GPT, tokenizer: Tokenizer, shown: Sequence[Episode], seen: dict[str, float]
+    session: Session,
+    task: Judged,
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    actor: Actor,
+    shown: Sequence[Episode],
+    seen: dict[str, float],
 ) -> None:
     """What the model answers on dev, and some of what it tried."""
     examples, answers = glance(session, task, model, tokenizer)
-    tried = [{"prompt": episode.example.prompt, "answer": episode.text} for episode in shown]
+    tried = [{"prompt": episode.example.prompt, "answer": str(episode.said)} for episode in shown]
     session.report(task.measure(examples, answers), len(examples), samples=tried)
-    session.console.print(describe(seen), highlight=False)
-    examples, texts = [e.example for e in shown], [e.text for e in shown]
+    session.console.print(describe(seen, actor.draws), highlight=False)
+    examples, texts = [e.example for e in shown], [str(e.said) for e in shown]
     session.console.print(samples_table(examples, texts, "answers drawn in practice"))
 
 
-def finish(session: Session, task: Task, model: GPT, tokenizer: Tokenizer, before: dict[str, float]) -> None:
+def finish(session: Session, task: Judged, model: nn.Module, tokenizer: Tokenizer, before: dict[str, float]) -> None:
     """Score the model on the examples it was scored on before, and save what remains to be saved."""
     after = score(session.console, task, model, tokenizer, "after")
-    answers = task.answer(model, tokenizer, shown := evenly_spaced(task.splits.dev, SAMPLES))
-    session.console.print(table := samples_table(shown, answers, "held-out examples, greedy"))
+    examples, answers = glance(session, task, model, tokenizer)
+    session.console.print(table := task.table(examples, answers))
     metrics = {**{f"start_{name}": value for name, value in before.items()}, **after}
     panels = ["reward", f"dev_{task.headline}", "kl", "entropy", "gradient_norm", "groups_without_variance"]
     dev = {name: value for name, value in after.items() if name.startswith("dev")}
-    found = findings(task, model, [table], task.measure(shown, answers))
+    found = findings(task, model, [table], task.measure(examples, answers))
     session.finish(metrics, dev, panels, f"{task.name}, by reward", found)

@@ -153,7 +153,23 @@ class Task(Protocol):
         """What to do with a finished run."""
 
 
-class WritingTask(Task):
+class Judged(Task):
+    """A task whose answers can be judged one by one, so that it can be learned by reward, too: see actors.py."""
+
+    @property
+    def rewards(self) -> dict[str, Reward]:
+        """What train_rl.py's --reward may name; the first is the default."""
+        raise NotImplementedError(f"--task {self.name} has no rewards")
+
+    def practice(self, seed: int) -> Iterator[Any]:
+        """Training examples to try answers on, without end, in an order fixed by the seed: shuffled anew each time.
+        Those whose answers are not learned from are among them."""
+        rng, examples = np.random.default_rng(seed), [*self.splits.train, *self.splits.unlabelled]
+        while True:
+            yield from (examples[i] for i in rng.permutation(len(examples)))
+
+
+class WritingTask(Judged):
     """A task whose answers a GPT writes. What is left to write: `name`, `headline`, `__init__(options, seed)` with
     `splits` of `Example`s, `tokenizer`, `recipe`, `measure`, and `reward`, if it is to be learned from verdicts."""
 
@@ -218,13 +234,6 @@ class WritingTask(Task):
     def rewards(self) -> dict[str, Reward]:
         """What train_rl.py's --reward may name; the first is the default."""
         return {"own": self.reward, **SHARED}
-
-    def practice(self, seed: int) -> Iterator[Example]:
-        """Training examples to try answers on, without end, in an order fixed by the seed: shuffled anew each time.
-        Those whose answers are not learned from are among them."""
-        rng, examples = np.random.default_rng(seed), [*self.splits.train, *self.splits.unlabelled]
-        while True:
-            yield from (examples[i] for i in rng.permutation(len(examples)))
 
     def answer(self, model: GPT, tokenizer: Tokenizer, examples: Sequence[Example]) -> list[str]:
         prompts = [example.prompt for example in examples]

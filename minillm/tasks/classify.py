@@ -24,8 +24,9 @@ from minillm.modernbert import ModernBERTConfig
 from minillm.naive_bayes import NaiveBayes
 from minillm.published.subwords import learn_vocabulary
 from minillm.report import mistakes_table
+from minillm.rewards import Reward, right_class
 from minillm.tasks import files
-from minillm.tasks.base import Shape, Splits, Task
+from minillm.tasks.base import Judged, Shape, Splits
 from minillm.tasks.files import Fields
 from minillm.tokenizer import Tokenizer, read_texts
 
@@ -55,13 +56,17 @@ class Labelled:
     def prompt(self) -> str:
         return " / ".join(self.texts)
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        return (self.label,)
+
 
 class Prediction(NamedTuple):
     label: str
     probability: float
 
 
-class Classify(Task):
+class Classify(Judged):
     name = "classify"
     headline = "accuracy"
     lower_is_better = False
@@ -75,6 +80,7 @@ class Classify(Task):
         self.splits, self.classes, self.notes = load(options)
         counts = Counter(example.label for example in self.splits.train)
         self.majority = max(self.classes, key=lambda name: counts[name])  # in training: the guess without reading
+        self.practised = counts + Counter(example.label for example in self.splits.unlabelled)
         self.limit, self.vocab_size = LONGEST, None
 
     @cached_property
@@ -143,7 +149,19 @@ class Classify(Task):
         return [Prediction(model.classes[k], float(p[k])) for k, p in zip(best, probabilities, strict=True)]
 
     def reward(self, examples: Sequence[Labelled], answers: Sequence[Prediction]) -> dict[str, list[float]]:
-        return {"right": [float(a.label == e.label) for e, a in zip(examples, answers, strict=True)]}
+        return right_class(examples, [answer.label for answer in answers])
+
+    @property
+    def rewards(self) -> dict[str, Reward]:
+        """Of classes that were drawn."""
+        return {"right": right_class, "balanced": self.balanced}
+
+    def balanced(self, examples: Sequence[Labelled], answers: Sequence[str]) -> dict[str, list[float]]:
+        """1 for the right class over K times its share, so that the mean is that of the recalls of the K classes: rare
+        ones count as much as common ones."""
+        most = self.practised.total() / len(self.classes)
+        found = zip(examples, right_class(examples, answers)["right"], strict=True)
+        return {"balanced": [value * most / self.practised[example.label] for example, value in found]}
 
     def measure(self, examples: Sequence[Labelled], answers: Sequence[Prediction]) -> dict[str, Interval]:
         truth = [example.label for example in examples]

@@ -13,7 +13,7 @@ import numpy as np
 from rich.table import Table
 from torch import nn
 
-from minillm import records
+from minillm import records, rewards
 from minillm.baselines import TagLookup
 from minillm.batching import IGNORE, Document
 from minillm.errors import UserError
@@ -24,10 +24,11 @@ from minillm.naive_bayes import NaiveBayes
 from minillm.published.subwords import learn_wordpiece
 from minillm.records import Record
 from minillm.report import cells, shortened
-from minillm.tagging import Tagged, WordReader, tagged
+from minillm.rewards import Reward
+from minillm.tagging import Tagged, Tags, WordReader, tagged
 from minillm.tags import Grammar, in_order, mark, split
 from minillm.tasks import files
-from minillm.tasks.base import Shape, Splits, Task
+from minillm.tasks.base import Judged, Shape, Splits
 from minillm.tasks.classify import KINDS, LONGEST, Options
 from minillm.tasks.files import Fields
 from minillm.tokenizer import Tokenizer
@@ -50,8 +51,12 @@ class Sentence:
     def prompt(self) -> str:
         return " ".join(self.words)
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        return (str(Tags(self.tags, self.intent)),)
 
-class Tag(Task):
+
+class Tag(Judged):
     name = "tag"
     lower_is_better = False
     head = "tag"
@@ -166,14 +171,20 @@ class Tag(Task):
         return NaiveBayes([(sentence.prompt,) for sentence in train], [sentence.intent for sentence in train])
 
     def reward(self, examples: Sequence[Sentence], answers: Sequence[Tagged]) -> dict[str, list[float]]:
-        """F1 of each sentence's entities, 1 where it has none and none were found, or its share of right words; with
-        an intent, which is right or wrong, each counts half."""
-        share = 0.5 if have_intents(examples) else 1.0
-        of_tags = sentence_f1 if self.has_entities else sentence_accuracy
-        parts = {"tags": [share * of_tags(e.tags, a.tags) for e, a in zip(examples, answers, strict=True)]}
-        if have_intents(examples):
-            parts["intent"] = [share * (a.intent == e.intent) for e, a in zip(examples, answers, strict=True)]
-        return parts
+        return self.own(examples, [Tags(answer.tags, answer.intent) for answer in answers])
+
+    @property
+    def rewards(self) -> dict[str, Reward]:
+        """Of tags that were drawn."""
+        of_entities = {"f1": rewards.entity_f1} if self.has_entities else {}
+        of_wholes = {"intent": rewards.right_intent} if self.sequence_classes else {}
+        return {"own": self.own, **of_entities, "right": rewards.right_tags, **of_wholes}
+
+    def own(self, examples: Sequence[Sentence], answers: Sequence[Tags]) -> dict[str, list[float]]:
+        """F1 of each sentence's entities or its share of right words; with an intent each counts half."""
+        tags = (rewards.entity_f1 if self.has_entities else rewards.right_tags)(examples, answers)
+        parts = {**tags, **(rewards.right_intent(examples, answers) if have_intents(examples) else {})}
+        return {name: [value / len(parts) for value in values] for name, values in parts.items()}
 
     def details(self, examples: Sequence[Sentence], answers: Sequence[Tagged]) -> dict[str, Any]:
         """Each type of entity by itself, and the worst mistakes."""
@@ -218,15 +229,6 @@ class Tag(Task):
 
 def have_intents(examples: Sequence[Sentence]) -> bool:
     return any(example.intent is not None for example in examples)
-
-
-def sentence_f1(truth: Sequence[str], found: Sequence[str]) -> float:
-    true, said = entities(truth), entities(found)
-    return 2 * len(true & said) / (len(true) + len(said)) if true or said else 1.0
-
-
-def sentence_accuracy(truth: Sequence[str], found: Sequence[str]) -> float:
-    return sum(a == b for a, b in zip(truth, found, strict=True)) / len(truth)
 
 
 def worst_mistakes(examples: Sequence[Sentence], answers: Sequence[Tagged]) -> list[tuple[Sentence, Tagged]]:
