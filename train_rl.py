@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 import train_sft
 from minillm import cli, policy
-from minillm.actors import actor_of
+from minillm.actors import actor_of, is_judged
 from minillm.batching import Batch, Corpus, by_length
 from minillm.device import place
 from minillm.episodes import (
@@ -78,7 +78,7 @@ from minillm.tasks.base import Judged
 from minillm.tokenizer import Tokenizer
 from minillm.watch import finish, report
 
-JUDGED = {name: task for name, task in TASKS.items() if issubclass(task, Judged)}
+JUDGED = {name: task for name, task in TASKS.items() if is_judged(task)}
 RECIPE = {"minutes": 3.0, "warmup": 0.1}  # where no budget is given; AdamW's first steps are all noise
 LR = 1e-3  # of a model of width 128; AdamW's rates fall with the width (arXiv:2203.03466)
 LOOK_EVERY = 10  # steps between looks at the KL to the start, which costs a pass of the starting model
@@ -107,7 +107,7 @@ class Args(Estimator, Optimisation, Common):
 
 def check(args: Args) -> None:
     """UserError for options that make no sense whatever the data is."""
-    check_common(args, JUDGED)
+    check_common(args, [name for name, task in TASKS.items() if is_judged(task)])
     cli.require_positive(args, "prompts", "samples", "temperature", "evaluations", "micro_tokens")
     policy.check(args, args.samples)
     if args.prompts * args.samples > MOST_ANSWERS:

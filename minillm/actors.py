@@ -1,5 +1,5 @@
-"""Who answers by chance: a GPT writes token by token, a classifier draws one of its classes, a tagger a tag for every
-word. Which of them a model is, its head says.
+"""Who answers by chance, by the head of a model: a GPT writes token by token (episodes.py), a classifier draws one of
+its classes, a tagger a tag for every word.
 
 All are policies in the same sense: what is drawn has a log p, and the model learns from Σ weight · log p of it (see
 episodes.Actor). An answer of a classifier is one draw from softmax(logits / T). Tags, and what the whole is, are drawn
@@ -17,50 +17,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm.batching import IGNORE, Document, answering, pack
-from minillm.episodes import Actor, Drawn, Episode
+from minillm.batching import IGNORE, Document, pack
+from minillm.episodes import Actor, Drawn, Episode, Writer
 from minillm.evaluate import of_documents, outputs
-from minillm.generate import Sampling, draw, generate
-from minillm.gpt import GPT
+from minillm.generate import Sampling, draw
 from minillm.heads import SequenceClassifier, TokenClassifier
-from minillm.inference import ready
 from minillm.tagging import Tags, Window, read_windows
-from minillm.tasks.base import Task
+from minillm.tasks.base import Judged, Task
 from minillm.tokenizer import Tokenizer
+
+
+def is_judged(task: type[Task]) -> bool:
+    """Whether it can be learned by reward."""
+    return issubclass(task, Judged) and task.head in ACTORS
 
 
 def actor_of(task: Task, tokenizer: Tokenizer) -> Actor:
     """How models of the head that the task asks for answer by chance."""
     return ACTORS[task.head](task, tokenizer)
-
-
-class Writer:
-    """A GPT: its draws are tokens, the one that ends the answer among them."""
-
-    draws = "token"
-
-    def __init__(self, task: Task, tokenizer: Tokenizer):
-        self.tokenizer, self.longest = tokenizer, task.max_answer_tokens(tokenizer)
-
-    def rollout(self, model: GPT, examples: Sequence[Any], sampling: Sampling, samples: int) -> list[Episode]:
-        prompts, stops = [self.tokenizer.prompt(example.prompt) for example in examples], self.tokenizer.stops
-        drawn = generate(ready(model), prompts, self.longest, stops, sampling, samples)
-        sources = [i for i in range(len(examples)) for _ in range(samples)]
-        return [
-            Episode(
-                examples[i],
-                prompts[i],
-                sample.tokens,
-                sample.logprobs,
-                self.tokenizer.decode(sample.tokens),
-                is_cut=sample.tokens[-1] not in stops,
-            )
-            for i, sample in zip(sources, drawn, strict=True)
-        ]
-
-    def batch(self, episodes: Sequence[Episode], device: torch.device) -> Drawn:
-        batch = pack([answering(episode.prompt, episode.answer) for episode in episodes]).to(device)
-        return Drawn(batch, (batch.targets != IGNORE).nonzero()[:, 0], len(batch.tokens))
 
 
 class Chooser:

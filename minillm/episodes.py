@@ -11,12 +11,15 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from minillm.batching import Batch, by_length
+from minillm.batching import IGNORE, Batch, answering, by_length, pack
 from minillm.errors import UserError
-from minillm.generate import Sampling
+from minillm.generate import Sampling, generate
+from minillm.gpt import GPT
+from minillm.inference import ready
 from minillm.policy import Tokens, has_variance
 from minillm.run import CHECKPOINT
 from minillm.session import Session
+from minillm.tokenizer import Tokenizer
 
 PARITY = 128  # answers, about, on which it is looked whether they are those of the model that learns
 APART = {
@@ -71,6 +74,35 @@ class Actor(Protocol):
 
     def batch(self, episodes: Sequence[Episode], device: torch.device) -> Drawn:
         """The same answers, draw for draw, for the model to learn from."""
+
+
+class Writer:
+    """A GPT: its draws are tokens, the one that ends the answer among them."""
+
+    draws = "token"
+
+    def __init__(self, task: Any, tokenizer: Tokenizer):
+        self.tokenizer, self.longest = tokenizer, task.max_answer_tokens(tokenizer)
+
+    def rollout(self, model: GPT, examples: Sequence[Any], sampling: Sampling, samples: int) -> list[Episode]:
+        prompts, stops = [self.tokenizer.prompt(example.prompt) for example in examples], self.tokenizer.stops
+        drawn = generate(ready(model), prompts, self.longest, stops, sampling, samples)
+        sources = [i for i in range(len(examples)) for _ in range(samples)]
+        return [
+            Episode(
+                examples[i],
+                prompts[i],
+                sample.tokens,
+                sample.logprobs,
+                self.tokenizer.decode(sample.tokens),
+                is_cut=sample.tokens[-1] not in stops,
+            )
+            for i, sample in zip(sources, drawn, strict=True)
+        ]
+
+    def batch(self, episodes: Sequence[Episode], device: torch.device) -> Drawn:
+        batch = pack([answering(episode.prompt, episode.answer) for episode in episodes]).to(device)
+        return Drawn(batch, (batch.targets != IGNORE).nonzero()[:, 0], len(batch.tokens))
 
 
 def rewards_of(episodes: Sequence[Episode], samples: int) -> Tensor:
