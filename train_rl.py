@@ -54,9 +54,8 @@ from minillm.episodes import (
 from minillm.errors import UserError
 from minillm.findings import comparison
 from minillm.generate import GREEDY, Sampling
-from minillm.lora import LR_FACTOR
 from minillm.objective import backward
-from minillm.optim import adamw
+from minillm.optim import optimizers_of
 from minillm.options import Common, Optimisation, check_common
 from minillm.origin import data_of
 from minillm.policy import Estimator, Rewards, moved
@@ -65,7 +64,7 @@ from minillm.rewards import Reward, open_rewards
 from minillm.run import Run
 from minillm.session import Session
 from minillm.start import (
-    complete,
+    complete_by_reward,
     documents_of_epoch,
     inherited_options,
     learner,
@@ -79,8 +78,6 @@ from minillm.tokenizer import Tokenizer
 from minillm.watch import finish, report
 
 JUDGED = {name: task for name, task in TASKS.items() if is_judged(task)}
-RECIPE = {"minutes": 3.0, "warmup": 0.1}  # where no budget is given; AdamW's first steps are all noise
-LR = 1e-3  # of a model of width 128; AdamW's rates fall with the width (arXiv:2203.03466)
 LOOK_EVERY = 10  # steps between looks at the KL to the start, which costs a pass of the starting model
 LEAST_TEMPERATURE = 1e-3  # of the policy: its gradients are divided by it, and soon all its answers are alike
 MOST_ANSWERS = 2**20  # in a step, all of which lie in memory
@@ -98,9 +95,11 @@ class Args(Estimator, Optimisation, Common):
     reward: tuple[str, ...] = cli.option(
         (), "of the task by name, FILE.py:FUNCTION, or a run; =WEIGHT behind it; may be given several times"
     )
-    prompts: int = cli.option(128, "prompts in a step")
-    samples: int = cli.option(8, "answers drawn for each prompt")
-    temperature: float = cli.option(0.5, "of the policy: answers are drawn, and gradients taken, at this temperature")
+    prompts: int | None = cli.option(None, "prompts in a step (default here and below: what suits the task)")
+    samples: int | None = cli.option(None, "answers drawn for each prompt")
+    temperature: float | None = cli.option(
+        None, "of the policy: answers are drawn, and gradients taken, at this temperature"
+    )
     micro_tokens: int = cli.option(65_536, "tokens computed at once; a step is cut up, with the same gradient")
     evaluations: int = cli.option(4, "looks at the dev set after the first, the last one included")
 
@@ -110,12 +109,12 @@ def check(args: Args) -> None:
     check_common(args, [name for name, task in TASKS.items() if is_judged(task)])
     cli.require_positive(args, "prompts", "samples", "temperature", "evaluations", "micro_tokens")
     policy.check(args, args.samples)
-    if args.prompts * args.samples > MOST_ANSWERS:
+    if (args.prompts or 1) * (args.samples or 1) > MOST_ANSWERS:
         raise UserError(
             f"--prompts {args.prompts} with --samples {args.samples} are too many answers in a step; "
             f"{MOST_ANSWERS} are the most there can be"
         )
-    if args.temperature < LEAST_TEMPERATURE:
+    if args.temperature is not None and args.temperature < LEAST_TEMPERATURE:
         raise UserError(
             f"--temperature {args.temperature} leaves nothing to chance; give at least {LEAST_TEMPERATURE} to learn"
         )
@@ -256,10 +255,9 @@ def train(args: Args, console: Console | None = None) -> Run:
         data = data_of(run, task)
         reward = open_rewards(args.reward, task.rewards, placement.device)
         start, tokenizer = open_policy(args, run, task)
-        lr = LR * min(1.0, 128 / start.config.width) * (LR_FACTOR if args.lora else 1.0)
-        args = complete(args, {**RECIPE, "lr": lr})
+        check(args := complete_by_reward(args, task, start))
         model = learner(start, placement, args)
-        session = Session(args, run, model, adamw(model, args.lr, args.lr, args.weight_decay), console)
+        session = Session(args, run, model, optimizers_of(model, args), console)
         session.begin("rl", args, tokenizer, data, started)
         introduce(console, placement, task, model, run)
         before = score(console, task, start, tokenizer, "before")

@@ -23,6 +23,7 @@ from minillm.optim import freeze
 from minillm.options import BUDGETS
 from minillm.published import checkpoint
 from minillm.published.vocabularies import load_tokenizer
+from minillm.rewards import split_weight
 from minillm.run import START, Run
 from minillm.state import read_weights, weights_of
 from minillm.tasks.base import Task
@@ -34,6 +35,7 @@ UNSAID = {
     "keep": "last",
     "schedule": "linear",
     "label_smoothing": 0.0,
+    "optimizer": "adamw",
 }  # where neither the user nor the recipe says anything
 SIZES = ("batch_tokens", "batch_examples")  # of a step, likewise
 OF_SHAPE = ("layers", "width", "heads")  # options that a checkpoint has decided
@@ -76,6 +78,18 @@ def recipe_of(task: Task, model: nn.Module, args: Args) -> dict[str, Any]:
     """What suits the task with the model of --init, and LoRA with both."""
     recipe = task.recipe(model, args.minutes)
     return {**recipe, "lr": LR_FACTOR * recipe["lr"]} if args.lora else recipe
+
+
+def complete_by_reward(args: Args, task: Task, model: nn.Module) -> Args:
+    """The options of reinforcement learning with what suits the task and the model, which it starts from, where none
+    was given. What a stranger judges is not pulled towards the task's own answers."""
+    recipe = {} if args.resume else task.rl_recipe(model)
+    if any(split_weight(each)[0] not in task.rewards for each in args.reward):
+        recipe |= {"sft_share": 0.0}
+    if args.lora and recipe:
+        recipe |= {"lr": LR_FACTOR * recipe["lr"]}
+    args = complete(args, recipe)
+    return dataclasses.replace(args, embedding_lr=args.embedding_lr or args.lr)
 
 
 def restrict(model: nn.Module, args: Any) -> None:

@@ -55,6 +55,11 @@ class Arithmetic(WritingTask):
         rates = {"optimizer": "muon", "lr": 0.005, "embedding_lr": 0.005, "warmup": 0.02}
         return {**shape, **rates, "batch_tokens": 1024, "steps": 400, "until": 0.4}
 
+    def rl_recipe(self, model: nn.Module) -> dict[str, Any]:
+        """A start that is often wrong has much to learn, from problems that nobody has solved for it."""
+        lr = 5e-4 * min(1.0, 128 / model.config.width)
+        return {**super().rl_recipe(model), "lr": lr, "beta2": 0.95, "temperature": 0.5, "sft_share": 0.0}
+
     def unseen(self, seed: tuple[int, int]) -> Iterator[tuple[int, int]]:
         """Problems without end, none of them held out."""
         return (problem for problem in problems(np.random.default_rng(seed)) if problem not in self.held_out)

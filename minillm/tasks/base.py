@@ -91,6 +91,10 @@ class Task(Protocol):
         """What suits the task: values for options of train_sft.py that were not given. `model` is what --init names;
         None asks for a model from scratch. `minutes` is the time there is; None asks for the default."""
 
+    def rl_recipe(self, model: nn.Module) -> dict[str, Any]:
+        """What suits the task: values for options of train_rl.py that were not given."""
+        return recipe_by_reward(model)
+
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> nn.Module:
         """From scratch. ValueError for a shape that cannot be."""
 
@@ -253,3 +257,10 @@ def recipe_of_writers(model: GPT) -> dict[str, Any]:
     """Of a model that can write already; the rates of AdamW fall with its width (arXiv:2203.03466)."""
     lr = 3e-4 * min(1.0, 128 / model.config.width)
     return {"optimizer": "adamw", "batch_tokens": 2048, "lr": lr, "embedding_lr": lr, "warmup": 0.05, "epochs": 3}
+
+
+def recipe_by_reward(model: nn.Module) -> dict[str, Any]:
+    """What harms no model that can do much already: answers drawn from the policy as it is, and steps that are small,
+    heed for long how much gradients disagree, and lean for one half on the answers that are given."""
+    rates = {"optimizer": "adamw", "lr": 3e-4 * min(1.0, 128 / model.config.width), "beta2": 0.99, "warmup": 0.1}
+    return {**rates, "minutes": 3.0, "prompts": 128, "samples": 8, "temperature": 1.0, "sft_share": 0.5}
