@@ -73,7 +73,7 @@ from minillm.start import (
     resumed,
 )
 from minillm.tasks import TASKS
-from minillm.tasks.base import Judged
+from minillm.tasks.base import Judged, WritingTask
 from minillm.tokenizer import Tokenizer
 from minillm.watch import finish, report
 
@@ -90,7 +90,7 @@ class Args(Estimator, Optimisation, Common):
     init: Path | None = cli.option(
         None,
         "model to start from: a run, a published folder, a .gguf file, an id of the hub "
-        "(default: runs/arithmetic-sft, made if missing)",
+        "(default: for arithmetic runs/arithmetic-sft, made if missing; for classify and tag from scratch)",
     )
     reward: tuple[str, ...] = cli.option(
         (), "of the task by name, FILE.py:FUNCTION, or a run; =WEIGHT behind it; may be given several times"
@@ -227,9 +227,10 @@ def fit(
 # ---- where it starts, and how it ends ---------------------------------------------------------------
 
 
-def find_start(args: Args, console: Console) -> Path:
-    """What to start from; for arithmetic a run is made where there is none. UserError."""
-    if args.init:
+def find_start(args: Args, console: Console) -> Path | None:
+    """What to start from; for arithmetic a run is made where there is none. Who only has to choose is right now and
+    then by chance and may start from scratch, None; who writes may not: UserError."""
+    if args.init or not issubclass(TASKS[args.task], WritingTask):
         return args.init
     if args.task != "arithmetic":
         raise UserError(f"--task {args.task} needs a model to start from: give a run of train_sft.py with --init RUN")
@@ -253,7 +254,7 @@ def train(args: Args, console: Console | None = None) -> Run:
         args = dataclasses.replace(args, precision=placement.precision)
         task = TASKS[args.task](args.options, args.seed)
         data = data_of(run, task)
-        reward = open_rewards(args.reward, task.rewards, placement.device)
+        reward = open_rewards(args.reward, task.rewards, placement.device, isinstance(task, WritingTask))
         start, tokenizer = open_policy(args, run, task)
         check(args := complete_by_reward(args, task, start))
         model = learner(start, placement, args)
@@ -265,7 +266,8 @@ def train(args: Args, console: Console | None = None) -> Run:
             session.write(**{name: value for name, value in before.items() if name.startswith("dev")})
         fit(args, session, task, reward, start, model, tokenizer)
         finish(session, task, model, tokenizer, before)
-        console.print(f"next: {comparison(run.folder, args.init)}", markup=False)
+        if args.init:
+            console.print(f"next: {comparison(run.folder, args.init)}", markup=False)
     return run
 
 

@@ -188,12 +188,12 @@ def require_parity(model: nn.Module, actor: Actor, episodes: Sequence[Episode], 
 
 def verdict_bits(p_right: float) -> float:
     """What it tells to hear "right" or "wrong" of an answer that is right with this probability, in bits: the entropy
-    −p log₂ p − (1 − p) log₂ (1 − p), never more than 1, where a label out of K tells log₂ K.
+    p log₂ 1/p + (1 − p) log₂ 1/(1 − p), never more than 1, where a label out of K tells log₂ K.
 
     Of two classes "wrong" names the other, so that a verdict can tell as much as a label; policy gradients do not draw
     that conclusion, but any baseline between the two rewards makes either verdict a push towards the label.
     """
-    return -sum(p * math.log2(p) for p in (p_right, 1 - p_right) if p > 0)
+    return sum(p * math.log2(1 / p) for p in (p_right, 1 - p_right) if p > 0)
 
 
 def look(episodes: Sequence[Episode], samples: int) -> dict[str, float]:

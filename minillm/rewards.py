@@ -58,14 +58,19 @@ class Weighted:
         return parts
 
 
-def open_rewards(options: Sequence[str], own: Mapping[str, Reward], device: torch.device) -> Reward:
-    """What the options ask for, together. `own` are the task's, of which the first is the default. UserError."""
+def open_rewards(
+    options: Sequence[str], own: Mapping[str, Reward], device: torch.device, of_texts: bool = True
+) -> Reward:
+    """What the options ask for, together. `own` are the task's, of which the first is the default; `of_texts`: whether
+    answers are texts, which a model can judge. UserError."""
     if not options:
         return next(iter(own.values()))
-    return Weighted([open_reward(option, own, device) for option in options])
+    return Weighted([open_reward(option, own, device, of_texts) for option in options])
 
 
-def open_reward(option: str, own: Mapping[str, Reward], device: torch.device) -> tuple[str, Reward, float]:
+def open_reward(
+    option: str, own: Mapping[str, Reward], device: torch.device, of_texts: bool = True
+) -> tuple[str, Reward, float]:
     """From `NAME`, `FILE.py:FUNCTION` or a model, with `=WEIGHT` behind it if it is not 1."""
     name, weight = split_weight(option)
     if name in own:
@@ -75,7 +80,10 @@ def open_reward(option: str, own: Mapping[str, Reward], device: torch.device) ->
         return name, of_file(Path(path), function), weight
     if not Path(name.partition(":")[0]).exists() and "/" not in name:
         there = ", ".join(own) or "none"
-        raise UserError(f"--reward {option}: the task's own are {there}; else give FILE.py:FUNCTION or a run")
+        run = " or a run" if of_texts else ""
+        raise UserError(f"--reward {option}: the task's own are {there}; else give FILE.py:FUNCTION{run}")
+    if not of_texts:
+        raise UserError(f"--reward {option}: a model judges texts, and these answers are none; give FILE.py:FUNCTION")
     return name, of_model(name, device), weight
 
 

@@ -91,10 +91,6 @@ class Task(Protocol):
         """What suits the task: values for options of train_sft.py that were not given. `model` is what --init names;
         None asks for a model from scratch. `minutes` is the time there is; None asks for the default."""
 
-    def rl_recipe(self, model: nn.Module) -> dict[str, Any]:
-        """What suits the task: values for options of train_rl.py that were not given."""
-        return recipe_by_reward(model)
-
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> nn.Module:
         """From scratch. ValueError for a shape that cannot be."""
 
@@ -159,6 +155,11 @@ class Task(Protocol):
 
 class Judged(Task):
     """A task whose answers can be judged one by one, so that it can be learned by reward, too: see actors.py."""
+
+    def rl_recipe(self, model: nn.Module | None) -> dict[str, Any]:
+        """What suits the task: values for options of train_rl.py that were not given. `model` is what --init names;
+        None asks for one from scratch, where the task allows that."""
+        return recipe_by_reward(model)
 
     @property
     def rewards(self) -> dict[str, Reward]:

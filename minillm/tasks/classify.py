@@ -110,6 +110,12 @@ class Classify(Judged):
         rates = {"lr": 5e-4, "embedding_lr": 5e-4}
         return {**both, **shape, **rates, "batch_examples": 64, "epochs": self.epochs(6.0, 64, least=400, most=6000)}
 
+    def rl_recipe(self, model: nn.Module | None) -> dict[str, Any]:
+        """The rates are those of learning by example."""
+        rates = {"lr": 6e-5, "embedding_lr": 1e-3} if model else {"lr": 5e-4, "embedding_lr": 5e-4}
+        both = {"optimizer": "adamw-head", "warmup": 0.06, "temperature": 1.0, "sft_share": 0.0}
+        return {**both, **rates, "prompts": 32, "samples": 4, "minutes": 5.0}
+
     def epochs(self, usual: float, batch: int, least: int, most: int) -> float:
         """As usual, but not fewer steps than `least` nor more than `most`."""
         per_step = batch / len(self.splits.train)
