@@ -35,7 +35,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import train_sft
-from minillm import cli, policy
+from minillm import cli, expert, policy
 from minillm.actors import actor_of, is_judged
 from minillm.batching import Batch, Corpus, by_length
 from minillm.device import place
@@ -52,6 +52,7 @@ from minillm.episodes import (
     tokens_of,
 )
 from minillm.errors import UserError
+from minillm.expert import Rounds
 from minillm.findings import comparison
 from minillm.generate import GREEDY, Sampling
 from minillm.objective import backward
@@ -85,7 +86,7 @@ UNFINISHED = 1.0  # what an answer that does not end costs with --overlong penal
 
 
 @dataclass(frozen=True)
-class Args(Estimator, Optimisation, Common):
+class Args(Estimator, Rounds, Optimisation, Common):
     task: str = cli.option("arithmetic", "what to learn", choices=tuple(JUDGED))
     init: Path | None = cli.option(
         None,
@@ -109,6 +110,7 @@ def check(args: Args) -> None:
     check_common(args, [name for name, task in TASKS.items() if is_judged(task)])
     cli.require_positive(args, "prompts", "samples", "temperature", "evaluations", "micro_tokens")
     policy.check(args, args.samples)
+    expert.check(args)
     if (args.prompts or 1) * (args.samples or 1) > MOST_ANSWERS:
         raise UserError(
             f"--prompts {args.prompts} with --samples {args.samples} are too many answers in a step; "
@@ -264,7 +266,15 @@ def train(args: Args, console: Console | None = None) -> Run:
         before = score(console, task, start, tokenizer, "before")
         if not session.progress.records:
             session.write(**{name: value for name, value in before.items() if name.startswith("dev")})
-        fit(args, session, task, reward, start, model, tokenizer)
+        if args.method == "expert":
+            actor, sampling = actor_of(task, tokenizer), Sampling(args.temperature)
+
+            def answer(examples: Sequence[Any]) -> list[Episode]:
+                return judge(reward, actor.rollout(model, examples, sampling, args.samples))
+
+            expert.fit(args, session, task, reward, model, tokenizer, answer)
+        else:
+            fit(args, session, task, reward, start, model, tokenizer)
         finish(session, task, model, tokenizer, before)
         if args.init:
             console.print(f"next: {comparison(run.folder, args.init)}", markup=False)

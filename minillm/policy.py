@@ -272,7 +272,9 @@ class Estimator:
     kl_limit: float | None = cli.option(None, "stop where the KL of an answer is beyond so many nats")
     entropy: float = cli.option(0.0, "weight of a bonus for the entropy of each token")
     method: str = cli.option(
-        "policy-gradient", "or imitate the best answer to each prompt", choices=("policy-gradient", "best-of")
+        "policy-gradient",
+        "or imitate the best answer to each prompt; or, in rounds, all that were right",
+        choices=("policy-gradient", "best-of", "expert"),
     )
     overlong: str = cli.option(
         "keep", "answers that did not end: judged as they are, penalised, or left out", ("keep", "penalise", "drop")

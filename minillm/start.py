@@ -39,6 +39,7 @@ UNSAID = {
     "optimizer": "adamw",
 }  # where neither the user nor the recipe says anything
 SIZES = ("batch_tokens", "batch_examples")  # of a step, likewise
+OF_MAKING = ("optimizer", "lr", "embedding_lr", "batch_tokens")  # options of supervised learning, which may go on
 OF_SHAPE = ("layers", "width", "heads")  # options that a checkpoint has decided
 
 
@@ -87,10 +88,25 @@ def complete_by_reward(args: Args, task: Task, model: nn.Module) -> Args:
     recipe = {} if args.resume else task.rl_recipe(model if args.init else None)
     if any(split_weight(each)[0] not in task.rewards for each in args.reward):
         recipe |= {"sft_share": 0.0}
-    if args.lora and recipe:
+    if recipe and args.method == "expert":
+        recipe |= recipe_of_experts(args.init, task, model)
+    if recipe and args.lora:
         recipe |= {"lr": LR_FACTOR * recipe["lr"]}
     args = complete(args, recipe)
     return dataclasses.replace(args, embedding_lr=args.embedding_lr or args.lr)
+
+
+def recipe_of_experts(init: Path, task: Task, model: nn.Module) -> dict[str, Any]:
+    """Supervised learning of what was found: with the optimiser, the batches and half of the rates that made the model;
+    of one from elsewhere, with what suits it. From how many prompts a step comes is left to the method."""
+    recipe = task.recipe(model, None)
+    used = Run(init).options() if (init / "args.json").exists() else {}
+    if used.get("script") == "sft" and not used.get("lora"):
+        made = {name: used.get(name) for name in OF_MAKING}
+        if all(value is not None for value in made.values()):
+            recipe |= {**made, "lr": made["lr"] / 2, "embedding_lr": made["embedding_lr"] / 2}
+    recipe = {name: value for name, value in recipe.items() if name in (*OF_MAKING, "warmup")}
+    return {**recipe, "prompts": None, "samples": 4, "temperature": 1.0, "rounds": 3, "sft_share": None}
 
 
 def restrict(model: nn.Module, args: Any) -> None:
@@ -164,7 +180,7 @@ def open_policy(args: Args, run: Run, task: Task) -> tuple[nn.Module, Tokenizer]
         tokenizer = task.tokenizer()
         model = new_start(task, tokenizer, SimpleNamespace(**task.recipe(None, None)))
     write_tensors(run.path(START), weights_of(model), {"init": str(args.init)})
-    return model, tokenizer
+    return with_dropout(model, args.dropout), tokenizer
 
 
 def learner(start: nn.Module, placement: Placement, args: Any) -> nn.Module:

@@ -11,6 +11,8 @@ from minillm.session import Session
 from minillm.tasks.base import Judged
 from minillm.tokenizer import Tokenizer
 
+PANELS = ("loss", "solved", "finds", "kl", "entropy", "gradient_norm", "groups_without_variance")  # as far as logged
+
 
 def report(
     session: Session,
@@ -36,7 +38,8 @@ def finish(session: Session, task: Judged, model: nn.Module, tokenizer: Tokenize
     examples, answers = glance(session, task, model, tokenizer)
     session.console.print(table := task.table(examples, answers))
     metrics = {**{f"start_{name}": value for name, value in before.items()}, **after}
-    panels = ["reward", f"dev_{task.headline}", "kl", "entropy", "gradient_norm", "groups_without_variance"]
+    names = ["reward", f"dev_{task.headline}", *PANELS]
+    panels = [name for name in names if any(name in record for record in session.run.read_log())][:6]
     dev = {name: value for name, value in after.items() if name.startswith("dev")}
     found = findings(task, model, [table], task.measure(examples, answers))
     session.finish(metrics, dev, panels, f"{task.name}, by reward", found)

@@ -17,7 +17,8 @@ from minillm.tasks.base import Example, Splits, WritingTask
 from minillm.tokenizer import SymbolTokenizer
 
 DIGITS = 2
-HELD_OUT = 1000  # problems each in dev and test
+MOST = 10 ** (2 * DIGITS)  # problems that there are
+HELD_OUT = 1000  # of them each in dev and test
 EXAMPLES = 2000  # solved problems, unless told otherwise
 
 
@@ -36,7 +37,7 @@ class Arithmetic(WritingTask):
         count = EXAMPLES if options.examples is None else options.examples
         if count < 1:
             raise UserError(f"--examples {count} must be at least 1")
-        if count > (most := 10 ** (2 * DIGITS) - 2 * HELD_OUT):
+        if count > (most := self.num_practised):
             raise UserError(f"--examples {count} is more than the {most:,} problems that are not held out")
         held_out = list(distinct(problems(np.random.default_rng(0)), 2 * HELD_OUT))
         self.held_out = set(held_out)
@@ -63,6 +64,10 @@ class Arithmetic(WritingTask):
     def unseen(self, seed: tuple[int, int]) -> Iterator[tuple[int, int]]:
         """Problems without end, none of them held out."""
         return (problem for problem in problems(np.random.default_rng(seed)) if problem not in self.held_out)
+
+    @property
+    def num_practised(self) -> int:
+        return MOST - 2 * HELD_OUT
 
     def practice(self, seed: int) -> Iterator[Example]:
         """New problems, not only those that were solved for supervised learning."""

@@ -166,6 +166,11 @@ class Judged(Task):
         """What train_rl.py's --reward may name; the first is the default."""
         raise NotImplementedError(f"--task {self.name} has no rewards")
 
+    @property
+    def num_practised(self) -> int:
+        """How many different examples `practice` has."""
+        return len(self.splits.train) + len(self.splits.unlabelled)
+
     def practice(self, seed: int) -> Iterator[Any]:
         """Training examples to try answers on, without end, in an order fixed by the seed: shuffled anew each time.
         Those whose answers are not learned from are among them."""
