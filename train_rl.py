@@ -29,6 +29,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -111,6 +112,8 @@ def check(args: Args) -> None:
     cli.require_positive(args, "prompts", "samples", "temperature", "evaluations", "micro_tokens")
     policy.check(args, args.samples)
     expert.check(args)
+    if args.method == "expert" and not issubclass(TASKS[args.task], WritingTask):
+        raise UserError(f"--method expert is for answers that are written, not for those of --task {args.task}")
     if (args.prompts or 1) * (args.samples or 1) > MOST_ANSWERS:
         raise UserError(
             f"--prompts {args.prompts} with --samples {args.samples} are too many answers in a step; "

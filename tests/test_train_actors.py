@@ -160,6 +160,7 @@ def test_functions_of_ones_own_get_classes_and_tags(files, tmp_path):
         ({"task": "classify", "reward": "exact"}, "the task's own are right, balanced; else give FILE.py:FUNCTION"),
         ({"task": "tag", "reward": "runs/x"}, "a model judges texts, and these answers are none"),
         ({"task": "classify", "init": "HERE"}, "HERE"),
+        ({"task": "classify", "method": "expert"}, "--method expert is for answers that are written, not for those of"),
         ({"task": "pronounce", "train": None, "dev": None}, "--task pronounce needs a model to start from"),
     ],
 )
