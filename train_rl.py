@@ -3,6 +3,7 @@
   python train_rl.py                                             arithmetic, under 4 minutes on two cores
   python train_rl.py --task pronounce --init runs/pronounce-sft  start from a run of train_sft.py
   python train_rl.py --task arithmetic --init MODEL              or from any GPT: a published folder, a .gguf file
+  python train_rl.py --task classify --train a.csv               a classifier, from "right" or "wrong" alone
   python train_rl.py --reward my_reward.py:score                 judged by a function of your own
   python train_rl.py --update clip --passes 2 --kl k3            other estimators; bench/estimators.py judges them all
 

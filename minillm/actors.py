@@ -72,7 +72,8 @@ class Tagger:
     def __init__(self, task: Task, tokenizer: Tokenizer):
         self.tags, self.intents = task.classes, task.sequence_classes
         self.windows = cache(lambda sentence: task.reader.windows(sentence.words))
-        self.longest = max(len(sentence.words) for sentence in task.splits.train) + bool(self.intents)
+        practised = [*task.splits.train, *task.splits.unlabelled]
+        self.longest = max(len(sentence.words) for sentence in practised) + bool(self.intents)
 
     def rollout(
         self, model: TokenClassifier, examples: Sequence[Any], sampling: Sampling, samples: int

@@ -50,7 +50,7 @@ def classifier(classes):
 def tagger(intents=(), sentences=(Words((3, 4)),)):
     model = shake(TokenClassifier(bert_config(), TAGS, intents)).eval()
     reader = SimpleNamespace(windows=lambda words: next(e for e in sentences if e.words == words).windows())
-    splits = SimpleNamespace(train=sentences)
+    splits = SimpleNamespace(train=sentences, unlabelled=())
     return model, Tagger(SimpleNamespace(classes=TAGS, sequence_classes=intents, reader=reader, splits=splits), None)
 
 

@@ -156,7 +156,6 @@ def test_functions_of_ones_own_get_classes_and_tags(files, tmp_path):
     ("options", "sentence"),
     [
         ({"task": "classify"}, "--task classify learns from your own examples: give --train FILE"),
-        ({"task": "regress"}, "--task regress is not one of"),
         ({"task": "classify", "reward": "exact"}, "the task's own are right, balanced; else give FILE.py:FUNCTION"),
         ({"task": "tag", "reward": "runs/x"}, "a model judges texts, and these answers are none"),
         ({"task": "classify", "init": "HERE"}, "HERE"),
