@@ -6,6 +6,7 @@
   python train_rl.py --task classify --train a.csv               a classifier, from "right" or "wrong" alone
   python train_rl.py --reward my_reward.py:score                 judged by a function of your own
   python train_rl.py --update clip --passes 2 --kl k3            other estimators; bench/estimators.py judges them all
+  python train_rl.py --method expert                             or learn what was right like given answers, in rounds
 
 Objective: maximise E[reward] over answers drawn from the model itself. The estimator is REINFORCE (Williams 1992)
 with a leave-one-out baseline: for each of P prompts draw K answers from the policy and step along
@@ -18,6 +19,10 @@ it, there is no division by lengths or standard deviations, no clipping of ratio
 used once, by the model that drew it. So this is an unbiased estimate of the gradient of the expected reward, which
 AdamW then scales. Dropout is off, so that the model that learns is, up to rounding, the model that drew; the script
 looks whether it is, and stops if it is not.
+
+Where a task's own reward judges, --sft-share of the gradient is that of answers which the data gives, one half unless
+the task says otherwise: rewards alone first cost a model what they don't ask for. With 0 it is REINFORCE alone.
+`--method expert` is another algorithm, in a file of its own: minillm/expert.py.
 """
 
 import minillm  # noqa: F401, first: it sets how threads wait
@@ -37,8 +42,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import train_sft
-from minillm import cli, expert, policy
-from minillm.actors import actor_of, is_judged
+from minillm import cli, expert, policy, ranks
+from minillm.actors import actor_of, is_judged, require_actor
 from minillm.batching import Batch, Corpus, by_length
 from minillm.device import place
 from minillm.episodes import (
@@ -62,7 +67,7 @@ from minillm.optim import optimizers_of
 from minillm.options import Common, Optimisation, check_common
 from minillm.origin import data_of
 from minillm.policy import Estimator, Rewards, moved
-from minillm.report import introduce, score
+from minillm.report import flat, introduce
 from minillm.rewards import Reward, open_rewards
 from minillm.run import Run
 from minillm.session import Session
@@ -78,7 +83,7 @@ from minillm.start import (
 from minillm.tasks import TASKS
 from minillm.tasks.base import Judged, WritingTask
 from minillm.tokenizer import Tokenizer
-from minillm.watch import finish, report
+from minillm.watch import finish, look_at, report
 
 JUDGED = {name: task for name, task in TASKS.items() if is_judged(task)}
 LOOK_EVERY = 10  # steps between looks at the KL to the start, which costs a pass of the starting model
@@ -104,6 +109,10 @@ class Args(Estimator, Rounds, Optimisation, Common):
         None, "of the policy: answers are drawn, and gradients taken, at this temperature"
     )
     micro_tokens: int = cli.option(65_536, "tokens computed at once; a step is cut up, with the same gradient")
+    watch: int | None = cli.option(
+        None,
+        "dev examples to which 8 answers are drawn before and after; 0: none (default: all, fewer for large models)",
+    )
     evaluations: int = cli.option(4, "looks at the dev set after the first, the last one included")
 
 
@@ -111,6 +120,8 @@ def check(args: Args) -> None:
     """UserError for options that make no sense whatever the data is."""
     check_common(args, [name for name, task in TASKS.items() if is_judged(task)])
     cli.require_positive(args, "prompts", "samples", "temperature", "evaluations", "micro_tokens")
+    if args.watch is not None and not 0 <= args.watch <= cli.MOST_COUNTED:
+        raise UserError(f"--watch {args.watch} must be 0 or more")
     policy.check(args, args.samples)
     expert.check(args)
     if args.method == "expert" and not issubclass(TASKS[args.task], WritingTask):
@@ -199,13 +210,20 @@ def beta_of(session: Session, args: Args) -> float:
 
 
 def fit(
-    args: Args, session: Session, task: Judged, reward: Reward, start: nn.Module, model: nn.Module, tokenizer: Tokenizer
+    args: Args,
+    session: Session,
+    task: Judged,
+    actor: Actor,
+    reward: Reward,
+    start: nn.Module,
+    model: nn.Module,
+    tokenizer: Tokenizer,
 ) -> None:
     """Roll out, judge, weigh, update, until the budget is spent."""
     practice = islice(task.practice(args.seed), session.progress.step * args.prompts, None)
     corpus = Corpus(lambda epoch: documents_of_epoch(task, tokenizer, args.seed, epoch), args.seed, task.is_redrawn)
     given_tokens = round(args.prompts * float(corpus.table.lengths.mean()))
-    actor, sampling = actor_of(task, tokenizer), Sampling(args.temperature)
+    sampling = Sampling(args.temperature)
     model.eval()  # no dropout: the model that learns is the model that drew
     for step in session:
         examples = list(islice(practice, args.prompts))
@@ -249,6 +267,7 @@ def train(args: Args, console: Console | None = None) -> Run:
     started = time.monotonic()
     console, args = console or cli.console(), cli.with_paths(args)
     refuse_beside_resume(args) if args.resume else check(args)
+    ranks.require_alone("train_rl.py")
     with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-rl", cli.given(args)) as run:
         if args.resume:
             args = resumed(args, "rl", TASKS)
@@ -259,27 +278,29 @@ def train(args: Args, console: Console | None = None) -> Run:
         placement = place(args.precision, args.kernels)
         args = dataclasses.replace(args, precision=placement.precision)
         task = TASKS[args.task](args.options, args.seed)
+        require_actor(task)
         data = data_of(run, task)
         reward = open_rewards(args.reward, task.rewards, placement.device, isinstance(task, WritingTask))
         start, tokenizer = open_policy(args, run, task)
         check(args := complete_by_reward(args, task, start))
+        actor = actor_of(task, tokenizer)
         model = learner(start, placement, args)
         session = Session(args, run, model, optimizers_of(model, args), console)
         session.begin("rl", args, tokenizer, data, started)
         introduce(console, placement, task, model, run)
-        before = score(console, task, start, tokenizer, "before")
+
+        def answer(model: nn.Module, examples: Sequence[Any], samples: int) -> list[Episode]:
+            return judge(reward, actor.rollout(model, examples, Sampling(args.temperature), samples))
+
+        before = look_at(args, session, task, start, tokenizer, actor, answer)
         if not session.progress.records:
-            session.write(**{name: value for name, value in before.items() if name.startswith("dev")})
+            session.write(**flat(before["dev"], "dev"))
         if args.method == "expert":
-            actor, sampling = actor_of(task, tokenizer), Sampling(args.temperature)
-
-            def answer(examples: Sequence[Any]) -> list[Episode]:
-                return judge(reward, actor.rollout(model, examples, sampling, args.samples))
-
             expert.fit(args, session, task, reward, model, tokenizer, answer)
         else:
-            fit(args, session, task, reward, start, model, tokenizer)
-        finish(session, task, model, tokenizer, before)
+            fit(args, session, task, actor, reward, start, model, tokenizer)
+        after = look_at(args, session, task, model, tokenizer, actor, answer, start)
+        finish(session, task, model, tokenizer, before, after)
         if args.init:
             console.print(f"next: {comparison(run.folder, args.init)}", markup=False)
     return run

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from minillm.batching import IGNORE, Document, pack
 from minillm.episodes import Actor, Drawn, Episode, Writer
+from minillm.errors import UserError
 from minillm.evaluate import of_documents, outputs
 from minillm.generate import Sampling, draw
 from minillm.heads import SequenceClassifier, TokenClassifier
@@ -30,6 +31,12 @@ from minillm.tokenizer import Tokenizer
 def is_judged(task: type[Task]) -> bool:
     """Whether it can be learned by reward."""
     return issubclass(task, Judged) and task.head in ACTORS
+
+
+def require_actor(task: Task) -> None:
+    """UserError for one whose options ask for a model that is no policy."""
+    if task.head not in ACTORS:
+        raise UserError(f"--task {task.name} with several labels to a text has no policy: learn it by train_sft.py")
 
 
 def actor_of(task: Task, tokenizer: Tokenizer) -> Actor:

@@ -15,7 +15,7 @@ from minillm.beam import Beams, beam_search
 from minillm.errors import NOT_FINITE, UserError
 from minillm.generate import GREEDY, generate
 from minillm.gpt import GPT
-from minillm.heads import Head, Scorer
+from minillm.heads import Head, Scorer, SequenceClassifier
 from minillm.inference import ready
 from minillm.published.exchanges import Composer
 from minillm.tokenizer import Tokenizer, read_texts
@@ -110,8 +110,9 @@ def outputs(model: Head, batch: Batch) -> Tensor:
 
 
 def nats_of_batch(model: nn.Module, batch: Batch) -> Tensor:
-    losses = model.loss(batch).double()
-    return losses.new_zeros(len(batch.packing.lengths)).index_add(0, batch.packing.sequence, losses)
+    losses = model.loss(batch).double()  # of tokens, of sequences, or of both
+    of_both = torch.cat([batch.packing.sequence, torch.arange(len(batch.labels), device=losses.device)])
+    return losses.new_zeros(len(batch.packing.lengths)).index_add(0, of_both[-len(losses) :], losses)
 
 
 @torch.inference_mode()
@@ -132,6 +133,6 @@ def of_documents(
     return rows
 
 
-def classify(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarray:
-    """The probability of every class of a `SequenceClassifier`, (n, K) float64; see `read`."""
-    return torch.from_numpy(read(model, tokenizer, texts)).softmax(dim=-1).numpy()
+def classify(model: SequenceClassifier, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarray:
+    """The probability of every class, (n, K) float64; see `read`."""
+    return model.probabilities(torch.from_numpy(read(model, tokenizer, texts))).numpy()

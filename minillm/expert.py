@@ -18,7 +18,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -39,6 +39,7 @@ from minillm.session import Session, schedule
 from minillm.start import documents_of_epoch
 from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer
+from minillm.watch import Answer
 
 ANSWERS = 1024  # drawn at once
 TRYING = 0.5  # share of a round's time, under --minutes
@@ -89,10 +90,10 @@ def fit(
     reward: Reward,
     model: GPT,
     tokenizer: Tokenizer,
-    answer: Callable[[Sequence], list[Episode]],
+    answer: Answer,
 ) -> None:
-    """Rounds until the budget is spent; `answer` has the model answer examples, and judges. In all of a round's trying
-    the number of the step stays what it is."""
+    """Rounds until the budget is spent; `answer` draws answers of the model, and judges them. While a round tries, the
+    number of the step stays what it is."""
     threshold = args.threshold if args.threshold is not None else threshold_of(task, reward)
     progress = progress_of(session)
     finds = Finds(session.run.path(FINDS), progress.finds)
@@ -101,7 +102,7 @@ def fit(
     for step in session:
         if count := plan.to_try(session.share, progress.tried):
             model.eval()
-            episodes = answer(list(islice(practice, count)))
+            episodes = answer(model, list(islice(practice, count)), args.samples)
             right = finds.add([episode for episode in episodes if episode.reward >= threshold])
             progress = Progress(progress.tried + count, len(finds), step, plan.place(session.share)[1])
             session.progress.numbers.update(vars(progress))

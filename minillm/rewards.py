@@ -196,11 +196,11 @@ def of_model(name: str, device: torch.device) -> Reward:
     score that it gives an answer to its prompt. UserError."""
     folder, _, label = name.partition(":")
     saved = open_checkpoint(resolve(folder))
-    if saved.head_name != "classify":
+    if saved.head_name not in ("classify", "multi"):
         raise UserError(f"--reward {name}: this model is no classifier, so it judges no answers")
-    if saved.has_one_output and not label:
+    if saved.head_name == "classify" and saved.has_one_output and not label:
         return of_judge(saved.load("score").to(device).eval(), load_tokenizer(saved.path))
-    model, tokenizer = saved.load("classify").to(device).eval(), load_tokenizer(saved.path)
+    model, tokenizer = saved.load(saved.head_name).to(device).eval(), load_tokenizer(saved.path)
     if label not in model.classes:
         raise UserError(f"--reward {name}: name one of its classes, {folder}:{model.classes[0]} or another of them")
     column = model.classes.index(label)
@@ -269,6 +269,18 @@ SHARED: dict[str, Reward] = {"exact": exact, "number": number, "length": length}
 def right_class(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
     """1 for the right class, else 0."""
     return {"right": [float(answer == e.label) for e, answer in zip(examples, answers, strict=True)]}
+
+
+def balanced(counts: Mapping[str, int]) -> Reward:
+    """1 for the right class over K times its share of these counts, so that the mean is that of the recalls of the K
+    classes: rare ones count as much as common ones."""
+    mean = sum(counts.values()) / len(counts)
+
+    def reward(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
+        found = zip(examples, right_class(examples, answers)["right"], strict=True)
+        return {"balanced": [value * mean / counts[example.label] for example, value in found]}
+
+    return reward
 
 
 def right_tags(examples: Sequence[Any], answers: Sequence[Tags]) -> Parts:

@@ -98,7 +98,9 @@ def complete_by_reward(args: Args, task: Task, model: nn.Module) -> Args:
 
 def recipe_of_experts(init: Path, task: Task, model: nn.Module) -> dict[str, Any]:
     """Supervised learning of what was found: with the optimiser, the batches and half of the rates that made the model;
-    of one from elsewhere, with what suits it. From how many prompts a step comes is left to the method."""
+    of one from elsewhere, with what suits it. From how many prompts a step comes is left to the method. UserError."""
+    if task.head != "lm":
+        raise UserError(f"--method expert learns from texts that were right; --task {task.name} writes none")
     recipe = task.recipe(model, None)
     used = Run(init).options() if (init / "args.json").exists() else {}
     if used.get("script") == "sft" and not used.get("lora"):

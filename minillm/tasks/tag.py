@@ -23,13 +23,14 @@ from minillm.metrics import Interval, entities, entity_f1, entity_report, rate, 
 from minillm.naive_bayes import NaiveBayes
 from minillm.published.subwords import learn_wordpiece
 from minillm.records import Record
-from minillm.report import cells, shortened
+from minillm.report import cells, shortened, values_of
 from minillm.rewards import Reward
 from minillm.tagging import Tagged, Tags, WordReader, tagged
 from minillm.tags import Grammar, in_order, mark, split
 from minillm.tasks import files
 from minillm.tasks.base import Judged, Shape, Splits
-from minillm.tasks.classify import KINDS, LONGEST, Options
+from minillm.tasks.classify import KINDS, LONGEST
+from minillm.tasks.classify import OfTexts as Options
 from minillm.tasks.files import Fields
 from minillm.tokenizer import Tokenizer
 from minillm.variation import Exchange, Splitter
@@ -115,7 +116,9 @@ class Tag(Judged):
         sees every sentence differently in each epoch."""
         self.classes, self.sequence_classes = list(model.classes), list(model.sequence_classes)
         self.has_entities = mark(self.classes)
+        # Held-out data may have others, of which nothing is asked.
         self.number = {tag: k for k, tag in enumerate(self.classes)}
+        self.intents = {name: k for k, name in enumerate(self.sequence_classes)}
         self.reader = WordReader(tokenizer, model.config)
         self.is_redrawn = tokenizer.config.get(VARIED) is True and bool(self.splits.train)
         if self.is_redrawn:
@@ -128,7 +131,7 @@ class Tag(Judged):
 
     def documents(self, example: Sentence, tokenizer: Tokenizer, rng: np.random.Generator | None) -> list[Document]:
         """A document for each window. Only those tokens have targets that say what a word is."""
-        label = self.sequence_classes.index(example.intent) if self.sequence_classes else None
+        label = self.intents.get(example.intent, IGNORE) if self.sequence_classes else None
         words, tags, vary = example.words, example.tags, None
         if rng is not None:
             words, tags = self.exchange(words, tags, rng) if self.has_entities else (words, tags)
@@ -136,7 +139,7 @@ class Tag(Judged):
         found = []
         for window in self.reader.windows(words, vary):
             targets = np.full(len(window.tokens), IGNORE)
-            targets[window.at] = [self.number[tags[i]] for i in window.words]
+            targets[window.at] = [self.number.get(tags[i], IGNORE) for i in window.words]
             found.append(Document(window.tokens, targets.tolist(), label))
         return found
 
@@ -202,11 +205,7 @@ class Tag(Judged):
         if not self.has_entities:
             return {"worst_mistakes": worst}
         report = entity_report([example.tags for example in examples], [answer.tags for answer in answers])
-        plain = {
-            kind: {name: x.value if isinstance(x, Interval) else x for name, x in row.items()}
-            for kind, row in report.items()
-        }
-        return {"by_type": plain, "worst_mistakes": worst}
+        return {"by_type": values_of(report), "worst_mistakes": worst}
 
     def table(self, examples: Sequence[Sentence], answers: Sequence[Tagged]) -> Table:
         table = Table("text", "answer", "truth", title="the sentences with most mistakes", title_justify="left")
