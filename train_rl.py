@@ -126,6 +126,8 @@ def check(args: Args) -> None:
     expert.check(args)
     if args.method == "expert" and not issubclass(TASKS[args.task], WritingTask):
         raise UserError(f"--method expert is for answers that are written, not for those of --task {args.task}")
+    if args.options and vars(args.options).get("calibrate"):
+        raise UserError("--calibrate is for train_sft.py: what a reward makes probabilities mean is another thing")
     if (args.prompts or 1) * (args.samples or 1) > MOST_ANSWERS:
         raise UserError(
             f"--prompts {args.prompts} with --samples {args.samples} are too many answers in a step; "

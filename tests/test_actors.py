@@ -36,7 +36,11 @@ class Words:
     def windows(self):
         starts = range(0, len(self.words), self.room)
         parts = [np.arange(start, min(start + self.room, len(self.words))) for start in starts]
-        return [Window([1, *(self.words[i] for i in part), 2], part, np.arange(len(part)) + 1) for part in parts]
+        return [window([1, *(self.words[i] for i in part), 2], part) for part in parts]
+
+
+def window(tokens, words):
+    return Window(tokens, np.array(words), np.arange(len(words)) + 1, np.array([-1, *words, -1]))
 
 
 def classifier(classes):
@@ -149,7 +153,7 @@ def test_the_greedy_answer_is_the_likeliest(world):
 def test_a_word_that_is_not_read_has_the_first_tag_and_teaches_nothing():
     sentence = Words((3, 4, 5))
     model, actor = tagger(INTENTS, [sentence])
-    actor.windows = lambda _: [Window([1, 3, 5, 2], np.array([0, 2]), np.array([1, 2]))]
+    actor.windows = lambda _: [window([1, 3, 5, 2], [0, 2])]
     (episode,) = actor.rollout(model, [sentence], Sampling(T), 1)
     assert len(episode.answer) == 3
     assert episode.said == (TAGS[episode.answer[0]], "O", TAGS[episode.answer[1]])

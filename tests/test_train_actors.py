@@ -86,13 +86,19 @@ def test_it_goes_on_from_a_run_and_can_be_measured(files, tmp_path, capsys):
 
 
 def test_under_lora_the_reference_keeps_the_head_that_it_began_with(files, tmp_path, monkeypatch):
-    starts, real = [], train_rl.fit
-    monkeypatch.setattr(
-        train_rl, "fit", lambda *args: starts.append((copy_of(args[4]), real(*args), copy_of(args[4]))) or None
-    )
+    seen, real = [], train_rl.look_at
+
+    def look_at(*args):
+        """Before with the start as the model, and after with it as the reference."""
+        seen.append(copy_of(args[3] if not seen else args[7]))
+        return real(*args)
+
+    monkeypatch.setattr(train_rl, "look_at", look_at)
     assert main(task="classify", **files, lora=4, steps=3, out=tmp_path / "run") == 0
-    ((before, _, after),) = starts
+    before, after = seen
     assert all(torch.equal(before[name], after[name]) for name in before)
+    learned = load_file(tmp_path / "run" / "model.safetensors")
+    assert not torch.equal(learned["classifier.weight"], before["classifier.weight"])
 
 
 def copy_of(model):
@@ -160,6 +166,8 @@ def test_functions_of_ones_own_get_classes_and_tags(files, tmp_path):
         ({"task": "tag", "reward": "runs/x"}, "a model judges texts, and these answers are none"),
         ({"task": "classify", "init": "HERE"}, "HERE"),
         ({"task": "classify", "method": "expert"}, "--method expert is for answers that are written, not for those of"),
+        ({"task": "classify", "problem": "multi"}, "--task classify with several labels to a text has no policy"),
+        ({"task": "classify", "calibrate": True}, "--calibrate is for train_sft.py"),
         ({"task": "pronounce", "train": None, "dev": None}, "--task pronounce needs a model to start from"),
     ],
 )
