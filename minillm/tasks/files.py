@@ -12,6 +12,7 @@ from minillm.errors import UserError
 from minillm.records import Record
 from minillm.tasks.base import Files, Splits
 
+FEW = 20  # training examples; of fewer a person should hear
 HELD_OUT = 0.1  # share of --train that is taken for want of --dev
 Key = Callable[[Any], Hashable]
 
@@ -92,6 +93,8 @@ def load(
         raise UserError(f"all examples of {options.train} are held out, too; there is nothing to learn from")
     if twice := len(examples) - len(train) - taken:
         notes.append(f"{twice:,} training examples are held out, too; not trained on")
+    if len(train) < FEW:
+        notes.append(f"only {len(train):,} examples to learn from: what comes of them is mostly chance")
     return Splits(train, dev, test), notes
 
 

@@ -81,7 +81,8 @@ def splits(train=None, dev=None, test=None):
 def test_what_is_held_out_is_never_trained_on(write):
     found, notes = splits(write("a.jsonl", ["a", "b", "c", "D"]), write("b.jsonl", ["B", "e"]), write("c.jsonl", ["d"]))
     assert vars(found) == {"train": ["a", "c"], "dev": ["B", "e"], "test": ["d"]}
-    assert notes == ["2 training examples are held out, too; not trained on"]
+    few = "only 2 examples to learn from: what comes of them is mostly chance"
+    assert notes == ["2 training examples are held out, too; not trained on", few]
 
 
 def test_a_part_is_held_out_and_said(write):
