@@ -29,43 +29,36 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-import kernels
-from minillm import cli, trackers
+from minillm import cli, ranks
 from minillm.batching import Corpus
-from minillm.device import PRECISIONS, place, settle
+from minillm.device import place, settle
 from minillm.errors import UserError
 from minillm.findings import findings
 from minillm.inspection import inspect
 from minillm.metrics import Interval
 from minillm.objective import backward
-from minillm.optim import optimizers_of
-from minillm.options import Supervised, check_optimisation
+from minillm.optim import optimizers_of, swap_average
+from minillm.options import Common, Supervised, check_common
 from minillm.origin import data_of
-from minillm.report import evenly_spaced, figures, flat, introduce
+from minillm.report import figures, flat, glance, introduce
 from minillm.run import Run
 from minillm.session import Session
-from minillm.start import BUDGETS, OF_SHAPE, prepare, refuse_beside_resume, resumed
+from minillm.start import OF_SHAPE, prepare, refuse_beside_resume, resumed
 from minillm.tasks import TASKS
 from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer
 
 UNTIL_EVERY = 10  # steps between looks at whether a training is good enough already
-GLANCE = 500  # dev examples looked at during training; all of them at the end
 
 
 @dataclass(frozen=True)
-class Args(Supervised):
+class Args(Supervised, Common):
     task: str = cli.option("pronounce", "what to learn", choices=tuple(TASKS))
-    out: Path | None = cli.option(None, "folder to save to (default: runs/TASK-sft, numbered when taken)")
-    resume: Path | None = cli.option(None, "go on with an interrupted run, under the options it was started with")
     init: Path | None = cli.option(
         None, "start from this model instead of from scratch: a run, a published folder, a .gguf file, an id of the hub"
     )
-    minutes: float | None = cli.option(None, "wall-clock budget of the training; the learning rate follows it")
-    steps: int | None = cli.option(None, "train for a number of steps instead, whatever time they take")
     epochs: float | None = cli.option(None, "or for so many passes over the training examples")
     until: float | None = cli.option(None, "stop once the mean reward of greedy dev answers reaches this")
-    seed: int = cli.option(0, "fixes everything random")
     layers: int | None = cli.option(None, "blocks of the model (default here and below: what suits task and budget)")
     width: int | None = cli.option(None, "width of the residual stream")
     heads: int | None = cli.option(None, "attention heads")
@@ -78,32 +71,19 @@ class Args(Supervised):
         None, "the model to save: of the last step, or the best of the evaluations", ("last", "best")
     )
     patience: int | None = cli.option(None, "stop after so many looks in a row that were no better than the best")
-    precision: str = cli.option("auto", "of the activations; weights stay float32", choices=PRECISIONS)
-    kernels: str = cli.option("auto", "implementation of attention and loss", choices=kernels.IMPLS)
-    log_to: str | None = cli.option(None, "write the log there, too", choices=tuple(trackers.TRACKERS))
     inspect: int | None = cli.option(
         None, "print what so many examples teach, token by token; check all; train nothing"
     )
-    options: Any = None  # those of the task, an instance of its Options; None: its defaults
 
 
 def check(args: Args) -> None:
     """UserError for options that make no sense whatever the data is."""
-    if args.task not in TASKS:
-        raise UserError(f"--task {args.task} is not one of {', '.join(TASKS)}")
-    if len(budgets := [f"--{name}" for name in BUDGETS if vars(args)[name] is not None]) > 1:
-        raise UserError(f"{' and '.join(budgets)} exclude each other: give one budget")
+    check_common(args, TASKS)
     if args.batch_tokens and args.batch_examples:
         raise UserError("--batch-tokens and --batch-examples exclude each other")
-    cli.require_choices(args, skip=("task",))
-    if args.options:
-        cli.require_choices(args.options)
-    cli.require_seed(args)
-    trackers.require(args.log_to)
-    cli.require_positive(args, *BUDGETS, "until", "evaluations", "patience", "layers", "width", "heads")
+    cli.require_positive(args, "until", "evaluations", "patience", "layers", "width", "heads")
     cli.require_positive(args, "batch_tokens", "batch_examples", "micro_tokens", "inspect")
     cli.require_share(args, "dropout", "activations")
-    check_optimisation(args)
     if args.init and (given := [name for name in OF_SHAPE if vars(args)[name] is not None]):
         raise UserError(
             f"--{given[0]} is for a model from scratch, but --init {args.init} brings its own; leave one out"
@@ -112,12 +92,17 @@ def check(args: Args) -> None:
 
 def train(args: Args, console: Console | None = None) -> Run:
     """From the arguments to the finished run folder. UserError for all that the user can mend."""
-    started = time.monotonic()
-    console, args = console or cli.console(), cli.with_paths(args)
+    started, args = time.monotonic(), cli.with_paths(args)
     refuse_beside_resume(args) if args.resume else check(args)
-    with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-sft", cli.given(args)) as run:
-        args = resumed(args, "sft", TASKS) if args.resume else args
+
+    def open_run(folder: Path | None) -> Run:
+        return Run.open(folder) if args.resume else Run.create(folder, f"{args.task}-sft", cli.given(args))
+
+    with ranks.joined() as team, ranks.opened(team, args.resume or args.out, open_run) as run:
+        console = Console(quiet=True) if team and not team.is_first else console or cli.console()
+        args = resumed(dataclasses.replace(args, resume=run.folder), "sft", TASKS) if args.resume else args
         placement = place(args.precision, args.kernels)
+        placement = team.alike(placement) if team else placement
         options = args.options or TASKS[args.task].Options()
         args = dataclasses.replace(args, precision=placement.precision, options=options)
         task = TASKS[args.task](options, args.seed)
@@ -125,14 +110,29 @@ def train(args: Args, console: Console | None = None) -> Run:
         args, model, tokenizer, corpus = prepare(args, task, run)
         settle(model, placement, args.checkpointing, args.compile)
         task.begin(model, corpus, run)
-        session = Session(args, run, model, optimizers_of(model, args), console)
+        session = Session(args, run, model, optimizers_of(model, args), console, team)
         session.begin("sft", args, tokenizer, data, started)
         introduce(console, placement, task, model, run)
-        if task.looks_first:
+        if task.looks_first and session.leads:
             look_first(session, task, model, tokenizer)
         fit(args, session, task, model, tokenizer, corpus)
-        finish(session, task, model, tokenizer)
+        if session.leads:
+            keep(args, session, task, model, tokenizer)
+            finish(session, task, model, tokenizer)
     return run
+
+
+def made(args: Args, console: Console) -> Path:
+    """The finished run in the folder --out, as it is where there is one: another training starts from it."""
+    run = Run(args.out)
+    if run.is_finished:
+        return run.folder
+    if run.is_unfinished:  # its making was interrupted
+        return train(Args(resume=run.folder), console).folder
+    console.print(f"there is no {run.folder} to start from, so supervised training comes first\n")
+    train(args, console)
+    console.print("\nand now reinforcement learning from there\n")
+    return run.folder
 
 
 def look_first(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> None:
@@ -152,17 +152,17 @@ def look_into(args: Args, console: Console | None = None) -> None:
 
 def fit(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer, corpus: Corpus) -> None:
     """One step after the other until the budget is spent."""
-    device = next(model.parameters()).device
+    device, learner = next(model.parameters()).device, session.learner
     model.train()
     for step in session:
-        batches = [batch.to(device) for batch in corpus.step(step, args.batch_tokens, args.micro_tokens)]
-        count = sum(map(task.count, batches))
+        parts = corpus.step(step, args.batch_tokens, args.micro_tokens, session.rank, session.ranks)
+        batches = [batch.to(device) for batch in parts]
+        count = session.total(sum(task.count(batch) for batch in batches if not batch.is_spare))
         weights = zip(batches, task.weights(model, batches, count), strict=True)  # 1 / count, or see preference.py
-        loss = sum(backward(model, batch, weight, 1.0, args.label_smoothing) for batch, weight in weights)
-        gradient_norm = session.update(args.clip)
-        session.log(
-            {"tokens": sum(len(batch.tokens) for batch in batches)}, loss=float(loss), gradient_norm=gradient_norm
-        )
+        loss = sum(backward(learner, *each, 1.0, args.label_smoothing) for each in session.passes(weights))
+        tokens = sum(len(batch.tokens) for batch in batches if not batch.is_spare)
+        loss, tokens = session.total(float(loss)), session.total(tokens)
+        session.log({"tokens": tokens}, loss=loss, gradient_norm=session.update(args.clip))
 
         if session.evaluation_is_due():
             examples, answers = glance(session, task, model, tokenizer)
@@ -172,20 +172,18 @@ def fit(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: T
                 session.keep_if_best(score_of(task, measured))
             if args.patience and session.progress.worse >= args.patience:
                 session.end(f"the last {args.patience} looks at the dev set were no better than the best before")
-        if args.until and (step + 1) % UNTIL_EVERY == 0 and mean_reward(session, task, model, tokenizer) >= args.until:
+        is_due = args.until and session.leads and (step + 1) % UNTIL_EVERY == 0
+        if is_due and mean_reward(session, task, model, tokenizer) >= args.until:
             session.end(f"good enough, as --until {args.until} says")
+
+
+def keep(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> None:
+    """Leaves the model with the weights that are to be saved."""
     if args.keep == "best":
         session.keep_if_best(score_of(task, task.measure(*glance(session, task, model, tokenizer))))
         session.take_best()
     else:
-        session.take_average()
-
-
-def glance(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> tuple[list, list]:
-    """Some dev examples and the model's answers."""
-    examples = evenly_spaced(task.splits.dev, GLANCE)
-    with session.averaged():
-        return examples, task.answer(model, tokenizer, examples)
+        swap_average(session.optimizers)
 
 
 def score_of(task: Task, measured: dict[str, Interval]) -> float:

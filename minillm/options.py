@@ -1,11 +1,33 @@
-"""The options of optimisation, which both scripts share."""
+"""The options that both scripts share, and what makes no sense in either."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from minillm import cli
+import kernels
+from minillm import cli, trackers
+from minillm.device import PRECISIONS
 from minillm.errors import UserError
 from minillm.optim import OPTIMIZERS
 from minillm.session import SCHEDULES
+
+BUDGETS = ("minutes", "steps", "epochs")  # options, of which one is given
+
+
+@dataclass(frozen=True)
+class Common:
+    """What any training is told."""
+
+    out: Path | None = cli.option(None, "folder to save to (default: runs/TASK-sft or TASK-rl, numbered when taken)")
+    resume: Path | None = cli.option(None, "go on with an interrupted run, under the options it was started with")
+    minutes: float | None = cli.option(None, "wall-clock budget of the training; the learning rate follows it")
+    steps: int | None = cli.option(None, "train for a number of steps instead, whatever time they take")
+    seed: int = cli.option(0, "fixes everything random")
+    precision: str = cli.option("auto", "of the activations; weights stay float32", choices=PRECISIONS)
+    kernels: str = cli.option("auto", "implementation of attention and loss", choices=kernels.IMPLS)
+    log_to: str | None = cli.option(None, "write the log there, too", choices=tuple(trackers.TRACKERS))
+    options: Any = None  # those of the task, an instance of its Options; None: its defaults, or the starting run's
 
 
 @dataclass(frozen=True)
@@ -14,6 +36,13 @@ class Optimisation:
 
     lr: float | None = cli.option(
         None, "peak learning rate of the blocks, or of a classifier's encoder; of LoRA, ten times as high"
+    )
+    embedding_lr: float | None = cli.option(
+        None, "peak learning rate of embeddings and norms, or of a classifier's head"
+    )
+    optimizer: str | None = cli.option(None, "what moves the weights", choices=tuple(OPTIMIZERS))
+    beta2: float | None = cli.option(
+        None, "share of its mean of squared gradients that AdamW keeps: nearer to 1 where gradients are noisy"
     )
     warmup: float | None = cli.option(None, "share of the training in which the learning rates rise")
     schedule: str | None = cli.option(
@@ -31,18 +60,31 @@ class Optimisation:
 class Supervised(Optimisation):
     """And what supervised learning lets them choose besides."""
 
-    optimizer: str | None = cli.option(None, "what moves the weights", choices=tuple(OPTIMIZERS))
-    embedding_lr: float | None = cli.option(
-        None, "peak learning rate of embeddings and norms, or of a classifier's head"
-    )
     label_smoothing: float | None = cli.option(None, "share of each target that is spread over all there could be")
     ema: float | None = cli.option(None, "judge and save a moving average of the weights, of this decay, such as 0.999")
 
 
+def check_common(args: Any, tasks: Collection[str]) -> None:
+    """UserError for options of a script, which learns these tasks, that make no sense whatever the data is."""
+    if args.task not in tasks:
+        raise UserError(f"--task {args.task} is not one of {', '.join(tasks)}")
+    budgets = [name for name in BUDGETS if name in vars(args)]
+    cli.require_positive(args, *budgets)
+    if len(given := [f"--{name}" for name in budgets if vars(args)[name] is not None]) > 1:
+        raise UserError(f"{' and '.join(given)} exclude each other: give one budget")
+    cli.require_choices(args, skip=("task",))
+    if args.options:
+        cli.require_choices(args.options)
+    cli.require_seed(args)
+    trackers.require(args.log_to)
+    check_optimisation(args)
+
+
 def check_optimisation(args: Optimisation) -> None:
     """UserError for options that make no sense whatever the model is."""
-    cli.require_positive(args, "lr", "clip", "lora", *(["embedding_lr"] if isinstance(args, Supervised) else []))
+    cli.require_positive(args, "lr", "embedding_lr", "beta2", "clip", "lora")
     cli.require_share(args, "warmup", "the training")
+    cli.require_share(args, "beta2", "that mean")
     if isinstance(args, Supervised):
         cli.require_share(args, "label_smoothing", "each target")
         cli.require_share(args, "ema", "the average")

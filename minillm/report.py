@@ -16,6 +16,7 @@ from minillm.tokenizer import Tokenizer
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 SAMPLES = 10
+GLANCE = 500  # dev examples looked at during training; all of them at the end
 NAMES = {
     "bits_per_character": "bits a character",
     "bleu": "BLEU",
@@ -26,12 +27,16 @@ NAMES = {
     "majority": "always the commonest class",
     "naive_bayes": "naive Bayes",
     "f1": "F1",
+    "given": "given answers, nats a token",
+    "kl": "KL to the start, nats an answer",
     "intent_accuracy": "intents",
     "look_up": "commonest tags",
     "n_grams": "5-grams",
     "nats": "nats a token",
     "longer": "the longer one wins",
     "chosen_gain": "nats gained by chosen answers",
+    "pass_1": "pass@1",
+    "pass_8": "pass@8",
     "per": "PER",
     "of_the_mean": "squared error of the mean",
     "unexplained": "variance left",
@@ -53,7 +58,7 @@ def introduce(console: Console, placement: Placement, task: Any, model: nn.Modul
     family = type(config).__name__.removesuffix("Config")
     for line in (
         *placement.lines,
-        f"task       {task.name}: {', '.join(f'{len(s):,} {name}' for name, s in vars(splits).items())} examples",
+        f"task       {task.name}: {', '.join(f'{len(s):,} {n}' for n, s in vars(splits).items() if s)} examples",
         *(f"           {note}" for note in task.notes),
         f"model      {family}, {size:,} parameters{of_them} ({shape})",
         f"run        {run.folder}",
@@ -69,6 +74,14 @@ def figures(metrics: Mapping[str, Interval]) -> str:
 def named(name: str) -> str:
     """What a person calls a metric, or another value of a log."""
     return NAMES.get(name, name.replace("_", " "))
+
+
+def points(found: Interval) -> str:
+    """A difference of shares is in points and not in percent, which could be taken for a share of the first."""
+    if not found.form.endswith("%"):
+        return str(found)
+    value, low, high = (format(100 * number, found.form.replace("%", "f")) for number in found)
+    return f"{value} points [{low}, {high}]"
 
 
 def flat(metrics: Mapping[str, Interval], split: str) -> dict[str, float]:
@@ -88,15 +101,21 @@ def values_of(report: Mapping[str, Mapping[str, Interval | int]]) -> dict[str, d
     }
 
 
-def score(console: Console, task: Any, model: nn.Module, tokenizer: Tokenizer, when: str) -> dict[str, float]:
-    """The task's metrics of the answers to all that is held out, for a file; shown, too."""
-    metrics: dict[str, float] = {}
+def score(console: Console, task: Any, model: nn.Module, tokenizer: Tokenizer, when: str) -> dict[str, Any]:
+    """The task's metrics of the answers to all that is held out, by split; shown, too."""
+    found: dict[str, Any] = {}
     for split in ("dev", "test"):
         if examples := vars(task.splits)[split]:
-            measured = task.measure(examples, task.answer(model, tokenizer, examples))
-            metrics |= flat(measured, split)
-            console.print(f"{when}: {split} {figures(measured)} on {len(examples):,} held-out examples")
-    return metrics
+            found[split] = task.measure(examples, task.answer(model, tokenizer, examples))
+            console.print(f"{when}: {split} {figures(found[split])} on {len(examples):,} held-out examples")
+    return found
+
+
+def glance(session: Any, task: Any, model: nn.Module, tokenizer: Tokenizer) -> tuple[Sequence[Any], list[Any]]:
+    """Some dev examples and the model's answers."""
+    examples = evenly_spaced(task.splits.dev, GLANCE)
+    with session.averaged():
+        return examples, task.answer(model, tokenizer, examples)
 
 
 def evenly_spaced(examples: Sequence[Any], count: int) -> Sequence[Any]:

@@ -6,7 +6,7 @@ tasks share whose answers are written, token by token, by a GPT.
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import KW_ONLY, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -38,6 +38,7 @@ class Splits:
     train: list[Any]
     dev: list[Any]
     test: list[Any]  # may be empty
+    unlabelled: list[Any] = field(default_factory=list)  # for training, too, but not by their answers: see --labels
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,10 @@ class Files:
     train: Path | None = cli.option(None, "file to learn from")
     dev: Path | None = cli.option(None, "such a file to watch progress on")
     test: Path | None = cli.option(None, "such a file to score at the very end")
+    _: KW_ONLY
+    labels: float | None = cli.option(
+        None, "share of the training examples whose answers are learned from; rewards judge answers to all of them"
+    )
 
 
 class Shape(Protocol):
@@ -85,6 +90,10 @@ class Task(Protocol):
     def recipe(self, model: nn.Module | None, minutes: float | None) -> dict[str, Any]:
         """What suits the task: values for options of train_sft.py that were not given. `model` is what --init names;
         None asks for a model from scratch. `minutes` is the time there is; None asks for the default."""
+
+    def rl_recipe(self, model: nn.Module) -> dict[str, Any]:
+        """What suits the task: values for options of train_rl.py that were not given."""
+        return recipe_by_reward(model)
 
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> nn.Module:
         """From scratch. ValueError for a shape that cannot be."""
@@ -221,11 +230,17 @@ class WritingTask(Task):
         """What train_rl.py's --reward may name; the first is the default."""
         return {"own": self.reward, **SHARED}
 
+    @property
+    def num_practised(self) -> int:
+        """How many different examples `practice` has."""
+        return len(self.splits.train) + len(self.splits.unlabelled)
+
     def practice(self, seed: int) -> Iterator[Example]:
-        """Training examples to try answers on, without end, in an order fixed by the seed: shuffled anew each time."""
-        rng = np.random.default_rng(seed)
+        """Training examples to try answers on, without end, in an order fixed by the seed: shuffled anew each time.
+        Those whose answers are not learned from are among them."""
+        rng, examples = np.random.default_rng(seed), [*self.splits.train, *self.splits.unlabelled]
         while True:
-            yield from (self.splits.train[i] for i in rng.permutation(len(self.splits.train)))
+            yield from (examples[i] for i in rng.permutation(len(examples)))
 
     def answer(self, model: GPT, tokenizer: Tokenizer, examples: Sequence[Example]) -> list[str]:
         prompts = [example.prompt for example in examples]
@@ -245,3 +260,10 @@ def recipe_of_writers(model: GPT) -> dict[str, Any]:
     """Of a model that can write already; the rates of AdamW fall with its width (arXiv:2203.03466)."""
     lr = 3e-4 * min(1.0, 128 / model.config.width)
     return {"optimizer": "adamw", "batch_tokens": 2048, "lr": lr, "embedding_lr": lr, "warmup": 0.05, "epochs": 3}
+
+
+def recipe_by_reward(model: nn.Module) -> dict[str, Any]:
+    """What harms no model that can do much already: answers drawn from the policy as it is, and steps that are small,
+    heed for long how much gradients disagree, and lean for one half on the answers that are given."""
+    rates = {"optimizer": "adamw", "lr": 3e-4 * min(1.0, 128 / model.config.width), "beta2": 0.99, "warmup": 0.1}
+    return {**rates, "minutes": 3.0, "prompts": 128, "samples": 8, "temperature": 1.0, "sft_share": 0.5}
