@@ -179,9 +179,8 @@ class Classify(Task):
         """Of every text, the weight of its class: the loss of a step is their weighted mean."""
         if not self.class_weights:
             return 1.0
-        return torch.tensor([self.class_weights[name] for name in self.classes])[batch.labels.cpu()].to(
-            batch.labels.device
-        )
+        weights = torch.tensor([self.class_weights.get(name, 1.0) for name in self.classes])
+        return weights.to(batch.labels.device)[batch.labels]
 
     def count(self, batch: Batch) -> float:
         return float(self.importance(batch).sum()) if self.class_weights else batch.count
