@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import harness  # first: puts the repository root on the path
-from rich.console import Console
-
 from experiment import arms, plan, report, runner, studies
 from experiment.plan import Budget, Design
+from rich.console import Console
+
 from minillm import cli
 from minillm.errors import UserError
 

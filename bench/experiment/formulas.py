@@ -1,9 +1,9 @@
 """What each method optimises, in formulas, each with the test that holds it against autograd or enumeration."""
 
 TESTS = "tests/experiment/test_gradients.py"
-NOTATION = """x: a prompt · y: an answer, tokens y₁ … yₙ, its end included · π(y | x) = Π p(yₜ | x, y₁ … yₜ₋₁) · z: the logits
-before a token, p = softmax(z) · e_y: 1 at the token y, else 0 · r: the reward of an answer · b: a baseline, which does
-not depend on the answer · β: a weight · π₀: the start"""
+NOTATION = """x: a prompt · y: an answer, tokens y₁ … yₙ, its end included · π(y | x) = Π p(yₜ | x, y₁ … yₜ₋₁) ·
+z: the logits before a token, p = softmax(z) · e_y: 1 at the token y, else 0 · r: the reward of an answer · b: a baseline,
+which does not depend on the answer · β: a weight · π₀: the start"""
 
 # Method, what is optimised, its gradient, the test.
 FORMULAS = (
@@ -48,5 +48,5 @@ FORMULAS = (
     ),
 )
 TWO_CLASSES = """Of two classes "wrong" says which one is right: a verdict is then a label, worth one bit like it. But
-REINFORCE does not know that. It moves the logits by (r − b) · (e_y − p) and never by what the other class would have been
-paid; of K classes a wrong guess only excludes one of K."""
+REINFORCE does not know that. It moves the logits by (r − b) · (e_y − p) and never by what the other class would have
+been paid; of K classes a wrong guess only excludes one of K."""

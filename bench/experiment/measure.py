@@ -10,8 +10,8 @@ Of each set of examples, arrays with a row an example:
     kl         (n,)    log p − log p at the start, of whole answers drawn: its mean is KL(model ‖ start)
     distinct   (n,)    share of the answers drawn that differ from each other
 
-Drawn answers are asked for some examples only. Of a classifier what is drawn is known exactly, without drawing: `passed`
-has one column, the probability of the right class.
+Drawn answers are asked for some examples only. Of a classifier all of this is known without drawing: `passed` has one
+column, the probability of the right class.
 """
 
 from collections.abc import Mapping, Sequence

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from experiment import formulas, measure
 from experiment.arms import ARMS
+from experiment.pictures import Picture
 from experiment.plan import FACTORS, OF_TRIALS
 from experiment.questions import Question, by_effort, headline, published
-from experiment.pictures import Picture
 from experiment.results import START, Results, title_of, told
 from minillm.pages.blocks import Html, bullets, command, header, page, pairs, section, table, tag
 
@@ -14,8 +14,8 @@ OF_INTERVALS = """Every interval is a 95 % interval of a paired difference: over
 Student's width for few seeds; how it is made, and how often it holds the truth, is said in \
 bench/experiment/effects.py and measured in tests/experiment/test_effects.py. A sentence says that no difference was \
 seen where the interval holds 0: that is no proof that there is none."""
-OF_SEARCH = f"""As many trials for each arm, of {OF_TRIALS:.0%} of its budget, on dev, with the first seed; the factor is \
-of the arm's usual learning rate. Short trials prefer high rates, for all arms alike."""
+OF_SEARCH = f"""As many trials for each arm, of {OF_TRIALS:.0%} of its budget, on dev, with the first seed; the factor \
+is of the arm's usual learning rate. Short trials prefer high rates, for all arms alike."""
 OF_COST = """Verdicts are answers of its own that were judged. Operations count what is drawn and what is learned \
 from, at most: reinforcement learning does not learn again from equal answers, nor from prompts whose answers all got \
 the same. Seconds are those of this machine, which other work may have shared."""
@@ -29,7 +29,7 @@ def written(results: Results, asked: Sequence[Question], left_out: dict[str, str
         header("supervised against reinforcement learning", headline(results), *lines),
         section("Right answers of all arms", *everything(results)),
         *(part(number, question) for number, question in enumerate(asked, 1)),
-        section("Three axes", curves([p for p in efforts(results)]), costs(results), note=OF_COST),
+        section("Three axes", curves(efforts(results)), costs(results), note=OF_COST),
         section("What others found", others(results), note="As far as these figures say; other models, other tasks."),
         section("What each method optimises", *optimises()),
         section("The search", search(results), note=OF_SEARCH),
@@ -47,8 +47,8 @@ def design_in_words(results: Results) -> str:
     done = len(results.finished), len(results.work.jobs)
     begun = "" if done[0] == done[1] else f" Not finished: {done[0]} of {done[1]} jobs are done."
     return (
-        f"All arms begin at the same models, those that {', '.join(f'{s:.0%}' for s in design.shares)} of the labels of "
-        f"{study.name} give, and have the same budget: {budget}. {seeds}, each with starts of its own.{begun}"
+        f"All arms begin at the same models, those that {', '.join(f'{s:.0%}' for s in design.shares)} of the labels "
+        f"of {study.name} give, and have the same budget: {budget}. {seeds}, each with starts of its own.{begun}"
     )
 
 

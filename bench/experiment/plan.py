@@ -103,7 +103,8 @@ def of_arm(study: Study, design: Design, arm: Arm, share: float, seed: int, fact
     if arm.helper:
         helper = place("pairs", share, seed)
         yield Job(
-            helper, "pairs", "pairs", share, seed, "pairs", study.task, study.options(share), {}, Budget(), 0.0, 1.0, init
+            helper, "pairs", "pairs", share, seed, "pairs", study.task, study.options(share), {}, Budget(), 0.0, 1.0,
+            init,
         )  # fmt: skip
         if arm.helper == "judge":
             yield judge(study, share, seed)

@@ -237,7 +237,7 @@ def stable(results: Results) -> Question:
 def published(results: Results) -> list[tuple[str, str, str]]:
     """Of each paper: which, what it says, what was seen here."""
     shift = {"what": "right", "of": "shift"}
-    rows = [
+    return [
         ("arXiv:2501.17161", "SFT memorises, RL generalises: it also learns what is unlike the training.",
          verdict(results.difference("rl", CONTROL, **shift), "agrees: unlike the training REINFORCE is ahead of SFT",
                  "disagrees: unlike the training REINFORCE is behind SFT")),
@@ -250,7 +250,6 @@ def published(results: Results) -> list[tuple[str, str, str]]:
          + " " + verdict(results.difference("sft-rl", CONTROL, **shift), "And SFT, then REINFORCE is ahead of more SFT",
                          "And SFT, then REINFORCE is behind more SFT")),
     ]  # fmt: skip
-    return rows
 
 
 def verdict(found: Interval | None, higher: str, lower: str) -> str:

@@ -110,7 +110,7 @@ class Additions(Study):
 
     name = task = "arithmetic"
     shift = "sums with a number from 90 to 99, larger than any in training"
-    diverse = {"both_orders": True}
+    diverse: ClassVar[Mapping[str, Any]] = {"both_orders": True}
     temperature = 0.5
     largest, most = 89, 6400
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
-from experiment import effects  # noqa: E402
-from experiment.questions import between  # noqa: E402
+from experiment import effects
+from experiment.questions import between
 
 
 def made_up(rng, seeds, examples, of_seed, of_example, truth=0.0):

@@ -16,7 +16,7 @@ from minillm.policy import Estimator, Rewards, Tokens
 from minillm.preference import METHODS, Pairs
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
-from experiment import formulas  # noqa: E402
+from experiment import formulas
 
 V = 4
 ANSWERS = list(itertools.product(range(V), repeat=2))
