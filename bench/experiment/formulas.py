@@ -2,8 +2,8 @@
 
 TESTS = "tests/experiment/test_gradients.py"
 NOTATION = """x: a prompt · y: an answer, tokens y₁ … yₙ, its end included · π(y | x) = Π p(yₜ | x, y₁ … yₜ₋₁) ·
-z: the logits before a token, p = softmax(z) · e_y: 1 at the token y, else 0 · r: the reward of an answer · b: a baseline,
-which does not depend on the answer · β: a weight · π₀: the start"""
+z: the logits before a token, p = softmax(z) · e_y: 1 at the token y, else 0 · r: the reward of an answer · b: a
+baseline, which does not depend on the answer · β: a weight · π₀: the start"""
 
 # Method, what is optimised, its gradient, the test.
 FORMULAS = (

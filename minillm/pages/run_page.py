@@ -57,11 +57,13 @@ HINTS = {
     "kl": "to the start, nats an answer",
     "entropy": "nats a token",
     "unfinished": "answers that were cut",
+    "solved": "prompts with a right answer, of those tried",
+    "finds": "different right answers, of all rounds",
     "groups_without_variance": "prompts whose answers all got the same",
 }
 NAMES = {"lr": "learning rate", "kl": "KL"}
 LOGARITHMIC = ("loss", "perplexity", "gradient_norm")  # where they span decades
-SHARES = ("groups_without_variance", "unfinished")  # of what is logged beside metrics
+SHARES = ("groups_without_variance", "unfinished", "solved")  # of what is logged beside metrics
 COUNTED = ("step", "seconds", "tokens")  # what a curve is no picture of
 
 

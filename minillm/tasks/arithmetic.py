@@ -17,7 +17,8 @@ from minillm.tasks.base import Example, Splits, WritingTask
 from minillm.tokenizer import SymbolTokenizer
 
 DIGITS = 2
-HELD_OUT = 1000  # problems each in dev and test
+MOST = 10 ** (2 * DIGITS)  # problems that there are
+HELD_OUT = 1000  # of them each in dev and test
 EXAMPLES = 2000  # solved problems, unless told otherwise
 
 
@@ -52,7 +53,7 @@ class Arithmetic(WritingTask):
         count = EXAMPLES if examples is None else examples
         if count < 1:
             raise UserError(f"--examples {count} must be at least 1")
-        if count > (most := (self.largest + 1) ** 2 - sum(map(self.is_known, self.held_out))):
+        if count > (most := self.num_practised):
             raise UserError(f"--examples {count} is more than the {most:,} problems that are not held out")
         return count
 
@@ -70,10 +71,19 @@ class Arithmetic(WritingTask):
         rates = {"optimizer": "muon", "lr": 0.005, "embedding_lr": 0.005, "warmup": 0.02}
         return {**shape, **rates, "batch_tokens": 1024, "steps": 400, "until": 0.4}
 
+    def rl_recipe(self, model: nn.Module) -> dict[str, Any]:
+        """A start that is often wrong has much to learn, from problems that nobody has solved for it."""
+        lr = 5e-4 * min(1.0, 128 / model.config.width)
+        return {**super().rl_recipe(model), "lr": lr, "beta2": 0.95, "temperature": 0.5, "sft_share": 0.0}
+
     def unseen(self, seed: tuple[int, int]) -> Iterator[tuple[int, int]]:
         """Problems without end, none of them held out."""
         stream = filter(self.is_known, problems(np.random.default_rng(seed)))
         return (problem for problem in stream if problem not in self.held_out)
+
+    @property
+    def num_practised(self) -> int:
+        return (self.largest + 1) ** 2 - sum(map(self.is_known, self.held_out))
 
     def practice(self, seed: int) -> Iterator[Example]:
         """New problems, not only those that were solved for supervised learning."""
