@@ -11,7 +11,7 @@ Drawn as it is, it is too narrow for few seeds, in two ways that are mended here
 1993, 12.4): variances are divided by n − 1 in place of n, and the interval has Student's width, with the degrees of
 freedom that Satterthwaite's formula gives the two sums together, but never less than the seeds alone would have. What
 seeds and examples do only jointly is counted twice, so that intervals are rather too wide than too narrow: of made-up
-results whose truth is known they held it in 94 to 99 % of cases (tests/experiment/test_effects.py).
+results whose truth is known they held it in 94 to 99 % of cases (tests/sft_vs_rl/test_effects.py).
 
 Letters: S seeds, n examples.
 """
@@ -81,9 +81,10 @@ def is_told(found: Interval) -> bool:
 
 
 def sentence(found: Interval, higher: str, lower: str, nothing: str) -> str:
-    """What the interval carries: one of two statements, or that no difference was seen; the numbers behind it."""
+    """What the interval carries: one of two statements, or that no difference was seen; the numbers behind it. Nothing
+    where there is no interval."""
     if not math.isfinite(found.low):
-        return f"{nothing[:1].upper()}{nothing[1:]} from one seed ({points(found)[0]})."
+        return ""
     said = (higher if found.value > 0 else lower) if is_told(found) else nothing
     return f"{said[:1].upper()}{said[1:]}: {' '.join(points(found))}."
 

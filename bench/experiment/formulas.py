@@ -1,6 +1,6 @@
 """What each method optimises, in formulas, each with the test that holds it against autograd or enumeration."""
 
-TESTS = "tests/experiment/test_gradients.py"
+TESTS = "tests/sft_vs_rl/test_gradients.py"
 NOTATION = """x: a prompt · y: an answer, tokens y₁ … yₙ, its end included · π(y | x) = Π p(yₜ | x, y₁ … yₜ₋₁) ·
 z: the logits before a token, p = softmax(z) · e_y: 1 at the token y, else 0 · r: the reward of an answer · b: a
 baseline, which does not depend on the answer · β: a weight · π₀: the start"""

@@ -12,7 +12,7 @@ from minillm.pages.blocks import Html, bullets, command, header, page, pairs, se
 
 OF_INTERVALS = """Every interval is a 95 % interval of a paired difference: over seeds and over examples at once, with \
 Student's width for few seeds; how it is made, and how often it holds the truth, is said in \
-bench/experiment/effects.py and measured in tests/experiment/test_effects.py. A sentence says that no difference was \
+bench/experiment/effects.py and measured in tests/sft_vs_rl/test_effects.py. A sentence says that no difference was \
 seen where the interval holds 0: that is no proof that there is none."""
 OF_SEARCH = f"""As many trials for each arm, of {OF_TRIALS:.0%} of its budget, on dev, with the first seed; the factor \
 is of the arm's usual learning rate. Short trials prefer high rates, for all arms alike."""
@@ -43,7 +43,11 @@ def design_in_words(results: Results) -> str:
     budget = f"{design.budget.minutes:g} minutes of the clock" if design.budget.minutes else (
         f"the floating-point operations of {design.budget.steps} steps of REINFORCE"
     )  # fmt: skip
-    seeds = f"{design.seeds} seeds" if design.seeds > 1 else "one seed, so that nothing has an interval"
+    seeds = (
+        f"{design.seeds} seeds"
+        if design.seeds > 1
+        else "One seed, so that nothing has an interval and no question an answer"
+    )
     done = len(results.finished), len(results.work.jobs)
     begun = "" if done[0] == done[1] else f" Not finished: {done[0]} of {done[1]} jobs are done."
     return (

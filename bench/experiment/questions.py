@@ -29,7 +29,10 @@ class Question:
 
 
 def answered(results: Results) -> list[Question]:
-    return [ask(results) for ask in (optimised, labelled, generalises, moved, stable)]
+    found = [ask(results) for ask in (optimised, labelled, generalises, moved, stable)]
+    for question in found:
+        question.sentences = [*filter(None, question.sentences)]
+    return found
 
 
 # ---- what sentences are made of ------------------------------------------------------------------------
@@ -40,7 +43,7 @@ def compared(
 ) -> list[str]:
     """A sentence of the first arm less the second, unless one of them was not run."""
     found = results.difference(first, second, what, of, **more)
-    return [] if found is None else [sentence(found, higher, lower, nothing)]
+    return [] if found is None else [sentence(found, higher, lower, nothing)]  # empty without an interval
 
 
 def by_arms(results: Results, other: str, what: str, of: str) -> list[Value]:
@@ -253,7 +256,8 @@ def published(results: Results) -> list[tuple[str, str, str]]:
 
 
 def verdict(found: Interval | None, higher: str, lower: str) -> str:
-    return "Not run here." if found is None else sentence(found, higher, lower, "no difference was seen there")
+    said = "" if found is None else sentence(found, higher, lower, "no difference was seen there")
+    return said or "Nothing can be said."
 
 
 def headline(results: Results) -> str:

@@ -50,8 +50,12 @@ class Axis:
     def ticks(self, most: int = 5) -> list[float]:
         if self.is_log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            found = [10.0**k for k in decades if self.low * 0.999 <= 10.0**k <= self.high * 1.001]
-            return found[:: -(-len(found) // most)]
+            for parts in ((1,), (1, 2, 5)):  # these, too, where there are few decades
+                found = [part * 10.0**k for k in decades for part in parts]
+                found = [value for value in found if self.low * 0.999 <= value <= self.high * 1.001]
+                if len(found) > 2:
+                    break
+            return found[:: max(1, -(-len(found) // most))]
         step = nice_step((self.high - self.low) / most)
         first, last = math.ceil(self.low / step - 1e-6), math.floor(self.high / step + 1e-6)
         return [k * step for k in range(first, last + 1)]

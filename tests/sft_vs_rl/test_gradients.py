@@ -5,18 +5,15 @@ the second. Letters: V tokens, A answers.
 """
 
 import itertools
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from experiment import formulas
 
 from kernels import cross_entropy
 from minillm.policy import Estimator, Rewards, Tokens
 from minillm.preference import METHODS, Pairs
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
-from experiment import formulas
 
 V = 4
 ANSWERS = list(itertools.product(range(V), repeat=2))
