@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None, console: Console | None = None) -> Path:
 
 
 def study_of(args: Args, folder: Path) -> studies.Study:
-    study = studies.STUDIES[args.task](folder / "data", TASTE if args.quick else studies.Sizes())
+    study = studies.STUDIES[args.task](folder / "data", TASTE if args.quick else studies.STUDIES[args.task].usual)
     study.data = args.data
     return study
 

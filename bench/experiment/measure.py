@@ -45,7 +45,7 @@ Arrays = dict[str, np.ndarray]
 
 def opened(folder: Path, task: Any) -> tuple[nn.Module, Tokenizer]:
     """The model of a run, made ready for the task, and its vocabulary."""
-    placement = place("auto", "auto")
+    placement = place("fp32", "auto")
     model, tokenizer = open_start(folder, task)
     adapt(task, model, tokenizer, folder)
     model = model.to(placement.device).eval()

@@ -124,6 +124,15 @@ def labelled(results: Results) -> Question:
                     found, f"{there} {name} is ahead of more SFT", f"{there} {name} is behind more SFT",
                     f"{there} no difference between {name} and more SFT was seen",
                 ))  # fmt: skip
+    for arm in ("rl", "expert"):
+        found = results.difference(arm, START, other_share=1.0) if 1.0 in shares else None
+        if found is not None:
+            name, there = title_of(arm), f"from {results.design.shared:.0%} of the labels"
+            question.sentences.append(sentence(
+                found, f"{name} {there} is ahead of supervised learning of all of them",
+                f"{name} {there} is behind supervised learning of all of them",
+                f"no difference was seen between {name} {there} and supervised learning of all of them",
+            ))  # fmt: skip
     question.sentences += bits(results)
     return question
 

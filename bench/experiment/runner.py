@@ -20,9 +20,11 @@ from minillm.run import Run
 from minillm.tasks import TASKS
 
 SCRIPTS = {"sft": train_sft, "rl": train_rl}
+PRECISION = "fp32"  # the same on every machine
 BROKE = "try a lower --lr"  # ends what the scripts say where numbers became infinite
 MOST_ASKED = 2000  # prompts that pairs are made of
 MOST_PAIRS = 4  # of a prompt
+MAY_GROW = ("arms", "shares", "seeds", "trials")
 
 
 class Runner:
@@ -88,6 +90,7 @@ class Runner:
         task_options = dict(job.task_options)
         rate = job.base * (self.factor(job.arm) if job.factor is None else job.factor)
         options = {**job.options, "lr": rate, "task": job.task, "seed": job.seed, "out": self.path(job)}
+        options["precision"] = PRECISION
         if job.script == "sft":
             options["embedding_lr"] = rate
         if job.init:
@@ -148,12 +151,12 @@ def left(started: float, done: int, rest: int) -> str:
 
 
 def require_same(folder: Path, asked: Mapping[str, Any]) -> None:
-    """What a folder holds must be of the same experiment. UserError."""
+    """What a folder holds must be of the same experiment; it may grow by arms, starts, seeds, trials. UserError."""
     path = folder / "experiment.json"
     asked = json.loads(json.dumps(asked))
     if path.exists():
         there = read_json(path)
-        if different := [name for name in asked if there.get(name) != asked[name]]:
+        if different := [name for name in asked if name not in MAY_GROW and there.get(name) != asked[name]]:
             name = different[0]
             raise UserError(
                 f"{folder} holds an experiment with {name} = {there.get(name)}, not {asked[name]}; "

@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar
@@ -22,6 +22,7 @@ from minillm.tasks.arithmetic import Options as Sums
 from minillm.tasks.base import Example
 
 Sets = Mapping[str, Sequence[Any]]
+WATCHED_HERE = {"watch": 0}  # what train_rl.py would look at besides, measure.py looks at
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Study:
     lrs: ClassVar[Mapping[str, float]] = {"sft": 2e-3, "rl": 5e-4, "expert": 2e-3, "dpo": 1e-4, "judge": 5e-4}
     start_lr: ClassVar[float] = 5e-3
     temperature: ClassVar[float] = 1.0  # of the policy that learns
+    usual: ClassVar[Sizes] = Sizes()
 
     def __init__(self, folder: Path, sizes: Sizes):
         self.folder, self.sizes = folder, sizes
@@ -60,6 +62,7 @@ class Study:
         """Of the task, where this share of the labels is known."""
         raise NotImplementedError
 
+    @cache  # noqa: B019, a study lives as long as the experiment
     def made(self, share: float, seed: int) -> Any:
         """The task as the scripts see it."""
         kind = TASKS[self.task]
@@ -98,10 +101,10 @@ class Study:
 
     def reinforced(self) -> dict[str, Any]:
         sizes = {"prompts": self.sizes.prompts, "samples": self.sizes.samples}
-        return {**sizes, "temperature": self.temperature, "warmup": 0.1, "evaluations": 6}
+        return {**sizes, **WATCHED_HERE, "temperature": self.temperature, "warmup": 0.1, "evaluations": 6}
 
     def expert(self) -> dict[str, Any]:
-        sizes = {"samples": self.sizes.samples, "batch_tokens": self.sizes.batch_tokens, "rounds": 2}
+        sizes = {"samples": self.sizes.samples, "batch_tokens": self.sizes.batch_tokens, "rounds": 2, **WATCHED_HERE}
         return {**sizes, "temperature": 1.0, "dropout": 0.1, "optimizer": "muon", "warmup": 0.05, "evaluations": 6}
 
 
@@ -136,6 +139,7 @@ class Pronunciation(Study):
     name = task = "pronounce"
     shift = "words of rare spellings: the fifth whose letters, three in a row, are rarest in the dictionary"
     rare, test_words, dev_words = 0.2, 1500, 500
+    usual = Sizes(start_steps=400, batch_tokens=2048)
 
     def prepare(self) -> None:
         if not self.path("test").exists():
@@ -203,6 +207,10 @@ class Texts(Study):
     data: Path  # where such folders lie
     lrs: ClassVar[Mapping[str, float]] = {"sft": 5e-4, "rl": 5e-4}
     start_lr = 1e-3
+    usual = Sizes(start_steps=200)
+
+    def supervised(self) -> dict[str, Any]:
+        return {**super().supervised(), "optimizer": "adamw-head"}
 
     def prepare(self) -> None:
         if self.path("shift").exists():

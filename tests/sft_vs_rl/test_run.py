@@ -134,7 +134,8 @@ def test_results_survive_being_saved(tmp_path):
 
 
 def test_what_folders_hold_is_compared(tmp_path):
-    runner.require_same(tmp_path, {"seeds": 3})
-    assert json.loads((tmp_path / "experiment.json").read_text()) == {"seeds": 3}
-    with pytest.raises(UserError, match="with seeds = 3, not 4"):
-        runner.require_same(tmp_path, {"seeds": 4})
+    runner.require_same(tmp_path, {"task": "arithmetic", "seeds": 3})
+    runner.require_same(tmp_path, {"task": "arithmetic", "seeds": 4})
+    assert json.loads((tmp_path / "experiment.json").read_text())["seeds"] == 4
+    with pytest.raises(UserError, match="with task = arithmetic, not pronounce"):
+        runner.require_same(tmp_path, {"task": "pronounce", "seeds": 4})
