@@ -56,10 +56,18 @@ def main(argv: list[str] | None = None, console: Console | None = None) -> Path:
     introduce(console, args, design, jobs, left_out)
     work = runner.Runner(study, jobs, folder, console)
     if not args.report_only:
-        work.run()
+        run(work, console)
     path = report.write(study, design, work, left_out)
     console.print(f"report: {path}", markup=False)
     return path
+
+
+def run(work: runner.Runner, console: Console) -> None:
+    try:
+        work.run()
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from here, and with --report-only reports what there is")
+        raise
 
 
 def study_of(args: Args, folder: Path) -> studies.Study:
