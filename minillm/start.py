@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import Any, TypeVar
@@ -38,7 +39,6 @@ UNSAID = {
     "optimizer": "adamw",
 }  # where neither the user nor the recipe says anything
 SIZES = ("batch_tokens", "batch_examples")  # of a step, likewise
-OF_MAKING = ("optimizer", "lr", "embedding_lr", "batch_tokens")  # options of supervised learning, which may go on
 OF_SHAPE = ("layers", "width", "heads")  # options that a checkpoint has decided
 
 
@@ -95,18 +95,28 @@ def complete_by_reward(args: Args, task: Task, model: nn.Module) -> Args:
     return dataclasses.replace(args, embedding_lr=args.embedding_lr or args.lr)
 
 
+@dataclass
+class Making:
+    """How a run of train_sft.py made its model, as far as others may go on so."""
+
+    optimizer: str
+    lr: float
+    embedding_lr: float
+    batch_tokens: int
+
+
 def recipe_of_experts(init: Path, task: Task, model: nn.Module) -> dict[str, Any]:
     """Supervised learning of what was found: with the optimiser, the batches and half of the rates that made the model;
     of one from elsewhere, with what suits it. From how many prompts a step comes is left to the method. UserError."""
     if task.head != "lm":
         raise UserError(f"--method expert learns from texts that were right; --task {task.name} writes none")
     recipe = task.recipe(model, None)
+    names = cli.names_of(Making)
     used = Run(init).options() if (init / "args.json").exists() else {}
     if used.get("script") == "sft" and not used.get("lora"):
-        made = {name: used.get(name) for name in OF_MAKING}
-        if all(value is not None for value in made.values()):
-            recipe |= {**made, "lr": made["lr"] / 2, "embedding_lr": made["embedding_lr"] / 2}
-    recipe = {name: value for name, value in recipe.items() if name in (*OF_MAKING, "warmup")}
+        made = Making(**fields_from(Making, {name: used.get(name) for name in names}, init / "args.json"))
+        recipe |= dataclasses.asdict(made) | {"lr": made.lr / 2, "embedding_lr": made.embedding_lr / 2}
+    recipe = {name: value for name, value in recipe.items() if name in (*names, "warmup")}
     return {**recipe, "prompts": None, "samples": 4, "temperature": 1.0, "rounds": 3, "sft_share": None}
 
 
