@@ -41,7 +41,7 @@ from rich.console import Console
 from torch import Tensor
 
 import train_sft
-from minillm import cli, expert, policy
+from minillm import cli, expert, policy, ranks
 from minillm.batching import IGNORE, Batch, Corpus, by_length
 from minillm.device import place
 from minillm.episodes import (
@@ -275,6 +275,7 @@ def train(args: Args, console: Console | None = None) -> Run:
     started = time.monotonic()
     console, args = console or cli.console(), cli.with_paths(args)
     refuse_beside_resume(args) if args.resume else check(args)
+    ranks.require_alone("train_rl.py")
     with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-rl", cli.given(args)) as run:
         if args.resume:
             args = resumed(args, "rl", TASKS)

@@ -178,3 +178,10 @@ class Average(torch.optim.Optimizer):
         """The model gets the average, which gets the model's weights, until the next call."""
         for parameter, state in self.state.items():
             parameter.data, state["average"] = state["average"], parameter.data
+
+
+def swap_average(optimizers: Optimizers) -> None:
+    """The model and the average of its weights, where there is one, change places."""
+    for optimizer in optimizers:
+        if isinstance(optimizer, Average):
+            optimizer.swap()

@@ -21,7 +21,9 @@ NAMES = {
     "bits_per_character": "bits a character",
     "bleu": "BLEU",
     "chrf": "chrF2",
+    "exact": "all labels right",
     "macro_f1": "macro-F1",
+    "micro_f1": "micro-F1",
     "majority": "always the commonest class",
     "naive_bayes": "naive Bayes",
     "f1": "F1",
@@ -89,6 +91,14 @@ def flat(metrics: Mapping[str, Interval], split: str) -> dict[str, float]:
         fields[f"{split}_{name}"] = interval.value
         fields[f"{split}_{name}_low"], fields[f"{split}_{name}_high"] = interval.low, interval.high
     return fields
+
+
+def values_of(report: Mapping[str, Mapping[str, Interval | int]]) -> dict[str, dict[str, float]]:
+    """A report by class for a file, without the intervals."""
+    return {
+        kind: {name: x.value if isinstance(x, Interval) else x for name, x in row.items()}
+        for kind, row in report.items()
+    }
 
 
 def score(console: Console, task: Any, model: nn.Module, tokenizer: Tokenizer, when: str) -> dict[str, Any]:

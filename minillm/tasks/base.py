@@ -112,16 +112,23 @@ class Task(Protocol):
         """Called with the model as it starts, on its device, before the first step; in a run that goes on, its weights
         are still to come. What is to be remembered of the start may be kept in the run, as REFERENCE."""
 
+    def calibrate(self, model: nn.Module, tokenizer: Tokenizer) -> None:
+        """Called with the trained model before all that is held out is answered: the last chance to change it."""
+
     def end(self, model: nn.Module) -> None:
         """Called with the trained model when all that is held out was answered, before it is saved."""
 
-    def count(self, batch: Batch) -> int:
-        """Over how many things the loss of a batch is a sum: what a step is divided by."""
+    def importance(self, batch: Batch) -> Tensor | float:
+        """How much the losses of a batch count: one number for all, or one each."""
+        return 1.0
+
+    def count(self, batch: Batch) -> float:
+        """The sum of their importance, what a step is divided by."""
         return batch.count
 
-    def weights(self, model: nn.Module, batches: Sequence[Batch], count: int) -> Sequence[Tensor | float | Rule]:
+    def weights(self, model: nn.Module, batches: Sequence[Batch], count: float) -> Sequence[Tensor | float | Rule]:
         """Of the losses in each batch of a step that counts so many in all, for `objective.backward`."""
-        return [1 / max(count, 1)] * len(batches)
+        return [self.importance(batch) / (count or 1) for batch in batches]
 
     def answer(self, model: nn.Module, tokenizer: Tokenizer, examples: Sequence[Any]) -> list[Any]:
         """The model's answer to each example, in their order. Leaves the model in the mode it found."""
