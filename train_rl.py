@@ -230,8 +230,10 @@ def beta_of(session: Session, args: Args) -> float:
 def fit(args: Args, session: Session, task: Task, reward: Reward, start: GPT, model: GPT, tokenizer: Tokenizer) -> None:
     """Roll out, judge, weigh, update, until the budget is spent."""
     practice = islice(task.practice(args.seed), session.progress.step * args.prompts, None)
-    corpus = Corpus(lambda epoch: documents_of_epoch(task, tokenizer, args.seed, epoch), args.seed, task.is_redrawn)
-    given_tokens = round(args.prompts * float(corpus.table.lengths.mean()))
+    corpus = None
+    if args.sft_share:
+        corpus = Corpus(lambda epoch: documents_of_epoch(task, tokenizer, args.seed, epoch), args.seed, task.is_redrawn)
+    given_tokens = round(args.prompts * float(corpus.table.lengths.mean())) if corpus else 0
     room, sampling = task.max_answer_tokens(tokenizer), Sampling(args.temperature)
     model.eval()  # no dropout: the model that learns is the model that drew
     for step in session:
@@ -246,7 +248,7 @@ def fit(args: Args, session: Session, task: Task, reward: Reward, start: GPT, mo
         if args.baseline == "greedy":
             greedy = rewards_of(judge(reward, rollout(model, tokenizer, task, examples, GREEDY, 1)), 1).flatten()
         advantages = weigh(episodes, greedy, session, args)
-        given = corpus.step(step, given_tokens, args.micro_tokens) if args.sft_share else []
+        given = corpus.step(step, given_tokens, args.micro_tokens) if corpus else []
         norm = learn(model, episodes, advantages, given, room, session, args)
         seen = {**look(episodes, args.samples), "gradient_norm": norm}
         session.progress.numbers["beta"] = args.next_beta(beta_of(session, args), seen.get("kl"))

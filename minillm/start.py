@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -27,7 +27,7 @@ from minillm.published.vocabularies import load_tokenizer
 from minillm.rewards import split_weight
 from minillm.run import START, Run
 from minillm.state import read_weights, weights_of
-from minillm.tasks.base import Task
+from minillm.tasks.base import Example, Task
 from minillm.tokenizer import Tokenizer
 
 Args = TypeVar("Args")  # the options of a script, a dataclass
@@ -85,14 +85,28 @@ def complete_by_reward(args: Args, task: Task, model: nn.Module) -> Args:
     """The options of reinforcement learning with what suits the task and the model, which it starts from, where none
     was given. What a stranger judges is not pulled towards the task's own answers."""
     recipe = {} if args.resume else task.rl_recipe(model)
-    if any(split_weight(each)[0] not in task.rewards for each in args.reward):
+    names = [split_weight(each)[0] for each in args.reward] or list(task.rewards)[:1]
+    if not task.splits.train or any(name not in task.rewards for name in names):
         recipe |= {"sft_share": 0.0}
+    if any(isinstance(each, Example) and not each.answers for each in task.splits.unlabelled):
+        require_judge(names, task)
+    if args.sft_share and not task.splits.train:
+        raise UserError(f"--sft-share {args.sft_share} learns from given answers, but the training examples have none")
     if recipe and args.method == "expert":
         recipe |= recipe_of_experts(args.init, task, model)
     if recipe and args.lora:
         recipe |= {"lr": LR_FACTOR * recipe["lr"]}
     args = complete(args, recipe)
     return dataclasses.replace(args, embedding_lr=args.embedding_lr or args.lr)
+
+
+def require_judge(rewards: Sequence[str], task: Task) -> None:
+    """UserError where one of these compares with answers, for prompts that have none."""
+    if comparing := [name for name in rewards if name in task.rewards and name != "length"]:
+        raise UserError(
+            f"the reward {comparing[0]!r} compares with given answers, but some training prompts have none: give "
+            "--reward FILE.py:FUNCTION, or a run"
+        )
 
 
 @dataclass
@@ -132,9 +146,11 @@ def restrict(model: nn.Module, args: Any) -> None:
         raise UserError(f"{option}: {error}") from None
 
 
-def require_examples(task: Task) -> None:
-    """UserError for files that are only to be answered."""
-    if not task.splits.train:
+def require_examples(task: Task, by_reward: bool = False) -> None:
+    """UserError for files that are only to be answered, and for prompts alone, unless answers to them are judged."""
+    if not task.splits.train and task.splits.unlabelled and not by_reward:
+        raise UserError(f"no training example of --task {task.name} has an answer; train_rl.py learns from rewards")
+    if not task.splits.train and not task.splits.unlabelled:
         raise UserError(f"--task {task.name} learns from your own examples: give --train FILE")
     if not task.splits.dev:
         raise UserError(f"--task {task.name} has no examples to watch progress on: give --dev FILE")
@@ -178,7 +194,7 @@ def resume_start(folder: Path, task: Task) -> tuple[nn.Module, Tokenizer]:
 
 def open_policy(args: Args, run: Run, task: Task) -> tuple[GPT, Tokenizer]:
     """What reinforcement learning starts from. Its weights are kept in the run, which needs no other folder then."""
-    require_examples(task)
+    require_examples(task, by_reward=True)
     if args.resume:
         model, tokenizer = resume_start(run.folder, task)
         read_weights(run.path(START), model)
