@@ -111,7 +111,7 @@ def fit(
             corpus = None
             continue
         if corpus is None:
-            corpus = corpus_of(args, task, tokenizer, finds, plan.place(session.share)[0])
+            corpus = corpus_of(args, task, tokenizer, finds, progress.first)
             model.train()
         batches = [
             batch.to(model.tokens.weight.device)
@@ -159,12 +159,12 @@ class Plan:
         return min(1.0, max(0.0, self.place(share)[1] + half - begun) / (1 - begun))
 
 
-def corpus_of(args: Rounds, task: Task, tokenizer: Tokenizer, finds: "Finds", number: int) -> Corpus:
-    """What a round learns from: all that was given, and all that was found, in an order of its own."""
+def corpus_of(args: Rounds, task: Task, tokenizer: Tokenizer, finds: "Finds", first: int) -> Corpus:
+    """What a round learns from that begins with that step: all that was given and found, in an order of its own."""
     if not (found := finds.documents(tokenizer)) and not task.splits.train:
         raise UserError("not one answer was right, and none is given, so that there is nothing to learn from yet")
     draw = lambda epoch: [*documents_of_epoch(task, tokenizer, args.seed, epoch), *found]  # noqa: E731
-    return Corpus(draw, args.seed + number, task.is_redrawn)
+    return Corpus(draw, args.seed + first, task.is_redrawn)
 
 
 def threshold_of(task: Task, reward: Reward) -> float:
