@@ -103,7 +103,9 @@ class Args(Estimator, Rounds, Optimisation, Common):
     reward: tuple[str, ...] = cli.option(
         (), "of the task by name, FILE.py:FUNCTION, or a run; =WEIGHT behind it; may be given several times"
     )
-    prompts: int | None = cli.option(None, "prompts in a step (default here and below: what suits the task)")
+    prompts: int | None = cli.option(
+        None, "prompts in a step, or tried for one of --method expert (default here and below: what suits the task)"
+    )
     samples: int | None = cli.option(None, "answers drawn for each prompt")
     temperature: float | None = cli.option(
         None, "of the policy: answers are drawn, and gradients taken, at this temperature"
