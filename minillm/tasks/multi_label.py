@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from rich.table import Table
 
 from minillm import evaluate, labels, records
@@ -72,6 +73,15 @@ class MultiLabel(Classify):
 
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> MultiLabelClassifier:
         return MultiLabelClassifier(self.new_config(tokenizer, shape), self.classes)
+
+    def adapt(self, model: MultiLabelClassifier, tokenizer: Tokenizer) -> None:
+        """A new head begins with how often each class applies, and not with every second time, which would have to be
+        unlearned first (as of rare classes in Lin et al. 2017, arXiv:1708.02002)."""
+        super().adapt(model, tokenizer)
+        if self.splits.train and not model.head_is_trained and model.classifier.bias is not None:
+            counts = self.marks([example.labels for example in self.splits.train]).sum(axis=0)
+            rates = (counts + 1) / (len(self.splits.train) + 2)
+            model.classifier.bias.data.copy_(torch.from_numpy(np.log(rates / (1 - rates))))
 
     def label_of(self, example: MultiLabelled) -> list[float]:
         return [float(name in example.labels) for name in self.classes]
