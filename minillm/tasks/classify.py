@@ -29,8 +29,9 @@ from minillm.modernbert import ModernBERTConfig
 from minillm.naive_bayes import NaiveBayes
 from minillm.published.subwords import learn_vocabulary
 from minillm.report import mistakes_table, values_of
+from minillm.rewards import Reward, balanced, right_class
 from minillm.tasks import files
-from minillm.tasks.base import Shape, Splits, Task
+from minillm.tasks.base import Judged, Shape, Splits
 from minillm.tasks.classes import in_order, listed, weights_of
 from minillm.tasks.files import Fields
 from minillm.tokenizer import Tokenizer, read_texts
@@ -79,13 +80,17 @@ class Labelled:
     def prompt(self) -> str:
         return " / ".join(self.texts)
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        return (self.label,)
+
 
 class Prediction(NamedTuple):
     label: str
     probability: float
 
 
-class Classify(Task):
+class Classify(Judged):
     name = "classify"
     headline = "accuracy"
     lower_is_better = False
@@ -111,6 +116,7 @@ class Classify(Task):
         self.splits, self.classes, self.notes = load(options)
         counts = Counter(example.label for example in self.splits.train)
         self.majority = max(self.classes, key=lambda name: counts[name])  # in training: the guess without reading
+        self.practised = counts + Counter(example.label for example in self.splits.unlabelled)
         self.limit, self.vocab_size = LONGEST, None
         self.class_weights = weights_of(options.class_weights, counts) if self.splits.train else {}
 
@@ -140,6 +146,12 @@ class Classify(Task):
         shape = {"layers": 2, "width": 128, "heads": 4, "dropout": 0.3}
         rates = {"lr": 5e-4, "embedding_lr": 5e-4}
         return {**both, **shape, **rates, "batch_examples": 64, "epochs": self.epochs(6.0, 64, least=400, most=6000)}
+
+    def rl_recipe(self, model: nn.Module | None) -> dict[str, Any]:
+        """The rates are those of learning by example."""
+        rates = {"lr": 6e-5, "embedding_lr": 1e-3} if model else {"lr": 5e-4, "embedding_lr": 5e-4}
+        both = {"optimizer": "adamw-head", "warmup": 0.06, "temperature": 1.0, "sft_share": 0.0}
+        return {**both, **rates, "prompts": 32, "samples": 4, "minutes": 5.0}
 
     def epochs(self, usual: float, batch: int, least: int, most: int) -> float:
         """As usual, but not fewer steps than `least` nor more than `most`."""
@@ -204,7 +216,12 @@ class Classify(Task):
         return [Prediction(model.classes[k], float(p[k])) for k, p in zip(best, probabilities, strict=True)]
 
     def reward(self, examples: Sequence[Labelled], answers: Sequence[Prediction]) -> dict[str, list[float]]:
-        return {"right": [float(a.label == e.label) for e, a in zip(examples, answers, strict=True)]}
+        return right_class(examples, [answer.label for answer in answers])
+
+    @property
+    def rewards(self) -> dict[str, Reward]:
+        """Of classes that were drawn."""
+        return {"right": right_class, "balanced": balanced(self.practised)}
 
     def measure(self, examples: Sequence[Labelled], answers: Sequence[Prediction]) -> dict[str, Interval]:
         truth = [example.label for example in examples]
