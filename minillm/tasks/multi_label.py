@@ -25,8 +25,9 @@ from minillm.report import cells, shortened, values_of
 from minillm.tasks import files
 from minillm.tasks.base import Shape, Splits
 from minillm.tasks.classes import in_order, listed
-from minillm.tasks.classify import LONGEST, MOST_CLASSES, SHOWN, WORST, Classify, Options
+from minillm.tasks.classify import LONGEST, WORST, Classify, Options
 from minillm.tasks.files import Fields
+from minillm.tasks.labelled import MOST_CLASSES, SHOWN
 from minillm.tokenizer import Tokenizer
 
 THRESHOLD = 0.5  # of the probability of a class that applies
@@ -60,7 +61,7 @@ class MultiLabel(Classify):
         """The task from files. Texts that are held out are never trained on, also where the files overlap."""
         if options.class_weights:
             raise UserError("--class-weights is for --problem single: a text of several labels is of no one class")
-        self.kind, self.is_calibrated = options.model, options.calibrate
+        self.take(options)
         self.splits, self.classes, self.notes = load(options)
         self.commonest = without_reading([example.labels for example in self.splits.train])
         self.majority = joined(self.commonest)
