@@ -50,6 +50,7 @@ def main(argv: list[str] | None = None, console: Console | None = None) -> Path:
     folder = args.out or Path("runs") / f"{args.task}-sft-vs-rl"
     study = study_of(args, folder)
     design, left_out = design_of(args, study)
+    study.folder.mkdir(parents=True, exist_ok=True)
     study.prepare()
     runner.require_same(folder, {"task": args.task, "sizes": asdict(study.sizes), **asdict(design)})
     jobs = plan.jobs(study, design)
