@@ -22,6 +22,7 @@ from minillm.metrics import Interval
 from minillm.run import Run
 
 START = "start"
+TERA = 1e12
 COLUMNS = (
     *("task", "arm", "labels_share", "labels", "seed", "kind", "set", "metric", "value"),
     *("step", "seconds", "operations", "verdicts", "learning_rate"),
@@ -147,7 +148,7 @@ class Results:
             looks = [r for r in run.read_log() if f"dev_{self.headline}" in r]
             last = max((r["step"] for r in looks), default=0)
             if last and job.task == self.study.task and not self.goes_on(job):
-                whole = cost.operations if axis == "operations" else cost.seconds
+                whole = cost.operations / TERA if axis == "operations" else cost.seconds
                 found.append(([whole * r["step"] / last for r in looks], [self.share_right(r) for r in looks]))
         return found
 
