@@ -138,8 +138,8 @@ class Pronunciation(Study):
 
     name = task = "pronounce"
     shift = "words of rare spellings: the fifth whose letters, three in a row, are rarest in the dictionary"
-    rare, test_words, dev_words = 0.2, 1500, 500
-    usual = Sizes(start_steps=400, batch_tokens=2048)
+    most, rare, test_words, dev_words = 24_000, 0.2, 1500, 500  # all labels are those of `most` words
+    usual = Sizes(width=96, start_steps=500)
 
     def prepare(self) -> None:
         if not self.path("test").exists():
@@ -157,7 +157,8 @@ class Pronunciation(Study):
             common[1 :: max(2, len(common) // self.test_words)],
         )
         kept = {e.prompt for e in dev}
-        return {"train": train, "dev": dev, "test": [e for e in test if e.prompt not in kept], "shift": ordered[:count]}
+        some = sorted(train, key=lambda e: e.prompt[::-1])[:: max(1, len(train) // self.most)]
+        return {"train": some, "dev": dev, "test": [e for e in test if e.prompt not in kept], "shift": ordered[:count]}
 
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.txt"
