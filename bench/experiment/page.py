@@ -160,9 +160,8 @@ def again(results: Results) -> list[Html]:
     """The experiment and every arm's own command, of the first seed; commands.txt has all."""
     rows = []
     for job in results.finished:
-        path = results.work.path(job) / "command.txt"
-        if job.seed == 0 and job.kind in ("start", "half", "judge", "arm") and path.exists():
-            rows.append(command(path.read_text(encoding="utf-8").strip()))
+        if job.seed == 0 and job.kind in ("start", "half", "judge", "arm") and (line := results.command(job)):
+            rows.append(command(line))
     options = {
         "task": results.study.name, "starts": ",".join(f"{100 * s:g}" for s in results.design.shares),
         "arms": ",".join(results.design.arms), "seeds": results.design.seeds, "trials": results.design.trials,

@@ -137,6 +137,12 @@ class Results:
         found = [self.cost(self.job(arm, share, seed)) for seed in self.seeds((arm, share))]
         return Cost(*(np.mean(column) for column in zip(*found, strict=True))) if found else None
 
+    def command(self, job: Job) -> str:
+        """What does it again, in the folder where the experiment is by default; nothing where it was lost."""
+        path = self.work.path(job) / "command.txt"
+        text = path.read_text(encoding="utf-8").strip() if path.exists() else ""
+        return text.replace(str(self.work.folder), f"runs/{self.study.name}-sft-vs-rl")
+
     # ---- in training ----
 
     def looks(self, arm: str, axis: str) -> list[tuple[list[float], list[float]]]:
