@@ -46,6 +46,7 @@ VOCABULARY = 8000  # words, or pieces of them, learned from the training texts
 MOST_CLASSES = 1000  # more are no classes; most likely the field is not the label
 SHOWN = 20  # classes that are listed with their number of examples
 WORST = 10
+PAIRS = "learned_pairs"  # a key of tokenizer_config.json
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,8 @@ class Classify(Judged):
         return kind(tokenizer.vocab_size, LONGEST, **sizes, **details, **dropout_everywhere(kind, shape.dropout))
 
     def adapt(self, model: SequenceClassifier, tokenizer: Tokenizer) -> None:
-        """Take over the order of the model's classes and what it reads of a text."""
+        """Take over the order of the model's classes and what it reads of a text; keep for later whether of pairs."""
+        tokenizer.config = {**tokenizer.config, PAIRS: self.is_of_pairs}
         self.classes, self.limit, self.vocab_size = list(model.classes), model.max_seq_len, model.config.vocab_size
         examples = [example for split in vars(self.splits).values() for example in split]
         num_cut = sum(len(tokens) > self.limit for tokens, _ in self.read(examples, tokenizer, limit=None))
@@ -189,9 +191,8 @@ class Classify(Judged):
         """Of every text, the weight of its class: the loss of a step is their weighted mean."""
         if not self.class_weights:
             return 1.0
-        return torch.tensor([self.class_weights[name] for name in self.classes])[batch.labels.cpu()].to(
-            batch.labels.device
-        )
+        weights = torch.tensor([self.class_weights.get(name, 1.0) for name in self.classes])
+        return weights.to(batch.labels.device)[batch.labels]
 
     def count(self, batch: Batch) -> float:
         return float(self.importance(batch).sum()) if self.class_weights else batch.count
@@ -278,11 +279,14 @@ class Classify(Judged):
     def table(self, examples: Sequence[Labelled], answers: Sequence[Prediction]) -> Table:
         return mistakes_table(worst_mistakes(examples, answers), "the mistakes that it was surest of")
 
+    @property
+    def is_of_pairs(self) -> bool:
+        examples = self.splits.train or self.splits.dev or self.splits.test
+        return bool(examples) and len(examples[0].texts) == 2
+
     def next_command(self, folder: Path) -> str:
         """Of a task of pairs, both texts are one word for the shell, with a tab between them."""
-        examples = self.splits.train or self.splits.dev
-        is_of_pairs = bool(examples) and len(examples[0].texts) == 2
-        texts = r"--pairs $'a text\tanother'" if is_of_pairs else '"a text of your own"'
+        texts = r"--pairs $'a text\tanother'" if self.is_of_pairs else '"a text of your own"'
         return f"python -m minillm classify {shlex.quote(str(folder))} {texts}"
 
 
