@@ -36,8 +36,8 @@ from rich.console import Console
 from torch import Tensor
 
 import train_sft
-from minillm import cli, policy
-from minillm.batching import IGNORE, Batch, Corpus, by_length
+from minillm import cli, estimator
+from minillm.batching import Batch, Corpus, by_length
 from minillm.device import place
 from minillm.episodes import (
     Episode,
@@ -48,10 +48,12 @@ from minillm.episodes import (
     refer,
     require_parity,
     rewards_of,
+    spread,
     to_batch,
     tokens_of,
 )
 from minillm.errors import UserError
+from minillm.estimator import Estimator
 from minillm.findings import comparison
 from minillm.generate import GREEDY, Sampling, generate
 from minillm.gpt import GPT
@@ -61,11 +63,12 @@ from minillm.objective import backward
 from minillm.optim import adamw
 from minillm.options import Common, Optimisation, check_common
 from minillm.origin import data_of
-from minillm.policy import Estimator, Rewards, moved
+from minillm.policy import Rewards, is_beyond, moved
 from minillm.report import introduce, score
 from minillm.rewards import Reward, open_rewards
 from minillm.run import Run
 from minillm.session import Session
+from minillm.soft_q import backward_consistency
 from minillm.start import (
     complete,
     documents_of_epoch,
@@ -78,6 +81,7 @@ from minillm.start import (
 from minillm.tasks import TASKS
 from minillm.tasks.base import Task, WritingTask
 from minillm.tokenizer import Tokenizer
+from minillm.values import appraise, backward_value, explained_variance, gae, with_value, without_value
 from minillm.watch import finish, report
 
 WRITING = {name: task for name, task in TASKS.items() if issubclass(task, WritingTask)}  # which have policies
@@ -111,7 +115,7 @@ def check(args: Args) -> None:
     """UserError for options that make no sense whatever the data is."""
     check_common(args, [name for name, task in TASKS.items() if issubclass(task, WritingTask)])
     cli.require_positive(args, "prompts", "samples", "temperature", "evaluations", "micro_tokens")
-    policy.check(args, args.samples)
+    estimator.check(args, args.samples)
     if args.prompts * args.samples > MOST_ANSWERS:
         raise UserError(
             f"--prompts {args.prompts} with --samples {args.samples} are too many answers in a step; "
@@ -155,60 +159,79 @@ def judge(reward: Reward, episodes: list[Episode]) -> list[Episode]:
     return episodes
 
 
-def weigh(episodes: Sequence[Episode], greedy: Tensor | None, session: Session, args: Args) -> list[float]:
-    """The advantage of each answer: of its reward, less what the options take off it."""
-    rewards = rewards_of(episodes, args.samples)
-    if args.kl == "reward":
-        rewards = rewards - beta_of(session, args) * torch.tensor([e.kl for e in episodes]).view_as(rewards)
-    if args.overlong == "penalise":
-        rewards = rewards - UNFINISHED * torch.tensor([float(e.is_cut) for e in episodes]).view_as(rewards)
+def weigh(episodes: Sequence[Episode], greedy: Tensor | None, session: Session, args: Args) -> list[list[float]]:
+    """The advantage of each token of each answer: of what was earned, less what the options take off it."""
+    beta = beta_of(session, args) if args.kl == "reward" else 0.0
+    fine = UNFINISHED if args.overlong == "penalise" else 0.0
+    earned = [episode.earned(beta, fine * episode.is_cut) for episode in episodes]
+    if args.learns_value:
+        return [gae(each, e.values, args.gae_lambda, args.discount) for each, e in zip(earned, episodes, strict=True)]
+    rewards = torch.tensor([sum(each) for each in earned]).view(-1, args.samples)
     average = recalled(session, "average reward", None)
     session.progress.numbers["average reward"] = moved(average, rewards)
-    return args.advantages(Rewards(rewards, average or 0.0, greedy)).flatten().tolist()
+    advantages = args.advantages(Rewards(rewards, average or 0.0, greedy)).flatten().tolist()
+    return [[advantage] * len(e.answer) for advantage, e in zip(advantages, episodes, strict=True)]
 
 
 def climb(
-    model: GPT, episodes: Sequence[Episode], advantages: Sequence[float], args: Args, beta: float, longest: int
-) -> None:
-    """Adds the gradient of what these answers teach. Equal ones are scored once, for all of them."""
+    model: GPT,
+    start: GPT,
+    episodes: Sequence[Episode],
+    advantages: Sequence[Sequence[float]],
+    args: Args,
+    beta: float,
+    longest: int,
+) -> float:
+    """Adds the gradient of what these answers teach, equal ones scored once, for all of them; returns for how many
+    tokens the ratio is beyond the bounds of --update clip."""
     shares = (1 - args.sft_share) * args.shares(torch.tensor([float(len(e.answer)) for e in episodes]), longest)
-    copies = distinct(episodes, advantages)
-    # Without advantage an answer teaches nothing, unless it is pulled towards the start.
-    taught = [i for i in copies if advantages[i] or args.looks_back]
+    copies, out_of_bounds = distinct(episodes, advantages), 0.0
+    # Without advantage an answer teaches nothing, unless it has more to teach than that.
+    taught = [i for i in copies if any(advantages[i]) or args.looks_back or args.learns_value]
     for part in by_length([len(episodes[i].prompt) + len(episodes[i].answer) for i in taught], args.micro_tokens):
         some = [taught[j] for j in part]
         batch = to_batch([episodes[i] for i in some], model.tokens.weight.device)
-        known = tokens_of([episodes[i] for i in some], torch.tensor([advantages[i] for i in some], dtype=torch.float64))
+        known = tokens_of([episodes[i] for i in some], [advantages[i] for i in some])
+        count = torch.tensor([copies[i] for i in some])[known.answer]
+        share = torch.tensor([float(shares[i]) for i in some], dtype=torch.float64)[known.answer] * count
+        if args.method == "soft-q":
+            backward_consistency(model, start, batch, known, share, beta, args.temperature)
+            continue
         if args.looks_back:
             known = known._replace(now=logprobs_of(model, batch, args.temperature).cpu())
-        share = torch.tensor([float(shares[i]) * copies[i] for i in some], dtype=torch.float64)[known.answer]
-        weights = torch.zeros(len(batch.tokens), dtype=model.tokens.weight.dtype, device=batch.tokens.device)
-        weights[batch.targets != IGNORE] = args.weights(known, share, beta).to(weights)
-        backward(model, batch, weights, args.temperature)
+            out_of_bounds += float((count * is_beyond(known, args)).sum())
+        backward(model, batch, spread(args.weights(known, share, beta), batch), args.temperature)
+        if args.learns_value:
+            returns = known.advantages + torch.tensor([value for i in some for value in episodes[i].values])
+            backward_value(model, batch, returns, share, args.value_coefficient)
+    return out_of_bounds
 
 
 def learn(
     model: GPT,
+    start: GPT,
     episodes: list[Episode],
-    advantages: list[float],
+    advantages: list[list[float]],
     given: Sequence[Batch],
     longest: int,
     session: Session,
     args: Args,
-) -> float:
-    """The updates of a step, each from a part of its answers and from answers that were given; returns the norm of the
-    last gradient, 0 where there is none to follow."""
-    counted = [i for i, episode in enumerate(episodes) if args.counts(advantages[i], episode.is_cut)]
-    beta, norm = beta_of(session, args), 0.0
+) -> dict[str, float]:
+    """The updates of a step, each from a part of its answers and from answers that were given; returns what is watched
+    of them, above all the norm of the last gradient, 0 where there is none to follow."""
+    counted = [i for i, episode in enumerate(episodes) if args.counts(max(advantages[i]), episode.is_cut)]
+    beta, norm, out_of_bounds = beta_of(session, args), 0.0, 0.0
     for _ in range(args.passes):
         for part in torch.randperm(len(counted)).tensor_split(args.minibatches):
             if not (some := [counted[i] for i in part.tolist()]):
                 continue
-            climb(model, [episodes[i] for i in some], [advantages[i] for i in some], args, beta, longest)
+            taken = [episodes[i] for i in some], [advantages[i] for i in some]
+            out_of_bounds += climb(model, start, *taken, args, beta, longest)
             for batch in given:
                 backward(model, batch.to(model.tokens.weight.device), args.sft_share / sum(b.count for b in given))
             norm = session.update(args.clip)
-    return norm
+    count = args.passes * sum(len(episodes[i].answer) for i in counted)
+    return {"gradient_norm": norm, **({"ratios_beyond": out_of_bounds / max(count, 1)} if args.uses_ratios else {})}
 
 
 def beta_of(session: Session, args: Args) -> float:
@@ -233,10 +256,13 @@ def fit(args: Args, session: Session, task: Task, reward: Reward, start: GPT, mo
         greedy = None
         if args.baseline == "greedy":
             greedy = rewards_of(judge(reward, rollout(model, tokenizer, task, examples, GREEDY, 1)), 1).flatten()
+        if args.learns_value:
+            appraise(model, episodes, args.micro_tokens)
         advantages = weigh(episodes, greedy, session, args)
         given = corpus.step(step, given_tokens, args.micro_tokens) if args.sft_share else []
-        norm = learn(model, episodes, advantages, given, room, session, args)
-        seen = {**look(episodes, args.samples), "gradient_norm": norm}
+        seen = look(episodes, args.samples) | learn(model, start, episodes, advantages, given, room, session, args)
+        if args.learns_value:
+            seen["explained_variance"] = explained_variance(episodes, advantages)
         session.progress.numbers["beta"] = args.next_beta(beta_of(session, args), seen.get("kl"))
         session.log(**seen)
         if args.kl_limit and seen["kl"] > args.kl_limit:
@@ -279,6 +305,7 @@ def train(args: Args, console: Console | None = None) -> Run:
         lr = LR * min(1.0, 128 / start.config.width) * (LR_FACTOR if args.lora else 1.0)
         args = complete(args, {**RECIPE, "lr": lr})
         model = learner(start, placement, args)
+        model = with_value(model) if args.learns_value else model
         session = Session(args, run, model, adamw(model, args.lr, args.lr, args.weight_decay), console)
         session.begin("rl", args, tokenizer, data, started)
         introduce(console, placement, task, model, run)
@@ -286,7 +313,7 @@ def train(args: Args, console: Console | None = None) -> Run:
         if not session.progress.records:
             session.write(**{name: value for name, value in before.items() if name.startswith("dev")})
         fit(args, session, task, reward, start, model, tokenizer)
-        finish(session, task, model, tokenizer, before)
+        finish(session, task, without_value(model), tokenizer, before)
         console.print(f"next: {comparison(run.folder, args.init)}", markup=False)
     return run
 

@@ -8,20 +8,16 @@
 Every variant is a weight on log p: the surrogate losses of the literature have the gradient Σ weight · ∇ log p(token)
 with weights that are constants, so objective.py need know none of them. That they have, and how far each is biased, is
 checked against autograd and against the exact gradient of the expected reward, by enumeration (tests/test_policy.py,
-bench/estimators.py).
+bench/estimators.py). estimator.py chooses one from each table; values.py has the baseline that is learned.
 
 Letters: P prompts, K samples of each, M tokens of answers.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-
-from minillm import cli
-from minillm.errors import UserError
 
 # ---- baselines: rewards (P, K) → advantages (P, K) -----------------------------------------------
 
@@ -134,28 +130,37 @@ class Tokens(NamedTuple):
         return totals[self.answer]
 
 
-def ratio_of(tokens: Tokens, options: "Estimator") -> Tensor:
+class Options(Protocol):
+    """Of updates, see estimator.py."""
+
+    ratio: str
+    clip_low: float
+    clip_high: float
+    truncate: float
+
+
+def ratio_of(tokens: Tokens, options: Options) -> Tensor:
     logs = tokens.now - tokens.then
     return (tokens.sums(logs) if options.ratio == "sequence" else logs).exp()
 
 
-def reinforce(tokens: Tokens, options: "Estimator") -> Tensor:
+def reinforce(tokens: Tokens, options: Options) -> Tensor:
     """The advantage (Williams 1992): unbiased for answers that the present policy has drawn."""
     return tokens.advantages
 
 
-def importance(tokens: Tokens, options: "Estimator") -> Tensor:
+def importance(tokens: Tokens, options: Options) -> Tensor:
     """The advantage times p now / p then: unbiased for older answers too where the ratio is that of the sequence. That
     of the token alone leaves out how likely the tokens before have become."""
     return ratio_of(tokens, options) * tokens.advantages
 
 
-def truncated(tokens: Tokens, options: "Estimator") -> Tensor:
+def truncated(tokens: Tokens, options: Options) -> Tensor:
     """The same, the ratio being at most `most`: biased, of bounded variance (Ionides 2008; arXiv:1611.01224)."""
     return ratio_of(tokens, options).clamp(max=options.truncate) * tokens.advantages
 
 
-def clipped(tokens: Tokens, options: "Estimator") -> Tensor:
+def clipped(tokens: Tokens, options: Options) -> Tensor:
     """PPO's (Schulman et al. 2017, arXiv:1707.06347): the gradient of min(r·A, clip(r, 1 − low, 1 + high)·A), which is
     that of r·A, or nothing where the ratio is beyond the bound that the advantage pushes it to."""
     ratio, advantages = ratio_of(tokens, options), tokens.advantages
@@ -163,7 +168,13 @@ def clipped(tokens: Tokens, options: "Estimator") -> Tensor:
     return torch.where(beyond, 0.0, ratio * advantages)
 
 
-UPDATES: dict[str, Callable[[Tokens, "Estimator"], Tensor]] = {
+def is_beyond(tokens: Tokens, options: Options) -> Tensor:
+    """(M,) bool: whether the ratio is outside of the bounds of PPO's clip, on either side."""
+    ratio = ratio_of(tokens, options)
+    return (ratio > 1 + options.clip_high) | (ratio < 1 - options.clip_low)
+
+
+UPDATES: dict[str, Callable[[Tokens, Options], Tensor]] = {
     "reinforce": reinforce,
     "importance": importance,
     "truncated": truncated,
@@ -242,97 +253,6 @@ AGGREGATIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "sequence": by_sequence,
     "constant": by_constant,
 }
-
-
-# ---- a choice from each table --------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Estimator:
-    """The options of train_rl.py that decide what an answer teaches."""
-
-    baseline: str = cli.option("leave-one-out", "what is subtracted from a reward", choices=tuple(BASELINES))
-    update: str = cli.option(
-        "reinforce", "how the ratio of p now to p when drawn enters: not at all, or …", choices=tuple(UPDATES)
-    )
-    ratio: str = cli.option("token", "of what that ratio is taken", choices=("token", "sequence"))
-    clip_low: float = cli.option(0.2, "of --update clip: ratios count down to 1 − this")
-    clip_high: float = cli.option(0.2, "and up to 1 + this")
-    truncate: float = cli.option(2.0, "of --update truncated: the largest ratio")
-    passes: int = cli.option(1, "passes over the answers of a step; more than one asks for another --update")
-    minibatches: int = cli.option(1, "updates in a pass, each with its part of the answers")
-    aggregate: str = cli.option("answer", "the mean over a step is that of its …", choices=tuple(AGGREGATIONS))
-    kl: str = cli.option(
-        "off",
-        "pull towards the start: in the reward, which is exact, or as a loss",
-        choices=("off", "reward", *KL_LOSSES),
-    )
-    beta: float = cli.option(0.05, "weight of that, in rewards a nat")
-    kl_target: float | None = cli.option(None, "steer that weight so that the KL of an answer comes to so many nats")
-    kl_limit: float | None = cli.option(None, "stop where the KL of an answer is beyond so many nats")
-    entropy: float = cli.option(0.0, "weight of a bonus for the entropy of each token")
-    method: str = cli.option(
-        "policy-gradient", "or imitate the best answer to each prompt", choices=("policy-gradient", "best-of")
-    )
-    overlong: str = cli.option(
-        "keep", "answers that did not end: judged as they are, penalised, or left out", ("keep", "penalise", "drop")
-    )
-    sft_share: float = cli.option(0.0, "share of the gradient that is supervised: of given answers to the prompts")
-    shuffle_advantages: bool = cli.option(
-        False, "among the answers of a step: the control that learns from noise alone"
-    )
-
-    @property
-    def looks_back(self) -> bool:
-        """Whether weights depend on log p as it is now, which takes a pass of its own."""
-        return self.update != "reinforce" or self.kl in KL_LOSSES or self.entropy != 0
-
-    def advantages(self, rewards: Rewards) -> Tensor:
-        """(P, K) float."""
-        found = best_of(rewards) if self.method == "best-of" else BASELINES[self.baseline](rewards)
-        return found.flatten()[torch.randperm(found.numel())].view_as(found) if self.shuffle_advantages else found
-
-    def next_beta(self, beta: float, kl: float | None) -> float:
-        """The weight of the KL for the next step, after one in which it was `kl` nats an answer, if that is known."""
-        return steered(beta, kl, self.kl_target) if self.kl_target and kl is not None else beta
-
-    def counts(self, advantage: float, is_cut: bool) -> bool:
-        """Whether an answer is one of those that the mean over a step is over."""
-        return not (self.overlong == "drop" and is_cut) and (self.method != "best-of" or advantage > 0)
-
-    def shares(self, lengths: Tensor, longest: int) -> Tensor:
-        """What each token of answers of these lengths (E,) float counts for, (E,)."""
-        return AGGREGATIONS[self.aggregate](lengths, longest)
-
-    def weights(self, tokens: Tokens, shares: Tensor, beta: float) -> Tensor:
-        """Of the log p of each token, (M,); `shares`, (M,), are those of the tokens."""
-        weights = UPDATES[self.update](tokens, self)
-        if self.kl in KL_LOSSES:
-            weights = weights + beta * KL_LOSSES[self.kl](tokens)
-        if self.entropy:
-            weights = weights + self.entropy * entropy_bonus(tokens)
-        return weights * shares
-
-
-def check(estimator: Estimator, samples: int) -> None:
-    """UserError for options that make no sense together."""
-    if estimator.baseline in OF_GROUPS and samples < 2:
-        raise UserError(f"--samples {samples}: the {estimator.baseline} baseline needs at least 2")
-    cli.require_positive(estimator, "passes", "minibatches", "clip_high", "truncate", "kl_target", "kl_limit")
-    if not 0 < estimator.clip_low < 1:
-        raise UserError(f"--clip-low {estimator.clip_low} must be above 0 and below 1")
-    if estimator.beta < 0 or estimator.entropy < 0:
-        raise UserError("--beta and --entropy must not be negative")
-    if estimator.passes * estimator.minibatches > 1 and estimator.update == "reinforce":
-        raise UserError(
-            "--passes and --minibatches learn from answers that an older policy drew: give --update clip, or another "
-            "that heeds it"
-        )
-    if estimator.method == "best-of" and samples < 2:
-        raise UserError(f"--samples {samples}: the best of them takes at least 2")
-    cli.require_share(estimator, "sft_share", "the gradient")
-    if estimator.kl == "off" and estimator.kl_target is not None:
-        raise UserError("--kl-target steers the weight of the KL: give --kl reward, or another")
 
 
 # ---- to look at ------------------------------------------------------------------------------------

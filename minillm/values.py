@@ -1,0 +1,104 @@
+"""A learned value of every token, the baseline of PPO (Schulman et al. 2017, arXiv:1707.06347): the reward that is to
+be expected of an answer that begins so.
+
+    V(state)    a linear function of the hidden state with which the policy reads prompt and answer so far
+    A_t         Σ_k (γλ)^k δ_{t+k}   with δ_t = r_t + γ V(state_{t+1}) − V(state_t), and V = 0 behind the last token
+
+(generalised advantage estimation, Schulman et al. 2015, arXiv:1506.02438). With γ = λ = 1 that is what is earned from
+t on less V(state_t): unbiased, however wrong V is, as it does not depend on the token that follows. With λ < 1 a value
+that knows better than one answer's luck makes advantages less noisy, and one that is wrong makes them wrong.
+
+The head reads the policy's own states, so that a value costs one row of weights and a forward pass; a critic of its
+own would be a second model, with a second optimiser state and a backward pass. Unless --value-coefficient says
+otherwise its loss moves nothing but the head: what is climbed stays the gradient of the expected reward alone.
+
+Letters: N tokens (packed), M tokens of answers, C width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from minillm.batching import IGNORE, Batch, by_length
+from minillm.episodes import Episode, distinct, to_batch
+from minillm.errors import UserError
+from minillm.gpt import GPT
+
+
+class ValueHead(nn.Module):
+    """Hidden states (M, C) → values (M,) float32 or wider; 0 before it has learned."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.output = nn.Linear(width, 1)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.output(hidden.to(self.output.weight.dtype)).squeeze(-1)
+
+
+def with_value(model: GPT) -> GPT:
+    """The same model with a head, which learns and is saved with it. UserError for a model that does not write."""
+    if not isinstance(model, GPT):
+        raise UserError("--baseline value tells what an answer is worth, token by token: it takes a GPT")
+    model.value = ValueHead(model.config.width).to(model.tokens.weight)
+    return model
+
+
+def without_value(model: nn.Module) -> nn.Module:
+    """The same model without it, as it is handed on."""
+    if hasattr(model, "value"):
+        del model.value
+    return model
+
+
+def gae(rewards: Sequence[float], values: Sequence[float], lam: float, discount: float = 1.0) -> list[float]:
+    """The advantages of an answer's tokens, from what each earned and what was expected before it."""
+    advantages, ahead, next_value = [], 0.0, 0.0
+    for reward, value in zip(reversed(rewards), reversed(values), strict=True):
+        ahead = reward + discount * next_value - value + discount * lam * ahead
+        next_value = value
+        advantages.append(ahead)
+    return advantages[::-1]
+
+
+def states_of(model: GPT, batch: Batch) -> Tensor:
+    """What the policy's last layer says where each token of an answer is to come, (M, C)."""
+    return model(batch.tokens, batch.packing)[batch.targets != IGNORE]
+
+
+@torch.no_grad()
+def appraise(model: GPT, episodes: Sequence[Episode], most_tokens: int) -> None:
+    """Fills in the values of each answer's states, those of equal answers computed once."""
+    firsts = list(distinct(episodes))
+    known = {}
+    for part in by_length([len(episodes[i].prompt) + len(episodes[i].answer) for i in firsts], most_tokens):
+        some = [episodes[firsts[j]] for j in part]
+        values = model.value(states_of(model, to_batch(some, model.tokens.weight.device))).cpu()
+        for episode, own in zip(some, values.split([len(e.answer) for e in some]), strict=True):
+            known[tuple(episode.prompt), tuple(episode.answer)] = own.tolist()
+    for episode in episodes:
+        episode.values = known[tuple(episode.prompt), tuple(episode.answer)]
+
+
+def backward_value(model: GPT, batch: Batch, targets: Tensor, shares: Tensor, coefficient: float) -> Tensor:
+    """Adds the gradient of Σ share · ½ (V − target)² to the head's, and `coefficient` times it to the policy's; returns
+    the sum, detached. Targets and shares (M,), of the answers' tokens."""
+    with torch.set_grad_enabled(coefficient > 0):
+        hidden = states_of(model, batch)
+    hidden = hidden.detach() + coefficient * (hidden - hidden.detach())  # the same numbers
+    values = model.value(hidden)
+    loss = (0.5 * shares.to(values) * (values - targets.to(values)).square()).sum()
+    loss.backward()
+    return loss.detach()
+
+
+def explained_variance(episodes: Sequence[Episode], advantages: Sequence[Sequence[float]]) -> float:
+    """The share of the returns' variance, over all tokens, that the values foresaw: 1 for an oracle, 0 for one number
+    for all, below 0 for what is worse than that."""
+    values = torch.tensor([value for e in episodes for value in e.values], dtype=torch.float64)
+    errors = torch.tensor([advantage for each in advantages for advantage in each], dtype=torch.float64)
+    variance = float((values + errors).var(correction=0))
+    return 1 - float(errors.var(correction=0)) / variance if variance else 0.0
