@@ -81,7 +81,7 @@ from minillm.start import (
 from minillm.tasks import TASKS
 from minillm.tasks.base import Task, WritingTask
 from minillm.tokenizer import Tokenizer
-from minillm.values import appraise, backward_value, explained_variance, gae, with_value, without_value
+from minillm.values import appraise, backward_value, follow, gae, with_value, without_value
 from minillm.watch import finish, report
 
 WRITING = {name: task for name, task in TASKS.items() if issubclass(task, WritingTask)}  # which have policies
@@ -165,7 +165,7 @@ def weigh(episodes: Sequence[Episode], greedy: Tensor | None, session: Session, 
     fine = UNFINISHED if args.overlong == "penalise" else 0.0
     earned = [episode.earned(beta, fine * episode.is_cut) for episode in episodes]
     if args.learns_value:
-        return [gae(each, e.values, args.gae_lambda, args.discount) for each, e in zip(earned, episodes, strict=True)]
+        return [gae(own, e.values, args.gae_lambda, args.discount) for own, e in zip(earned, episodes, strict=True)]
     rewards = torch.tensor([sum(each) for each in earned]).view(-1, args.samples)
     average = recalled(session, "average reward", None)
     session.progress.numbers["average reward"] = moved(average, rewards)
@@ -260,9 +260,8 @@ def fit(args: Args, session: Session, task: Task, reward: Reward, start: GPT, mo
             appraise(model, episodes, args.micro_tokens)
         advantages = weigh(episodes, greedy, session, args)
         given = corpus.step(step, given_tokens, args.micro_tokens) if args.sft_share else []
-        seen = look(episodes, args.samples) | learn(model, start, episodes, advantages, given, room, session, args)
-        if args.learns_value:
-            seen["explained_variance"] = explained_variance(episodes, advantages)
+        seen = look(episodes, args.samples) | (follow(model, episodes, advantages) if args.learns_value else {})
+        seen |= learn(model, start, episodes, advantages, given, room, session, args)
         session.progress.numbers["beta"] = args.next_beta(beta_of(session, args), seen.get("kl"))
         session.log(**seen)
         if args.kl_limit and seen["kl"] > args.kl_limit:

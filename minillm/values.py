@@ -1,7 +1,7 @@
 """A learned value of every token, the baseline of PPO (Schulman et al. 2017, arXiv:1707.06347): the reward that is to
 be expected of an answer that begins so.
 
-    V(state)    a linear function of the hidden state with which the policy reads prompt and answer so far
+    V(state)    a linear function of the hidden state of the policy that has read the prompt and the answer so far
     A_t         Σ_k (γλ)^k δ_{t+k}   with δ_t = r_t + γ V(state_{t+1}) − V(state_t), and V = 0 behind the last token
 
 (generalised advantage estimation, Schulman et al. 2015, arXiv:1506.02438). With γ = λ = 1 that is what is earned from
@@ -24,19 +24,34 @@ from minillm.batching import IGNORE, Batch, by_length
 from minillm.episodes import Episode, distinct, to_batch
 from minillm.errors import UserError
 from minillm.gpt import GPT
+from minillm.policy import KEPT
+
+TINY = 1e-6  # a deviation of returns below which there is none
 
 
 class ValueHead(nn.Module):
-    """Hidden states (M, C) → values (M,) float32 or wider; 0 before it has learned."""
+    """Hidden states (M, C) → values (M,) float32 or wider: the mean return, and behind it, in standard deviations of
+    returns, what is linear in the state. So rewards of any size are learned at one rate (van Hasselt et al. 2016,
+    arXiv:1602.07714), and before anything was learned the value is a moving average; before the first step, 0."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.output = nn.Linear(width, 1)
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
+        self.weight = nn.Parameter(torch.zeros(width))
+        self.mean, self.deviation = (nn.Parameter(torch.zeros(())) for _ in range(2))  # which no gradient moves
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.output(hidden.to(self.output.weight.dtype)).squeeze(-1)
+        return self.mean.detach() + self.deviation.detach() * self.standardised(hidden)
+
+    def standardised(self, hidden: Tensor) -> Tensor:
+        """Divided by √C, or AdamW, which moves every weight by its rate, would move the value by C times that."""
+        return hidden.to(self.weight.dtype) @ self.weight / len(self.weight) ** 0.5
+
+    @torch.no_grad()
+    def follow(self, returns: Tensor) -> None:
+        """Moves mean and deviation towards those of a step's returns."""
+        share = 1 - KEPT if self.deviation > 0 else 1.0
+        self.mean.lerp_(returns.mean().to(self.mean), share)
+        self.deviation.lerp_(returns.std(correction=0).to(self.mean), share)
 
 
 def with_value(model: GPT) -> GPT:
@@ -84,21 +99,25 @@ def appraise(model: GPT, episodes: Sequence[Episode], most_tokens: int) -> None:
 
 
 def backward_value(model: GPT, batch: Batch, targets: Tensor, shares: Tensor, coefficient: float) -> Tensor:
-    """Adds the gradient of Σ share · ½ (V − target)² to the head's, and `coefficient` times it to the policy's; returns
-    the sum, detached. Targets and shares (M,), of the answers' tokens."""
+    """Adds the gradient of Σ share · ½ (V − target)², in standard deviations of returns, to the head's, and
+    `coefficient` times it to the policy's; returns the sum, detached. Targets and shares are (M,), of the tokens of the
+    answers."""
     with torch.set_grad_enabled(coefficient > 0):
         hidden = states_of(model, batch)
     hidden = hidden.detach() + coefficient * (hidden - hidden.detach())  # the same numbers
-    values = model.value(hidden)
-    loss = (0.5 * shares.to(values) * (values - targets.to(values)).square()).sum()
+    found, head = model.value.standardised(hidden), model.value
+    wanted = (targets.to(found) - head.mean.detach()) / head.deviation.detach().clamp(min=TINY)
+    loss = (0.5 * shares.to(found) * (found - wanted).square()).sum()
     loss.backward()
     return loss.detach()
 
 
-def explained_variance(episodes: Sequence[Episode], advantages: Sequence[Sequence[float]]) -> float:
-    """The share of the returns' variance, over all tokens, that the values foresaw: 1 for an oracle, 0 for one number
-    for all, below 0 for what is worse than that."""
+def follow(model: GPT, episodes: Sequence[Episode], advantages: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Has the head heed the returns of a step; returns the explained variance, for the log: the share of the returns'
+    variance, over all tokens, that the values foresaw, 1 for an oracle, 0 for one number for all, below 0 for what is
+    worse than that."""
     values = torch.tensor([value for e in episodes for value in e.values], dtype=torch.float64)
     errors = torch.tensor([advantage for each in advantages for advantage in each], dtype=torch.float64)
+    model.value.follow(values + errors)
     variance = float((values + errors).var(correction=0))
-    return 1 - float(errors.var(correction=0)) / variance if variance else 0.0
+    return {"explained_variance": 1 - float(errors.var(correction=0)) / variance if variance else 0.0}

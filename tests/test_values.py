@@ -20,7 +20,7 @@ from minillm.values import (
     ValueHead,
     appraise,
     backward_value,
-    explained_variance,
+    follow,
     gae,
     states_of,
     with_value,
@@ -120,7 +120,10 @@ ANSWERS = [(3, 4, 5), (6, 5), (3, 4, 7, 5)]
 
 def model_with_value():
     model = with_value(tiny.gpt())
-    torch.nn.init.normal_(model.value.output.weight, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        model.value.weight.normal_(generator=torch.Generator().manual_seed(1))
+        model.value.mean.fill_(0.2)
+        model.value.deviation.fill_(0.5)
     return model
 
 
@@ -149,7 +152,7 @@ def test_the_coefficient_is_how_much_the_policy_is_moved(coefficient):
     model = model_with_value()
     loss = backward_value(model, batch, targets, shares, coefficient)
     ours = tiny.gradients(model)
-    truth = (0.5 * shares * (model.value(states_of(model, batch)) - targets).square()).sum()
+    truth = (0.5 * shares * ((model.value(states_of(model, batch)) - targets) / 0.5).square()).sum()
     truth.backward()
     torch.testing.assert_close(loss, truth.detach())
     theirs = tiny.gradients(model)
@@ -167,7 +170,8 @@ def test_it_learns_what_is_to_be_expected():
     p = torch.rand(len(answers), generator=generator, dtype=torch.float64).softmax(0)
     rewards = torch.rand(len(answers), generator=generator, dtype=torch.float64)
     batch, episodes = to_batch(episodes_of(answers), torch.device("cpu")), episodes_of(answers)
-    optimizer = torch.optim.LBFGS(model.value.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+    model.value.follow(rewards)
+    optimizer = torch.optim.LBFGS([model.value.weight], max_iter=200, line_search_fn="strong_wolfe")
 
     def loss():
         optimizer.zero_grad()
@@ -182,13 +186,38 @@ def test_it_learns_what_is_to_be_expected():
 
 
 def test_explained_variance():
-    episodes = episodes_of([(3, 5), (4, 5)])
-    episodes[0].values, episodes[1].values = [0.5, 1.0], [0.5, 0.0]
-    assert explained_variance(episodes, [[0.0, 0.0], [0.0, 0.0]]) == 1.0
-    assert explained_variance(episodes, [[0.5, 0.0], [-0.5, 0.0]]) == pytest.approx(0.5)
-    episodes[0].values = episodes[1].values = [0.5, 0.5]
-    assert explained_variance(episodes, [[0.5, 0.5], [-0.5, -0.5]]) == 0.0
-    assert explained_variance(episodes, [[0.0, 0.0], [0.0, 0.0]]) == 0.0  # nothing to foresee
+    def share(values, advantages):
+        episodes = episodes_of([(3, 5), (4, 5)])
+        episodes[0].values, episodes[1].values = values
+        return follow(model_with_value(), episodes, advantages)["explained_variance"]
+
+    assert share([[0.5, 1.0], [0.5, 0.0]], [[0.0, 0.0], [0.0, 0.0]]) == 1.0
+    assert share([[0.5, 1.0], [0.5, 0.0]], [[0.5, 0.0], [-0.5, 0.0]]) == pytest.approx(0.5)
+    assert share([[0.5, 0.5], [0.5, 0.5]], [[0.5, 0.5], [-0.5, -0.5]]) == 0.0
+    assert share([[0.5, 0.5], [0.5, 0.5]], [[0.0, 0.0], [0.0, 0.0]]) == 0.0  # nothing to foresee
+
+
+def test_rewards_of_any_size_are_learned_at_one_rate():
+    batch = to_batch(episodes_of(ANSWERS), torch.device("cpu"))
+    returns = torch.rand(batch.count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gradients = []
+    for size in (1.0, 1000.0):
+        model = with_value(tiny.gpt())
+        model.value.follow(size * returns)
+        assert float(model.value(torch.zeros(1, 16))) == pytest.approx(size * float(returns.mean()))
+        model.value.follow(size * returns + size)  # then it follows slowly
+        assert float(model.value.mean) == pytest.approx(size * (float(returns.mean()) + 0.1))
+        backward_value(model, batch, size * returns, torch.ones(batch.count), 0.0)
+        gradients.append(tiny.gradients(model))
+    tiny.assert_same(*gradients)
+
+
+def test_equal_rewards_are_no_deviation_to_divide_by():
+    model = with_value(tiny.gpt())
+    batch = to_batch(episodes_of(ANSWERS), torch.device("cpu"))
+    returns = torch.ones(batch.count, dtype=torch.float64)
+    model.value.follow(returns)
+    assert float(backward_value(model, batch, returns, returns, 0.0)) == 0.0
 
 
 def test_it_is_handed_on_without_the_head():
