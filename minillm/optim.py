@@ -1,10 +1,11 @@
 """Optimisers: which rule moves which parameters. Their learning rates follow session.py's schedule."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minillm.errors import UserError
 
@@ -22,8 +23,7 @@ def muon(model: nn.Module, lr: float, embedding_lr: float, weight_decay: float |
     decay = weight_decay or 0.0
     matrices = {name: p for name, p in learning(model) if p.ndim == 2 and "blocks." in name}
     rest = groups(((name, p) for name, p in learning(model) if name not in matrices), "", embedding_lr, 0.0, decay)
-    how = {"lr": lr, "weight_decay": decay, "momentum": 0.95, "adjust_lr_fn": "match_rms_adamw"}
-    first = [torch.optim.Muon(matrices.values(), **how)] if matrices else []
+    first = [Muon([*matrices.values()], lr, decay, model.compute_dtype)] if matrices else []
     return first + ([torch.optim.AdamW(rest, betas=(0.9, 0.95), fused=True)] if rest else [])
 
 
@@ -90,6 +90,56 @@ def freeze(model: nn.Module, count: int) -> None:
     for name, parameter in model.named_parameters():
         if name.removeprefix("encoder.").startswith(frozen):
             parameter.requires_grad_(False)
+
+
+class Muon(torch.optim.Optimizer):
+    """The momentum of each matrix, with all its singular values made alike, moves it:
+
+        momentum ← 0.95 · momentum + gradient
+        matrix ← (1 − lr · decay) · matrix − 0.2 · lr · √(longer side) · polar(gradient + 0.95 · momentum)
+
+    The factor makes a step as long as AdamW's (arXiv:2502.16982). The rule is that of torch.optim.Muon, which always
+    orthogonalises in bfloat16, in a tenth of the speed where the processor has none, and one matrix after the other;
+    here it is done in the precision of the activations, all matrices of a shape at once.
+    """
+
+    MOMENTUM = 0.95
+
+    def __init__(self, matrices: list[nn.Parameter], lr: float, decay: float, dtype: torch.dtype | None):
+        super().__init__(matrices, {"lr": lr, "weight_decay": decay})
+        self.dtype = dtype or matrices[0].dtype
+
+    @torch.no_grad()
+    def step(self) -> None:
+        (group,) = self.param_groups
+        alike: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+        for matrix in group["params"]:
+            if matrix.grad is not None:
+                alike[matrix.shape].append(matrix)
+        for shape, matrices in alike.items():
+            directions = polar(torch.stack([self.direction(matrix) for matrix in matrices]).to(self.dtype))
+            for matrix, direction in zip(matrices, directions, strict=True):
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                matrix.add_(direction, alpha=-0.2 * group["lr"] * max(shape) ** 0.5)
+
+    def direction(self, matrix: nn.Parameter) -> Tensor:
+        """Its momentum, with a look ahead (Nesterov)."""
+        momentum = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
+        momentum.mul_(self.MOMENTUM).add_(matrix.grad)
+        return matrix.grad + self.MOMENTUM * momentum
+
+
+def polar(x: Tensor) -> Tensor:
+    """(n, r, c): about U Vᵀ of each matrix U S Vᵀ, all singular values between 0.7 and 1.2, by five steps of a
+    Newton-Schulz iteration with the coefficients of Jordan et al. 2024, which are steep at 0 and not exact at 1."""
+    if x.shape[1] > x.shape[2]:
+        return polar(x.mT).mT
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    a, b, c = 3.4445, -4.7750, 2.0315
+    for _ in range(5):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
 
 
 class Average(torch.optim.Optimizer):

@@ -52,7 +52,7 @@ def introduce(console: Console, placement: Placement, task: Any, model: nn.Modul
     family = type(config).__name__.removesuffix("Config")
     for line in (
         *placement.lines,
-        f"task       {task.name}: {', '.join(f'{len(s):,} {name}' for name, s in vars(splits).items())} examples",
+        f"task       {task.name}: {', '.join(f'{len(s):,} {n}' for n, s in vars(splits).items() if s)} examples",
         *(f"           {note}" for note in task.notes),
         f"model      {family}, {size:,} parameters{of_them} ({shape})",
         f"run        {run.folder}",

@@ -6,7 +6,7 @@ tasks share whose answers are written, token by token, by a GPT.
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import KW_ONLY, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -38,6 +38,7 @@ class Splits:
     train: list[Any]
     dev: list[Any]
     test: list[Any]  # may be empty
+    unlabelled: list[Any] = field(default_factory=list)  # for training, too, but not by their answers: see --labels
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,10 @@ class Files:
     train: Path | None = cli.option(None, "file to learn from")
     dev: Path | None = cli.option(None, "such a file to watch progress on")
     test: Path | None = cli.option(None, "such a file to score at the very end")
+    _: KW_ONLY
+    labels: float | None = cli.option(
+        None, "share of the training examples whose answers are learned from; rewards judge answers to all of them"
+    )
 
 
 class Shape(Protocol):
@@ -215,10 +220,11 @@ class WritingTask(Task):
         return {"own": self.reward, **SHARED}
 
     def practice(self, seed: int) -> Iterator[Example]:
-        """Training examples to try answers on, without end, in an order fixed by the seed: shuffled anew each time."""
-        rng = np.random.default_rng(seed)
+        """Training examples to try answers on, without end, in an order fixed by the seed: shuffled anew each time.
+        Those whose answers are not learned from are among them."""
+        rng, examples = np.random.default_rng(seed), [*self.splits.train, *self.splits.unlabelled]
         while True:
-            yield from (self.splits.train[i] for i in rng.permutation(len(self.splits.train)))
+            yield from (examples[i] for i in rng.permutation(len(examples)))
 
     def answer(self, model: GPT, tokenizer: Tokenizer, examples: Sequence[Example]) -> list[str]:
         prompts = [example.prompt for example in examples]

@@ -211,12 +211,12 @@ def load(options: Options) -> tuple[Splits, list[str], list[str]]:
         return examples
 
     splits, notes = files.load(options, "classify", read_split, lambda e: e.texts, lambda e: e.label)
-    everything = splits.train or [*splits.dev, *splits.test]
-    counts = Counter(example.label for example in everything)
-    if missing := {example.label for example in (*splits.dev, *splits.test)} - counts.keys():
+    classes = {each.label for each in [*splits.train, *splits.unlabelled] or [*splits.dev, *splits.test]}
+    if missing := {example.label for example in (*splits.dev, *splits.test)} - classes:
         raise UserError(f"all examples of the class {min(missing)!r} of {options.train} are held out")
-    notes += notes_on(splits.train, counts) if options.train else []
-    return splits, in_order(set(counts)), notes
+    if options.train:
+        notes += notes_on(splits.train, Counter(example.label for example in splits.train))
+    return splits, in_order(classes), notes
 
 
 def check_classes(classes: Collection[str], path: Path, fields: Fields) -> None:

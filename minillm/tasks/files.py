@@ -1,7 +1,9 @@
 """Tasks that learn from a person's files: which field is what, what is held out, and what to say of the data."""
 
+import hashlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +94,29 @@ def load(
         raise UserError(f"all examples of {options.train} are held out, too; there is nothing to learn from")
     if twice := len(examples) - len(train) - taken:
         notes.append(f"{twice:,} training examples are held out, too; not trained on")
-    return Splits(train, dev, test), notes
+    train, unlabelled = by_labels(train, options.labels, key)
+    return Splits(train, dev, test, unlabelled), notes
+
+
+def by_labels(train: Sequence[Any], share: float | None, key: Key) -> tuple[list[Any], list[Any]]:
+    """The examples that --labels leaves to learn from, and the others; None: all and none. UserError.
+
+    Which they are is decided for each by a hash of its key, such as its prompt, alone: by no order, no seed and no
+    other example, so that those of a smaller share are among those of a larger one.
+    """
+    if share is None:
+        return list(train), []
+    if not 0 < share <= 1:
+        raise UserError(f"--labels {share} must be a share of the training examples, above 0 and at most 1")
+    is_seen = [place_of(key(example)) < share for example in train]
+    if not any(is_seen):
+        raise UserError(f"--labels {share} leaves none of the {len(train):,} training examples; give a larger share")
+    return list(compress(train, is_seen)), [each for each, seen in zip(train, is_seen, strict=True) if not seen]
+
+
+def place_of(key: Hashable) -> float:
+    """From 0 to below 1, uniform over keys."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=6).digest(), "big") / 2**48
 
 
 def only_to_answer(options: Files, name: str, read: Callable[[Path, Sequence[Any]], list[Any]]) -> Splits:

@@ -218,6 +218,8 @@ def cut(ids: np.ndarray, characters: int, context: int, step: int) -> Iterator[W
 
 def load(options: Options) -> tuple[Splits, list[str]]:
     """Splits of passages, and notes for a person. UserError."""
+    if options.labels is not None:
+        raise UserError(f"--labels {options.labels} hides answers, but text has none; leave it out")
     fields = Fields(options.fields, ("text",))
     if options.train and options.dev is None and is_plain(options.train):
         return divided(options)

@@ -322,6 +322,7 @@ def load(options: Options) -> tuple[Splits, list[str]]:
     )
     if ties:
         notes.append(f"{len(ties):,} pairs are left out, as both answers are the same; the first is {ties[0]}")
+    splits = replace(splits, unlabelled=[])  # nothing is learned from a prompt alone
     return splits, [*notes, *notes_on(splits.train)] if splits.train else notes
 
 

@@ -22,6 +22,7 @@ from minillm.errors import UserError
 from minillm.metrics import Interval, edit_distance, rate, ratio
 from minillm.records import INVISIBLE, without_nul
 from minillm.rewards import Reward
+from minillm.tasks import files
 from minillm.tasks.base import Example, Files, Splits, WritingTask
 from minillm.tokenizer import SymbolTokenizer
 
@@ -73,7 +74,8 @@ class Pronounce(WritingTask):
         if not words or not dev_words:
             lack = "to measure progress on" if words else "to learn from that are not held out"
             raise UserError(f"{train} has no words {lack}; name a file of other words with --dev FILE")
-        self.splits = Splits(to_examples(words), to_examples(dev_words), to_examples(test_words))
+        seen, judged = files.by_labels(to_examples(words), options.labels, lambda example: example.prompt)
+        self.splits = Splits(seen, to_examples(dev_words), to_examples(test_words), judged)
 
     def tokenizer(self) -> SymbolTokenizer:
         letters, phones = self.symbols

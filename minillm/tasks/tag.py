@@ -250,7 +250,7 @@ def load(options: Options) -> tuple[Splits, list[str], list[str], list[str]]:
         return sentences
 
     splits, notes = files.load(options, "tag", read_split, lambda e: e.words, lambda e: e.intent)
-    learned = splits.train or [*splits.dev, *splits.test]
+    learned = [*splits.train, *splits.unlabelled] or [*splits.dev, *splits.test]
     tags = Counter(tag for sentence in learned for tag in sentence.tags)
     intents = Counter(sentence.intent for sentence in learned if sentence.intent is not None)
     if options.train:

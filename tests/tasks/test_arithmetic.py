@@ -32,7 +32,7 @@ def test_answers_are_right(task):
 
 
 def test_splits_are_disjoint_and_of_the_size_asked_for(task):
-    train, dev, test = map(prompts, vars(task.splits).values())
+    train, dev, test, _ = map(prompts, vars(task.splits).values())
     assert (len(train), len(dev), len(test)) == (2000, 1000, 1000)
     assert not train & dev
     assert not train & test
