@@ -82,7 +82,7 @@ from minillm.tasks import TASKS
 from minillm.tasks.base import Task, WritingTask
 from minillm.tokenizer import Tokenizer
 from minillm.values import appraise, backward_value, follow, gae, with_value, without_value
-from minillm.watch import finish, report
+from minillm.watch import finish, look_again, report, sound_alarms
 
 WRITING = {name: task for name, task in TASKS.items() if issubclass(task, WritingTask)}  # which have policies
 RECIPE = {"minutes": 3.0, "warmup": 0.1}  # where no budget is given; AdamW's first steps are all noise
@@ -245,6 +245,8 @@ def fit(args: Args, session: Session, task: Task, reward: Reward, start: GPT, mo
     given_tokens = round(args.prompts * float(corpus.table.lengths.mean()))
     room, sampling = task.max_answer_tokens(tokenizer), Sampling(args.temperature)
     model.eval()  # no dropout: the model that learns is the model that drew
+    if session.progress.step == 0:
+        look_again(session, task, model, tokenizer)
     for step in session:
         examples = list(islice(practice, args.prompts))
         episodes = judge(reward, rollout(model, tokenizer, task, examples, sampling, args.samples))
@@ -267,7 +269,9 @@ def fit(args: Args, session: Session, task: Task, reward: Reward, start: GPT, mo
         if args.kl_limit and seen["kl"] > args.kl_limit:
             session.end(f"the KL to the start is beyond --kl-limit {args.kl_limit} nats an answer")
         if is_due:
-            report(session, task, model, tokenizer, episodes[:: args.samples][:3], seen)
+            report(session, task, reward, model, tokenizer, episodes[:: args.samples][:3], seen)
+        if is_looked_at:
+            sound_alarms(session, task)
 
 
 # ---- where it starts, and how it ends ---------------------------------------------------------------
@@ -312,6 +316,9 @@ def train(args: Args, console: Console | None = None) -> Run:
         if not session.progress.records:
             session.write(**{name: value for name, value in before.items() if name.startswith("dev")})
         fit(args, session, task, reward, start, model, tokenizer)
+        if args.keep == "best":
+            look_again(session, task, model, tokenizer)
+            session.take_best()
         finish(session, task, without_value(model), tokenizer, before)
         console.print(f"next: {comparison(run.folder, args.init)}", markup=False)
     return run

@@ -59,10 +59,9 @@ class Log(NamedTuple):
     @property
     def is_solved(self) -> bool:
         """Whether answers earn nearly the best that any was seen to earn."""
-        if not self.values("best_reward"):
-            return False
-        best, worst = max(self.values("best_reward")), min(self.values("worst_reward"))
-        return best - (self.recent("reward") or worst) <= LITTLE * (best - worst)
+        bounds = [*self.values("best_reward"), *self.values("worst_reward")]
+        reward = self.recent("reward")
+        return bool(bounds) and reward is not None and max(bounds) - reward <= LITTLE * (max(bounds) - min(bounds))
 
 
 def misses_the_metric(log: Log) -> str | None:

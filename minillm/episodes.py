@@ -154,12 +154,15 @@ def look(episodes: Sequence[Episode], samples: int) -> dict[str, float]:
     count = len(episodes)
     return {
         "reward": float(rewards.mean()),
+        "best_reward": float(rewards.max()),
+        "worst_reward": float(rewards.min()),
         **(
             {f"reward_{name}": sum(e.parts[name] for e in episodes) / count for name in parts} if len(parts) > 1 else {}
         ),
         "entropy": entropy(episodes),
         "groups_without_variance": 1 - float(has_variance(rewards).float().mean()),
         "unfinished": sum(e.is_cut for e in episodes) / count,
+        "length": sum(len(e.answer) for e in episodes) / count,
         **({"kl": sum(e.kl for e in episodes) / count} if episodes[0].reference else {}),
     }
 

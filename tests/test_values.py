@@ -1,13 +1,23 @@
 """The learned value: advantages by their definition and exactly, by going through all that can be drawn; what its loss
 moves; that a training with it is resumed and its model handed on without it."""
 
+import dataclasses
 import itertools
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from scripts import FEW, SMALL
+
+import minillm.curves
+import minillm.tasks.arithmetic as arithmetic
+import train_rl
+import train_sft
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 from estimators import Choice, World, judge
@@ -16,6 +26,8 @@ from minillm.episodes import Episode, to_batch
 from minillm.errors import UserError
 from minillm.estimator import Estimator, check
 from minillm.heads import SequenceClassifier
+from minillm.run import Run
+from minillm.session import Session
 from minillm.values import (
     ValueHead,
     appraise,
@@ -239,3 +251,70 @@ def test_what_makes_no_sense_is_refused():
         with pytest.raises(UserError, match=sentence):
             check(Estimator(baseline="value", **options), samples=4)
     check(Estimator(baseline="value"), samples=1)  # it needs no others to compare with
+
+
+# ---- in a training -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sums(tmp_path, monkeypatch):
+    """A finished run of arithmetic, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(minillm.curves, "draw", lambda *_: None)
+    monkeypatch.setattr(arithmetic, "HELD_OUT", 30)
+    made_up = staticmethod(lambda _, answers: {"right": [sum(map(ord, answer)) % 5 / 4 for answer in answers]})
+    monkeypatch.setattr(arithmetic.Arithmetic, "reward", made_up)  # so that every step has something to learn
+    options = arithmetic.Options(20)
+    return train_sft.train(train_sft.Args(task="arithmetic", **SMALL, steps=5, options=options)).folder
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"baseline": "value", "update": "clip", "passes": 2, "minibatches": 2, "value_coefficient": 0.5},
+        {"baseline": "value", "gae_lambda": 0.9, "kl": "reward", "lora": 4},
+        {"method": "soft-q", "passes": 2},
+    ],
+    ids=["PPO", "GAE under LoRA", "soft-q"],
+)
+def test_a_resumed_training_is_the_same(sums, monkeypatch, options):
+    args = train_rl.Args(init=sums, out=Path("whole"), steps=6, **FEW, **options)
+    whole = train_rl.train(args, Console(quiet=True))
+    real, calls = Session.set_lr, []
+
+    def set_lr(*given):
+        calls.append(given)
+        if len(calls) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return real(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "set_lr", set_lr)
+        with pytest.raises(KeyboardInterrupt):
+            train_rl.train(dataclasses.replace(args, out=Path("cut")), Console(quiet=True))
+    saved = load_file("cut/checkpoint.safetensors")
+    assert ("model.value.weight" in saved) == ("baseline" in options)
+    train_rl.train(train_rl.Args(resume=Path("cut")), Console(quiet=True))
+    one, two = (load_file(run / "model.safetensors") for run in (whole.folder, Path("cut")))
+    assert one.keys() == load_file(sums / "model.safetensors").keys()  # no head is handed on
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    first, second = (
+        [{k: v for k, v in record.items() if k != "seconds"} for record in Run(Path(run)).read_log()]
+        for run in ("whole", "cut")
+    )
+    steps = [record for record in first if "reward" in record]
+    assert [record for record in second if "reward" in record] == steps
+    assert len(steps) == 6
+    assert ("explained_variance" in steps[0]) == ("baseline" in options)
+    assert ("ratios_beyond" in steps[0]) == ("update" in options)
+
+
+def test_what_was_learned_by_soft_q_or_with_a_value_differs(sums):
+    """From what leave-one-out teaches, and from the start."""
+    runs = [
+        train_rl.train(train_rl.Args(init=sums, steps=2, **FEW, **options), Console(quiet=True))
+        for options in ({}, {"baseline": "value"}, {"method": "soft-q"})
+    ]
+    weights = [load_file(folder / "model.safetensors") for folder in (sums, *(run.folder for run in runs))]
+    for one, two in itertools.combinations(weights, 2):
+        assert any(not torch.equal(one[name], two[name]) for name in one)

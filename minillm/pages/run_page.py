@@ -58,11 +58,15 @@ HINTS = {
     "entropy": "nats a token",
     "unfinished": "answers that were cut",
     "groups_without_variance": "prompts whose answers all got the same",
+    "length": "tokens an answer",
+    "dev_reward": "of greedy answers on dev",
+    "explained_variance": "of returns, by the learned value",
+    "ratios_beyond": "tokens beyond the bounds of the clip",
 }
 NAMES = {"lr": "learning rate", "kl": "KL"}
 LOGARITHMIC = ("loss", "perplexity", "gradient_norm")  # where they span decades
-SHARES = ("groups_without_variance", "unfinished")  # of what is logged beside metrics
-COUNTED = ("step", "seconds", "tokens")  # what a curve is no picture of
+SHARES = ("groups_without_variance", "unfinished", "ratios_beyond")  # of what is logged beside metrics
+COUNTED = ("step", "seconds", "tokens", "best_reward", "worst_reward")  # what a curve is no picture of
 
 
 def write_page(run: Run, metrics: Mapping[str, Any] | None = None) -> Path:
