@@ -3,6 +3,8 @@
 import json
 import random
 import string
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -30,14 +32,19 @@ def _quick(tmp_path, monkeypatch):
         monkeypatch.setitem(TASKS, task.name, task)
 
 
+OTHERS = [name for name in BASELINES if name != "leave-one-out"]
+
+
 class Bandit(WritingTask):
     """Ten arms, `?` → `a` to `j`, which pay 1 or nothing: one of them with probability 0.9, the others 0.1 to 0.5."""
 
     name = "bandit"
     headline = "best_arm"
     best = "d"
+    drawn: ClassVar[list[bool]] = []  # whether each answer of the last training is the best arm
 
     def __init__(self, options, seed):
+        self.drawn.clear()
         self.rng = random.Random(seed)
         self.splits = Splits([Example("?", (self.best,))] * 16, [Example("?", (self.best,))], [])
 
@@ -46,6 +53,7 @@ class Bandit(WritingTask):
 
     def reward(self, examples, answers):
         pays = {arm: 0.9 if arm == self.best else 0.1 + 0.04 * i for i, arm in enumerate(string.ascii_lowercase[:10])}
+        self.drawn += [answer == self.best for answer in answers]
         return {"paid": [float(self.rng.random() < pays.get(answer, 0.0)) for answer in answers]}
 
     def measure(self, examples, answers):
@@ -75,39 +83,38 @@ class Copy(WritingTask):
         return {"exact": rate([answer in e.answers for e, answer in zip(examples, answers, strict=True)])}
 
 
-SHAPE = {"num_layers": 1, "width": 64, "num_heads": 4, "mlp": "gelu-erf"}
+SHAPE = {"num_layers": 2, "width": 64, "num_heads": 4, "mlp": "gelu-erf", "positions": "learned"}
 
 
-def trained(task, shape=SHAPE, **options):
-    """The mean reward of the last steps' answers, and the task's metric on dev."""
+def trained(task, **options):
+    """A run of a model that knew nothing, and what it reaches on dev."""
     torch.manual_seed(0)
     tokenizer = TASKS[task](None, 0).tokenizer()
-    model = GPT(GPTConfig(tokenizer.vocab_size, 128, **shape))
-    checkpoint.save(model, train_rl.Path("scratch"))
-    tokenizer.save(train_rl.Path("scratch"))
-    shared = {"init": train_rl.Path("scratch"), "temperature": 1.0, "precision": "fp32", "evaluations": 1}
+    model = GPT(GPTConfig(tokenizer.vocab_size, 128, **SHAPE))
+    checkpoint.save(model, Path("scratch"))
+    tokenizer.save(Path("scratch"))
+    shared = {"init": Path("scratch"), "temperature": 1.0, "precision": "fp32", "lr": 0.003, "evaluations": 1}
     run = train_rl.train(train_rl.Args(task=task, **shared, **options), Console(quiet=True))
-    rewards = [record["reward"] for record in run.read_log() if "reward" in record]
-    metrics = json.loads(run.path("metrics.json").read_text())
-    return sum(rewards[-10:]) / 10, metrics[f"dev_{TASKS[task].headline}"], run
+    return run, json.loads(run.path("metrics.json").read_text())[f"dev_{TASKS[task].headline}"]
 
 
 @pytest.mark.parametrize("baseline", [*BASELINES, "value"])
 def test_a_bandit(baseline):
-    paid, best_arm, _ = trained("bandit", baseline=baseline, steps=120, prompts=16, samples=8, lr=0.003)
-    print(baseline, paid, best_arm)
-    assert best_arm == 1.0
-    assert paid > 0.9 - 0.05
+    """At the end 99 % of the arms drawn are the best one."""
+    trained("bandit", baseline=baseline, steps=80, prompts=16, samples=8)
+    assert sum(Bandit.drawn[-5 * 128 :]) >= 0.99 * 5 * 128
 
 
-@pytest.mark.parametrize("baseline", [*BASELINES, "value"])
+QUICK = ("leave-one-out", "value")
+
+
+@pytest.mark.parametrize(
+    "baseline",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in (*BASELINES, "value")],
+)
 def test_copying(baseline):
-    earned, exact, run = trained("copy", baseline=baseline, steps=200, prompts=32, samples=8, lr=0.01)
-    print(
-        baseline,
-        earned,
-        exact,
-        json.loads(run.path("metrics.json").read_text())["seconds"],
-        [round(r["reward"], 2) for r in run.read_log() if "reward" in r][::10],
-    )
-    assert earned >= 0.99
+    """At the end 99 % of the letters are right, also of texts that were not practised."""
+    run, exact = trained("copy", baseline=baseline, steps=160, prompts=32, samples=8)
+    steps = [record for record in run.read_log() if "reward" in record]
+    assert sum(record["reward"] for record in steps[-5:]) / 5 >= 0.99
+    assert exact >= 0.95
