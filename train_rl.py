@@ -5,6 +5,7 @@
   python train_rl.py --task arithmetic --init MODEL              or from any GPT: a published folder, a .gguf file
   python train_rl.py --reward my_reward.py:score                 judged by a function of your own
   python train_rl.py --update clip --passes 2 --kl k3            other estimators; bench/estimators.py judges them all
+  python train_rl.py --method expert                             or learn what was right like given answers, in rounds
 
 Objective: maximise E[reward] over answers drawn from the model itself. The estimator is REINFORCE (Williams 1992)
 with a leave-one-out baseline: for each of P prompts draw K answers from the policy and step along
@@ -17,6 +18,10 @@ it, there is no division by lengths or standard deviations, no clipping of ratio
 used once, by the model that drew it. So this is an unbiased estimate of the gradient of the expected reward, which
 AdamW then scales. Dropout is off, so that the model that learns is, up to rounding, the model that drew; the script
 looks whether it is, and stops if it is not.
+
+Where a task's own reward judges, --sft-share of the gradient is that of answers which the data gives, one half unless
+the task says otherwise: rewards alone first cost a model what they don't ask for. With 0 it is REINFORCE alone.
+`--method expert` is another algorithm, in a file of its own: minillm/expert.py.
 """
 
 import minillm  # noqa: F401, first: it sets how threads wait
@@ -36,7 +41,7 @@ from rich.console import Console
 from torch import Tensor
 
 import train_sft
-from minillm import cli, estimator
+from minillm import cli, estimator, expert, ranks
 from minillm.batching import Batch, Corpus, by_length
 from minillm.device import place
 from minillm.episodes import (
@@ -54,23 +59,23 @@ from minillm.episodes import (
 )
 from minillm.errors import UserError
 from minillm.estimator import Estimator
+from minillm.expert import Rounds
 from minillm.findings import comparison
 from minillm.generate import GREEDY, Sampling, generate
 from minillm.gpt import GPT
 from minillm.inference import ready
-from minillm.lora import LR_FACTOR
 from minillm.objective import backward
-from minillm.optim import adamw
+from minillm.optim import optimizers_of
 from minillm.options import Common, Optimisation, check_common
 from minillm.origin import data_of
 from minillm.policy import Rewards, is_beyond, moved
-from minillm.report import introduce, score
+from minillm.report import flat, introduce
 from minillm.rewards import Reward, open_rewards
 from minillm.run import Run
 from minillm.session import Session
 from minillm.soft_q import backward_consistency
 from minillm.start import (
-    complete,
+    complete_by_reward,
     documents_of_epoch,
     inherited_options,
     learner,
@@ -82,11 +87,9 @@ from minillm.tasks import TASKS
 from minillm.tasks.base import Task, WritingTask
 from minillm.tokenizer import Tokenizer
 from minillm.values import appraise, backward_value, follow, gae, with_value, without_value
-from minillm.watch import finish, look_again, report, sound_alarms
+from minillm.watch import finish, look_at, remember, report, sound_alarms, take_best
 
 WRITING = {name: task for name, task in TASKS.items() if issubclass(task, WritingTask)}  # which have policies
-RECIPE = {"minutes": 3.0, "warmup": 0.1}  # where no budget is given; AdamW's first steps are all noise
-LR = 1e-3  # of a model of width 128; AdamW's rates fall with the width (arXiv:2203.03466)
 LOOK_EVERY = 10  # steps between looks at the KL to the start, which costs a pass of the starting model
 LEAST_TEMPERATURE = 1e-3  # of the policy: its gradients are divided by it, and soon all its answers are alike
 MOST_ANSWERS = 2**20  # in a step, all of which lie in memory
@@ -94,7 +97,7 @@ UNFINISHED = 1.0  # what an answer that does not end costs with --overlong penal
 
 
 @dataclass(frozen=True)
-class Args(Estimator, Optimisation, Common):
+class Args(Estimator, Rounds, Optimisation, Common):
     task: str = cli.option("arithmetic", "what to learn", choices=tuple(WRITING))
     init: Path | None = cli.option(
         None,
@@ -104,10 +107,16 @@ class Args(Estimator, Optimisation, Common):
     reward: tuple[str, ...] = cli.option(
         (), "of the task by name, FILE.py:FUNCTION, or a run; =WEIGHT behind it; may be given several times"
     )
-    prompts: int = cli.option(128, "prompts in a step")
-    samples: int = cli.option(8, "answers drawn for each prompt")
-    temperature: float = cli.option(0.5, "of the policy: answers are drawn, and gradients taken, at this temperature")
+    prompts: int | None = cli.option(None, "prompts in a step (default here and below: what suits the task)")
+    samples: int | None = cli.option(None, "answers drawn for each prompt")
+    temperature: float | None = cli.option(
+        None, "of the policy: answers are drawn, and gradients taken, at this temperature"
+    )
     micro_tokens: int = cli.option(65_536, "tokens computed at once; a step is cut up, with the same gradient")
+    watch: int | None = cli.option(
+        None,
+        "dev examples to which 8 answers are drawn before and after; 0: none (default: all, fewer for large models)",
+    )
     evaluations: int = cli.option(4, "looks at the dev set after the first, the last one included")
 
 
@@ -115,13 +124,16 @@ def check(args: Args) -> None:
     """UserError for options that make no sense whatever the data is."""
     check_common(args, [name for name, task in TASKS.items() if issubclass(task, WritingTask)])
     cli.require_positive(args, "prompts", "samples", "temperature", "evaluations", "micro_tokens")
+    if args.watch is not None and not 0 <= args.watch <= cli.MOST_COUNTED:
+        raise UserError(f"--watch {args.watch} must be 0 or more")
     estimator.check(args, args.samples)
-    if args.prompts * args.samples > MOST_ANSWERS:
+    expert.check(args)
+    if (args.prompts or 1) * (args.samples or 1) > MOST_ANSWERS:
         raise UserError(
             f"--prompts {args.prompts} with --samples {args.samples} are too many answers in a step; "
             f"{MOST_ANSWERS} are the most there can be"
         )
-    if args.temperature < LEAST_TEMPERATURE:
+    if args.temperature is not None and args.temperature < LEAST_TEMPERATURE:
         raise UserError(
             f"--temperature {args.temperature} leaves nothing to chance; give at least {LEAST_TEMPERATURE} to learn"
         )
@@ -246,7 +258,7 @@ def fit(args: Args, session: Session, task: Task, reward: Reward, start: GPT, mo
     room, sampling = task.max_answer_tokens(tokenizer), Sampling(args.temperature)
     model.eval()  # no dropout: the model that learns is the model that drew
     if session.progress.step == 0:
-        look_again(session, task, model, tokenizer)
+        remember(session, task, model, tokenizer)
     for step in session:
         examples = list(islice(practice, args.prompts))
         episodes = judge(reward, rollout(model, tokenizer, task, examples, sampling, args.samples))
@@ -292,6 +304,7 @@ def train(args: Args, console: Console | None = None) -> Run:
     started = time.monotonic()
     console, args = console or cli.console(), cli.with_paths(args)
     refuse_beside_resume(args) if args.resume else check(args)
+    ranks.require_alone("train_rl.py")
     with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-rl", cli.given(args)) as run:
         if args.resume:
             args = resumed(args, "rl", TASKS)
@@ -305,21 +318,26 @@ def train(args: Args, console: Console | None = None) -> Run:
         data = data_of(run, task)
         reward = open_rewards(args.reward, task.rewards, placement.device)
         start, tokenizer = open_policy(args, run, task)
-        lr = LR * min(1.0, 128 / start.config.width) * (LR_FACTOR if args.lora else 1.0)
-        args = complete(args, {**RECIPE, "lr": lr})
+        check(args := complete_by_reward(args, task, start))
         model = learner(start, placement, args)
         model = with_value(model) if args.learns_value else model
-        session = Session(args, run, model, adamw(model, args.lr, args.lr, args.weight_decay), console)
+        session = Session(args, run, model, optimizers_of(model, args), console)
         session.begin("rl", args, tokenizer, data, started)
         introduce(console, placement, task, model, run)
-        before = score(console, task, start, tokenizer, "before")
+
+        def answer(model: GPT, examples: Sequence[Any], samples: int) -> list[Episode]:
+            return judge(reward, rollout(model, tokenizer, task, examples, Sampling(args.temperature), samples))
+
+        before = look_at(args, session, task, start, tokenizer, answer)
         if not session.progress.records:
-            session.write(**{name: value for name, value in before.items() if name.startswith("dev")})
-        fit(args, session, task, reward, start, model, tokenizer)
-        if args.keep == "best":
-            look_again(session, task, model, tokenizer)
-            session.take_best()
-        finish(session, task, without_value(model), tokenizer, before)
+            session.write(**flat(before["dev"], "dev"))
+        if args.method == "expert":
+            expert.fit(args, session, task, reward, model, tokenizer, answer)
+        else:
+            fit(args, session, task, reward, start, model, tokenizer)
+        take_best(session, task, model, tokenizer)
+        after = look_at(args, session, task, without_value(model), tokenizer, answer, start)
+        finish(session, task, model, tokenizer, before, after)
         console.print(f"next: {comparison(run.folder, args.init)}", markup=False)
     return run
 

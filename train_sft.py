@@ -29,14 +29,14 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-from minillm import cli
+from minillm import cli, ranks
 from minillm.batching import Corpus
 from minillm.device import place, settle
 from minillm.errors import UserError
 from minillm.findings import findings
 from minillm.inspection import inspect
 from minillm.objective import backward
-from minillm.optim import optimizers_of
+from minillm.optim import optimizers_of, swap_average
 from minillm.options import Common, Supervised, check_common
 from minillm.origin import data_of
 from minillm.report import figures, flat, glance, introduce, score_of
@@ -87,12 +87,17 @@ def check(args: Args) -> None:
 
 def train(args: Args, console: Console | None = None) -> Run:
     """From the arguments to the finished run folder. UserError for all that the user can mend."""
-    started = time.monotonic()
-    console, args = console or cli.console(), cli.with_paths(args)
+    started, args = time.monotonic(), cli.with_paths(args)
     refuse_beside_resume(args) if args.resume else check(args)
-    with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-sft", cli.given(args)) as run:
-        args = resumed(args, "sft", TASKS) if args.resume else args
+
+    def open_run(folder: Path | None) -> Run:
+        return Run.open(folder) if args.resume else Run.create(folder, f"{args.task}-sft", cli.given(args))
+
+    with ranks.joined() as team, ranks.opened(team, args.resume or args.out, open_run) as run:
+        console = Console(quiet=True) if team and not team.is_first else console or cli.console()
+        args = resumed(dataclasses.replace(args, resume=run.folder), "sft", TASKS) if args.resume else args
         placement = place(args.precision, args.kernels)
+        placement = team.alike(placement) if team else placement
         options = args.options or TASKS[args.task].Options()
         args = dataclasses.replace(args, precision=placement.precision, options=options)
         task = TASKS[args.task](options, args.seed)
@@ -100,13 +105,15 @@ def train(args: Args, console: Console | None = None) -> Run:
         args, model, tokenizer, corpus = prepare(args, task, run)
         settle(model, placement, args.checkpointing, args.compile)
         task.begin(model, corpus, run)
-        session = Session(args, run, model, optimizers_of(model, args), console)
+        session = Session(args, run, model, optimizers_of(model, args), console, team)
         session.begin("sft", args, tokenizer, data, started)
         introduce(console, placement, task, model, run)
-        if task.looks_first:
+        if task.looks_first and session.leads:
             look_first(session, task, model, tokenizer)
         fit(args, session, task, model, tokenizer, corpus)
-        finish(session, task, model, tokenizer)
+        if session.leads:
+            keep(args, session, task, model, tokenizer)
+            finish(session, task, model, tokenizer)
     return run
 
 
@@ -140,17 +147,17 @@ def look_into(args: Args, console: Console | None = None) -> None:
 
 def fit(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer, corpus: Corpus) -> None:
     """One step after the other until the budget is spent."""
-    device = next(model.parameters()).device
+    device, learner = next(model.parameters()).device, session.learner
     model.train()
     for step in session:
-        batches = [batch.to(device) for batch in corpus.step(step, args.batch_tokens, args.micro_tokens)]
-        count = sum(map(task.count, batches))
+        parts = corpus.step(step, args.batch_tokens, args.micro_tokens, session.rank, session.ranks)
+        batches = [batch.to(device) for batch in parts]
+        count = session.total(sum(task.count(batch) for batch in batches if not batch.is_spare))
         weights = zip(batches, task.weights(model, batches, count), strict=True)  # 1 / count, or see preference.py
-        loss = sum(backward(model, batch, weight, 1.0, args.label_smoothing) for batch, weight in weights)
-        gradient_norm = session.update(args.clip)
-        session.log(
-            {"tokens": sum(len(batch.tokens) for batch in batches)}, loss=float(loss), gradient_norm=gradient_norm
-        )
+        loss = sum(backward(learner, *each, 1.0, args.label_smoothing) for each in session.passes(weights))
+        tokens = sum(len(batch.tokens) for batch in batches if not batch.is_spare)
+        loss, tokens = session.total(float(loss)), session.total(tokens)
+        session.log({"tokens": tokens}, loss=loss, gradient_norm=session.update(args.clip))
 
         if session.evaluation_is_due():
             examples, answers = glance(session, task, model, tokenizer)
@@ -160,13 +167,18 @@ def fit(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: T
                 session.keep_if_best(score_of(task, measured))
             if args.patience and session.progress.worse >= args.patience:
                 session.end(f"the last {args.patience} looks at the dev set were no better than the best before")
-        if args.until and (step + 1) % UNTIL_EVERY == 0 and mean_reward(session, task, model, tokenizer) >= args.until:
+        is_due = args.until and session.leads and (step + 1) % UNTIL_EVERY == 0
+        if is_due and mean_reward(session, task, model, tokenizer) >= args.until:
             session.end(f"good enough, as --until {args.until} says")
+
+
+def keep(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> None:
+    """Leaves the model with the weights that are to be saved."""
     if args.keep == "best":
         session.keep_if_best(score_of(task, task.measure(*glance(session, task, model, tokenizer))))
         session.take_best()
     else:
-        session.take_average()
+        swap_average(session.optimizers)
 
 
 def mean_reward(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> float:
@@ -177,6 +189,7 @@ def mean_reward(session: Session, task: Task, model: nn.Module, tokenizer: Token
 
 def finish(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> None:
     """Score the model on all held-out examples, show some of them, and save what remains to be saved."""
+    task.calibrate(model, tokenizer)
     metrics: dict[str, Any] = {}
     for split in ("test", "dev"):  # what is shown below is the last one's
         if examples := vars(task.splits)[split]:

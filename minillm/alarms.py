@@ -67,7 +67,7 @@ class Log(NamedTuple):
 def misses_the_metric(log: Log) -> str | None:
     """The reward is climbed, on held-out prompts, too, and the metric pays for it."""
     fallen = log.fall(f"dev_{log.headline}", lower_is_better=log.lower_is_better)
-    if fallen and log.change("reward") > 0 and not log.fall("dev_reward"):
+    if fallen and log.change("reward") > 0 and not log.fall("greedy_reward"):
         return (
             f"the reward rises while {log.headline} on dev got worse ({fallen[0]:.3g} → {fallen[1]:.3g}): what is "
             "rewarded is not what counts; look at the samples, mend the reward or hold the model back by --kl "
@@ -78,7 +78,7 @@ def misses_the_metric(log: Log) -> str | None:
 
 def sharpens(log: Log) -> str | None:
     """Drawn answers get better, and the likeliest ones, on held-out prompts, worse."""
-    if (fallen := log.fall("dev_reward")) and log.change("reward") > 0:
+    if (fallen := log.fall("greedy_reward")) and log.change("reward") > 0:
         return (
             f"drawn answers earn more while greedy ones on dev earn less ({fallen[0]:.3g} → {fallen[1]:.3g}): the "
             "policy gets sharper and not better, or learns its prompts by heart; try a lower --lr, more --prompts, "

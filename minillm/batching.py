@@ -3,6 +3,7 @@
 Letters: E examples, B documents (sequences), N tokens.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -49,13 +50,14 @@ class Batch:
     segments: Tensor | None  # (N,) int64; None where there are no pairs of texts
     packing: Packing
     count: int  # how many targets and labelled documents there are to learn from
+    is_spare: bool = False  # whether it stands where a rank has none, with a count of 0: see ranks.py
 
     def to(self, device: torch.device) -> "Batch":
         if self.tokens.device == device:
             return self
         packing = Packing(self.packing.cu_seqlens.to(device), self.packing.lengths)
         tensors = (self.tokens, self.targets, self.labels, self.segments)
-        return Batch(*(x if x is None else x.to(device) for x in tensors), packing, self.count)
+        return Batch(*(x if x is None else x.to(device) for x in tensors), packing, self.count, self.is_spare)
 
 
 class DocumentTable:
@@ -139,16 +141,29 @@ class Corpus:
         self.table = DocumentTable(draw(0))
         self.epoch, self.first_step, self.steps = -1, 0, []
 
-    def step(self, step: int, batch_tokens: int, micro_tokens: int | None = None) -> list[Batch]:
-        """About `batch_tokens` tokens, in batches of about `micro_tokens`, whose gradients belong together."""
+    def step(
+        self, step: int, batch_tokens: int, micro_tokens: int | None = None, rank: int = 0, ranks: int = 1
+    ) -> list[Batch]:
+        """About `batch_tokens` tokens, in batches of about `micro_tokens`, whose gradients belong together; of several
+        ranks the share of one, in as many batches as all others have."""
         if step < self.first_step:
             self.epoch, self.first_step, self.steps = -1, 0, []
             self.table = DocumentTable(self.draw(0)) if self.is_redrawn else self.table
         while step >= self.first_step + len(self.steps):
             self._begin_epoch(batch_tokens)
         examples = self.steps[step - self.first_step]
-        parts = cut(examples, self.table.lengths, micro_tokens or batch_tokens)
-        return [self.table.batch(part) for part in (parts if micro_tokens else [examples])]
+        shares = [self._parts(examples[r::ranks], micro_tokens) for r in range(ranks)]
+        batches = [self.table.batch(part) for part in shares[rank]]
+        spare = [self._spare(examples[:1])] * (max(map(len, shares)) - len(batches))
+        return batches + spare
+
+    def _parts(self, examples: np.ndarray, micro_tokens: int | None) -> list[np.ndarray]:
+        if micro_tokens is None or not len(examples):
+            return [examples] if len(examples) else []
+        return cut(examples, self.table.lengths, micro_tokens)
+
+    def _spare(self, examples: np.ndarray) -> Batch:
+        return dataclasses.replace(self.table.batch(examples), count=0, is_spare=True)
 
     def _begin_epoch(self, batch_tokens: int) -> None:
         self.epoch, self.first_step = self.epoch + 1, self.first_step + len(self.steps)

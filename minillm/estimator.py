@@ -21,7 +21,7 @@ from minillm.policy import (
     steered,
 )
 
-METHODS = ("policy-gradient", "best-of", "soft-q")
+METHODS = ("policy-gradient", "best-of", "expert", "soft-q")
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,16 @@ class Estimator:
     kl_limit: float | None = cli.option(None, "stop where the KL of an answer is beyond so many nats")
     entropy: float = cli.option(0.0, "weight of a bonus for the entropy of each token")
     method: str = cli.option(
-        "policy-gradient", "or imitate the best answer to each prompt, or take the logits for Q-values", choices=METHODS
+        "policy-gradient",
+        "or imitate the best answer to each prompt; or, in rounds, all that were right; or take logits for Q-values",
+        choices=METHODS,
     )
     overlong: str = cli.option(
         "keep", "answers that did not end: judged as they are, penalised, or left out", ("keep", "penalise", "drop")
     )
-    sft_share: float = cli.option(0.0, "share of the gradient that is supervised: of given answers to the prompts")
+    sft_share: float | None = cli.option(
+        None, "share of the gradient that is supervised: of given answers to training prompts"
+    )
     shuffle_advantages: bool = cli.option(
         False, "among the answers of a step: the control that learns from noise alone"
     )
@@ -107,9 +111,10 @@ class Estimator:
         return weights * shares
 
 
-def check(estimator: Estimator, samples: int) -> None:
-    """UserError for options that make no sense together."""
-    if estimator.baseline in OF_GROUPS and estimator.method != "soft-q" and samples < 2:
+def check(estimator: Estimator, samples: int | None) -> None:
+    """UserError for options that make no sense together; without `samples` as far as they don't depend on it."""
+    is_single = samples is not None and samples < 2
+    if is_single and estimator.baseline in OF_GROUPS and estimator.method != "soft-q":
         raise UserError(f"--samples {samples}: the {estimator.baseline} baseline needs at least 2")
     cli.require_positive(estimator, "passes", "minibatches", "clip_high", "truncate", "kl_target", "kl_limit")
     if not 0 < estimator.clip_low < 1:
@@ -121,7 +126,7 @@ def check(estimator: Estimator, samples: int) -> None:
             "--passes and --minibatches learn from answers that an older policy drew: give --update clip, or another "
             "that heeds it"
         )
-    if estimator.method == "best-of" and samples < 2:
+    if is_single and estimator.method == "best-of":
         raise UserError(f"--samples {samples}: the best of them takes at least 2")
     cli.require_share(estimator, "sft_share", "the gradient")
     if estimator.kl == "off" and estimator.kl_target is not None:

@@ -15,7 +15,7 @@ from minillm.beam import Beams, beam_search
 from minillm.errors import NOT_FINITE, UserError
 from minillm.generate import GREEDY, generate
 from minillm.gpt import GPT
-from minillm.heads import Head, Scorer
+from minillm.heads import Head, Scorer, SequenceClassifier
 from minillm.inference import ready
 from minillm.published.exchanges import Composer
 from minillm.tokenizer import Tokenizer, read_texts
@@ -132,6 +132,6 @@ def of_documents(
     return rows
 
 
-def classify(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarray:
-    """The probability of every class of a `SequenceClassifier`, (n, K) float64; see `read`."""
-    return torch.from_numpy(read(model, tokenizer, texts)).softmax(dim=-1).numpy()
+def classify(model: SequenceClassifier, tokenizer: Tokenizer, texts: Sequence[Texts]) -> np.ndarray:
+    """The probability of every class, (n, K) float64; see `read`."""
+    return model.probabilities(torch.from_numpy(read(model, tokenizer, texts))).numpy()

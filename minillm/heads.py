@@ -170,6 +170,10 @@ class SequenceClassifier(Head):
         pooled = POOLING[pooling_of(self.config)](self.encode(tokens, packing, segments), packing)
         return self.classifier(dropout(self.transform(pooled), classifier_dropout(self.config), self.training))
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """(B, K) → (B, K): of each class."""
+        return logits.softmax(dim=-1)
+
     def loss(
         self,
         batch: Batch,
@@ -181,6 +185,31 @@ class SequenceClassifier(Head):
         logits = self(batch.tokens, batch.packing, batch.segments)
         options = {"temperature": temperature, "label_smoothing": label_smoothing}
         return weighted(cross_entropy(logits, batch.labels, **options), weights)
+
+
+class MultiLabelClassifier(SequenceClassifier):
+    """Any number of some classes for every sequence: of each a yes or no, whatever is said of the others."""
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
+
+    def loss(
+        self,
+        batch: Batch,
+        weights: Tensor | float | None = None,
+        temperature: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        """−log p(what is true of all classes) = Σ over classes of −log p(yes) or −log p(no): one value a sequence (B,),
+        or Σ weight · loss. Label smoothing: see `objective.Model`; the other label of a class is yes for no.
+
+        batch.labels (B, K): 1 for the classes that apply. It is K times what transformers has, the mean over classes.
+        """
+        logits = self(batch.tokens, batch.packing, batch.segments)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+        truth = (1 - label_smoothing) * batch.labels.to(logits.dtype) + label_smoothing / 2
+        losses = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").sum(dim=-1)
+        return weighted(losses, weights)
 
 
 class Scorer(SequenceClassifier):

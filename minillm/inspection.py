@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
 from minillm.batching import IGNORE, Batch, Corpus
 from minillm.errors import UserError
@@ -63,21 +64,22 @@ def examples_of(args: Any, task: Task, tokenizer: Tokenizer, corpus: Corpus) -> 
     """The examples in the order of the first epoch: the number of each in the training data, and its documents."""
     for step in range(corpus.steps_per_epoch(args.batch_tokens)):
         batches = corpus.step(step, args.batch_tokens, args.micro_tokens)
-        count = sum(batch.count for batch in batches)
-        documents = (document for batch in batches for document in documents_of(batch, count))
+        count = sum(map(task.count, batches)) or 1
+        documents = (d for batch in batches for d in documents_of(batch, task.importance(batch) / count))
         for example in corpus.steps[step].tolist():
             num_read = task.num_read(task.splits.train[example], tokenizer)
             size = int(corpus.table.documents.sizes[example])
             yield example, [next(documents)._replace(num_read=num_read) for _ in range(size)]
 
 
-def documents_of(batch: Batch, count: int) -> Iterator[Seen]:
-    """Of a batch of a step that has so many targets."""
+def documents_of(batch: Batch, weights: Tensor | float) -> Iterator[Seen]:
+    """Of a batch whose targets weigh so much: all the same, or where there are labels alone, one each."""
     rows = list(map(Row, batch.packing.positions.tolist(), batch.tokens.tolist(), batch.targets.tolist()))
     labels = batch.labels.tolist() or [None] * len(batch.packing.lengths)
     bounds = pairwise(batch.packing.cu_seqlens.tolist())
-    for (start, stop), label in zip(bounds, labels, strict=True):
-        yield Seen(rows[start:stop], label, 1 / max(count, 1), num_read=0)
+    each = weights.tolist() if isinstance(weights, Tensor) else [weights] * len(labels)
+    for (start, stop), label, weight in zip(bounds, labels, each, strict=True):
+        yield Seen(rows[start:stop], label, weight, num_read=0)
 
 
 def faults(document: Seen, task: Task, tokenizer: Tokenizer) -> Iterator[tuple[int, str]]:
@@ -132,4 +134,6 @@ def name_of_target(target: int, task: Task, tokenizer: Tokenizer) -> str:
 
 def name_of_label(label: Any, task: Task) -> str:
     classes = task.sequence_classes or task.classes  # of a tagger, the latter are those of the words
+    if isinstance(label, list):  # a yes or no for each class
+        return " + ".join(name for name, applies in zip(classes, label, strict=True) if applies) or "none"
     return str(classes[label]) if classes and isinstance(label, int) else str(label)

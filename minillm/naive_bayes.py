@@ -46,6 +46,45 @@ class NaiveBayes:
         return self.classes[int(score.argmax())]
 
 
+class OneAgainstRest:
+    """Of several labels at once, each by itself: whether a text is likelier one that has it or one that has it not."""
+
+    def __init__(self, texts: Sequence[Texts], labels: Sequence[Sequence[str]]):
+        self.classes = sorted({name for names in labels for name in names})
+        number = {name: k for k, name in enumerate(self.classes)}
+        counts: dict[str, Counter[int]] = defaultdict(Counter)  # of every feature, in each class that has it
+        overall: Counter[str] = Counter()
+        for text, names in zip(texts, labels, strict=True):
+            own = [number[name] for name in names]
+            for feature in features(text):
+                overall[feature] += 1
+                counts[feature].update(own)
+        totals = np.zeros(len(self.classes))
+        self.bonus: dict[str, tuple[float, np.ndarray, np.ndarray]] = {}  # as of NaiveBayes, in log p less that of rest
+        for feature, times in overall.items():
+            which = np.array(list(counts[feature]), dtype=np.int64)
+            within = np.array([counts[feature][k] for k in which], dtype=np.float64)
+            totals[which] += within
+            never = -float(np.log1p(times / SMOOTHING))
+            always = np.log1p(within / SMOOTHING) - np.log1p((times - within) / SMOOTHING)
+            self.bonus[feature] = never, which, always - never
+        room = SMOOTHING * len(overall)
+        of_class = Counter(name for names in labels for name in set(names))
+        having = np.array([of_class[name] for name in self.classes])
+        with np.errstate(divide="ignore"):  # what all have, or none
+            self.prior = np.log(having) - np.log(len(labels) - having)
+        self.unseen = np.log(sum(overall.values()) - totals + room) - np.log(totals + room)
+
+    def answer(self, text: Texts) -> tuple[str, ...]:
+        """The classes that apply. Features that training did not have say nothing."""
+        score = self.prior.copy()
+        for feature in features(text):
+            if (bonus := self.bonus.get(feature)) is not None:
+                score += self.unseen + bonus[0]
+                score[bonus[1]] += bonus[2]
+        return tuple(name for name, each in zip(self.classes, score, strict=True) if each > 0)
+
+
 def features(texts: Texts) -> Iterator[str]:
     """Words and pairs of neighbours; those of a second text are others than those of the first."""
     for mark, text in zip(("", "\0"), texts, strict=False):

@@ -13,7 +13,9 @@ Optimizers = list[torch.optim.Optimizer]
 Named = Iterable[tuple[str, nn.Parameter]]
 
 
-def muon(model: nn.Module, lr: float, embedding_lr: float, weight_decay: float | None = None) -> Optimizers:
+def muon(
+    model: nn.Module, lr: float, embedding_lr: float, weight_decay: float | None = None, beta2: float | None = None
+) -> Optimizers:
     """Muon for the matrices of the blocks, AdamW for everything else: for supervised learning from scratch.
 
     Muon (Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982) orthogonalises the momentum of a matrix, so that
@@ -24,19 +26,24 @@ def muon(model: nn.Module, lr: float, embedding_lr: float, weight_decay: float |
     matrices = {name: p for name, p in learning(model) if p.ndim == 2 and "blocks." in name}
     rest = groups(((name, p) for name, p in learning(model) if name not in matrices), "", embedding_lr, 0.0, decay)
     first = [Muon([*matrices.values()], lr, decay, model.compute_dtype)] if matrices else []
-    return first + ([torch.optim.AdamW(rest, betas=(0.9, 0.95), fused=True)] if rest else [])
+    return first + ([torch.optim.AdamW(rest, betas=(0.9, beta2 or 0.95), fused=True)] if rest else [])
 
 
-def adamw(model: nn.Module, lr: float, embedding_lr: float, weight_decay: float | None = None) -> Optimizers:
+def adamw(
+    model: nn.Module, lr: float, embedding_lr: float, weight_decay: float | None = None, beta2: float | None = None
+) -> Optimizers:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) with one rate for the blocks, one for everything else.
 
-    Its step shrinks as the gradients of successive steps disagree. No weight decay unless it is asked for.
+    Its step shrinks as the gradients of successive steps disagree, of more of them the nearer `beta2` is to 1, which
+    is 0.95 unless another is given. No weight decay unless it is asked for.
     """
     found = groups(learning(model), ("blocks.", "encoder.blocks."), lr, embedding_lr, weight_decay or 0.0)
-    return [torch.optim.AdamW(found, betas=(0.9, 0.95), fused=True)]
+    return [torch.optim.AdamW(found, betas=(0.9, beta2 or 0.95), fused=True)]
 
 
-def adamw_under_head(model: nn.Module, lr: float, head_lr: float, weight_decay: float | None = None) -> Optimizers:
+def adamw_under_head(
+    model: nn.Module, lr: float, head_lr: float, weight_decay: float | None = None, beta2: float | None = None
+) -> Optimizers:
     """For classifiers: AdamW with one rate for the encoder and one for its head, which often starts from nothing. What
     came with a checkpoint between the two, as BERT's pooler does, learns like the encoder.
 
@@ -45,7 +52,7 @@ def adamw_under_head(model: nn.Module, lr: float, head_lr: float, weight_decay: 
     if not any(name.startswith("encoder.") for name, _ in model.named_parameters()):
         raise UserError("--optimizer adamw-head is for classifiers; this model has no head of its own")
     found = groups(learning(model), model.pretrained, lr, head_lr, 0.01 if weight_decay is None else weight_decay)
-    return [torch.optim.AdamW(found, betas=(0.9, 0.98), fused=True)]
+    return [torch.optim.AdamW(found, betas=(0.9, beta2 or 0.98), fused=True)]
 
 
 def learning(model: nn.Module) -> Named:
@@ -65,7 +72,7 @@ def groups(parameters: Named, main: str | tuple[str, ...], lr: float, other_lr: 
     ]
 
 
-OPTIMIZERS: dict[str, Callable[[nn.Module, float, float, float | None], Optimizers]] = {
+OPTIMIZERS: dict[str, Callable[..., Optimizers]] = {
     "muon": muon,
     "adamw": adamw,
     "adamw-head": adamw_under_head,
@@ -73,9 +80,10 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, float, float, float | None], Optimize
 
 
 def optimizers_of(model: nn.Module, args: Any) -> Optimizers:
-    """Those that the options of `options.Supervised` ask for, the average of the weights behind them."""
-    chosen = OPTIMIZERS[args.optimizer](model, args.lr, args.embedding_lr, args.weight_decay)
-    return [*chosen, Average(model, args.ema)] if args.ema else chosen
+    """Those that the options of `options.Optimisation` ask for, and behind them, under --ema, the average of the
+    weights."""
+    chosen = OPTIMIZERS[args.optimizer](model, args.lr, args.embedding_lr, args.weight_decay, args.beta2)
+    return [*chosen, Average(model, args.ema)] if vars(args).get("ema") else chosen
 
 
 def freeze(model: nn.Module, count: int) -> None:
@@ -170,3 +178,10 @@ class Average(torch.optim.Optimizer):
         """The model gets the average, which gets the model's weights, until the next call."""
         for parameter, state in self.state.items():
             parameter.data, state["average"] = state["average"], parameter.data
+
+
+def swap_average(optimizers: Optimizers) -> None:
+    """The model and the average of its weights, where there is one, change places."""
+    for optimizer in optimizers:
+        if isinstance(optimizer, Average):
+            optimizer.swap()

@@ -41,6 +41,13 @@ class Optimisation:
     lr: float | None = cli.option(
         None, "peak learning rate of the blocks, or of a classifier's encoder; of LoRA, ten times as high"
     )
+    embedding_lr: float | None = cli.option(
+        None, "peak learning rate of embeddings and norms, or of a classifier's head"
+    )
+    optimizer: str | None = cli.option(None, "what moves the weights", choices=tuple(OPTIMIZERS))
+    beta2: float | None = cli.option(
+        None, "share of its mean of squared gradients that AdamW keeps: nearer to 1 where gradients are noisy"
+    )
     warmup: float | None = cli.option(None, "share of the training in which the learning rates rise")
     schedule: str | None = cli.option(
         None, "how they fall from there (default: linear); wsd: in the last fifth", choices=tuple(SCHEDULES)
@@ -57,10 +64,6 @@ class Optimisation:
 class Supervised(Optimisation):
     """And what supervised learning lets them choose besides."""
 
-    optimizer: str | None = cli.option(None, "what moves the weights", choices=tuple(OPTIMIZERS))
-    embedding_lr: float | None = cli.option(
-        None, "peak learning rate of embeddings and norms, or of a classifier's head"
-    )
     label_smoothing: float | None = cli.option(None, "share of each target that is spread over all there could be")
     ema: float | None = cli.option(None, "judge and save a moving average of the weights, of this decay, such as 0.999")
 
@@ -83,8 +86,9 @@ def check_common(args: Any, tasks: Collection[str]) -> None:
 
 def check_optimisation(args: Optimisation) -> None:
     """UserError for options that make no sense whatever the model is."""
-    cli.require_positive(args, "lr", "clip", "lora", *(["embedding_lr"] if isinstance(args, Supervised) else []))
+    cli.require_positive(args, "lr", "embedding_lr", "beta2", "clip", "lora")
     cli.require_share(args, "warmup", "the training")
+    cli.require_share(args, "beta2", "that mean")
     if isinstance(args, Supervised):
         cli.require_share(args, "label_smoothing", "each target")
         cli.require_share(args, "ema", "the average")

@@ -21,16 +21,22 @@ NAMES = {
     "bits_per_character": "bits a character",
     "bleu": "BLEU",
     "chrf": "chrF2",
+    "exact": "all labels right",
     "macro_f1": "macro-F1",
+    "micro_f1": "micro-F1",
     "majority": "always the commonest class",
     "naive_bayes": "naive Bayes",
     "f1": "F1",
+    "given": "given answers, nats a token",
+    "kl": "KL to the start, nats an answer",
     "intent_accuracy": "intents",
     "look_up": "commonest tags",
     "n_grams": "5-grams",
     "nats": "nats a token",
     "longer": "the longer one wins",
     "chosen_gain": "nats gained by chosen answers",
+    "pass_1": "pass@1",
+    "pass_8": "pass@8",
     "per": "PER",
     "of_the_mean": "squared error of the mean",
     "unexplained": "variance left",
@@ -70,6 +76,14 @@ def named(name: str) -> str:
     return NAMES.get(name, name.replace("_", " "))
 
 
+def points(found: Interval) -> str:
+    """A difference of shares is in points and not in percent, which could be taken for a share of the first."""
+    if not found.form.endswith("%"):
+        return str(found)
+    value, low, high = (format(100 * number, found.form.replace("%", "f")) for number in found)
+    return f"{value} points [{low}, {high}]"
+
+
 def flat(metrics: Mapping[str, Interval], split: str) -> dict[str, float]:
     """Metrics for a file: `dev_wer`, `dev_wer_low`, `dev_wer_high`, …"""
     fields: dict[str, float] = {}
@@ -79,15 +93,22 @@ def flat(metrics: Mapping[str, Interval], split: str) -> dict[str, float]:
     return fields
 
 
-def score(console: Console, task: Any, model: nn.Module, tokenizer: Tokenizer, when: str) -> dict[str, float]:
-    """The task's metrics of the answers to all that is held out, for a file; shown, too."""
-    metrics: dict[str, float] = {}
+def values_of(report: Mapping[str, Mapping[str, Interval | int]]) -> dict[str, dict[str, float]]:
+    """A report by class for a file, without the intervals."""
+    return {
+        kind: {name: x.value if isinstance(x, Interval) else x for name, x in row.items()}
+        for kind, row in report.items()
+    }
+
+
+def score(console: Console, task: Any, model: nn.Module, tokenizer: Tokenizer, when: str) -> dict[str, Any]:
+    """The task's metrics of the answers to all that is held out, by split; shown, too."""
+    found: dict[str, Any] = {}
     for split in ("dev", "test"):
         if examples := vars(task.splits)[split]:
-            measured = task.measure(examples, task.answer(model, tokenizer, examples))
-            metrics |= flat(measured, split)
-            console.print(f"{when}: {split} {figures(measured)} on {len(examples):,} held-out examples")
-    return metrics
+            found[split] = task.measure(examples, task.answer(model, tokenizer, examples))
+            console.print(f"{when}: {split} {figures(found[split])} on {len(examples):,} held-out examples")
+    return found
 
 
 def glance(session: Any, task: Any, model: nn.Module, tokenizer: Tokenizer) -> tuple[Sequence[Any], list[Any]]:

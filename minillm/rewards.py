@@ -186,11 +186,11 @@ def of_model(name: str, device: torch.device) -> Reward:
     score that it gives an answer to its prompt. UserError."""
     folder, _, label = name.partition(":")
     saved = open_checkpoint(resolve(folder))
-    if saved.head_name != "classify":
+    if saved.head_name not in ("classify", "multi"):
         raise UserError(f"--reward {name}: this model is no classifier, so it judges no answers")
-    if saved.has_one_output and not label:
+    if saved.head_name == "classify" and saved.has_one_output and not label:
         return of_judge(saved.load("score").to(device).eval(), load_tokenizer(saved.path))
-    model, tokenizer = saved.load("classify").to(device).eval(), load_tokenizer(saved.path)
+    model, tokenizer = saved.load(saved.head_name).to(device).eval(), load_tokenizer(saved.path)
     if label not in model.classes:
         raise UserError(f"--reward {name}: name one of its classes, {folder}:{model.classes[0]} or another of them")
     column = model.classes.index(label)

@@ -9,6 +9,7 @@ log.jsonl                one line a step, one an evaluation
 start.safetensors        the weights that an unfinished training by reward, or one with frozen weights, began with
 reference.safetensors    log p of all answers by the model that an unfinished training on preferences began with
 checkpoint.safetensors   the state of an unfinished training, for --resume
+finds.jsonl              the right answers that --method expert found
 best.safetensors         the best weights so far of an unfinished training with --keep best
 metrics.json             the final figures; a run that has them is finished
 report.json              what the final figures are to be read with: baselines, samples, notes, the machine
@@ -41,7 +42,7 @@ from minillm.published import adapters, checkpoint
 from minillm.tokenizer import Tokenizer
 
 LOCK, START, CHECKPOINT, BEST = "lock", "start.safetensors", "checkpoint.safetensors", "best.safetensors"
-REFERENCE = "reference.safetensors"
+REFERENCE, FINDS = "reference.safetensors", "finds.jsonl"
 # All that there may be before the first checkpoint, whatever the tokenizer is made of.
 BEGINNING = {
     *(LOCK, START, REFERENCE, "args.json", "config.json", "generation_config.json", "chat_template.jinja"),

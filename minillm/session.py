@@ -8,14 +8,14 @@
 A session is no trainer: it calls nothing of the script, and what a step does stands in the script's loop.
 """
 
-import dataclasses
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import cached_property
+from threading import Event
 from typing import Any, Protocol, TextIO
 
 import torch
@@ -26,12 +26,14 @@ from torch import nn
 
 from minillm import cli, curves, origin, state
 from minillm.errors import UserError
-from minillm.files import fields_from, read_state, read_tensors, write_json, write_tensors
+from minillm.files import fields_from, write_json, write_tensors
 from minillm.metrics import Interval
-from minillm.optim import Average, Optimizers
+from minillm.optim import Optimizers, swap_average
 from minillm.pages.run_page import write_page
+from minillm.ranks import Team
 from minillm.report import figures, flat
 from minillm.run import BEST, CHECKPOINT, Run, options_of
+from minillm.state import Progress
 from minillm.tokenizer import Tokenizer
 from minillm.trackers import Tracker, open_tracker
 
@@ -49,27 +51,20 @@ class Budget(Protocol):
     evaluations: int  # looks at the dev set, the last one, after the training, included
 
 
-@dataclass
-class Progress:
-    """How far a training is; saved with every checkpoint."""
-
-    step: int = 0
-    evaluations: int = 0
-    records: int = 0  # lines of the log; those beyond are written again
-    seconds: float = 0.0  # of the training, from its first step on, which a budget of minutes counts
-    process_seconds: float = 0.0  # of all processes that worked on it, from their beginning on
-    best: float | None = None  # the highest score that `keep_if_best` saw
-    worse: int = 0  # looks at the dev set since then
-    is_over: bool = False  # what remains is to score
-    numbers: dict[str, float] = dataclasses.field(default_factory=dict)  # what a script remembers, by name
-    totals: dict[str, float] = dataclasses.field(default_factory=dict)  # of what is counted, such as tokens
-    files: dict[str, str] = dataclasses.field(default_factory=dict)  # digests of what it began with, by name
-    data: dict[str, str] = dataclasses.field(default_factory=dict)
-
-
 class Session:
-    def __init__(self, budget: Budget, run: Run, model: nn.Module, optimizers: Optimizers, console: Console):
+    def __init__(
+        self,
+        budget: Budget,
+        run: Run,
+        model: nn.Module,
+        optimizers: Optimizers,
+        console: Console,
+        team: Team | None = None,
+    ):
         self.budget, self.run, self.model, self.optimizers, self.console = budget, run, model, optimizers, console
+        self.team = team  # the processes that train together, see ranks.py
+        self.rank, self.ranks = (team.rank, team.size) if team else (0, 1)
+        self.leads = self.rank == 0  # whether this is the process that looks at the dev set and writes the run
         self.progress = Progress()
         self.kept: float | None = None  # the score of the weights in BEST, which is replaced more often than CHECKPOINT
         self.peak_lrs = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
@@ -86,10 +81,7 @@ class Session:
         saved = self.progress.seconds
         self.started = time.monotonic() - saved
         with cli.postponed_signals() as stop, ProgressBar(self.console) as self.bar:
-            while not self.progress.is_over and not stop.is_set():
-                self.share = self.share_done()
-                if self.share >= 1:
-                    break
+            while self.goes_on(stop):
                 # Of a number of steps each has the rate of its middle, so that a single step learns, too.
                 half = 0.5 / self.budget.steps if self.budget.steps else 0.0
                 self.set_lr(schedule(self.share + half, self.budget.warmup, self.budget.schedule))
@@ -103,6 +95,27 @@ class Session:
             going_on = f"go on with: {self.run.resume_command}"
             self.console.print(f"stopped at step {self.progress.step}; {going_on}", markup=False)
             raise KeyboardInterrupt
+
+    def goes_on(self, stop: Event) -> bool:
+        """Whether there is another step, in which all ranks agree: the first's clock counts, and anyone's signal."""
+        self.share = self.share_done()
+        if self.team:
+            self.share, self.progress.is_over = self.team.led(self.share, self.progress.is_over, stop)
+            self.team.reseed(self.budget.seed, self.progress.step)
+        return self.share < 1 and not self.progress.is_over and not stop.is_set()
+
+    def total(self, value: float) -> float:
+        """Its sum over all ranks."""
+        return self.team.total(value) if self.team else value
+
+    @cached_property
+    def learner(self) -> Any:
+        """The model, or what adds its gradients up over all ranks."""
+        return self.team.learner(self.model) if self.team else self.model
+
+    def passes(self, things: Iterable[Any]) -> Iterable[Any]:
+        """These things, each for a backward pass of a step."""
+        return self.learner.passes(things) if self.team else things
 
     def share_done(self) -> float:
         """Of the budget, from 0 to 1 and beyond."""
@@ -178,23 +191,17 @@ class Session:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Within it the model has the weights that are judged and saved: where there is an average, that."""
-        self.take_average()
+        swap_average(self.optimizers)
         try:
             yield
         finally:
-            self.take_average()  # the other way round
-
-    def take_average(self) -> None:
-        """The average of the weights, where there is one, which gets the weights themselves for it."""
-        for optimizer in self.optimizers:
-            if isinstance(optimizer, Average):
-                optimizer.swap()
+            swap_average(self.optimizers)  # the other way round
 
     def evaluation_is_due(self) -> bool:
         """True once for each of the evaluations that are spread over the training, the last one excepted."""
         is_due = self.share >= (self.progress.evaluations + 1) / self.budget.evaluations
         self.progress.evaluations += is_due
-        return is_due
+        return is_due and self.leads
 
     def report(self, metrics: Mapping[str, Interval], count: int, **more: Any) -> None:
         """Shows and logs what was measured on so many dev examples."""
@@ -210,21 +217,12 @@ class Session:
         if self.kept is None or score > self.kept:
             self.kept = score
             with self.averaged():
-                write_tensors(self.run.path(BEST), state.weights_of(self.model), {"best": score})
+                write_tensors(self.run.path(BEST), state.weights_of(self.model), {state.SCORE: score})
 
     def take_best(self) -> None:
         """The weights that `keep_if_best` remembered."""
         if self.kept is not None:
             state.read_weights(self.run.path(BEST), self.model)
-
-    def best_score(self) -> float:
-        """Of the weights that `keep_if_best` remembered. UserError if they are spoiled."""
-        path = self.run.path(BEST)
-        read_tensors(path)
-        try:
-            return float(read_state(path)["best"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} holds no weights of this training: {error}") from None
 
     # ---- the run folder ----
 
@@ -232,6 +230,8 @@ class Session:
         """All that a process needs to go on from here. UserError, also for weights that are no numbers any more."""
         if not all(weight.isfinite().all() for weight in self.model.parameters()):
             raise UserError(f"the weights became NaN or infinite by step {self.progress.step}; try a lower --lr")
+        if not self.leads:
+            return
         self.progress.process_seconds = time.monotonic() - self.born
         if self.started is not None:
             self.progress.seconds = self.seconds()
@@ -249,7 +249,7 @@ class Session:
             raise UserError(f"{path} is no checkpoint of this training: it lacks {min(lacking)!r}")
         self.progress = Progress(**fields_from(Progress, saved, path))
         if self.run.path(BEST).exists() or self.progress.best is not None:
-            self.kept = self.best_score()
+            self.kept = state.read_score(self.run.path(BEST))
         there = self.run.cut_log(self.progress.records)
         if lost := self.progress.records - there:
             self.console.print(f"log.jsonl lacks {lost} of its records, lost or spoiled; going on without them")

@@ -23,6 +23,7 @@ from minillm.optim import freeze
 from minillm.options import BUDGETS
 from minillm.published import checkpoint
 from minillm.published.vocabularies import load_tokenizer
+from minillm.rewards import split_weight
 from minillm.run import START, Run
 from minillm.state import read_weights, weights_of
 from minillm.tasks.base import Task
@@ -34,8 +35,10 @@ UNSAID = {
     "keep": "last",
     "schedule": "linear",
     "label_smoothing": 0.0,
+    "optimizer": "adamw",
 }  # where neither the user nor the recipe says anything
 SIZES = ("batch_tokens", "batch_examples")  # of a step, likewise
+OF_MAKING = ("optimizer", "lr", "embedding_lr", "batch_tokens")  # options of supervised learning, which may go on
 OF_SHAPE = ("layers", "width", "heads")  # options that a checkpoint has decided
 
 
@@ -76,6 +79,35 @@ def recipe_of(task: Task, model: nn.Module, args: Args) -> dict[str, Any]:
     """What suits the task with the model of --init, and LoRA with both."""
     recipe = task.recipe(model, args.minutes)
     return {**recipe, "lr": LR_FACTOR * recipe["lr"]} if args.lora else recipe
+
+
+def complete_by_reward(args: Args, task: Task, model: nn.Module) -> Args:
+    """The options of reinforcement learning with what suits the task and the model, which it starts from, where none
+    was given. What a stranger judges is not pulled towards the task's own answers."""
+    recipe = {} if args.resume else task.rl_recipe(model)
+    if any(split_weight(each)[0] not in task.rewards for each in args.reward):
+        recipe |= {"sft_share": 0.0}
+    if recipe and args.method == "expert":
+        recipe |= recipe_of_experts(args.init, task, model)
+    if recipe and args.lora:
+        recipe |= {"lr": LR_FACTOR * recipe["lr"]}
+    args = complete(args, recipe)
+    return dataclasses.replace(args, embedding_lr=args.embedding_lr or args.lr)
+
+
+def recipe_of_experts(init: Path, task: Task, model: nn.Module) -> dict[str, Any]:
+    """Supervised learning of what was found: with the optimiser, the batches and half of the rates that made the model;
+    of one from elsewhere, with what suits it. From how many prompts a step comes is left to the method. UserError."""
+    if task.head != "lm":
+        raise UserError(f"--method expert learns from texts that were right; --task {task.name} writes none")
+    recipe = task.recipe(model, None)
+    used = Run(init).options() if (init / "args.json").exists() else {}
+    if used.get("script") == "sft" and not used.get("lora"):
+        made = {name: used.get(name) for name in OF_MAKING}
+        if all(value is not None for value in made.values()):
+            recipe |= {**made, "lr": made["lr"] / 2, "embedding_lr": made["embedding_lr"] / 2}
+    recipe = {name: value for name, value in recipe.items() if name in (*OF_MAKING, "warmup")}
+    return {**recipe, "prompts": None, "samples": 4, "temperature": 1.0, "rounds": 3, "sft_share": None}
 
 
 def restrict(model: nn.Module, args: Any) -> None:
@@ -144,7 +176,7 @@ def open_policy(args: Args, run: Run, task: Task) -> tuple[GPT, Tokenizer]:
     model, tokenizer = open_start(args.init, task)
     adapt(task, model, tokenizer, args.init)
     write_tensors(run.path(START), weights_of(model), {"init": str(args.init)})
-    return model, tokenizer
+    return with_dropout(model, args.dropout), tokenizer
 
 
 def learner(start: GPT, placement: Placement, args: Any) -> GPT:

@@ -10,6 +10,7 @@ knows the order of every epoch from the seed alone). That files and data are tho
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,25 @@ from minillm.files import read_state, read_tensors, write_tensors
 
 FORMAT = 3  # of the file; one of another number is refused
 WEIGHTS = "model."
+SCORE = "best"  # of the best weights so far, beside them in their file
+
+
+@dataclass
+class Progress:
+    """How far a training is; saved with every checkpoint."""
+
+    step: int = 0
+    evaluations: int = 0
+    records: int = 0  # lines of the log; those beyond are written again
+    seconds: float = 0.0  # of the training, from its first step on, which a budget of minutes counts
+    process_seconds: float = 0.0  # of all processes that worked on it, from their beginning on
+    best: float | None = None  # the highest score that `keep_if_best` saw
+    worse: int = 0  # looks at the dev set since then
+    is_over: bool = False  # what remains is to score
+    numbers: dict[str, float] = field(default_factory=dict)  # what a script remembers, by name
+    totals: dict[str, float] = field(default_factory=dict)  # of what is counted, such as tokens
+    files: dict[str, str] = field(default_factory=dict)  # digests of what it began with, by name
+    data: dict[str, str] = field(default_factory=dict)
 
 
 def save(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], progress: Mapping) -> None:
@@ -76,6 +96,15 @@ def read_weights(path: Path, model: nn.Module) -> None:
         load_weights(model, read_tensors(path))
     except ValueError as error:
         raise UserError(f"{path} is of another model: {error}") from None
+
+
+def read_score(path: Path) -> float:
+    """Of the best weights so far. UserError if they are spoiled."""
+    read_tensors(path)
+    try:
+        return float(read_state(path)[SCORE])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} holds no weights of this training: {error}") from None
 
 
 # ---- generators of random numbers ----------------------------------------------------------------

@@ -28,6 +28,7 @@ class Window(NamedTuple):
     tokens: list[int]
     words: np.ndarray  # their numbers in the sentence
     at: np.ndarray  # the token of each that says what it is
+    word_of: np.ndarray  # the number of each token's word; −1 of what stands around the text
 
 
 class Tagged(NamedTuple):
@@ -84,7 +85,9 @@ class WordReader:
             here = edges[(edges >= first) & (edges < last)]
             read = [*self.begin, *tokens[start:stop], *self.end]
             if read:
-                found.append(Window(read, word_of[here], here - start + len(self.begin)))
+                around = len(self.begin), len(self.end)
+                of_tokens = np.pad(word_of[start:stop], around, constant_values=-1)
+                found.append(Window(read, word_of[here], here - start + len(self.begin), of_tokens))
         return found
 
 

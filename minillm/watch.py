@@ -1,18 +1,50 @@
-"""What a training by reward shows of itself: looks at the dev set while it goes on, and what came out at the end."""
+"""What a training by reward shows of itself: looks at the dev set while it goes on, and what it changed in the end.
 
-from collections.abc import Mapping, Sequence
+Greedy answers are one point of a policy. Before and after the training, on the same held-out examples, it is also seen
+how good the answers are that it draws, how sure of them it is, how far from its start, and how likely it finds those
+that are given; each with an interval, and with that of the difference, which is paired and so much narrower.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from minillm import state
 from minillm.alarms import new_alarms, raised
-from minillm.episodes import Episode, describe
+from minillm.episodes import Episode, describe, refer, rewards_of
+from minillm.evaluate import nats
 from minillm.findings import findings
 from minillm.gpt import GPT
-from minillm.metrics import average
-from minillm.report import SAMPLES, evenly_spaced, flat, glance, samples_table, score, score_of
-from minillm.rewards import Reward
+from minillm.metrics import Interval, average, difference, mean, pass_at, ratio
+from minillm.report import (
+    SAMPLES,
+    cells,
+    evenly_spaced,
+    flat,
+    glance,
+    named,
+    points,
+    samples_table,
+    score,
+    score_of,
+)
+from minillm.rewards import Reward, exact
 from minillm.session import Session
-from minillm.tasks.base import Task
+from minillm.tasks.base import Task, WritingTask
 from minillm.tokenizer import Tokenizer
+
+PANELS = ("loss", "solved", "finds", "kl", "entropy", "gradient_norm", "groups_without_variance")  # as far as logged
+DRAWN = 8  # answers to each example before and after
+AT_ONCE = 1024  # of them
+AFFORDABLE = 2e12  # multiplications for all of them, at most: a minute or so
+LEAST = 100  # examples, whatever that takes
+
+Measured = Mapping[str, Interval]
+Answer = Callable[[nn.Module, Sequence[Any], int], list[Episode]]  # draws so many answers to each example, and judges
 
 
 def report(
@@ -29,7 +61,7 @@ def report(
     measured = task.measure(examples, answers)
     earned = [sum(parts) for parts in zip(*reward(examples, answers).values(), strict=True)]
     tried = [{"prompt": episode.example.prompt, "answer": episode.text} for episode in shown]
-    greedy = flat({"reward": average(earned)}, "dev") if len(earned) > 1 else {}
+    greedy = flat({"reward": average(earned)}, "greedy") if len(earned) > 1 else {}
     session.report(measured, len(examples), **greedy, samples=tried)
     session.console.print(describe(seen), highlight=False)
     examples, texts = [e.example for e in shown], [e.text for e in shown]
@@ -46,10 +78,17 @@ def keep(session: Session, score: float) -> None:
         session.end(f"the last {patience} looks at the dev set were no better than the best before")
 
 
-def look_again(session: Session, task: Task, model: GPT, tokenizer: Tokenizer) -> None:
-    """Under --keep best or --patience, a look before the first step or after the last."""
+def remember(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> None:
+    """A look for `keep` before the first step or after the last, between which no training need leave anything worse."""
     if session.budget.keep == "best" or session.budget.patience:
         session.keep_if_best(score_of(task, task.measure(*glance(session, task, model, tokenizer))))
+
+
+def take_best(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> None:
+    """Under --keep best the weights of the best look, the start's and the last one's among them."""
+    if session.budget.keep == "best":
+        remember(session, task, model, tokenizer)
+        session.take_best()
 
 
 def sound_alarms(session: Session, task: Task, final: Mapping[str, Any] | None = None) -> None:
@@ -61,15 +100,131 @@ def sound_alarms(session: Session, task: Task, final: Mapping[str, Any] | None =
         session.console.print(f"alarm at step {session.progress.step}, {name}: {says}", markup=False, highlight=False)
 
 
-def finish(session: Session, task: Task, model: GPT, tokenizer: Tokenizer, before: dict[str, float]) -> None:
-    """Score the model on the examples it was scored on before, and save what remains to be saved."""
-    after = score(session.console, task, model, tokenizer, "after")
+# ---- before and after ------------------------------------------------------------------------------
+
+
+def watched(args: Any, task: Task, model: nn.Module, longest: int) -> Sequence[Any]:
+    """The dev examples to which answers are drawn: as many as --watch says, or all, as far as that is affordable."""
+    cost = DRAWN * longest * sum(p.numel() for p in model.parameters())
+    count = max(LEAST, int(AFFORDABLE / cost)) if args.watch is None else args.watch
+    return evenly_spaced(task.splits.dev, count) if count else []
+
+
+def look_at(
+    args: Any,
+    session: Session,
+    task: Task,
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    answer: Answer,
+    start: nn.Module | None = None,
+) -> dict[str, Measured]:
+    """What is known of a model, by split: the task's metrics of its greedy answers to all that is held out, and of dev
+    what `survey` finds. Without `start` it is that itself."""
+    measured = score(session.console, task, model, tokenizer, "after" if start else "before")
+    if examples := watched(args, task, model, task.max_answer_tokens(tokenizer)):
+        model.eval()
+        with aside(args.seed):
+            drawn = [answer(model, part, DRAWN) for part in parts(examples, AT_ONCE // DRAWN)]
+        episodes = [episode for part in drawn for episode in part]
+        if start:
+            refer(start, episodes, args.temperature, args.micro_tokens)
+        documents = [task.documents(example, tokenizer, None) for example in examples]
+        measured["dev"] = {**measured["dev"], **survey(task, episodes), **likelihood(model, documents)}
+    return measured
+
+
+def survey(task: Task, episodes: Sequence[Episode]) -> dict[str, Interval]:
+    """Of the answers that were drawn, DRAWN of each example in a row: pass@1 and pass@DRAWN, by being right to the last
+    letter, or of tasks whose answers are no texts by being rewarded in full; the mean reward; the entropy, in nats a
+    token; and where the reference is known the KL to it, in nats an answer."""
+    rewards = rewards_of(episodes, DRAWN)
+    right = torch.tensor(is_right(task, episodes)).view(-1, DRAWN).sum(dim=1).tolist()
+    surprise = -by_example(episodes, lambda e: sum(e.logprobs))
+    found = {
+        "pass_1": mean([pass_at(1, count, DRAWN) for count in right]),
+        f"pass_{DRAWN}": mean([pass_at(DRAWN, count, DRAWN) for count in right]),
+        "reward": average(rewards.double().mean(dim=1).tolist()),
+        "entropy": ratio(surprise.tolist(), by_example(episodes, lambda e: len(e.logprobs)).tolist(), form=".3f"),
+    }
+    if episodes[0].reference:
+        found["kl"] = average((by_example(episodes, lambda e: e.kl) / DRAWN).tolist())
+    return found
+
+
+def is_right(task: Task, episodes: Sequence[Episode]) -> list[bool]:
+    if isinstance(task, WritingTask):
+        found = exact([e.example for e in episodes], [e.text for e in episodes])["exact"]
+        return [value == 1.0 for value in found]
+    return [e.reward > 1 - 1e-6 for e in episodes]
+
+
+def by_example(episodes: Sequence[Episode], value: Callable[[Episode], float]) -> Tensor:
+    """The sums of each example's DRAWN answers, float64."""
+    return torch.tensor([value(e) for e in episodes], dtype=torch.float64).view(-1, DRAWN).sum(dim=1)
+
+
+def likelihood(model: nn.Module, documents: Sequence[Sequence[Any]]) -> dict[str, Interval]:
+    """How likely the given answers are: −log p, in nats a token, whatever temperature answers are drawn at."""
+    found = iter(nats(model, [document for each in documents for document in each]))
+    surprise = [sum(next(found) for _ in each) for each in documents]
+    counts = [sum(target >= 0 for document in each for target in document.targets) for each in documents]
+    return {"given": ratio(surprise, counts, form=".3f")}
+
+
+@contextmanager
+def aside(seed: int) -> Iterator[None]:
+    """Within it chance is that of the seed; the training's own is as if nothing had been drawn."""
+    tensors: dict[str, Tensor] = {}
+    saved = state.save_generators(tensors)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        state.load_generators(saved, tensors)
+
+
+def parts(examples: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    return (examples[i : i + size] for i in range(0, len(examples), size))
+
+
+def changes(before: Measured, after: Measured) -> dict[str, Interval]:
+    """By how much each metric is higher than it was, paired."""
+    both = [name for name in after if name in before and before[name].changes is not None]
+    return {name: difference(after[name], before[name]) for name in both if after[name].changes is not None}
+
+
+def table_of(split: str, before: Measured, after: Measured) -> Table:
+    table = Table("metric", "before", "after", "difference", title=f"what it changed, on {split}", title_justify="left")
+    differences = changes(before, after)
+    for name, value in after.items():
+        change = points(differences[name]) if name in differences else ""
+        table.add_row(*cells(named(name), str(before.get(name, "")), str(value), change))
+    return table
+
+
+def finish(
+    session: Session,
+    task: Task,
+    model: GPT,
+    tokenizer: Tokenizer,
+    before: Mapping[str, Measured],
+    after: Mapping[str, Measured],
+) -> None:
+    """Shows and saves what remains to be shown and saved."""
     answers = task.answer(model, tokenizer, shown := evenly_spaced(task.splits.dev, SAMPLES))
-    session.console.print(table := samples_table(shown, answers, "held-out examples, greedy"))
-    metrics = {**{f"start_{name}": value for name, value in before.items()}, **after}
-    panels = ["reward", f"dev_{task.headline}", "kl", "entropy", "gradient_norm", "groups_without_variance"]
-    dev = {name: value for name, value in after.items() if name.startswith("dev")}
-    sound_alarms(session, task, dev)
+    tables = [table_of(split, before[split], after[split]) for split in after]
+    tables.append(samples_table(shown, answers, "held-out examples, greedy"))
+    for table in tables:
+        session.console.print(table)
+    metrics: dict[str, Any] = {}
+    for split, measured in after.items():
+        metrics |= {f"start_{name}": value for name, value in flat(before[split], split).items()}
+        metrics |= flat(measured, split)
+        metrics |= {f"change_{name}": value for name, value in flat(changes(before[split], measured), split).items()}
+    names = ["reward", f"dev_{task.headline}", *PANELS]
+    panels = [name for name in names if any(name in record for record in session.run.read_log())][:6]
+    sound_alarms(session, task, flat(after["dev"], "dev"))
     remarks = [f"{name}: {says}" for name, says in raised(session.run.read_log()).items()]
-    found = findings(task, model, [table], task.measure(shown, answers), remarks=remarks)
-    session.finish(metrics, dev, panels, f"{task.name}, by reward", found)
+    found = findings(task, model, tables, after["dev"], remarks=remarks)
+    session.finish(metrics, flat(after["dev"], "dev"), panels, f"{task.name}, by reward", found)

@@ -24,7 +24,7 @@ NORMAL = {
 
 
 def look(step, accuracy, reward=None):
-    around = {"dev_accuracy": accuracy, "dev_reward": reward}
+    around = {"dev_accuracy": accuracy, "greedy_reward": reward}
     found = {
         f"{name}{end}": value + way
         for name, value in around.items()

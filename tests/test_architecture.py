@@ -63,7 +63,7 @@ def test_one_supervised_step_enters_few_files(precision, tmp_path, monkeypatch):
     args = train_sft.Args(out=tmp_path / "run", options=Words(train=train, dev=dev), **shape, **budget)
     with files_of_steps(monkeypatch) as steps:
         train_sft.train(args, Console(quiet=True))
-    check(steps, "train_sft.py", most=12)
+    check(steps, "train_sft.py", most=13)  # one of them is the optimiser
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -9,13 +9,14 @@ import minillm.bert
 from kernels import Packing, backend
 from minillm.batching import IGNORE
 from minillm.bert import BERT, BERTConfig
-from minillm.heads import MaskedLM, SequenceClassifier, TokenClassifier
+from minillm.heads import MaskedLM, MultiLabelClassifier, SequenceClassifier, TokenClassifier
 
 LENGTHS = (5, 1, 7, 3, 7)
 HEADS = {
     "encoder": BERT,
     "masked lm": MaskedLM,
     "sequence": lambda config: SequenceClassifier(config, "abc"),
+    "several labels": lambda config: MultiLabelClassifier(config, "abc"),
     "tokens": lambda config: TokenClassifier(config, "abcd"),
 }
 every_head = pytest.mark.parametrize("head", HEADS)
@@ -51,6 +52,8 @@ def asked(model, tokens, packing, keep):
     """A batch that asks for some class of every token, or of every sequence."""
     if isinstance(model, SequenceClassifier):
         labels = tokens[packing.cu_seqlens[:-1].long()] % len(model.classes)
+        if isinstance(model, MultiLabelClassifier):
+            labels = F.one_hot(labels, len(model.classes)).float()
         return batch_of(tokens, packing, labels=labels, segments=segments_of(tokens))
     targets = (tokens * 7 + 3) % (VOCAB if isinstance(model, MaskedLM) else len(model.classes))
     return batch_of(tokens, packing, targets.where(keep, IGNORE), segments=segments_of(tokens))

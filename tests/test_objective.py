@@ -16,6 +16,7 @@ from minillm.generate import Sample, Sampling
 from minillm.objective import backward
 from minillm.policy import BASELINES, UPDATES, Rewards, leave_one_out
 from minillm.session import Session
+from minillm.tasks import TASKS
 from minillm.tasks.base import Example
 from minillm.tokenizer import SymbolTokenizer
 
@@ -112,6 +113,7 @@ class Recorder:
 
 def step_of_the_script(model, prompts, answers, temperature=1.0, **options):
     """The direction in which train_rl.py moves the weights; half a point is what earlier steps earned on average."""
+    options = {"sft_share": 0.0, **options}
     args = train_rl.Args(samples=len(answers[0]), temperature=temperature, **options)
     episodes, recorder = episodes_of(prompts, answers, temperature), Recorder(model)
     if options.keys() & {"kl", "update", "entropy"}:  # which look at log p
@@ -195,8 +197,9 @@ def test_a_step_does_not_depend_on_how_it_is_cut(model, options):
             assert distance(together, step_of_the_script(model, PROMPTS, answers, micro_tokens=most, **options)) < 1e-6
 
 
-def test_the_temperature_of_the_script_is_among_those_that_were_checked():
-    assert train_rl.Args().temperature == 0.5
+@pytest.mark.parametrize("name", ["pronounce", "arithmetic", "seq2seq"])
+def test_the_temperatures_of_the_script_are_among_those_that_were_checked(model, name):
+    assert TASKS[name].rl_recipe(object.__new__(TASKS[name]), model)["temperature"] in (1.0, 0.5)
     assert train_rl.Args().baseline == "leave-one-out"
 
 
@@ -288,7 +291,7 @@ def updated(model, prompts, answers):
         patch.setattr(
             train_rl, "backward", lambda model, batch, *rest: (learned.append(batch), real(model, batch, *rest))
         )
-        args = train_rl.Args(samples=len(answers[0]), temperature=1.0)
+        args = train_rl.Args(samples=len(answers[0]), temperature=1.0, sft_share=0.0)
         advantages = args.advantages(Rewards(rewards_of(episodes, args.samples).double())).flatten().tolist()
         norm = train_rl.learn(model, episodes, advantages, [], LIMIT, recorder, args)
     return norm, recorder.step_taken, learned

@@ -20,8 +20,8 @@ from minillm.errors import UserError
 from minillm.files import write_tensors
 from minillm.metrics import Interval
 from minillm.run import Run
-from minillm.session import BEST, CHECKPOINT, Progress, ProgressBar, Session, schedule
-from minillm.state import weights_of
+from minillm.session import BEST, CHECKPOINT, ProgressBar, Session, schedule
+from minillm.state import Progress, weights_of
 from minillm.tokenizer import SymbolTokenizer
 
 TOKENIZER = SymbolTokenizer("arithmetic", r"[\s\S]", "0123456789+=")

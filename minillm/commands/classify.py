@@ -1,10 +1,12 @@
-"""Names the class that a text belongs to, with the probability of every class.
+"""Names the class that a text belongs to, with the probability of every class; or, of a model that learned several
+labels at once (--problem multi), all that apply to it.
 
   python -m minillm classify runs/classify-sft "A quiet, wonderful film." "Dull from start to end."
   python -m minillm classify runs/classify-sft --file reviews.txt --json       a text a line → a line of JSON each
   python -m minillm classify MODEL --pairs --file pairs.tsv                    two texts a line, a tab between them
+  python -m minillm classify MODEL "A quiet film." --explain --html page.html  which words drove it
 
-A model with one output, such as a reranker, gives a score and its sigmoid instead.
+A model with one output gives a score instead, and unless it learned numbers (--task regress), the sigmoid of it.
 
 Train one with: python train_sft.py --task classify --init MODEL --train a.jsonl --dev b.jsonl
 """
@@ -21,20 +23,27 @@ from torch import Tensor
 
 from minillm import cli
 from minillm.commands.common import MODEL, as_json, load_reader, note_what_is_cut, open_model, texts_of
+from minillm.commands.explanations import Explained, coloured, for_json
 from minillm.device import PRECISIONS
 from minillm.errors import UserError
 from minillm.evaluate import Texts, read
+from minillm.explain import Explanation, of_class
+from minillm.heads import SequenceClassifier
+from minillm.published.checkpoint import Checkpoint
 from minillm.report import cells, shortened
+from minillm.tasks.multi_label import NONE, labels_over
+from minillm.tokenizer import Tokenizer
 
 SHOWN = 5  # classes a text, the likeliest
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Explained):
     model: str = cli.argument(MODEL)
     text: tuple[str, ...] = cli.argument("a text", default=())
     file: Path | None = cli.option(None, "file with a text a line; - is the standard input")
     pairs: bool = cli.option(False, "every text is a pair of texts with a tab between them")
+    threshold: float = cli.option(0.5, "of a model for several labels: how likely one must be to apply")
     json: bool = cli.option(False, "print a line of JSON for each text")
     precision: str = cli.option("fp32", "of weights and activations", choices=PRECISIONS)
 
@@ -42,26 +51,60 @@ class Args:
 def main(args: Args) -> None:
     lines = texts_of(args.text, args.file, "TEXT")
     texts = [pair(line) if args.pairs else (line,) for line in lines]
-    model, tokenizer = load_reader(open_model(args.model, "classify", "classify"), "classify", args.precision)
+    cli.require_share(args, "threshold", "certainty")
+    args.check()
+    saved = open_model(args.model, "classify", "classify")
+    model, tokenizer = load_reader(saved, saved.head_name, args.precision)
     note_what_is_cut(model, tokenizer, texts)
     logits = torch.from_numpy(read(model, tokenizer, texts))
-    has_score = len(model.classes) == 1
-    answers = [score_of(row) if has_score else class_of(row, model.classes) for row in logits]
+    kind = kind_of(saved, model)
+    answers = [ANSWERS[kind](row, model, args.threshold) for row in logits]
+    reasons = [reasons_of(model, tokenizer, *each) for each in zip(texts, answers, strict=True)] if args.explain else []
+    args.write_page(args.model, [each for found in reasons for each in found])
     if args.json:
-        for line, answer in zip(lines, answers, strict=True):
-            print(as_json(text=line, **answer))
-    else:
-        Console(soft_wrap=True).print((scores_table if has_score else classes_table)(lines, answers))
+        for i, (line, answer) in enumerate(zip(lines, answers, strict=True)):
+            more = {"explanations": list(map(for_json, reasons[i]))} if reasons else {}
+            print(as_json(text=line, **answer, **more))
+        return
+    console = Console(soft_wrap=True)
+    console.print(TABLES[kind](lines, answers))
+    for each in [each for found in reasons for each in found]:
+        console.print(coloured(each))
 
 
-def class_of(logits: Tensor, classes: Sequence[str]) -> dict[str, Any]:
-    by_class = dict(zip(classes, logits.softmax(dim=-1).tolist(), strict=True))
+def reasons_of(
+    model: SequenceClassifier, tokenizer: Tokenizer, texts: Texts, answer: Mapping[str, Any]
+) -> list[Explanation]:
+    """What drove the class, every label that applies, or the score."""
+    names = answer.get("labels", [answer.get("class", model.classes[0])])
+    return [of_class(model, tokenizer, texts, model.classes.index(name)) for name in names]
+
+
+def kind_of(saved: Checkpoint, model: SequenceClassifier) -> str:
+    """What the outputs are: of one class or of several, a score, or a number that was learned as such."""
+    if saved.head_name == "multi":
+        return "labels"
+    if len(model.classes) > 1:
+        return "class"
+    return "number" if saved.problem_type == "regression" else "score"
+
+
+def class_of(logits: Tensor, model: SequenceClassifier, _: float) -> dict[str, Any]:
+    by_class = dict(zip(model.classes, model.probabilities(logits).tolist(), strict=True))
     return {"class": max(by_class, key=by_class.get), "probabilities": by_class}
 
 
-def score_of(logits: Tensor) -> dict[str, float]:
+def labels_of(logits: Tensor, model: SequenceClassifier, threshold: float) -> dict[str, Any]:
+    return labels_over(threshold, class_of(logits, model, threshold)["probabilities"])._asdict()
+
+
+def score_of(logits: Tensor, *_: Any) -> dict[str, float]:
     """Of a model with one output (a reranker, a grader), for which a softmax would always be 1."""
     return {"score": logits.item(), "sigmoid": logits.sigmoid().item()}
+
+
+def number_of(logits: Tensor, *_: Any) -> dict[str, float]:
+    return {"score": logits.item()}
 
 
 def pair(line: str) -> Texts:
@@ -81,6 +124,21 @@ def classes_table(lines: Sequence[str], answers: Sequence[Mapping[str, Any]]) ->
     return table
 
 
+def labels_table(lines: Sequence[str], answers: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table("text", "labels")
+    for line, answer in zip(lines, answers, strict=True):
+        said = [f"{name} {answer['probabilities'][name]:.1%}" for name in answer["labels"]]
+        table.add_row(*cells(shown(line), ", ".join(said) or NONE))
+    return table
+
+
+def numbers_table(lines: Sequence[str], answers: Sequence[Mapping[str, float]]) -> Table:
+    table = Table("text", "score")
+    for line, answer in zip(lines, answers, strict=True):
+        table.add_row(*cells(shown(line), f"{answer['score']:.4g}"))
+    return table
+
+
 def scores_table(lines: Sequence[str], answers: Sequence[Mapping[str, float]]) -> Table:
     table = Table("text", "score", "sigmoid")
     for line, answer in zip(lines, answers, strict=True):
@@ -90,3 +148,7 @@ def scores_table(lines: Sequence[str], answers: Sequence[Mapping[str, float]]) -
 
 def shown(line: str) -> str:
     return shortened(line.replace("\t", " / "), 80)
+
+
+ANSWERS = {"class": class_of, "labels": labels_of, "score": score_of, "number": number_of}
+TABLES = {"class": classes_table, "labels": labels_table, "score": scores_table, "number": numbers_table}

@@ -39,6 +39,7 @@ def open_model(name: str, head: str, command: str) -> Checkpoint:
     own = saved.head_name
     has = {own} | ({"embed"} if "embed" in saved.family.heads else set())
     has |= {"score"} if own == "classify" and saved.has_one_output else set()
+    has |= {"classify"} if own == "multi" else set()
     if head in has:
         return saved
     commands = {

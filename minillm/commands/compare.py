@@ -20,7 +20,7 @@ from minillm.commands.common import MODEL, as_json
 from minillm.commands.evaluate import Examined, Trial, plain, prepare
 from minillm.errors import UserError
 from minillm.metrics import Interval, difference
-from minillm.report import cells, named
+from minillm.report import cells, named, points
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +73,3 @@ def in_words(found: Interval, names: Sequence[str], count: int, higher_is_better
     if higher_is_better is None:
         return f"{names[0]} is higher by {points(found)}"
     return f"{names[0] if higher_is_better else names[1]} is better by {points(found)}"
-
-
-def points(found: Interval) -> str:
-    """A difference of shares is in points and not in percent, which could be taken for a share of the first."""
-    if not found.form.endswith("%"):
-        return str(found)
-    value, low, high = (format(100 * number, found.form.replace("%", "f")) for number in found)
-    return f"{value} points [{low}, {high}]"

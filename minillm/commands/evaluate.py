@@ -23,7 +23,7 @@ from minillm.device import PRECISIONS, place
 from minillm.errors import UserError
 from minillm.files import fields_from, write_text
 from minillm.metrics import Interval
-from minillm.published.checkpoint import open_checkpoint, resolve
+from minillm.published.checkpoint import Checkpoint, open_checkpoint, resolve
 from minillm.published.vocabularies import load_tokenizer
 from minillm.report import cells, named
 from minillm.run import Run
@@ -76,15 +76,14 @@ class Trial:
 
 def prepare(name: str, args: Examined) -> Trial:
     """The model, its task, and the examples that the options name. UserError where they don't go together."""
-    path = resolve(name)
-    task = task_of(name, path, args)
-    saved = open_checkpoint(path)
+    saved = open_checkpoint(resolve(name))
+    task = task_of(name, saved, args)
     heads = saved.family.heads
     own, needed = heads[saved.head_name], heads.get(task.head)
     if needed is None or own.architecture != needed.architecture:  # which several heads may share
         raise UserError(f"{name} has a head for {saved.head_name!r}, but --task {task.name} needs {task.head!r}")
     placement = place(args.precision)
-    model, tokenizer = saved.load(task.head).to(placement.device), load_tokenizer(path)
+    model, tokenizer = saved.load(task.head).to(placement.device), load_tokenizer(saved.path)
     model.compute_dtype = placement.dtype
     require_known(task.classes or (), getattr(model, "classes", None) or (), name, args)
     try:
@@ -94,16 +93,19 @@ def prepare(name: str, args: Examined) -> Trial:
     return Trial(task, model, tokenizer, task.splits.test if args.file else task.splits.dev)
 
 
-def task_of(name: str, path: Path, args: Examined) -> Task:
-    """The task with the run's own options, but for the files where --file names one."""
-    where = path / "args.json"
-    saved = Run(path).options() if where.exists() else {}
+def task_of(name: str, model: Checkpoint, args: Examined) -> Task:
+    """The task with the run's own options, but for the files where --file names one. A published classifier says itself
+    whether it gives several labels at once."""
+    where = model.path / "args.json"
+    saved = Run(model.path).options() if where.exists() else {}
     task = TASKS.get(args.task or saved.get("task"))
     if task is None:
         raise UserError(f"{name} is no run of train_sft.py that says what it learned: give --task")
     learned = saved if saved.get("task") == task.name else {}
     own = {field.name for field in fields(task.Options)}
     options = task.Options(**fields_from(task.Options, {name: learned[name] for name in own & learned.keys()}, where))
+    if "problem" in own and "problem" not in learned and model.head_name == "multi":
+        options = replace(options, problem="multi")
     if args.file:
         options = only_to_answer(task, options, args)
     elif not learned:

@@ -3,6 +3,7 @@
   python -m minillm tag runs/tag-sft "play westbam on google music"
   python -m minillm tag runs/tag-sft --file queries.txt --json       a text a line → a line of JSON each
   python -m minillm tag MODEL --split blanks "What 's on , Bob ?"    texts that are cut into words already
+  python -m minillm tag runs/tag-sft "play westbam" --explain --html page.html   which words drove each decision
 
 Words end at blanks; signs around them, such as quotes and commas, are words of their own. Where the training data was
 cut otherwise, cut the text likewise and say --split blanks.
@@ -21,8 +22,11 @@ from rich.console import Console
 from rich.text import Text
 
 from minillm import cli
+from minillm.commands import explanations
 from minillm.commands.common import MODEL, as_json, load_reader, open_model, texts_of
+from minillm.commands.explanations import Explained, for_json
 from minillm.device import PRECISIONS
+from minillm.explain import Explanation, of_tags
 from minillm.report import without_control_characters
 from minillm.tagging import Tagged, tagged
 from minillm.tags import in_order, mark
@@ -39,7 +43,7 @@ class Word(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Explained):
     model: str = cli.argument(MODEL)
     text: tuple[str, ...] = cli.argument("a text", default=())
     file: Path | None = cli.option(None, "file with a text a line; - is the standard input")
@@ -49,19 +53,28 @@ class Args:
 
 
 def main(args: Args) -> None:
+    args.check()
     lines = texts_of(args.text, args.file, "TEXT")
     texts = [words_of(line, args.split) for line in lines]
     model, tokenizer = load_reader(open_model(args.model, "tag", "tag"), "tag", args.precision)
     filled = [[word.text for word in words] for words in texts if words]
     found = iter(tagged(model, tokenizer, filled) if filled else [])
     colours = colours_of(model.classes)
+    explained: list[Explanation] = []
+    console = Console(soft_wrap=True)
     for line, words in zip(lines, texts, strict=True):
         answer = next(found) if words else Tagged([], [], None, None)
         fields = described(line, words, answer, marks_entities=mark(model.classes))
+        spans = [(word.start, word.stop) for word in words]
+        reasons = of_tags(model, tokenizer, line, spans, answer) if args.explain and words else []
+        explained += reasons
         if args.json:
-            print(as_json(**fields))
+            print(as_json(**fields, **({"explanations": list(map(for_json, reasons))} if args.explain else {})))
         else:
-            Console(soft_wrap=True).print(coloured(line, fields, colours))
+            console.print(coloured(line, fields, colours))
+            for each in reasons:
+                console.print(explanations.coloured(each))
+    args.write_page(args.model, explained)
 
 
 def words_of(text: str, split: str) -> list[Word]:

@@ -44,16 +44,52 @@ def macro_f1_of(truth: np.ndarray, answers: np.ndarray) -> Interval:
 def class_report(truth: Sequence[str], answers: Sequence[str]) -> dict[str, dict[str, Interval | int]]:
     """Precision, recall, F1 and support (its number of examples) of every class that occurs, by its name. Precision
     is 0, of [0, 1], where a class was never answered, and so is recall where it was never true."""
-    found: dict[str, dict[str, Interval | int]] = {}
-    for name in sorted({*truth, *answers}):
-        true, answered = (np.array([each == name for each in sequence]) for sequence in (truth, answers))
-        found[name] = {
-            "precision": rate(true[answered]) if answered.any() else Interval(0, 0, 1),
-            "recall": rate(answered[true]) if true.any() else Interval(0, 0, 1),
-            "f1": ratio(2.0 * (true & answered), 1.0 * true + answered, ceiling=1.0),
-            "support": int(true.sum()),
-        }
-    return found
+    return {
+        name: report_of(*(np.array([each == name for each in sequence]) for sequence in (truth, answers)))
+        for name in sorted({*truth, *answers})
+    }
+
+
+def report_of(true: np.ndarray, answered: np.ndarray) -> dict[str, Interval | int]:
+    """Of one class, from (n,) whether it is true and was answered; of which one must be so somewhere."""
+    return {
+        "precision": rate(true[answered]) if answered.any() else Interval(0, 0, 1),
+        "recall": rate(answered[true]) if true.any() else Interval(0, 0, 1),
+        "f1": ratio(2.0 * (true & answered), 1.0 * true + answered, ceiling=1.0),
+        "support": int(true.sum()),
+    }
+
+
+# ---- several classes at once ---------------------------------------------------------------------
+
+
+def micro_f1(truth: np.ndarray, answers: np.ndarray) -> Interval:
+    """F1 of all decisions together, each label counting alike: (n, K) bool, which classes apply to each example. 0, of
+    [0, 1], where there is no label in either."""
+    sizes = truth.sum(axis=1) + answers.sum(axis=1)
+    if not sizes.any():
+        return Interval(0, 0, 1)
+    return ratio(2.0 * (truth & answers).sum(axis=1), sizes, ceiling=1.0)
+
+
+def label_macro_f1(truth: np.ndarray, answers: np.ndarray) -> Interval:
+    """The mean over classes of the F1 of each, likewise; of classes that occur in either, as `macro_f1` has it."""
+    occurs = (truth | answers).any(axis=0)
+    if not occurs.any():
+        return Interval(0, 0, 1)
+    truth, answers = truth[:, occurs], answers[:, occurs]
+    hits, sizes = truth & answers, truth.astype(np.int64) + answers
+    total, right = sizes.sum(axis=0), hits.sum(axis=0)  # (K,)
+    f1 = 2 * right / total
+    changes = (2 * (right - hits) / np.maximum(total - sizes, 1)).mean(axis=1) - f1.mean()
+    unit = 2 * (1 / total).mean() / len(total)  # as of `macro_f1_of`
+    return estimated(float(f1.mean()), changes, unit)
+
+
+def label_report(truth: np.ndarray, answers: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, Interval | int]]:
+    """As `class_report`, by the names of the K classes; of those that occur."""
+    occurs = (truth | answers).any(axis=0)
+    return {name: report_of(truth[:, k], answers[:, k]) for k, name in enumerate(names) if occurs[k]}
 
 
 # ---- what probabilities are worth ----------------------------------------------------------------

@@ -99,7 +99,8 @@ def difference(first: Interval, second: Interval) -> Interval:
         raise ValueError("a difference needs two values of the same metric on the same examples")
     changes, unit = first.changes - second.changes, max(first.unit, second.unit)
     # Such an example moves the difference by as much as those do that most of the variance comes from.
-    one_more = (abs(changes**3).sum() + unit**3) / (np.square(changes).sum() + unit**2)
+    square = np.square(changes).sum() + unit**2
+    one_more = (abs(changes**3).sum() + unit**3) / square if square else 0.0  # of means that are the same everywhere
     bias, variance = bias_and_variance(changes)
     value = first.value - second.value
     centre, half = value - SHARE_OF_BIAS * bias, student(len(changes)) * (variance + 2 * one_more**2) ** 0.5

@@ -57,6 +57,14 @@ def mean(values: Sequence[float]) -> Interval:
     return ratio(values, np.ones(len(values)), ceiling=1.0)
 
 
+def pass_at(k: int, right: int, drawn: int) -> float:
+    """The chance that k answers hold a right one, where so many of those that were drawn are right: unbiased, as the
+    share of all ways to take k of them that do (Chen et al. 2021, arXiv:2107.03374). ValueError for k > drawn."""
+    if not 0 < k <= drawn or not 0 <= right <= drawn:
+        raise ValueError(f"no {k} of {drawn} answers can be taken, of which {right} are right")
+    return 1 - math.comb(drawn - right, k) / math.comb(drawn, k)
+
+
 def of_sums(rows: np.ndarray, function: Callable[[np.ndarray], np.ndarray]) -> Interval:
     """A metric from 0 to 1 that is a function of sums over the examples: of (…, S) sums → (…) values.
 

@@ -30,6 +30,8 @@ from minillm.published.weights import WEIGHTS, allocate, copy_weights, sources, 
 
 log = logging.getLogger("minillm")
 
+PROBLEMS = {"classify": ("single_label_classification",), "multi": ("multi_label_classification",)}  # by head
+
 
 # ---- in ------------------------------------------------------------------------------------------
 
@@ -116,7 +118,13 @@ class Checkpoint:
                 known.setdefault(name, key)  # where two share a name, the first counts
         if not isinstance(self.architecture, str) or self.architecture not in known:
             raise UserError(f"{self.where}: architecture {self.architecture} is not supported, only {', '.join(known)}")
-        return known[self.architecture]
+        name = known[self.architecture]
+        return "multi" if name == "classify" and self.problem_type == self.family.heads["multi"].problem_type else name
+
+    @property
+    def problem_type(self) -> Any:
+        """How config.json says that a classifier's outputs are to be read; None where it doesn't."""
+        return self.fields.get("problem_type")
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -213,8 +221,8 @@ class Checkpoint:
         names = tuple(classes or self.classes or self.numbered_classes(spec))
         if not names:
             raise UserError(f"{self.path} names no classes: it is no classifier yet")
-        if kind == "classify" and not classes:
-            self.check_problem(len(names))
+        if kind in PROBLEMS and not classes:
+            self.check_problem(kind, len(names))
         if kind == "tag":
             return {"classes": names, "sequence_classes": tuple(sequence_classes) if classes else self.sequence_classes}
         return {"classes": names}
@@ -258,11 +266,13 @@ class Checkpoint:
         found = next((name for name in self.tensors if self.family.plain(name) == sought), None)
         return () if found is None else tuple(f"LABEL_{i}" for i in range(len(self.tensors[found])))
 
-    def check_problem(self, num_outputs: int) -> None:
-        """UserError unless each text is of one class, or gets one score."""
-        known = ("single_label_classification",) + (("regression",) if num_outputs == 1 else ())
-        if (kind := self.fields.get("problem_type")) not in (None, *known):
-            raise UserError(f"{self.where}: problem_type={kind!r} is not supported, only {' or '.join(known)}")
+    def check_problem(self, kind: str, num_outputs: int) -> None:
+        """UserError unless the outputs mean what is asked for. A single one may also be a score."""
+        known = PROBLEMS[kind] + (("regression",) if kind == "classify" and num_outputs == 1 else ())
+        if self.problem_type not in (None, *known):
+            raise UserError(
+                f"{self.where}: problem_type={self.problem_type!r} is not supported, only {' or '.join(known)}"
+            )
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -319,6 +329,8 @@ def describe(model: nn.Module, **more: Any) -> dict[str, Any]:
     if head.has_classes:
         fields["id2label"] = {str(i): name for i, name in enumerate(model.classes)}
         fields["label2id"] = {name: i for i, name in enumerate(model.classes)}
+        if head.problem_type:
+            fields["problem_type"] = head.problem_type
         if isinstance(model, TokenClassifier) and model.sequence_classes:
             fields["sequence_classes"] = list(model.sequence_classes)
         if model.transform_is_trained:

@@ -17,7 +17,8 @@ from minillm.tasks.base import Example, Splits, WritingTask
 from minillm.tokenizer import SymbolTokenizer
 
 DIGITS = 2
-HELD_OUT = 1000  # problems each in dev and test
+MOST = 10 ** (2 * DIGITS)  # problems that there are
+HELD_OUT = 1000  # of them each in dev and test
 EXAMPLES = 2000  # solved problems, unless told otherwise
 
 
@@ -36,7 +37,7 @@ class Arithmetic(WritingTask):
         count = EXAMPLES if options.examples is None else options.examples
         if count < 1:
             raise UserError(f"--examples {count} must be at least 1")
-        if count > (most := 10 ** (2 * DIGITS) - 2 * HELD_OUT):
+        if count > (most := self.num_practised):
             raise UserError(f"--examples {count} is more than the {most:,} problems that are not held out")
         held_out = list(distinct(problems(np.random.default_rng(0)), 2 * HELD_OUT))
         self.held_out = set(held_out)
@@ -55,9 +56,18 @@ class Arithmetic(WritingTask):
         rates = {"optimizer": "muon", "lr": 0.005, "embedding_lr": 0.005, "warmup": 0.02}
         return {**shape, **rates, "batch_tokens": 1024, "steps": 400, "until": 0.4}
 
+    def rl_recipe(self, model: nn.Module) -> dict[str, Any]:
+        """A start that is often wrong has much to learn, from problems that nobody has solved for it."""
+        lr = 5e-4 * min(1.0, 128 / model.config.width)
+        return {**super().rl_recipe(model), "lr": lr, "beta2": 0.95, "temperature": 0.5, "sft_share": 0.0}
+
     def unseen(self, seed: tuple[int, int]) -> Iterator[tuple[int, int]]:
         """Problems without end, none of them held out."""
         return (problem for problem in problems(np.random.default_rng(seed)) if problem not in self.held_out)
+
+    @property
+    def num_practised(self) -> int:
+        return MOST - 2 * HELD_OUT
 
     def practice(self, seed: int) -> Iterator[Example]:
         """New problems, not only those that were solved for supervised learning."""

@@ -91,6 +91,10 @@ class Task(Protocol):
         """What suits the task: values for options of train_sft.py that were not given. `model` is what --init names;
         None asks for a model from scratch. `minutes` is the time there is; None asks for the default."""
 
+    def rl_recipe(self, model: nn.Module) -> dict[str, Any]:
+        """What suits the task: values for options of train_rl.py that were not given."""
+        return recipe_by_reward(model)
+
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> nn.Module:
         """From scratch. ValueError for a shape that cannot be."""
 
@@ -108,16 +112,23 @@ class Task(Protocol):
         """Called with the model as it starts, on its device, before the first step; in a run that goes on, its weights
         are still to come. What is to be remembered of the start may be kept in the run, as REFERENCE."""
 
+    def calibrate(self, model: nn.Module, tokenizer: Tokenizer) -> None:
+        """Called with the trained model before all that is held out is answered: the last chance to change it."""
+
     def end(self, model: nn.Module) -> None:
         """Called with the trained model when all that is held out was answered, before it is saved."""
 
-    def count(self, batch: Batch) -> int:
-        """Over how many things the loss of a batch is a sum: what a step is divided by."""
+    def importance(self, batch: Batch) -> Tensor | float:
+        """How much the losses of a batch count: one number for all, or one each."""
+        return 1.0
+
+    def count(self, batch: Batch) -> float:
+        """The sum of their importance, what a step is divided by."""
         return batch.count
 
-    def weights(self, model: nn.Module, batches: Sequence[Batch], count: int) -> Sequence[Tensor | float | Rule]:
+    def weights(self, model: nn.Module, batches: Sequence[Batch], count: float) -> Sequence[Tensor | float | Rule]:
         """Of the losses in each batch of a step that counts so many in all, for `objective.backward`."""
-        return [1 / max(count, 1)] * len(batches)
+        return [self.importance(batch) / (count or 1) for batch in batches]
 
     def answer(self, model: nn.Module, tokenizer: Tokenizer, examples: Sequence[Any]) -> list[Any]:
         """The model's answer to each example, in their order. Leaves the model in the mode it found."""
@@ -219,6 +230,11 @@ class WritingTask(Task):
         """What train_rl.py's --reward may name; the first is the default."""
         return {"own": self.reward, **SHARED}
 
+    @property
+    def num_practised(self) -> int:
+        """How many different examples `practice` has."""
+        return len(self.splits.train) + len(self.splits.unlabelled)
+
     def practice(self, seed: int) -> Iterator[Example]:
         """Training examples to try answers on, without end, in an order fixed by the seed: shuffled anew each time.
         Those whose answers are not learned from are among them."""
@@ -244,3 +260,10 @@ def recipe_of_writers(model: GPT) -> dict[str, Any]:
     """Of a model that can write already; the rates of AdamW fall with its width (arXiv:2203.03466)."""
     lr = 3e-4 * min(1.0, 128 / model.config.width)
     return {"optimizer": "adamw", "batch_tokens": 2048, "lr": lr, "embedding_lr": lr, "warmup": 0.05, "epochs": 3}
+
+
+def recipe_by_reward(model: nn.Module) -> dict[str, Any]:
+    """What harms no model that can do much already: answers drawn from the policy as it is, and steps that are small,
+    heed for long how much gradients disagree, and lean for one half on the answers that are given."""
+    rates = {"optimizer": "adamw", "lr": 3e-4 * min(1.0, 128 / model.config.width), "beta2": 0.99, "warmup": 0.1}
+    return {**rates, "minutes": 3.0, "prompts": 128, "samples": 8, "temperature": 1.0, "sft_share": 0.5}

@@ -1,31 +1,37 @@
-"""Classification: which class a text, or a pair of texts, belongs to. The data is the user's own, JSONL, CSV or TSV."""
+"""Classification: which class a text, or a pair of texts, belongs to. The data is the user's own, JSONL, CSV or TSV.
+
+Several labels at once, `--problem multi`, are in multi_label.py.
+"""
 
 import shlex
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from minillm import cli, evaluate, labels, records
-from minillm.batching import Document
+from minillm.batching import Batch, Document
 from minillm.bert import BERTConfig
 from minillm.errors import UserError
 from minillm.gpt import GPTConfig
 from minillm.heads import AnyConfig, SequenceClassifier
 from minillm.layers import dropout_everywhere
-from minillm.metrics import Interval, macro_f1, rate
+from minillm.metrics import Interval, calibration_error, class_report, fitted_temperature, macro_f1, rate
+from minillm.metrics.classes import TEMPERATURES
 from minillm.modernbert import ModernBERTConfig
 from minillm.naive_bayes import NaiveBayes
 from minillm.published.subwords import learn_vocabulary
-from minillm.report import mistakes_table
+from minillm.report import mistakes_table, values_of
 from minillm.tasks import files
 from minillm.tasks.base import Shape, Splits, Task
+from minillm.tasks.classes import in_order, listed, weights_of
 from minillm.tasks.files import Fields
 from minillm.tokenizer import Tokenizer, read_texts
 
@@ -42,8 +48,25 @@ WORST = 10
 
 
 @dataclass(frozen=True)
-class Options(files.Options):
+class OfTexts(files.Options):
     model: str | None = cli.option(None, "what a model from scratch is (default: modernbert)", choices=tuple(KINDS))
+
+
+@dataclass(frozen=True)
+class Options(OfTexts):
+    problem: str = cli.option(
+        "single",
+        "of one class each, or of any number of labels: a list, or in a table names joined by | (or by ; or , where "
+        "the file has no |); an empty one means that none applies",
+        choices=("single", "multi"),
+    )
+    class_weights: str | None = cli.option(
+        None, "how much an example of each class counts: neg=1,pos=3, or balanced, all classes alike in sum"
+    )
+    calibrate: bool = cli.option(
+        False,
+        "at the end scale the last product by a temperature, so that probabilities on the dev set mean what they say",
+    )
 
 
 @dataclass(frozen=True)
@@ -68,14 +91,27 @@ class Classify(Task):
     head = "classify"
     is_redrawn = False
     Options = Options
+    class_weights: Mapping[str, float] = {}  # empty: all alike
+    is_calibrated, temperature = False, 1.0
+    guess, guessed = (
+        "majority",
+        "class",
+    )  # what is right without reading: the name of that baseline, and of what it says
+
+    def __new__(cls, options: Options, seed: int) -> "Classify":
+        """Of --problem multi, the task that has several labels."""
+        from minillm.tasks.multi_label import MultiLabel  # which is made of this one
+
+        return super().__new__(MultiLabel if cls is Classify and options.problem == "multi" else cls)
 
     def __init__(self, options: Options, seed: int):
         """The task from files. Texts that are held out are never trained on, also where the files overlap."""
-        self.kind = options.model
+        self.kind, self.is_calibrated = options.model, options.calibrate
         self.splits, self.classes, self.notes = load(options)
         counts = Counter(example.label for example in self.splits.train)
         self.majority = max(self.classes, key=lambda name: counts[name])  # in training: the guess without reading
         self.limit, self.vocab_size = LONGEST, None
+        self.class_weights = weights_of(options.class_weights, counts) if self.splits.train else {}
 
     @cached_property
     def naive_bayes(self) -> NaiveBayes:
@@ -137,6 +173,30 @@ class Classify(Task):
     def label_of(self, example: Labelled) -> int:
         return self.classes.index(example.label)
 
+    def importance(self, batch: Batch) -> Tensor | float:
+        """Of every text, the weight of its class: the loss of a step is their weighted mean."""
+        if not self.class_weights:
+            return 1.0
+        return torch.tensor([self.class_weights[name] for name in self.classes])[batch.labels.cpu()].to(
+            batch.labels.device
+        )
+
+    def count(self, batch: Batch) -> float:
+        return float(self.importance(batch).sum()) if self.class_weights else batch.count
+
+    def calibrate(self, model: SequenceClassifier, tokenizer: Tokenizer) -> None:
+        """Puts the temperature into the last product, so that whoever reads the model has it."""
+        if self.is_calibrated:
+            dev = self.splits.dev
+            logits = evaluate.read(model, tokenizer, [example.texts for example in dev])
+            found = self.temperature_of(logits, [self.label_of(example) for example in dev])
+            self.temperature = found if found > 1.01 * TEMPERATURES[0] else 1.0  # the least: no answer is wrong
+            for parameter in model.classifier.parameters():
+                parameter.data.div_(self.temperature)
+
+    def temperature_of(self, logits: np.ndarray, labels: Sequence[Any]) -> float:
+        return fitted_temperature(logits, np.array(labels))
+
     def answer(self, model: SequenceClassifier, tokenizer: Tokenizer, examples: Sequence[Labelled]) -> list[Prediction]:
         probabilities = evaluate.classify(model, tokenizer, [example.texts for example in examples])
         best = probabilities.argmax(axis=1)
@@ -150,6 +210,10 @@ class Classify(Task):
         return {
             "accuracy": rate([answer.label == label for answer, label in zip(answers, truth, strict=True)]),
             "macro_f1": macro_f1(truth, [answer.label for answer in answers]),
+            "calibration_error": calibration_error(
+                [answer.probability for answer in answers],
+                [answer.label == label for answer, label in zip(answers, truth, strict=True)],
+            ),
         }
 
     def baselines(self, examples: Sequence[Labelled]) -> dict[str, Interval]:
@@ -160,11 +224,24 @@ class Classify(Task):
         }
 
     def remarks(self, measured: dict[str, Interval]) -> list[str]:
+        return [*self.remarks_on_calibration(), *self.remarks_on_rules(measured)]
+
+    def remarks_on_calibration(self) -> list[str]:
+        if not self.is_calibrated:
+            return []
+        if self.temperature == 1:
+            return ["--calibrate left the model as it is: no answer on dev is wrong, so that there is nothing to learn"]
+        what = "how well its probabilities fit can be told from other examples only, such as those of --test"
+        return [f"the last product was divided by the temperature {self.temperature:.3g}, fitted on dev: {what}"]
+
+    def remarks_on_rules(self, measured: dict[str, Interval]) -> list[str]:
         """Where nothing, or less than by counting words, was learned."""
-        accuracy, majority, bayes = (measured[name] for name in ("accuracy", "majority", "naive_bayes"))
+        accuracy, majority, bayes = (measured[name] for name in (self.headline, self.guess, "naive_bayes"))
         hint = "try --init with a published model, more examples, or more --epochs"
         if accuracy.low <= majority.value:
-            return [f"this is hardly better than always answering {self.majority!r}, the commonest class: {hint}"]
+            return [
+                f"this is hardly better than always answering {self.majority!r}, the commonest {self.guessed}: {hint}"
+            ]
         if accuracy.value < bayes.value:
             return [f"naive Bayes, which only counts words, does better here ({bayes.value:.1%}): {hint}"]
         return []
@@ -178,7 +255,8 @@ class Classify(Task):
             {"texts": example.texts, "label": example.label, "answer": answer.label, "probability": answer.probability}
             for example, answer in worst_mistakes(examples, answers)
         ]
-        return {"confusion": confusion, "worst_mistakes": worst}
+        report = class_report([example.label for example in examples], [answer.label for answer in answers])
+        return {"confusion": confusion, "by_class": values_of(report), "worst_mistakes": worst}
 
     def table(self, examples: Sequence[Labelled], answers: Sequence[Prediction]) -> Table:
         return mistakes_table(worst_mistakes(examples, answers), "the mistakes that it was surest of")
@@ -247,15 +325,6 @@ def read(path: Path, fields: Fields, known: Collection[str] = ()) -> list[Labell
     examples = []
     for record, label in zip(found, records.labels(found, fields.name("label"), known), strict=True):
         if known and label not in known:
-            among = ", ".join(map(repr, in_order(set(known))[:10])) + (", …" if len(known) > 10 else "")
-            raise UserError(f"{record.place}: no training example has the label {label!r}, only {among}")
+            raise UserError(f"{record.place}: no training example has the label {label!r}, only {listed(known)}")
         examples.append(Labelled(tuple(fields.text(record, role) for role in roles), label))
     return examples
-
-
-def in_order(classes: set[str]) -> list[str]:
-    """Numbers by value, anything else by alphabet."""
-    try:
-        return sorted(sorted(classes), key=float)
-    except ValueError:
-        return sorted(classes)

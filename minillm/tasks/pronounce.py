@@ -21,7 +21,7 @@ from minillm import cli
 from minillm.errors import UserError
 from minillm.metrics import Interval, edit_distance, rate, ratio
 from minillm.records import INVISIBLE, without_nul
-from minillm.rewards import Reward
+from minillm.rewards import Reward, exact
 from minillm.tasks import files
 from minillm.tasks.base import Example, Files, Splits, WritingTask
 from minillm.tokenizer import SymbolTokenizer
@@ -89,6 +89,9 @@ class Pronounce(WritingTask):
             return {**budget, "layers": 4, "width": 192, "heads": 6, "lr": 0.005, "embedding_lr": 0.01}
         return {**budget, "layers": 3, "width": 128, "heads": 4, "lr": 0.006, "embedding_lr": 0.01, "minutes": 2.6}
 
+    def rl_recipe(self, model: nn.Module) -> dict[str, Any]:
+        return {**super().rl_recipe(model), "prompts": 256}
+
     def reward(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, list[float]]:
         """1 − edits to the nearest listed pronunciation / its length, at least 0."""
         pairs = map(nearest, examples, answers)
@@ -96,7 +99,8 @@ class Pronounce(WritingTask):
 
     @property
     def rewards(self) -> dict[str, Reward]:
-        return {"nearness": self.reward, **super().rewards}
+        """What counts is whether a word is right; nearness teaches to be a little less wrong, which costs words."""
+        return {"exact": exact, "nearness": self.reward, **super().rewards}
 
     def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Interval]:
         """Word error rate (no listed pronunciation is met exactly) and phoneme error rate (Σ edits to the nearest

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from minillm import cli, evaluate, records
+from minillm import evaluate, records
 from minillm.batching import Corpus
 from minillm.errors import UserError
 from minillm.heads import ONE_OUTPUT, Scorer
@@ -22,16 +22,12 @@ from minillm.report import cells, shortened
 from minillm.run import Run
 from minillm.tasks import classify, files
 from minillm.tasks.base import Shape, Splits
-from minillm.tasks.classify import KINDS, WORST, Classify
+from minillm.tasks.classify import WORST, Classify
+from minillm.tasks.classify import OfTexts as Options
 from minillm.tasks.files import Fields
 from minillm.tokenizer import Tokenizer
 
 BINS = 10  # of labels, each of which gives its share to what is held out
-
-
-@dataclass(frozen=True)
-class Options(files.Options):
-    model: str | None = cli.option(None, "what a model from scratch is (default: modernbert)", choices=tuple(KINDS))
 
 
 @dataclass(frozen=True)

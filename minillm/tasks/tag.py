@@ -23,12 +23,13 @@ from minillm.metrics import Interval, entities, entity_f1, entity_report, rate, 
 from minillm.naive_bayes import NaiveBayes
 from minillm.published.subwords import learn_wordpiece
 from minillm.records import Record
-from minillm.report import cells, shortened
+from minillm.report import cells, shortened, values_of
 from minillm.tagging import Tagged, WordReader, tagged
 from minillm.tags import Grammar, in_order, mark, split
 from minillm.tasks import files
 from minillm.tasks.base import Shape, Splits, Task
-from minillm.tasks.classify import KINDS, LONGEST, Options
+from minillm.tasks.classify import KINDS, LONGEST
+from minillm.tasks.classify import OfTexts as Options
 from minillm.tasks.files import Fields
 from minillm.tokenizer import Tokenizer
 from minillm.variation import Exchange, Splitter
@@ -184,11 +185,7 @@ class Tag(Task):
         if not self.has_entities:
             return {"worst_mistakes": worst}
         report = entity_report([example.tags for example in examples], [answer.tags for answer in answers])
-        plain = {
-            kind: {name: x.value if isinstance(x, Interval) else x for name, x in row.items()}
-            for kind, row in report.items()
-        }
-        return {"by_type": plain, "worst_mistakes": worst}
+        return {"by_type": values_of(report), "worst_mistakes": worst}
 
     def table(self, examples: Sequence[Sentence], answers: Sequence[Tagged]) -> Table:
         table = Table("text", "answer", "truth", title="the sentences with most mistakes", title_justify="left")

@@ -5,11 +5,20 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
+from tiny import assert_same, batch_of, bert_config, gradients, packed, sequences, shake
 
+from minillm import evaluate
 from minillm.errors import UserError
+from minillm.heads import MultiLabelClassifier, SequenceClassifier
 from minillm.metrics import Interval
+from minillm.metrics.classes import TEMPERATURES
+from minillm.objective import backward
 from minillm.tasks.classify import Classify, Labelled, Options, Prediction, in_order, worst_mistakes
+from minillm.tasks.multi_label import MultiLabel
 
 
 @pytest.fixture
@@ -179,7 +188,7 @@ def test_measures_stand_beside_the_commonest_class(write):
     measured = task.measure(examples("b", "a", "a", "b"), answers)
     assert measured["accuracy"].value == 0.75
     assert measured["macro_f1"].value == pytest.approx((0.8 + 2 / 3) / 2)
-    assert measured.keys() == {"accuracy", "macro_f1"}
+    assert measured.keys() == {"accuracy", "macro_f1", "calibration_error"}
     baselines = task.baselines(examples("b", "a", "a", "b"))
     assert baselines["majority"].value == 0.5  # "b", the commonest in training
     assert baselines["naive_bayes"].value == 0.75  # the number in the text tells 0 b, 1 a, 2 b, 3 b
@@ -197,7 +206,86 @@ def test_the_worst_mistakes_are_the_surest():
 def test_details_tell_who_is_taken_for_whom(write):
     task = load(write("a.jsonl", [("1", "a"), ("2", "b")]), write("b.jsonl", [("3", "a")]))
     details = task.details(examples("a", "b", "b"), [Prediction("a", 0.9), Prediction("a", 0.8), Prediction("b", 0.7)])
+    row = {"precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "support": 1}
     assert json.loads(json.dumps(details)) == {
+        "by_class": {"a": row, "b": {"precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "support": 2}},
         "confusion": {"a": {"a": 1}, "b": {"a": 1, "b": 1}},
         "worst_mistakes": [{"texts": ["text 1"], "label": "b", "answer": "a", "probability": 0.8}],
     }
+
+
+# ---- how much each class counts --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["balanced", "b=3,a = 0.5"])
+def test_class_weights_are_those_of_torch(write, option):
+    """The loss of a step, whatever it is cut into, is torch's weighted mean, and so is its gradient."""
+    rows = [("1", "a"), ("2", "b"), ("3", "b"), ("4", "b"), ("5", "c")]
+    options = Options(write("a.jsonl", rows), write("b.jsonl", [("6", "a")]), class_weights=option)
+    task = Classify(options, seed=0)
+    weights = {"balanced": [5 / 3, 5 / 9, 5 / 3], "b=3,a = 0.5": [0.5, 3, 1]}[option]
+    model = shake(SequenceClassifier(bert_config(), task.classes)).eval()
+    batches = [
+        batch_of(*packed(sequences((3, 5, 2), seed)), labels=torch.tensor(labels))
+        for seed, labels in enumerate([[0, 1, 2], [1, 1, 0]])
+    ]
+    count = sum(map(task.count, batches))
+    loss = sum(backward(model, b, w) for b, w in zip(batches, task.weights(model, batches, count), strict=True))
+    found = gradients(model)
+    logits = torch.cat([model(b.tokens, b.packing, b.segments) for b in batches])
+    labels = torch.cat([b.labels for b in batches])
+    truth = F.cross_entropy(logits, labels, weight=torch.tensor(weights, dtype=torch.float64))
+    truth.backward()
+    assert float(loss) == pytest.approx(truth.item(), rel=1e-6)
+    assert_same(gradients(model), found, tolerance=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("bad=1,worse=2", "no training example is of class 'worse', only '0', '1'"),
+        ("1", "no training example is of class '', only '0', '1'"),
+        ("0=-1", "'-1' is no weight"),
+        ("0=inf", "'inf' is no weight"),
+        ("0=much", "'much' is no weight"),
+    ],
+)
+def test_class_weights_that_are_none(write, option, message):
+    option = option.replace("bad", "0")
+    with pytest.raises(UserError, match="--class-weights .*: " + message.replace(".", r"\.")):
+        Classify(Options(write("a.jsonl", ROWS), write("b.jsonl", ROWS[:1]), class_weights=option), seed=0)
+
+
+# ---- whether probabilities mean what they say ------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [Classify, MultiLabel])
+def test_the_temperature_goes_into_the_last_product(write, kind, monkeypatch):
+    """Answers stay, and the probabilities are those of softmax(logits / T), or σ(logits / T)."""
+    rng = np.random.default_rng(0)
+    logits = 5 * rng.standard_normal((300, 3))
+    drawn = (logits / 8 + rng.gumbel(size=logits.shape)).argmax(axis=1)  # with less certainty than they claim
+    rows = [(f"text {i}", f"c{k}") for i, k in enumerate(drawn)]
+    problem = "multi" if kind is MultiLabel else "single"
+    task = Classify(Options(write("a.jsonl", rows), write("b.jsonl", rows[::2]), problem=problem, calibrate=True), 0)
+    assert type(task) is kind
+    model = (MultiLabelClassifier if problem == "multi" else SequenceClassifier)(bert_config(), task.classes)
+    monkeypatch.setattr(evaluate, "read", lambda *_: logits[::2])
+    before = [parameter.clone() for parameter in model.classifier.parameters()]
+    task.calibrate(model, None)
+    assert task.temperature > 4
+    for old, new in zip(before, model.classifier.parameters(), strict=True):
+        torch.testing.assert_close(new, old / task.temperature)
+    labels = np.array([task.label_of(example) for example in task.splits.dev])
+
+    def nats(t):
+        scaled = torch.from_numpy(logits[::2] / t)
+        if problem == "single":
+            return float(F.cross_entropy(scaled, torch.from_numpy(labels)))
+        return float(F.binary_cross_entropy_with_logits(scaled, torch.from_numpy(labels)))
+
+    assert nats(task.temperature) < min(nats(task.temperature * 1.02), nats(task.temperature / 1.02))
+    assert "fitted on dev" in task.remarks_on_calibration()[0]
+    task.temperature_of = lambda *_: TEMPERATURES[0]  # no answer is wrong
+    task.calibrate(model, None)
+    assert task.temperature == 1

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from minillm.heads import MultiLabelClassifier, RewardModel, Scorer, SequenceClassifier
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -54,6 +56,21 @@ class Head:
     rules: tuple[Rule, ...] = ()  # of what it has besides the encoder
     has_classes: bool = False
     is_bare: bool = False  # nothing but the encoder: their names have no prefix then
+    problem_type: str | None = None  # as config.json has it, where heads of one architecture differ in their loss
+
+
+def of_sequences(architecture: str, rules: tuple[Rule, ...]) -> dict[str, Head]:
+    """The heads that say something of whole sequences, by what they do: of one architecture, as transformers has it."""
+    kinds = {
+        "classify": (SequenceClassifier, None),
+        "multi": (MultiLabelClassifier, "multi_label_classification"),
+        "score": (Scorer, "regression"),
+        "reward": (RewardModel, None),
+    }
+    return {
+        name: Head(model, architecture, rules=rules, has_classes=True, problem_type=problem)
+        for name, (model, problem) in kinds.items()
+    }
 
 
 @dataclass(frozen=True)

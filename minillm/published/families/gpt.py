@@ -5,9 +5,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from minillm.gpt import GPT, GPTConfig
-from minillm.heads import RewardModel, Scorer, SequenceClassifier, TokenClassifier
+from minillm.heads import TokenClassifier
 from minillm.layers import Llama3Scaling, RopeScaling, YarnScaling
-from minillm.published.families.base import ACTIVATIONS, OF_SEQUENCES, Family, Fields, Head, rule, written
+from minillm.published.families.base import (
+    ACTIVATIONS,
+    OF_SEQUENCES,
+    Family,
+    Fields,
+    Head,
+    of_sequences,
+    rule,
+    written,
+)
 from minillm.published.families.rope import rope_from, scaling_to
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # what a layer sees: everything before, or a window of it
@@ -16,12 +25,9 @@ FULL, SLIDING = "full_attention", "sliding_attention"  # what a layer sees: ever
 def heads(lm: str, name: str, tagger: str = "score") -> dict[str, Head]:
     """`tagger` is what the last product of theirs is called that gives every token a class."""
     classify, tag = (rule("classifier", "score"),), (rule("classifier", tagger), OF_SEQUENCES)
-    of_sequences = f"{name}ForSequenceClassification"
     return {
         "lm": Head(GPT, lm, also=(f"{name}Model",), rules=(rule("output", "lm_head"),)),
-        "classify": Head(SequenceClassifier, of_sequences, rules=classify, has_classes=True),
-        "score": Head(Scorer, of_sequences, rules=classify, has_classes=True),
-        "reward": Head(RewardModel, of_sequences, rules=classify, has_classes=True),
+        **of_sequences(f"{name}ForSequenceClassification", classify),
         "tag": Head(TokenClassifier, f"{name}ForTokenClassification", rules=tag, has_classes=True),
     }
 
@@ -236,7 +242,7 @@ QWEN3 = relative("qwen3", "Qwen3", qwen3_from, qwen3_to)
 def own_from(fields: Fields) -> GPTConfig:
     fields.expect("architecture", *(head.architecture for head in OWN.heads.values()))
     ours = {field.name: field for field in dataclasses.fields(GPTConfig)}
-    about_heads = {"architecture", "id2label", "label2id", "dtype", "sequence_classes"}
+    about_heads = {"architecture", "id2label", "label2id", "dtype", "sequence_classes", "problem_type"}
     if unknown := fields.values.keys() - ours.keys() - about_heads:
         raise ValueError(f"{min(unknown)!r} is unknown")
     readers = {int: fields.count, float: fields.number, bool: fields.flag, str: fields.get}
@@ -268,9 +274,7 @@ OWN = Family(
     rules=(),
     heads={
         "lm": Head(GPT, "GPT", rules=(rule("output", "output"),), is_bare=True),
-        "classify": Head(SequenceClassifier, "GPTClassifier", rules=OWN_CLASSIFIER, has_classes=True),
-        "score": Head(Scorer, "GPTClassifier", rules=OWN_CLASSIFIER, has_classes=True),
-        "reward": Head(RewardModel, "GPTClassifier", rules=OWN_CLASSIFIER, has_classes=True),
+        **of_sequences("GPTClassifier", OWN_CLASSIFIER),
         "tag": Head(
             TokenClassifier, "GPTTagger", rules=(rule("classifier", "classifier"), OF_SEQUENCES), has_classes=True
         ),
