@@ -58,7 +58,6 @@ from minillm.episodes import (
     tokens_of,
 )
 from minillm.errors import UserError
-from minillm.estimator import Estimator
 from minillm.expert import Rounds
 from minillm.findings import comparison
 from minillm.generate import GREEDY, Sampling, generate
@@ -68,7 +67,7 @@ from minillm.objective import backward
 from minillm.optim import optimizers_of
 from minillm.options import Common, Optimisation, check_common
 from minillm.origin import data_of
-from minillm.policy import Rewards, is_beyond, moved
+from minillm.policy import Estimator, Rewards, is_beyond, moved
 from minillm.report import flat, introduce
 from minillm.rewards import Reward, open_rewards
 from minillm.run import Run

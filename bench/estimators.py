@@ -26,8 +26,7 @@ from torch import Tensor
 
 from minillm import cli
 from minillm.episodes import Episode
-from minillm.estimator import Estimator
-from minillm.policy import AGGREGATIONS, BASELINES, KL_LOSSES, UPDATES, Rewards, Tokens
+from minillm.policy import AGGREGATIONS, BASELINES, KL_LOSSES, UPDATES, Estimator, Rewards, Tokens
 from minillm.values import gae
 
 BETA = 0.3  # weight of the KL, and of the entropy, in what is estimated

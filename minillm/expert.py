@@ -28,10 +28,10 @@ from minillm import cli
 from minillm.batching import IGNORE, Corpus, Document, answering
 from minillm.episodes import Episode, look
 from minillm.errors import UserError
-from minillm.estimator import Estimator
 from minillm.files import fields_from, write_text
 from minillm.gpt import GPT
 from minillm.objective import backward
+from minillm.policy import Estimator
 from minillm.report import evenly_spaced, glance, score_of
 from minillm.rewards import Reward
 from minillm.run import CHECKPOINT, FINDS

@@ -8,16 +8,19 @@
 Every variant is a weight on log p: the surrogate losses of the literature have the gradient Σ weight · ∇ log p(token)
 with weights that are constants, so objective.py need know none of them. That they have, and how far each is biased, is
 checked against autograd and against the exact gradient of the expected reward, by enumeration (tests/test_policy.py,
-bench/estimators.py). estimator.py chooses one from each table; values.py has the baseline that is learned.
+bench/estimators.py). values.py has the baseline that is learned.
 
 Letters: P prompts, K samples of each, M tokens of answers.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from minillm import cli
 
 # ---- baselines: rewards (P, K) → advantages (P, K) -----------------------------------------------
 
@@ -130,37 +133,28 @@ class Tokens(NamedTuple):
         return totals[self.answer]
 
 
-class Options(Protocol):
-    """Of updates, see estimator.py."""
-
-    ratio: str
-    clip_low: float
-    clip_high: float
-    truncate: float
-
-
-def ratio_of(tokens: Tokens, options: Options) -> Tensor:
+def ratio_of(tokens: Tokens, options: "Estimator") -> Tensor:
     logs = tokens.now - tokens.then
     return (tokens.sums(logs) if options.ratio == "sequence" else logs).exp()
 
 
-def reinforce(tokens: Tokens, options: Options) -> Tensor:
+def reinforce(tokens: Tokens, options: "Estimator") -> Tensor:
     """The advantage (Williams 1992): unbiased for answers that the present policy has drawn."""
     return tokens.advantages
 
 
-def importance(tokens: Tokens, options: Options) -> Tensor:
+def importance(tokens: Tokens, options: "Estimator") -> Tensor:
     """The advantage times p now / p then: unbiased for older answers too where the ratio is that of the sequence. That
     of the token alone leaves out how likely the tokens before have become."""
     return ratio_of(tokens, options) * tokens.advantages
 
 
-def truncated(tokens: Tokens, options: Options) -> Tensor:
+def truncated(tokens: Tokens, options: "Estimator") -> Tensor:
     """The same, the ratio being at most `most`: biased, of bounded variance (Ionides 2008; arXiv:1611.01224)."""
     return ratio_of(tokens, options).clamp(max=options.truncate) * tokens.advantages
 
 
-def clipped(tokens: Tokens, options: Options) -> Tensor:
+def clipped(tokens: Tokens, options: "Estimator") -> Tensor:
     """PPO's (Schulman et al. 2017, arXiv:1707.06347): the gradient of min(r·A, clip(r, 1 − low, 1 + high)·A), which is
     that of r·A, or nothing where the ratio is beyond the bound that the advantage pushes it to."""
     ratio, advantages = ratio_of(tokens, options), tokens.advantages
@@ -168,13 +162,13 @@ def clipped(tokens: Tokens, options: Options) -> Tensor:
     return torch.where(beyond, 0.0, ratio * advantages)
 
 
-def is_beyond(tokens: Tokens, options: Options) -> Tensor:
+def is_beyond(tokens: Tokens, options: "Estimator") -> Tensor:
     """(M,) bool: whether the ratio is outside of the bounds of PPO's clip, on either side."""
     ratio = ratio_of(tokens, options)
     return (ratio > 1 + options.clip_high) | (ratio < 1 - options.clip_low)
 
 
-UPDATES: dict[str, Callable[[Tokens, Options], Tensor]] = {
+UPDATES: dict[str, Callable[[Tokens, "Estimator"], Tensor]] = {
     "reinforce": reinforce,
     "importance": importance,
     "truncated": truncated,
@@ -253,6 +247,98 @@ AGGREGATIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "sequence": by_sequence,
     "constant": by_constant,
 }
+
+
+# ---- a choice from each table --------------------------------------------------------------------
+
+METHODS = ("policy-gradient", "best-of", "expert", "soft-q")
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """The options of train_rl.py that decide what an answer teaches."""
+
+    baseline: str = cli.option(
+        "leave-one-out", "what is subtracted from a reward; value: learned, for every token", (*BASELINES, "value")
+    )
+    gae_lambda: float = cli.option(
+        1.0, "of --baseline value: 1 for what was earned less what was expected; below it the expected counts for more"
+    )
+    discount: float = cli.option(1.0, "of --baseline value: what a reward loses with every token before it")
+    value_coefficient: float = cli.option(0.0, "how much the value's loss moves the policy's layers; 0: its head only")
+    update: str = cli.option(
+        "reinforce", "how the ratio of p now to p when drawn enters: not at all, or …", choices=tuple(UPDATES)
+    )
+    ratio: str = cli.option("token", "of what that ratio is taken", choices=("token", "sequence"))
+    clip_low: float = cli.option(0.2, "of --update clip: ratios count down to 1 − this")
+    clip_high: float = cli.option(0.2, "and up to 1 + this")
+    truncate: float = cli.option(2.0, "of --update truncated: the largest ratio")
+    passes: int = cli.option(1, "passes over the answers of a step; more than one asks for another --update")
+    minibatches: int = cli.option(1, "updates in a pass, each with its part of the answers")
+    aggregate: str = cli.option("answer", "the mean over a step is that of its …", choices=tuple(AGGREGATIONS))
+    kl: str = cli.option(
+        "off",
+        "pull towards the start: in the reward, which is exact, or as a loss",
+        choices=("off", "reward", *KL_LOSSES),
+    )
+    beta: float = cli.option(0.05, "weight of that, in rewards a nat")
+    kl_target: float | None = cli.option(None, "steer that weight so that the KL of an answer comes to so many nats")
+    kl_limit: float | None = cli.option(None, "stop where the KL of an answer is beyond so many nats")
+    entropy: float = cli.option(0.0, "weight of a bonus for the entropy of each token")
+    method: str = cli.option(
+        "policy-gradient",
+        "or imitate the best answer to each prompt; or, in rounds, all that were right; or take logits for Q-values",
+        choices=METHODS,
+    )
+    overlong: str = cli.option(
+        "keep", "answers that did not end: judged as they are, penalised, or left out", ("keep", "penalise", "drop")
+    )
+    sft_share: float | None = cli.option(
+        None, "share of the gradient that is supervised: of given answers to training prompts"
+    )
+    shuffle_advantages: bool = cli.option(
+        False, "among the answers of a step: the control that learns from noise alone"
+    )
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether weights depend on log p as it is now, which takes a pass of its own."""
+        return self.uses_ratios or self.kl in KL_LOSSES or self.entropy != 0
+
+    @property
+    def uses_ratios(self) -> bool:
+        return self.update != "reinforce"
+
+    @property
+    def learns_value(self) -> bool:
+        return self.baseline == "value" and self.method == "policy-gradient"
+
+    def advantages(self, rewards: Rewards) -> Tensor:
+        """(P, K) float, of whole answers; for soft-q, which weighs none against others, the rewards themselves."""
+        tables = {"policy-gradient": BASELINES.get(self.baseline), "best-of": best_of, "soft-q": no_baseline}
+        found = tables[self.method](rewards)
+        return found.flatten()[torch.randperm(found.numel())].view_as(found) if self.shuffle_advantages else found
+
+    def next_beta(self, beta: float, kl: float | None) -> float:
+        """The weight of the KL for the next step, after one in which it was `kl` nats an answer, if that is known."""
+        return steered(beta, kl, self.kl_target) if self.kl_target and kl is not None else beta
+
+    def counts(self, advantage: float, is_cut: bool) -> bool:
+        """Whether an answer is one of those that the mean over a step is over."""
+        return not (self.overlong == "drop" and is_cut) and (self.method != "best-of" or advantage > 0)
+
+    def shares(self, lengths: Tensor, longest: int) -> Tensor:
+        """What each token of answers of these lengths (E,) float counts for, (E,)."""
+        return AGGREGATIONS[self.aggregate](lengths, longest)
+
+    def weights(self, tokens: Tokens, shares: Tensor, beta: float) -> Tensor:
+        """Of the log p of each token, (M,); `shares`, (M,), are those of the tokens."""
+        weights = UPDATES[self.update](tokens, self)
+        if self.kl in KL_LOSSES:
+            weights = weights + beta * KL_LOSSES[self.kl](tokens)
+        if self.entropy:
+            weights = weights + self.entropy * entropy_bonus(tokens)
+        return weights * shares
 
 
 # ---- to look at ------------------------------------------------------------------------------------

@@ -13,13 +13,14 @@ from estimators import BETA, Choice, World, judge
 
 from minillm.episodes import Episode, distinct, entropy, rewards_of
 from minillm.errors import UserError
-from minillm.estimator import Estimator, check
+from minillm.estimator import check
 from minillm.policy import (
     AGGREGATIONS,
     BASELINES,
     KL_LOSSES,
     OF_GROUPS,
     UPDATES,
+    Estimator,
     Rewards,
     Tokens,
     best_of,

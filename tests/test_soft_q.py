@@ -10,7 +10,8 @@ from torch import nn
 import train_rl
 from minillm.episodes import Episode, logprobs_of, to_batch, tokens_of
 from minillm.errors import UserError
-from minillm.estimator import Estimator, check
+from minillm.estimator import check
+from minillm.policy import Estimator
 from minillm.soft_q import Scores, backward_consistency, inconsistencies, scores, to_the_end
 
 END, LONGEST, TEMPERATURE = 3, 3, 0.8

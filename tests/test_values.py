@@ -24,8 +24,9 @@ from estimators import Choice, World, judge
 
 from minillm.episodes import Episode, to_batch
 from minillm.errors import UserError
-from minillm.estimator import Estimator, check
+from minillm.estimator import check
 from minillm.heads import SequenceClassifier
+from minillm.policy import Estimator
 from minillm.run import Run
 from minillm.session import Session
 from minillm.values import (
