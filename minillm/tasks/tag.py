@@ -181,7 +181,10 @@ class Tag(Judged):
         return NaiveBayes([(sentence.prompt,) for sentence in train], [sentence.intent for sentence in train])
 
     def reward(self, examples: Sequence[Sentence], answers: Sequence[Tagged]) -> dict[str, list[float]]:
-        return self.own(examples, [Tags(answer.tags, answer.intent) for answer in answers])
+        return self.own(examples, list(map(self.said, answers)))
+
+    def said(self, answer: Tagged) -> Tags:
+        return Tags(answer.tags, answer.intent)
 
     @property
     def rewards(self) -> dict[str, Reward]:
