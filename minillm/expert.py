@@ -232,9 +232,9 @@ class Finds:
         for episode in episodes:
             key = episode.example.prompt, tuple(episode.answer)
             if not episode.is_cut and key not in self.found and self.counts.get(key[0], 0) < MOST_FINDS:
-                self.found[key] = episode.text
+                self.found[key] = episode.said
                 self.counts[key[0]] = self.counts.get(key[0], 0) + 1
-                new.append((key, episode.text))
+                new.append((key, episode.said))
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(map(line_of, new))

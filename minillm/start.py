@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
@@ -84,7 +85,7 @@ def recipe_of(task: Task, model: nn.Module, args: Args) -> dict[str, Any]:
 def complete_by_reward(args: Args, task: Task, model: nn.Module) -> Args:
     """The options of reinforcement learning with what suits the task and the model, which it starts from, where none
     was given. What a stranger judges is not pulled towards the task's own answers."""
-    recipe = {} if args.resume else task.rl_recipe(model)
+    recipe = {} if args.resume else task.rl_recipe(model if args.init else None)
     if any(split_weight(each)[0] not in task.rewards for each in args.reward):
         recipe |= {"sft_share": 0.0}
     if recipe and args.method == "expert":
@@ -166,25 +167,31 @@ def resume_start(folder: Path, task: Task) -> tuple[nn.Module, Tokenizer]:
     return model, tokenizer
 
 
-def open_policy(args: Args, run: Run, task: Task) -> tuple[GPT, Tokenizer]:
+def open_policy(args: Args, run: Run, task: Task) -> tuple[nn.Module, Tokenizer]:
     """What reinforcement learning starts from. Its weights are kept in the run, which needs no other folder then."""
     require_examples(task)
     if args.resume:
         model, tokenizer = resume_start(run.folder, task)
         read_weights(run.path(START), model)
         return model, tokenizer
-    model, tokenizer = open_start(args.init, task)
-    adapt(task, model, tokenizer, args.init)
+    torch.manual_seed(args.seed)  # of what comes with no checkpoint
+    if args.init:
+        model, tokenizer = open_start(args.init, task)
+        adapt(task, model, tokenizer, args.init)
+    else:
+        tokenizer = task.tokenizer()
+        model = new_start(task, tokenizer, SimpleNamespace(**task.recipe(None, None)))
     write_tensors(run.path(START), weights_of(model), {"init": str(args.init)})
     return with_dropout(model, args.dropout), tokenizer
 
 
-def learner(start: GPT, placement: Placement, args: Any) -> GPT:
+def learner(start: nn.Module, placement: Placement, args: Any) -> nn.Module:
     """What reinforcement learning moves away from `start`, which is put where it computes: a copy, which under --lora
-    shares all but the pairs with it."""
+    shares with it all that does not learn."""
     start.to(placement.device).eval().compute_dtype = placement.dtype
     torch.manual_seed(args.seed)
-    model = copy.deepcopy(start, {id(p): p for p in start.parameters()} if args.lora else None)
+    shared = [p for name, p in start.named_parameters() if args.lora and name.startswith(start.pretrained)]
+    model = copy.deepcopy(start, {id(p): p for p in shared})
     restrict(model, args)
     settle(model, placement, args.checkpointing, args.compile)
     return model
@@ -243,13 +250,13 @@ def complete(args: Args, recipe: Mapping[str, Any]) -> Args:
     return dataclasses.replace(args, **{**unsaid, **recipe, **given})
 
 
-def inherited_options(start: Path, task: type[Task], options: Any = None) -> Any:
+def inherited_options(start: Path | None, task: type[Task], options: Any = None) -> Any:
     """The task's options, and where none was given (None) those of the run to start from, so that data is the same.
 
     UserError for a run of another task.
     """
     options = options or task.Options()
-    if not (start / "args.json").exists():
+    if not (start and (start / "args.json").exists()):
         return options
     used = Run(start).options()
     if used.get("task") != task.name:

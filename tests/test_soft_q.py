@@ -1,6 +1,7 @@
 """Soft Q-learning on a vocabulary of 4: its fixed point is π* ∝ π_ref · exp(reward / β), by enumeration."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -8,7 +9,8 @@ import torch
 from torch import nn
 
 import train_rl
-from minillm.episodes import Episode, logprobs_of, to_batch, tokens_of
+from minillm.batching import IGNORE
+from minillm.episodes import Episode, Writer, tokens_of
 from minillm.errors import UserError
 from minillm.estimator import check
 from minillm.policy import Estimator
@@ -21,6 +23,13 @@ ANSWERS = [
     *itertools.product(range(3), repeat=LONGEST),  # cut
 ]
 CPU = torch.device("cpu")
+
+
+ACTOR = Writer(SimpleNamespace(max_answer_tokens=lambda _: LONGEST), None)
+
+
+def to_batch(episodes, device):
+    return ACTOR.batch(episodes, device).batch
 
 
 def everything():
@@ -63,7 +72,9 @@ def test_scores_are_those_of_the_loss():
     episodes, model = everything(), small(0)
     batch = to_batch(episodes, CPU)
     found = scores(model, batch, TEMPERATURE)
-    torch.testing.assert_close(found.logprobs.detach(), logprobs_of(model, batch, TEMPERATURE))
+    torch.testing.assert_close(
+        found.logprobs.detach(), -model.loss(batch, temperature=TEMPERATURE)[batch.targets != IGNORE].detach()
+    )
     assert not torch.allclose(found.lse, torch.zeros_like(found.lse))
 
 
@@ -155,7 +166,7 @@ def test_the_scripts_update_is_its_gradient():
     episodes, reference, model = everything()[::7] * 2, small(0), small(1)
     rewards = [[e.reward] * len(e.answer) for e in episodes]
     args = train_rl.Args(method="soft-q", beta=0.25, temperature=TEMPERATURE, micro_tokens=20, sft_share=0.0)
-    train_rl.climb(model, reference, episodes, rewards, args, args.beta, LONGEST)
+    train_rl.climb(model, reference, ACTOR, episodes, rewards, args, args.beta)
     ours = tiny.gradients(model)
     shares = torch.full((sum(len(e.answer) for e in episodes),), 1 / len(episodes), dtype=torch.float64)
     known = tokens_of(episodes, rewards)

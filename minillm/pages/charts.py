@@ -50,8 +50,12 @@ class Axis:
     def ticks(self, most: int = 5) -> list[float]:
         if self.is_log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            found = [10.0**k for k in decades if self.low * 0.999 <= 10.0**k <= self.high * 1.001]
-            return found[:: -(-len(found) // most)]
+            for parts in ((1,), (1, 2, 5)):  # these, too, where there are few decades
+                found = [part * 10.0**k for k in decades for part in parts]
+                found = [value for value in found if self.low * 0.999 <= value <= self.high * 1.001]
+                if len(found) > 2:
+                    break
+            return found[:: max(1, -(-len(found) // most))]
         step = nice_step((self.high - self.low) / most)
         first, last = math.ceil(self.low / step - 1e-6), math.floor(self.high / step + 1e-6)
         return [k * step for k in range(first, last + 1)]
@@ -95,24 +99,33 @@ def figure(
     references: Sequence[tuple[str, float]] = (),
     may_be_log: bool = False,
     last: float = 0.0,
+    unit: str = "step",
+    is_log: bool = False,
 ) -> Html:
     """Curves over one axis, under a title and a note. A dense curve is its moving average, with the band of what it is
     the average of; a sparse one is marked point by point. `references`: dashed lines with a name; `last`: what the
-    horizontal axis, which begins at 0, must hold. Nothing if there is nothing to draw."""
+    horizontal axis, which begins at 0, must hold; `unit`: what that axis counts; `is_log`: whether it is logarithmic,
+    and begins where the curves do. Nothing if there is nothing to draw."""
     series = [each for each in map(finite, series) if each.x]
     if not series:
         return Html()
-    x = spanning([0.0, last, *(v for s in series for v in s.x)], LEFT, WIDTH - RIGHT, pad=0.02)
+    x = horizontal([v for s in series for v in s.x], last, is_log)
     seen = [v for s in series for v in (*visible(s), *s.low, *s.high)] + [value for _, value in references]
     y = spanning(seen, HEIGHT - BOTTOM, TOP, may_be_log)
     names = [tag("i", s.name, class_=f"legend series-{i % COLOURS + 1}", style="font-style: normal")
              for i, s in enumerate(series)] if len(series) > 1 else []  # fmt: skip
     caption = tag("figcaption", title, tag("span", *names, note))
-    drawn = [curve(s, x, y, written, i) for i, s in enumerate(series)]
+    drawn = [curve(s, x, y, written, i, unit) for i, s in enumerate(series)]
     said = "; ".join(f"{s.name}: {written(s.y[0])} to {written(s.y[-1])}" for s in series)
     lines = [reference(name, value, y) for name, value in references]
     box = tag("svg", axes(x, y, written), *lines, *drawn, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=said)
     return tag("figure", caption, box)
+
+
+def horizontal(values: Sequence[float], last: float, is_log: bool) -> Axis:
+    if is_log:
+        return Axis(min(values) / 1.2, max(*values, last) * 1.2, LEFT, WIDTH - RIGHT, is_log=True)
+    return spanning([0.0, last, *values], LEFT, WIDTH - RIGHT, pad=0.02)
 
 
 def finite(series: Series) -> Series:
@@ -157,7 +170,7 @@ def visible(series: Series) -> Sequence[float]:
     return [*smooth(series.y)[len(series.y) // 50 :], ordered[cut], ordered[-1 - cut]]
 
 
-def curve(series: Series, x: Axis, y: Axis, written: Written, index: int) -> Html:
+def curve(series: Series, x: Axis, y: Axis, written: Written, index: int, unit: str = "step") -> Html:
     is_dense = len(series.y) > DENSE
     is_averaged = is_dense and series.is_noisy
     middle = smooth(series.y) if is_averaged else series.y
@@ -171,7 +184,7 @@ def curve(series: Series, x: Axis, y: Axis, written: Written, index: int) -> Htm
         parts.append(tag("path", d=f"{path(edge, x, y)}Z", class_="band"))
     parts.append(tag("path", d=path([(series.x[e[-1]], middle[e[-1]]) for e in stretches], x, y), class_="curve"))
     if not is_dense:
-        parts += [point(series, i, x, y, written) for i in range(len(series.y))]
+        parts += [point(series, i, x, y, written, unit) for i in range(len(series.y))]
     return tag("g", *parts, class_=f"series-{index % COLOURS + 1}")
 
 
@@ -188,9 +201,9 @@ def path(points: Sequence[tuple[float, float]], x: Axis, y: Axis) -> str:
     return "M" + "L".join(f"{x.place(a):.1f} {y.place(inside(b)):.1f}" for a, b in points)
 
 
-def point(series: Series, i: int, x: Axis, y: Axis, written: Written) -> Html:
+def point(series: Series, i: int, x: Axis, y: Axis, written: Written, unit: str) -> Html:
     interval = f" [{written(series.low[i])}, {written(series.high[i])}]" if series.low else ""
-    hint = f"step {short(series.x[i])}: {written(series.y[i])}{interval}"
+    hint = f"{unit} {short(series.x[i])}: {written(series.y[i])}{interval}"
     at = {"cx": f"{x.place(series.x[i]):.1f}", "cy": f"{y.place(series.y[i]):.1f}", "r": 3}
     return tag("circle", tag("title", hint), class_="point", **at)
 

@@ -17,7 +17,7 @@ from minillm.gpt import GPTConfig
 from minillm.published.byte_pairs import PROMPT, set_prompt_format
 from minillm.published.chat import ChatTemplate
 from minillm.published.subwords import Subwords
-from minillm.tokenizer import Tokenizer
+from minillm.tokenizer import SymbolTokenizer, Tokenizer
 
 CONTEXT = 2048  # most tokens of a prompt with its answer, unless told otherwise or the model reads fewer
 BETWEEN = "\n\n"  # a prompt and its answer, where no template says anything
@@ -47,6 +47,9 @@ class Composer:
         self.limit = min(config.max_seq_len, tokenizer.limit, context)
         self.is_decoder = isinstance(config, GPTConfig)
         self.template = ChatTemplate.of(tokenizer) if self.is_decoder else None
+        # A vocabulary of symbols is of a task whose prompts say themselves where they end.
+        is_known = isinstance(tokenizer, SymbolTokenizer) or "prompt_format" in tokenizer.config
+        self.between = "" if is_known else BETWEEN
 
     def __call__(self, prompt: str, answer: str) -> Exchange:
         """UserError for texts that the model does not know, or where it reads too little."""
@@ -94,8 +97,7 @@ class Composer:
     def prompt(self, prompt: str) -> list[int]:
         """What a GPT goes on from to answer: the tokens before the answer."""
         if self.template is None:
-            between = "" if "prompt_format" in self.tokenizer.config else BETWEEN
-            return self.tokenizer.prompt(prompt + between)
+            return self.tokenizer.prompt(prompt + self.between)
         return self.template.prompt([{"role": "user", "content": prompt}])
 
 

@@ -25,6 +25,12 @@ EXAMPLES = 2000  # solved problems, unless told otherwise
 @dataclass(frozen=True)
 class Options:
     examples: int | None = cli.option(None, "number of solved problems to learn from (default: 2000)")
+    largest: int | None = cli.option(
+        None, "neither learn from, nor practise on, nor hold out problems with a larger number (default: 99)"
+    )
+    both_orders: bool = cli.option(
+        False, "learn each solved problem with its summands swapped, too: other prompts, no more labels"
+    )
 
 
 class Arithmetic(WritingTask):
@@ -34,16 +40,25 @@ class Arithmetic(WritingTask):
 
     def __init__(self, options: Options, seed: int):
         """Dev and test are the same for every seed and number of examples."""
-        count = EXAMPLES if options.examples is None else options.examples
+        held_out = list(distinct(problems(np.random.default_rng(0)), 2 * HELD_OUT))
+        self.held_out, self.largest = set(held_out), bound(options.largest)
+        dev, test = filter(self.is_known, held_out[:HELD_OUT]), filter(self.is_known, held_out[HELD_OUT:])
+        train = distinct(self.unseen((seed, 0)), self.how_many(options.examples))
+        if options.both_orders:
+            train = [*dict.fromkeys(each for pair in train for each in (pair, pair[::-1]) if each not in self.held_out)]
+        self.splits = Splits([*map(solve, train)], [*map(solve, dev)], [*map(solve, test)])
+
+    def how_many(self, examples: int | None) -> int:
+        """Problems that are learned from. UserError."""
+        count = EXAMPLES if examples is None else examples
         if count < 1:
             raise UserError(f"--examples {count} must be at least 1")
         if count > (most := self.num_practised):
             raise UserError(f"--examples {count} is more than the {most:,} problems that are not held out")
-        held_out = list(distinct(problems(np.random.default_rng(0)), 2 * HELD_OUT))
-        self.held_out = set(held_out)
-        train = distinct(self.unseen((seed, 0)), count)
-        dev, test = held_out[:HELD_OUT], held_out[HELD_OUT:]
-        self.splits = Splits([*map(solve, train)], [*map(solve, dev)], [*map(solve, test)])
+        return count
+
+    def is_known(self, problem: tuple[int, int]) -> bool:
+        return max(problem) <= self.largest
 
     def tokenizer(self) -> SymbolTokenizer:
         return SymbolTokenizer("arithmetic", r"[\s\S]", "0123456789+=")
@@ -63,11 +78,12 @@ class Arithmetic(WritingTask):
 
     def unseen(self, seed: tuple[int, int]) -> Iterator[tuple[int, int]]:
         """Problems without end, none of them held out."""
-        return (problem for problem in problems(np.random.default_rng(seed)) if problem not in self.held_out)
+        stream = filter(self.is_known, problems(np.random.default_rng(seed)))
+        return (problem for problem in stream if problem not in self.held_out)
 
     @property
     def num_practised(self) -> int:
-        return MOST - 2 * HELD_OUT
+        return (self.largest + 1) ** 2 - sum(map(self.is_known, self.held_out))
 
     def practice(self, seed: int) -> Iterator[Example]:
         """New problems, not only those that were solved for supervised learning."""
@@ -79,6 +95,14 @@ class Arithmetic(WritingTask):
 
     def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Interval]:
         return {"accuracy": rate([right == 1.0 for right in self.reward(examples, answers)["right"]])}
+
+
+def bound(largest: int | None) -> int:
+    """The largest number there is. UserError for one of which too little would be left."""
+    most = 10**DIGITS - 1
+    if largest is not None and not 9 <= largest <= most:
+        raise UserError(f"--largest {largest} must be from 9 to {most}")
+    return most if largest is None else largest
 
 
 def problems(rng: np.random.Generator) -> Iterator[tuple[int, int]]:

@@ -29,8 +29,9 @@ from minillm.modernbert import ModernBERTConfig
 from minillm.naive_bayes import NaiveBayes
 from minillm.published.subwords import learn_vocabulary
 from minillm.report import mistakes_table, values_of
+from minillm.rewards import Reward, balanced, right_class
 from minillm.tasks import files
-from minillm.tasks.base import Shape, Splits, Task
+from minillm.tasks.base import Judged, Shape, Splits
 from minillm.tasks.classes import in_order, listed, weights_of
 from minillm.tasks.files import Fields
 from minillm.tokenizer import Tokenizer, read_texts
@@ -45,6 +46,7 @@ VOCABULARY = 8000  # words, or pieces of them, learned from the training texts
 MOST_CLASSES = 1000  # more are no classes; most likely the field is not the label
 SHOWN = 20  # classes that are listed with their number of examples
 WORST = 10
+PAIRS = "learned_pairs"  # a key of tokenizer_config.json
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,17 @@ class Labelled:
     def prompt(self) -> str:
         return " / ".join(self.texts)
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        return (self.label,)
+
 
 class Prediction(NamedTuple):
     label: str
     probability: float
 
 
-class Classify(Task):
+class Classify(Judged):
     name = "classify"
     headline = "accuracy"
     lower_is_better = False
@@ -110,6 +116,7 @@ class Classify(Task):
         self.splits, self.classes, self.notes = load(options)
         counts = Counter(example.label for example in self.splits.train)
         self.majority = max(self.classes, key=lambda name: counts[name])  # in training: the guess without reading
+        self.practised = counts + Counter(example.label for example in self.splits.unlabelled)
         self.limit, self.vocab_size = LONGEST, None
         self.class_weights = weights_of(options.class_weights, counts) if self.splits.train else {}
 
@@ -140,6 +147,12 @@ class Classify(Task):
         rates = {"lr": 5e-4, "embedding_lr": 5e-4}
         return {**both, **shape, **rates, "batch_examples": 64, "epochs": self.epochs(6.0, 64, least=400, most=6000)}
 
+    def rl_recipe(self, model: nn.Module | None) -> dict[str, Any]:
+        """The rates are those of learning by example."""
+        rates = {"lr": 6e-5, "embedding_lr": 1e-3} if model else {"lr": 5e-4, "embedding_lr": 5e-4}
+        both = {"optimizer": "adamw-head", "warmup": 0.06, "temperature": 1.0, "sft_share": 0.0}
+        return {**both, **rates, "prompts": 32, "samples": 4, "minutes": 5.0}
+
     def epochs(self, usual: float, batch: int, least: int, most: int) -> float:
         """As usual, but not fewer steps than `least` nor more than `most`."""
         per_step = batch / len(self.splits.train)
@@ -154,7 +167,8 @@ class Classify(Task):
         return kind(tokenizer.vocab_size, LONGEST, **sizes, **details, **dropout_everywhere(kind, shape.dropout))
 
     def adapt(self, model: SequenceClassifier, tokenizer: Tokenizer) -> None:
-        """Take over the order of the model's classes and what it reads of a text."""
+        """Take over the order of the model's classes and what it reads of a text; keep for later whether of pairs."""
+        tokenizer.config = {**tokenizer.config, PAIRS: self.is_of_pairs}
         self.classes, self.limit, self.vocab_size = list(model.classes), model.max_seq_len, model.config.vocab_size
         examples = [example for split in vars(self.splits).values() for example in split]
         num_cut = sum(len(tokens) > self.limit for tokens, _ in self.read(examples, tokenizer, limit=None))
@@ -177,9 +191,8 @@ class Classify(Task):
         """Of every text, the weight of its class: the loss of a step is their weighted mean."""
         if not self.class_weights:
             return 1.0
-        return torch.tensor([self.class_weights[name] for name in self.classes])[batch.labels.cpu()].to(
-            batch.labels.device
-        )
+        weights = torch.tensor([self.class_weights.get(name, 1.0) for name in self.classes])
+        return weights.to(batch.labels.device)[batch.labels]
 
     def count(self, batch: Batch) -> float:
         return float(self.importance(batch).sum()) if self.class_weights else batch.count
@@ -203,7 +216,12 @@ class Classify(Task):
         return [Prediction(model.classes[k], float(p[k])) for k, p in zip(best, probabilities, strict=True)]
 
     def reward(self, examples: Sequence[Labelled], answers: Sequence[Prediction]) -> dict[str, list[float]]:
-        return {"right": [float(a.label == e.label) for e, a in zip(examples, answers, strict=True)]}
+        return right_class(examples, [answer.label for answer in answers])
+
+    @property
+    def rewards(self) -> dict[str, Reward]:
+        """Of classes that were drawn."""
+        return {"right": right_class, "balanced": balanced(self.practised)}
 
     def measure(self, examples: Sequence[Labelled], answers: Sequence[Prediction]) -> dict[str, Interval]:
         truth = [example.label for example in examples]
@@ -261,11 +279,14 @@ class Classify(Task):
     def table(self, examples: Sequence[Labelled], answers: Sequence[Prediction]) -> Table:
         return mistakes_table(worst_mistakes(examples, answers), "the mistakes that it was surest of")
 
+    @property
+    def is_of_pairs(self) -> bool:
+        examples = self.splits.train or self.splits.dev or self.splits.test
+        return bool(examples) and len(examples[0].texts) == 2
+
     def next_command(self, folder: Path) -> str:
         """Of a task of pairs, both texts are one word for the shell, with a tab between them."""
-        examples = self.splits.train or self.splits.dev
-        is_of_pairs = bool(examples) and len(examples[0].texts) == 2
-        texts = r"--pairs $'a text\tanother'" if is_of_pairs else '"a text of your own"'
+        texts = r"--pairs $'a text\tanother'" if self.is_of_pairs else '"a text of your own"'
         return f"python -m minillm classify {shlex.quote(str(folder))} {texts}"
 
 

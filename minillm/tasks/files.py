@@ -14,6 +14,7 @@ from minillm.errors import UserError
 from minillm.records import Record
 from minillm.tasks.base import Files, Splits
 
+FEW = 20  # training examples; of fewer a person should hear
 HELD_OUT = 0.1  # share of --train that is taken for want of --dev
 Key = Callable[[Any], Hashable]
 
@@ -95,6 +96,8 @@ def load(
     if twice := len(examples) - len(train) - taken:
         notes.append(f"{twice:,} training examples are held out, too; not trained on")
     train, unlabelled = by_labels(train, options.labels, key)
+    if len(train) < FEW:
+        notes.append(f"only {len(train):,} examples to learn from: what comes of them is mostly chance")
     return Splits(train, dev, test, unlabelled), notes
 
 
