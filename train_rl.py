@@ -52,7 +52,6 @@ from minillm.episodes import (
     distinct,
     logprobs_of,
     look,
-    per_draw,
     recalled,
     refer,
     require_parity,
@@ -106,7 +105,9 @@ class Args(Estimator, Rounds, Optimisation, Common):
     reward: tuple[str, ...] = cli.option(
         (), "of the task by name, FILE.py:FUNCTION, or a run; =WEIGHT behind it; may be given several times"
     )
-    prompts: int | None = cli.option(None, "prompts in a step (default here and below: what suits the task)")
+    prompts: int | None = cli.option(
+        None, "prompts in a step, or tried for one of --method expert (default here and below: what suits the task)"
+    )
     samples: int | None = cli.option(None, "answers drawn for each prompt")
     temperature: float | None = cli.option(
         None, "of the policy: answers are drawn, and gradients taken, at this temperature"
@@ -127,8 +128,8 @@ def check(args: Args) -> None:
         raise UserError(f"--watch {args.watch} must be 0 or more")
     estimator.check(args, args.samples)
     expert.check(args)
-    if (name := estimator.of_writers(args)) and not issubclass(TASKS[args.task], WritingTask):
-        raise UserError(f"{name} is for answers that are written, not for those of --task {args.task}")
+    if args.method in ("expert", "soft-q") and not issubclass(TASKS[args.task], WritingTask):
+        raise UserError(f"--method {args.method} is for answers that are written, not for those of --task {args.task}")
     if args.options and vars(args.options).get("calibrate"):
         raise UserError("--calibrate is for train_sft.py: what a reward makes probabilities mean is another thing")
     if (args.prompts or 1) * (args.samples or 1) > MOST_ANSWERS:
@@ -164,7 +165,8 @@ def weigh(episodes: Sequence[Episode], greedy: Tensor | None, session: Session, 
     rewards = torch.tensor([sum(each) for each in earned]).view(-1, args.samples)
     average = recalled(session, "average reward", None)
     session.progress.numbers["average reward"] = moved(average, rewards)
-    return per_draw(episodes, args.advantages(Rewards(rewards, average or 0.0, greedy)).flatten().tolist())
+    advantages = args.advantages(Rewards(rewards, average or 0.0, greedy)).flatten().tolist()
+    return [[advantage] * len(e.answer) for advantage, e in zip(advantages, episodes, strict=True)]
 
 
 def climb(
@@ -177,7 +179,7 @@ def climb(
     beta: float,
 ) -> float:
     """Adds the gradient of what these answers teach, equal ones scored once, for all of them; returns for how many
-    draws the ratio is beyond the bounds of --update clip."""
+    tokens the ratio is beyond the bounds of --update clip."""
     weight = next(model.parameters())
     shares = (1 - args.sft_share) * args.shares(torch.tensor([float(len(e.answer)) for e in episodes]), actor.longest)
     copies, out_of_bounds = distinct(episodes, advantages), 0.0
@@ -215,7 +217,7 @@ def learn(
 ) -> dict[str, float]:
     """The updates of a step, each from a part of its answers and from answers that were given; returns what is watched
     of them, above all the norm of the last gradient, 0 where there is none to follow."""
-    counted = [i for i, episode in enumerate(episodes) if args.counts(max(advantages[i]), episode.is_cut)]
+    counted = [i for i, episode in enumerate(episodes) if args.counts(max(advantages[i], default=0.0), episode.is_cut)]
     beta, norm, out_of_bounds = beta_of(session, args), 0.0, 0.0
     for _ in range(args.passes):
         for part in torch.randperm(len(counted)).tensor_split(args.minibatches):
@@ -246,8 +248,10 @@ def fit(
 ) -> None:
     """Roll out, judge, weigh, update, until the budget is spent."""
     practice = islice(task.practice(args.seed), session.progress.step * args.prompts, None)
-    corpus = Corpus(lambda epoch: documents_of_epoch(task, tokenizer, args.seed, epoch), args.seed, task.is_redrawn)
-    given_tokens = round(args.prompts * float(corpus.table.lengths.mean()))
+    corpus = None
+    if args.sft_share:
+        corpus = Corpus(lambda epoch: documents_of_epoch(task, tokenizer, args.seed, epoch), args.seed, task.is_redrawn)
+    given_tokens = round(args.prompts * float(corpus.table.lengths.mean())) if corpus else 0
     sampling = Sampling(args.temperature)
     model.eval()  # no dropout: the model that learns is the model that drew
     if session.progress.step == 0:
@@ -264,9 +268,9 @@ def fit(
         if args.baseline == "greedy":
             greedy = rewards_of(judge(reward, actor.rollout(model, examples, GREEDY, 1)), 1).flatten()
         if args.learns_value:
-            appraise(model, actor, episodes, args.micro_tokens)
+            appraise(model, episodes, args.micro_tokens)
         advantages = weigh(episodes, greedy, session, args)
-        given = corpus.step(step, given_tokens, args.micro_tokens) if args.sft_share else []
+        given = corpus.step(step, given_tokens, args.micro_tokens) if corpus else []
         seen = look(episodes, args.samples) | (follow(model, episodes, advantages) if args.learns_value else {})
         seen |= learn(model, start, actor, episodes, advantages, given, session, args)
         session.progress.numbers["beta"] = args.next_beta(beta_of(session, args), seen.get("kl"))

@@ -42,7 +42,7 @@ class Episode:
     reward: float = 0.0
     parts: Mapping[str, float] = field(default_factory=dict)  # what the reward is the sum of, by name
     reference: Sequence[float] = ()  # log p of the same under the reference, where that is asked for
-    values: Sequence[float] = ()  # what was expected before each draw, where that is learned
+    values: Sequence[float] = ()  # what was expected before each of them, where that is learned
 
     @property
     def kl(self) -> float:
@@ -50,10 +50,10 @@ class Episode:
         return sum(self.logprobs) - sum(self.reference)
 
     def earned(self, beta: float, fine: float) -> list[float]:
-        """What each token earned: `beta` for every nat that log p is below the reference's, and the last one the
+        """What each draw earned: `beta` for every nat that log p is below the reference's, and the last one the
         reward, less the fine."""
         last = self.reward - fine
-        if beta == 0:
+        if beta == 0 or not self.answer:
             return [*[0.0] * (len(self.answer) - 1), last]
         costs = [beta * (ours - theirs) for ours, theirs in zip(self.logprobs, self.reference, strict=True)]
         return [*(-cost for cost in costs[:-1]), last - costs[-1]]
@@ -111,7 +111,7 @@ class Writer:
         ]
 
     def batch(self, episodes: Sequence[Episode], device: torch.device) -> Drawn:
-        batch = pack([answering(episode.prompt, episode.answer) for episode in episodes]).to(device)
+        batch = to_batch(episodes, device)
         return Drawn(batch, (batch.targets != IGNORE).nonzero()[:, 0], len(batch.tokens))
 
 
@@ -126,6 +126,11 @@ def entropy(episodes: Sequence[Episode]) -> float:
     return -sum(logprobs) / len(logprobs)
 
 
+def to_batch(episodes: Sequence[Episode], device: torch.device) -> Batch:
+    """The drawn answers behind their prompts, token for token as they were drawn."""
+    return pack([answering(episode.prompt, episode.answer) for episode in episodes]).to(device)
+
+
 def tokens_of(episodes: Sequence[Episode], advantages: Sequence[Sequence[float]]) -> Tokens:
     """Of answers in this order, with the advantages of their tokens; log p as it was when they were drawn. Float64."""
     answer = torch.arange(len(episodes)).repeat_interleave(torch.tensor([len(e.answer) for e in episodes]))
@@ -134,11 +139,6 @@ def tokens_of(episodes: Sequence[Episode], advantages: Sequence[Sequence[float]]
         for of_answers in ([e.logprobs for e in episodes], [e.reference for e in episodes], advantages)
     )
     return Tokens(answer, known, then, then, reference if len(reference) else None)
-
-
-def per_draw(episodes: Sequence[Episode], advantages: Sequence[float]) -> list[list[float]]:
-    """One advantage an answer as one for each of its draws."""
-    return [[advantage] * len(e.answer) for e, advantage in zip(episodes, advantages, strict=True)]
 
 
 def distinct(episodes: Sequence[Episode], advantages: Sequence[Sequence[float]] | None = None) -> dict[int, int]:

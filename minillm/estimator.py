@@ -30,13 +30,6 @@ def check(estimator: Estimator, samples: int | None) -> None:
         check_soft_q(estimator)
 
 
-def of_writers(estimator: Estimator) -> str | None:
-    """The option that asks for a model which writes its answers, token by token."""
-    if estimator.method in ("expert", "soft-q"):
-        return f"--method {estimator.method}"
-    return "--baseline value" if estimator.learns_value else None
-
-
 def is_repeated(estimator: Estimator) -> bool:
     """Whether an answer is learned from after the policy that drew it has moved."""
     return estimator.passes * estimator.minibatches > 1

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from minillm.batching import IGNORE, Batch, by_length
-from minillm.episodes import Actor, Episode, distinct
+from minillm.episodes import Episode, distinct, to_batch
 from minillm.errors import UserError
 from minillm.gpt import GPT
 from minillm.policy import KEPT
@@ -87,13 +87,13 @@ def states_of(model: GPT, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def appraise(model: GPT, actor: Actor, episodes: Sequence[Episode], most_tokens: int) -> None:
+def appraise(model: GPT, episodes: Sequence[Episode], most_tokens: int) -> None:
     """Fills in the values of each answer's states, those of equal answers computed once."""
     firsts = list(distinct(episodes))
     known = {}
     for part in by_length([len(episodes[i].prompt) + len(episodes[i].answer) for i in firsts], most_tokens):
         some = [episodes[firsts[j]] for j in part]
-        values = model.value(states_of(model, actor.batch(some, model.tokens.weight.device).batch)).cpu()
+        values = model.value(states_of(model, to_batch(some, model.tokens.weight.device))).cpu()
         for episode, own in zip(some, values.split([len(e.answer) for e in some]), strict=True):
             known[tuple(episode.prompt), tuple(episode.answer)] = own.tolist()
     for episode in episodes:

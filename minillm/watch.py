@@ -22,7 +22,7 @@ from minillm.metrics import Interval, average, difference, mean, pass_at, ratio
 from minillm.report import cells, evenly_spaced, flat, glance, named, points, samples_table, score, score_of
 from minillm.rewards import Reward, exact
 from minillm.session import Session
-from minillm.tasks.base import Judged, WritingTask
+from minillm.tasks.base import Judged
 from minillm.tokenizer import Tokenizer
 
 PANELS = ("loss", "solved", "finds", "kl", "entropy", "gradient_norm", "groups_without_variance")  # as far as logged
@@ -48,20 +48,15 @@ def report(
     """What the model answers on dev, what it would earn for it, and some of what it tried."""
     examples, answers = glance(session, task, model, tokenizer)
     measured = task.measure(examples, answers)
+    said = [task.said(answer) for answer in answers]
+    earned = [sum(parts) for parts in zip(*reward(examples, said).values(), strict=True)]
     tried = [{"prompt": episode.example.prompt, "answer": str(episode.said)} for episode in shown]
-    session.report(measured, len(examples), **greedy_reward(task, reward, examples, answers), samples=tried)
+    greedy = flat({"reward": average(earned)}, "greedy") if len(earned) > 1 else {}
+    session.report(measured, len(examples), **greedy, samples=tried)
     session.console.print(describe(seen, actor.draws), highlight=False)
     examples, texts = [e.example for e in shown], [str(e.said) for e in shown]
     session.console.print(samples_table(examples, texts, "answers drawn in practice"))
     keep(session, score_of(task, measured))
-
-
-def greedy_reward(task: Judged, reward: Reward, examples: Sequence[Any], answers: Sequence[Any]) -> dict[str, float]:
-    """What greedy answers earn, with its interval; of texts only, as others are judged as they are drawn."""
-    if not isinstance(task, WritingTask) or len(examples) < 2:
-        return {}
-    earned = [sum(parts) for parts in zip(*reward(examples, answers).values(), strict=True)]
-    return flat({"reward": average(earned)}, "greedy")
 
 
 def keep(session: Session, score: float) -> None:

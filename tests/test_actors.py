@@ -14,7 +14,7 @@ from tiny import assert_same, bert_config, gradients, shake
 from kernels import Packing
 from minillm.actors import Chooser, Tagger
 from minillm.batching import Document
-from minillm.episodes import Episode, logprobs_of, look, per_draw, refer, require_parity, verdict_bits
+from minillm.episodes import Episode, logprobs_of, look, refer, require_parity, verdict_bits
 from minillm.errors import UserError
 from minillm.generate import GREEDY, Sampling
 from minillm.heads import SequenceClassifier, TokenClassifier
@@ -186,6 +186,12 @@ def of_expected_reward(model, actor, examples):
     return gradients(model)
 
 
+def learn_from(model, actor, episodes, advantages, args):
+    """Adds the gradient of what a step teaches, each draw of an answer having the advantage of the whole."""
+    of_draws = [[advantage] * len(e.answer) for advantage, e in zip(advantages, episodes, strict=True)]
+    climb(model, model, actor, episodes, of_draws, args, beta=0.0)
+
+
 def of_steps(model, actor, examples, args):
     """The mean gradient of a step, over all that can be drawn in it."""
     likely = [numbers(truth(model, actor, each)) for each in examples]
@@ -197,7 +203,7 @@ def of_steps(model, actor, examples, args):
         episodes = [drawn(examples[i], ids, likely[i][ids]) for i, ids in chosen]
         rewards = torch.tensor([e.reward for e in episodes], dtype=torch.float64).view(len(examples), -1)
         advantages = args.advantages(Rewards(rewards, 0.4, greedy)).flatten().tolist()
-        climb(model, model, actor, episodes, per_draw(episodes, advantages), args, beta=0.0)
+        learn_from(model, actor, episodes, advantages, args)
         probability = math.prod(likely[i][ids] for i, ids in chosen)
         for name, gradient in gradients(model).items():
             mean[name] = mean.get(name, 0) + probability * gradient
@@ -233,7 +239,7 @@ def test_however_a_step_is_cut_its_gradient_is_the_same(world):
     found = []
     for micro_tokens in (1, 17, 65_536):
         args = Args(temperature=T, sft_share=0.0, micro_tokens=micro_tokens)
-        climb(model, model, actor, episodes, per_draw(episodes, advantages), args, 0.0)
+        learn_from(model, actor, episodes, advantages, args)
         found.append(gradients(model))
     assert_same(found[0], found[1])
     assert_same(found[0], found[2])
@@ -242,7 +248,7 @@ def test_however_a_step_is_cut_its_gradient_is_the_same(world):
 def push(model, actor, k, advantage):
     """The gradient of one answer, which is class k."""
     episode = drawn(Words((3, 4, 5)), (k,), 0.5)
-    climb(model, model, actor, [episode], per_draw([episode], [advantage]), Args(sft_share=0.0, temperature=1.0), 0.0)
+    learn_from(model, actor, [episode], [advantage], Args(sft_share=0.0, temperature=1.0))
     return torch.cat([x.flatten() for x in gradients(model).values()])
 
 

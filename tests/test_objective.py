@@ -11,7 +11,7 @@ from tiny import assert_same, gpt, gradients, packed
 import minillm.episodes
 import train_rl
 from minillm.batching import IGNORE, Batch, answering, pack
-from minillm.episodes import Episode, Writer, entropy, logprobs_of, per_draw, refer, require_parity, rewards_of
+from minillm.episodes import Episode, Writer, entropy, logprobs_of, refer, require_parity, rewards_of
 from minillm.errors import UserError
 from minillm.generate import Sample, Sampling
 from minillm.objective import backward
@@ -114,6 +114,12 @@ class Recorder:
         self.model.zero_grad(set_to_none=True)
 
 
+def advantages_of(rewards, episodes, args):
+    """Each answer's, for every token of it."""
+    found = args.advantages(rewards).flatten().tolist()
+    return [[advantage] * len(e.answer) for advantage, e in zip(found, episodes, strict=True)]
+
+
 def step_of_the_script(model, prompts, answers, temperature=1.0, **options):
     """The direction in which train_rl.py moves the weights; half a point is what earlier steps earned on average."""
     options = {"sft_share": 0.0, **options}
@@ -129,8 +135,7 @@ def step_of_the_script(model, prompts, answers, temperature=1.0, **options):
         )
     greedy = torch.tensor([reward(prompt, ANSWERS[5]) for prompt in prompts])
     rewards = Rewards(rewards_of(episodes, args.samples).double(), 0.5, greedy.double())
-    advantages = per_draw(episodes, args.advantages(rewards).flatten().tolist())
-    train_rl.learn(model, model, ACTOR, episodes, advantages, [], recorder, args)
+    train_rl.learn(model, model, ACTOR, episodes, advantages_of(rewards, episodes, args), [], recorder, args)
     return recorder.step_taken
 
 
@@ -298,9 +303,9 @@ def updated(model, prompts, answers):
             train_rl, "backward", lambda model, batch, *rest: (learned.append(batch), real(model, batch, *rest))
         )
         args = train_rl.Args(samples=len(answers[0]), temperature=1.0, sft_share=0.0)
-        advantages = args.advantages(Rewards(rewards_of(episodes, args.samples).double())).flatten().tolist()
-        seen = train_rl.learn(model, model, ACTOR, episodes, per_draw(episodes, advantages), [], recorder, args)
-    return seen["gradient_norm"], recorder.step_taken, learned
+        advantages = advantages_of(Rewards(rewards_of(episodes, args.samples).double()), episodes, args)
+        norm = train_rl.learn(model, model, ACTOR, episodes, advantages, [], recorder, args)["gradient_norm"]
+    return norm, recorder.step_taken, learned
 
 
 def test_the_script_reports_the_norm_of_its_gradient(model):

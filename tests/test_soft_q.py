@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 import train_rl
-from minillm.batching import IGNORE
-from minillm.episodes import Episode, Writer, tokens_of
+from minillm.episodes import Episode, Writer, logprobs_of, to_batch, tokens_of
 from minillm.errors import UserError
 from minillm.estimator import check
 from minillm.policy import Estimator
@@ -23,13 +22,7 @@ ANSWERS = [
     *itertools.product(range(3), repeat=LONGEST),  # cut
 ]
 CPU = torch.device("cpu")
-
-
 ACTOR = Writer(SimpleNamespace(max_answer_tokens=lambda _: LONGEST), None)
-
-
-def to_batch(episodes, device):
-    return ACTOR.batch(episodes, device).batch
 
 
 def everything():
@@ -72,9 +65,7 @@ def test_scores_are_those_of_the_loss():
     episodes, model = everything(), small(0)
     batch = to_batch(episodes, CPU)
     found = scores(model, batch, TEMPERATURE)
-    torch.testing.assert_close(
-        found.logprobs.detach(), -model.loss(batch, temperature=TEMPERATURE)[batch.targets != IGNORE].detach()
-    )
+    torch.testing.assert_close(found.logprobs.detach(), logprobs_of(model, ACTOR.batch(episodes, CPU), TEMPERATURE))
     assert not torch.allclose(found.lse, torch.zeros_like(found.lse))
 
 

@@ -6,7 +6,6 @@ import itertools
 import signal
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -23,7 +22,7 @@ import train_sft
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 from estimators import Choice, World, judge
 
-from minillm.episodes import Episode, Writer
+from minillm.episodes import Episode, to_batch
 from minillm.errors import UserError
 from minillm.estimator import check
 from minillm.heads import SequenceClassifier
@@ -125,13 +124,6 @@ def test_without_discount_and_values_it_is_plain_reinforce(world):
 # ---- the head ------------------------------------------------------------------------------------
 
 
-ACTOR = Writer(SimpleNamespace(max_answer_tokens=lambda _: 4), None)
-
-
-def to_batch(episodes, device):
-    return ACTOR.batch(episodes, device).batch
-
-
 def episodes_of(answers, prompt=(1, 2)):
     return [Episode(None, list(prompt), list(answer), [0.0] * len(answer), "") for answer in answers]
 
@@ -156,7 +148,7 @@ def test_a_value_stands_before_its_token():
     """It depends on the prompt and the tokens before, on nothing that follows."""
     model = model_with_value()
     episodes = episodes_of([*ANSWERS, (3, 9, 9), (3, 4, 5)])
-    appraise(model, ACTOR, episodes, most_tokens=7)
+    appraise(model, episodes, most_tokens=7)
     one, _, _, other, again = (episode.values for episode in episodes)
     assert one[:2] == pytest.approx(other[:2], abs=1e-12)
     assert abs(one[2] - other[2]) > 1e-3
@@ -199,7 +191,7 @@ def test_it_learns_what_is_to_be_expected():
         return backward_value(model, batch, rewards.repeat_interleave(3), p.repeat_interleave(3), 0.0)
 
     optimizer.step(loss)
-    appraise(model, ACTOR, episodes, 1000)
+    appraise(model, episodes, 1000)
     for answer, episode in zip(answers, episodes, strict=True):
         for t in range(3):
             same = torch.tensor([other[:t] == answer[:t] for other in answers])
