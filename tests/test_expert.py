@@ -58,7 +58,7 @@ def read(path):
 def test_finds_are_all_different_right_answers_that_were_drawn(whole):
     folder, episodes = whole
     assert len(episodes) == 72 * 3  # two rounds of three steps, each worth twelve prompts
-    right = {(e.example.prompt, tuple(e.answer)) for e in episodes if e.text in e.example.answers and not e.is_cut}
+    right = {(e.example.prompt, tuple(e.answer)) for e in episodes if e.said in e.example.answers and not e.is_cut}
     finds = read(folder / "finds.jsonl")
     assert [(each["prompt"], tuple(each["tokens"])) for each in finds] == list(
         dict.fromkeys(

@@ -23,8 +23,6 @@ from minillm.tasks import pronounce
 from minillm.tasks.base import Example
 from minillm.watch import DRAWN, aside, changes, likelihood, survey
 
-TASK = object.__new__(pronounce.Pronounce)
-
 
 def episodes_of(rng, examples):
     found = []
@@ -52,8 +50,8 @@ def test_pass_at_k_is_the_share_of_all_ways_to_take_k():
 
 def test_a_survey_is_what_it_says():
     episodes = episodes_of(np.random.default_rng(0), 40)
-    found = survey(TASK, episodes)
-    right = np.array([e.text == " A" for e in episodes]).reshape(40, DRAWN)
+    found = survey(episodes)
+    right = np.array([e.said == " A" for e in episodes]).reshape(40, DRAWN)
     logprobs = [sum(e.logprobs) for e in episodes]
     assert found["pass_1"].value == pytest.approx(right.mean())
     assert found["pass_8"].value == pytest.approx(right.any(axis=1).mean())
@@ -63,7 +61,7 @@ def test_a_survey_is_what_it_says():
     assert all(interval.low < interval.value < interval.high for interval in found.values())
     for e in episodes:
         e.reference = ()
-    assert "kl" not in survey(TASK, episodes)
+    assert "kl" not in survey(episodes)
 
 
 def test_the_likelihood_of_given_answers():
