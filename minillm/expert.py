@@ -32,14 +32,14 @@ from minillm.files import fields_from, write_text
 from minillm.gpt import GPT
 from minillm.objective import backward
 from minillm.policy import Estimator
-from minillm.report import evenly_spaced, glance
+from minillm.report import evenly_spaced, glance, score_of
 from minillm.rewards import Reward
 from minillm.run import CHECKPOINT, FINDS
 from minillm.session import Session, schedule
 from minillm.start import documents_of_epoch
 from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer
-from minillm.watch import Answer
+from minillm.watch import Answer, keep
 
 ANSWERS = 1024  # drawn at once
 TRYING = 0.5  # share of a round's time, under --minutes
@@ -124,7 +124,8 @@ def fit(
         session.log(loss=float(loss), gradient_norm=norm)
         if session.evaluation_is_due():
             examples, answers = glance(session, task, model, tokenizer)
-            session.report(task.measure(examples, answers), len(examples), samples=finds.last(3))
+            session.report(measured := task.measure(examples, answers), len(examples), samples=finds.last(3))
+            keep(session, score_of(task, measured))
 
 
 class Plan:

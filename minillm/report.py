@@ -118,6 +118,12 @@ def glance(session: Any, task: Any, model: nn.Module, tokenizer: Tokenizer) -> t
         return examples, task.answer(model, tokenizer, examples)
 
 
+def score_of(task: Any, measured: Mapping[str, Interval]) -> float:
+    """The metric that counts, higher being better."""
+    value = measured[task.headline].value
+    return -value if task.lower_is_better else value
+
+
 def evenly_spaced(examples: Sequence[Any], count: int) -> Sequence[Any]:
     """`count` of the examples, or all where there are fewer, evenly spread."""
     count = min(count, len(examples))
