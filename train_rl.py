@@ -42,7 +42,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import train_sft
-from minillm import cli, expert, policy, ranks
+from minillm import cli, estimator, expert, ranks
 from minillm.actors import actor_of, is_judged, require_actor
 from minillm.batching import Batch, Corpus, by_length
 from minillm.device import place
@@ -66,11 +66,12 @@ from minillm.objective import backward
 from minillm.optim import optimizers_of
 from minillm.options import Common, Optimisation, check_common
 from minillm.origin import data_of
-from minillm.policy import Estimator, Rewards, moved
+from minillm.policy import Estimator, Rewards, is_beyond, moved
 from minillm.report import flat, introduce
 from minillm.rewards import Reward, open_rewards
 from minillm.run import Run
 from minillm.session import Session
+from minillm.soft_q import backward_consistency
 from minillm.start import (
     complete_by_reward,
     documents_of_epoch,
@@ -83,7 +84,8 @@ from minillm.start import (
 from minillm.tasks import TASKS
 from minillm.tasks.base import Judged, WritingTask
 from minillm.tokenizer import Tokenizer
-from minillm.watch import finish, look_at, report
+from minillm.values import appraise, backward_value, follow, gae, with_value, without_value
+from minillm.watch import finish, look_at, remember, report, sound_alarms, take_best
 
 JUDGED = {name: task for name, task in TASKS.items() if is_judged(task)}
 LOOK_EVERY = 10  # steps between looks at the KL to the start, which costs a pass of the starting model
@@ -103,7 +105,9 @@ class Args(Estimator, Rounds, Optimisation, Common):
     reward: tuple[str, ...] = cli.option(
         (), "of the task by name, FILE.py:FUNCTION, or a run; =WEIGHT behind it; may be given several times"
     )
-    prompts: int | None = cli.option(None, "prompts in a step (default here and below: what suits the task)")
+    prompts: int | None = cli.option(
+        None, "prompts in a step, or tried for one of --method expert (default here and below: what suits the task)"
+    )
     samples: int | None = cli.option(None, "answers drawn for each prompt")
     temperature: float | None = cli.option(
         None, "of the policy: answers are drawn, and gradients taken, at this temperature"
@@ -122,10 +126,10 @@ def check(args: Args) -> None:
     cli.require_positive(args, "prompts", "samples", "temperature", "evaluations", "micro_tokens")
     if args.watch is not None and not 0 <= args.watch <= cli.MOST_COUNTED:
         raise UserError(f"--watch {args.watch} must be 0 or more")
-    policy.check(args, args.samples)
+    estimator.check(args, args.samples)
     expert.check(args)
-    if args.method == "expert" and not issubclass(TASKS[args.task], WritingTask):
-        raise UserError(f"--method expert is for answers that are written, not for those of --task {args.task}")
+    if args.method in ("expert", "soft-q") and not issubclass(TASKS[args.task], WritingTask):
+        raise UserError(f"--method {args.method} is for answers that are written, not for those of --task {args.task}")
     if args.options and vars(args.options).get("calibrate"):
         raise UserError("--calibrate is for train_sft.py: what a reward makes probabilities mean is another thing")
     if (args.prompts or 1) * (args.samples or 1) > MOST_ANSWERS:
@@ -151,60 +155,81 @@ def judge(reward: Reward, episodes: list[Episode]) -> list[Episode]:
     return episodes
 
 
-def weigh(episodes: Sequence[Episode], greedy: Tensor | None, session: Session, args: Args) -> list[float]:
-    """The advantage of each answer: of its reward, less what the options take off it."""
-    rewards = rewards_of(episodes, args.samples)
-    if args.kl == "reward":
-        rewards = rewards - beta_of(session, args) * torch.tensor([e.kl for e in episodes]).view_as(rewards)
-    if args.overlong == "penalise":
-        rewards = rewards - UNFINISHED * torch.tensor([float(e.is_cut) for e in episodes]).view_as(rewards)
+def weigh(episodes: Sequence[Episode], greedy: Tensor | None, session: Session, args: Args) -> list[list[float]]:
+    """The advantage of each token of each answer: of what was earned, less what the options take off it."""
+    beta = beta_of(session, args) if args.kl == "reward" else 0.0
+    fine = UNFINISHED if args.overlong == "penalise" else 0.0
+    earned = [episode.earned(beta, fine * episode.is_cut) for episode in episodes]
+    if args.learns_value:
+        return [gae(own, e.values, args.gae_lambda, args.discount) for own, e in zip(earned, episodes, strict=True)]
+    rewards = torch.tensor([sum(each) for each in earned]).view(-1, args.samples)
     average = recalled(session, "average reward", None)
     session.progress.numbers["average reward"] = moved(average, rewards)
-    return args.advantages(Rewards(rewards, average or 0.0, greedy)).flatten().tolist()
+    advantages = args.advantages(Rewards(rewards, average or 0.0, greedy)).flatten().tolist()
+    return [[advantage] * len(e.answer) for advantage, e in zip(advantages, episodes, strict=True)]
 
 
 def climb(
-    model: nn.Module, actor: Actor, episodes: Sequence[Episode], advantages: Sequence[float], args: Args, beta: float
-) -> None:
-    """Adds the gradient of what these answers teach. Equal ones are scored once, for all of them."""
+    model: nn.Module,
+    start: nn.Module,
+    actor: Actor,
+    episodes: Sequence[Episode],
+    advantages: Sequence[Sequence[float]],
+    args: Args,
+    beta: float,
+) -> float:
+    """Adds the gradient of what these answers teach, equal ones scored once, for all of them; returns for how many
+    tokens the ratio is beyond the bounds of --update clip."""
     weight = next(model.parameters())
     shares = (1 - args.sft_share) * args.shares(torch.tensor([float(len(e.answer)) for e in episodes]), actor.longest)
-    copies = distinct(episodes, advantages)
-    # Without advantage an answer teaches nothing, unless it is pulled towards the start.
-    taught = [i for i in copies if advantages[i] or args.looks_back]
+    copies, out_of_bounds = distinct(episodes, advantages), 0.0
+    # Without advantage an answer teaches nothing, unless it has more to teach than that.
+    taught = [i for i in copies if any(advantages[i]) or args.looks_back or args.learns_value]
     for part in by_length([len(episodes[i].prompt) + len(episodes[i].answer) for i in taught], args.micro_tokens):
         some = [taught[j] for j in part]
         drawn = actor.batch([episodes[i] for i in some], weight.device)
-        known = tokens_of([episodes[i] for i in some], torch.tensor([advantages[i] for i in some], dtype=torch.float64))
+        known = tokens_of([episodes[i] for i in some], [advantages[i] for i in some])
+        count = torch.tensor([copies[i] for i in some])[known.answer]
+        share = torch.tensor([float(shares[i]) for i in some], dtype=torch.float64)[known.answer] * count
+        if args.method == "soft-q":
+            backward_consistency(model, start, drawn.batch, known, share, beta, args.temperature)
+            continue
         if args.looks_back:
             known = known._replace(now=logprobs_of(model, drawn, args.temperature).cpu())
-        share = torch.tensor([float(shares[i]) * copies[i] for i in some], dtype=torch.float64)[known.answer]
+            out_of_bounds += float((count * is_beyond(known, args)).sum())
         weights = drawn.weights(args.weights(known, share, beta), weight.dtype)
         backward(model, drawn.batch, weights, args.temperature)
+        if args.learns_value:
+            returns = known.advantages + torch.tensor([value for i in some for value in episodes[i].values])
+            backward_value(model, drawn.batch, returns, share, args.value_coefficient)
+    return out_of_bounds
 
 
 def learn(
     model: nn.Module,
+    start: nn.Module,
     actor: Actor,
     episodes: list[Episode],
-    advantages: list[float],
+    advantages: list[list[float]],
     given: Sequence[Batch],
     session: Session,
     args: Args,
-) -> float:
-    """The updates of a step, each from a part of its answers and from answers that were given; returns the norm of the
-    last gradient, 0 where there is none to follow."""
-    counted = [i for i, episode in enumerate(episodes) if args.counts(advantages[i], episode.is_cut)]
-    beta, norm = beta_of(session, args), 0.0
+) -> dict[str, float]:
+    """The updates of a step, each from a part of its answers and from answers that were given; returns what is watched
+    of them, above all the norm of the last gradient, 0 where there is none to follow."""
+    counted = [i for i, episode in enumerate(episodes) if args.counts(max(advantages[i], default=0.0), episode.is_cut)]
+    beta, norm, out_of_bounds = beta_of(session, args), 0.0, 0.0
     for _ in range(args.passes):
         for part in torch.randperm(len(counted)).tensor_split(args.minibatches):
             if not (some := [counted[i] for i in part.tolist()]):
                 continue
-            climb(model, actor, [episodes[i] for i in some], [advantages[i] for i in some], args, beta)
+            taken = [episodes[i] for i in some], [advantages[i] for i in some]
+            out_of_bounds += climb(model, start, actor, *taken, args, beta)
             for batch in given:
                 backward(model, batch.to(next(model.parameters()).device), args.sft_share / sum(b.count for b in given))
             norm = session.update(args.clip)
-    return norm
+    count = args.passes * sum(len(episodes[i].answer) for i in counted)
+    return {"gradient_norm": norm, **({"ratios_beyond": out_of_bounds / max(count, 1)} if args.uses_ratios else {})}
 
 
 def beta_of(session: Session, args: Args) -> float:
@@ -223,10 +248,14 @@ def fit(
 ) -> None:
     """Roll out, judge, weigh, update, until the budget is spent."""
     practice = islice(task.practice(args.seed), session.progress.step * args.prompts, None)
-    corpus = Corpus(lambda epoch: documents_of_epoch(task, tokenizer, args.seed, epoch), args.seed, task.is_redrawn)
-    given_tokens = round(args.prompts * float(corpus.table.lengths.mean()))
+    corpus = None
+    if args.sft_share:
+        corpus = Corpus(lambda epoch: documents_of_epoch(task, tokenizer, args.seed, epoch), args.seed, task.is_redrawn)
+    given_tokens = round(args.prompts * float(corpus.table.lengths.mean())) if corpus else 0
     sampling = Sampling(args.temperature)
     model.eval()  # no dropout: the model that learns is the model that drew
+    if session.progress.step == 0:
+        remember(session, task, model, tokenizer)
     for step in session:
         examples = list(islice(practice, args.prompts))
         episodes = judge(reward, actor.rollout(model, examples, sampling, args.samples))
@@ -238,16 +267,20 @@ def fit(
         greedy = None
         if args.baseline == "greedy":
             greedy = rewards_of(judge(reward, actor.rollout(model, examples, GREEDY, 1)), 1).flatten()
+        if args.learns_value:
+            appraise(model, episodes, args.micro_tokens)
         advantages = weigh(episodes, greedy, session, args)
-        given = corpus.step(step, given_tokens, args.micro_tokens) if args.sft_share else []
-        norm = learn(model, actor, episodes, advantages, given, session, args)
-        seen = {**look(episodes, args.samples), "gradient_norm": norm}
+        given = corpus.step(step, given_tokens, args.micro_tokens) if corpus else []
+        seen = look(episodes, args.samples) | (follow(model, episodes, advantages) if args.learns_value else {})
+        seen |= learn(model, start, actor, episodes, advantages, given, session, args)
         session.progress.numbers["beta"] = args.next_beta(beta_of(session, args), seen.get("kl"))
         session.log({"answers": len(episodes)}, **seen)
         if args.kl_limit and seen["kl"] > args.kl_limit:
             session.end(f"the KL to the start is beyond --kl-limit {args.kl_limit} nats an answer")
         if is_due:
-            report(session, task, model, tokenizer, actor, episodes[:: args.samples][:3], seen)
+            report(session, task, reward, model, tokenizer, actor, episodes[:: args.samples][:3], seen)
+        if is_looked_at:
+            sound_alarms(session, task)
 
 
 # ---- where it starts, and how it ends ---------------------------------------------------------------
@@ -287,6 +320,7 @@ def train(args: Args, console: Console | None = None) -> Run:
         check(args := complete_by_reward(args, task, start))
         actor = actor_of(task, tokenizer)
         model = learner(start, placement, args)
+        model = with_value(model) if args.learns_value else model
         session = Session(args, run, model, optimizers_of(model, args), console)
         session.begin("rl", args, tokenizer, data, started)
         introduce(console, placement, task, model, run)
@@ -301,7 +335,8 @@ def train(args: Args, console: Console | None = None) -> Run:
             expert.fit(args, session, task, reward, model, tokenizer, answer)
         else:
             fit(args, session, task, actor, reward, start, model, tokenizer)
-        after = look_at(args, session, task, model, tokenizer, actor, answer, start)
+        take_best(session, task, model, tokenizer)
+        after = look_at(args, session, task, without_value(model), tokenizer, actor, answer, start)
         finish(session, task, model, tokenizer, before, after)
         if args.init:
             console.print(f"next: {comparison(run.folder, args.init)}", markup=False)

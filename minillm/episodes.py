@@ -42,11 +42,21 @@ class Episode:
     reward: float = 0.0
     parts: Mapping[str, float] = field(default_factory=dict)  # what the reward is the sum of, by name
     reference: Sequence[float] = ()  # log p of the same under the reference, where that is asked for
+    values: Sequence[float] = ()  # what was expected before each of them, where that is learned
 
     @property
     def kl(self) -> float:
         """log p − log p_ref of the answer, whose mean is KL(policy ‖ reference), in nats."""
         return sum(self.logprobs) - sum(self.reference)
+
+    def earned(self, beta: float, fine: float) -> list[float]:
+        """What each draw earned: `beta` for every nat that log p is below the reference's, and the last one the
+        reward, less the fine."""
+        last = self.reward - fine
+        if beta == 0 or not self.answer:
+            return [*[0.0] * (len(self.answer) - 1), last]
+        costs = [beta * (ours - theirs) for ours, theirs in zip(self.logprobs, self.reference, strict=True)]
+        return [*(-cost for cost in costs[:-1]), last - costs[-1]]
 
 
 class Drawn(NamedTuple):
@@ -101,7 +111,7 @@ class Writer:
         ]
 
     def batch(self, episodes: Sequence[Episode], device: torch.device) -> Drawn:
-        batch = pack([answering(episode.prompt, episode.answer) for episode in episodes]).to(device)
+        batch = to_batch(episodes, device)
         return Drawn(batch, (batch.targets != IGNORE).nonzero()[:, 0], len(batch.tokens))
 
 
@@ -116,21 +126,28 @@ def entropy(episodes: Sequence[Episode]) -> float:
     return -sum(logprobs) / len(logprobs)
 
 
-def tokens_of(episodes: Sequence[Episode], advantages: Tensor) -> Tokens:
-    """Of answers in this order, with their advantages (E,); log p as it was when they were drawn."""
+def to_batch(episodes: Sequence[Episode], device: torch.device) -> Batch:
+    """The drawn answers behind their prompts, token for token as they were drawn."""
+    return pack([answering(episode.prompt, episode.answer) for episode in episodes]).to(device)
+
+
+def tokens_of(episodes: Sequence[Episode], advantages: Sequence[Sequence[float]]) -> Tokens:
+    """Of answers in this order, with the advantages of their tokens; log p as it was when they were drawn. Float64."""
     answer = torch.arange(len(episodes)).repeat_interleave(torch.tensor([len(e.answer) for e in episodes]))
-    then = torch.tensor([logprob for e in episodes for logprob in e.logprobs], dtype=advantages.dtype)
-    reference = torch.tensor([logprob for e in episodes for logprob in e.reference], dtype=advantages.dtype)
-    return Tokens(answer, advantages[answer], then, then, reference if len(reference) else None)
+    then, reference, known = (
+        torch.tensor([value for each in of_answers for value in each], dtype=torch.float64)
+        for of_answers in ([e.logprobs for e in episodes], [e.reference for e in episodes], advantages)
+    )
+    return Tokens(answer, known, then, then, reference if len(reference) else None)
 
 
-def distinct(episodes: Sequence[Episode], advantages: Sequence[float]) -> dict[int, int]:
-    """The first of all that have prompt, answer and advantage in common, by its index → how many there are of them.
-    Scored once, with so many times the weight, they have the same gradient."""
+def distinct(episodes: Sequence[Episode], advantages: Sequence[Sequence[float]] | None = None) -> dict[int, int]:
+    """The first of all that have prompt, answer and, if given, advantages in common, by its index → how many there are
+    of them. Scored once, with so many times the weight, they have the same gradient."""
     first: dict[tuple, int] = {}
     copies: dict[int, int] = {}
-    for i, (episode, advantage) in enumerate(zip(episodes, advantages, strict=True)):
-        i = first.setdefault((tuple(episode.prompt), tuple(episode.answer), advantage), i)
+    for i, (episode, own) in enumerate(zip(episodes, advantages or [()] * len(episodes), strict=True)):
+        i = first.setdefault((tuple(episode.prompt), tuple(episode.answer), tuple(own)), i)
         copies[i] = copies.get(i, 0) + 1
     return copies
 
@@ -145,7 +162,7 @@ def refer(
     reference: nn.Module, actor: Actor, episodes: Sequence[Episode], temperature: float, most_tokens: int
 ) -> None:
     """Fills in log p under the reference, each answer to a prompt scored once."""
-    firsts = list(distinct(episodes, [0.0] * len(episodes)))
+    firsts = list(distinct(episodes))
     device = next(reference.parameters()).device
     known = {}
     for part in by_length([len(episodes[i].prompt) + len(episodes[i].answer) for i in firsts], most_tokens):
@@ -202,6 +219,8 @@ def look(episodes: Sequence[Episode], samples: int) -> dict[str, float]:
     count, are_verdicts = len(episodes), bool(((rewards == 0) | (rewards == 1)).all())
     return {
         "reward": float(rewards.mean()),
+        "best_reward": float(rewards.max()),
+        "worst_reward": float(rewards.min()),
         **(
             {f"reward_{name}": sum(e.parts[name] for e in episodes) / count for name in parts} if len(parts) > 1 else {}
         ),
@@ -209,6 +228,7 @@ def look(episodes: Sequence[Episode], samples: int) -> dict[str, float]:
         "entropy": entropy(episodes),
         "groups_without_variance": 1 - float(has_variance(rewards).float().mean()),
         "unfinished": sum(e.is_cut for e in episodes) / count,
+        "length": sum(len(e.answer) for e in episodes) / count,
         **({"kl": sum(e.kl for e in episodes) / count} if episodes[0].reference else {}),
     }
 

@@ -14,12 +14,13 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from minillm import state
+from minillm.alarms import new_alarms, raised
 from minillm.episodes import Actor, Episode, describe, refer, rewards_of
 from minillm.evaluate import nats
 from minillm.findings import findings
 from minillm.metrics import Interval, average, difference, mean, pass_at, ratio
-from minillm.report import cells, evenly_spaced, flat, glance, named, points, samples_table, score
-from minillm.rewards import exact
+from minillm.report import cells, evenly_spaced, flat, glance, named, points, samples_table, score, score_of
+from minillm.rewards import Reward, exact
 from minillm.session import Session
 from minillm.tasks.base import Judged
 from minillm.tokenizer import Tokenizer
@@ -37,19 +38,56 @@ Answer = Callable[[nn.Module, Sequence[Any], int], list[Episode]]  # draws so ma
 def report(
     session: Session,
     task: Judged,
+    reward: Reward,
     model: nn.Module,
     tokenizer: Tokenizer,
     actor: Actor,
     shown: Sequence[Episode],
     seen: dict[str, float],
 ) -> None:
-    """What the model answers on dev, and some of what it tried."""
+    """What the model answers on dev, what it would earn for it, and some of what it tried."""
     examples, answers = glance(session, task, model, tokenizer)
+    measured = task.measure(examples, answers)
+    said = [task.said(answer) for answer in answers]
+    earned = [sum(parts) for parts in zip(*reward(examples, said).values(), strict=True)]
     tried = [{"prompt": episode.example.prompt, "answer": str(episode.said)} for episode in shown]
-    session.report(task.measure(examples, answers), len(examples), samples=tried)
+    greedy = flat({"reward": average(earned)}, "greedy") if len(earned) > 1 else {}
+    session.report(measured, len(examples), **greedy, samples=tried)
     session.console.print(describe(seen, actor.draws), highlight=False)
     examples, texts = [e.example for e in shown], [str(e.said) for e in shown]
     session.console.print(samples_table(examples, texts, "answers drawn in practice"))
+    keep(session, score_of(task, measured))
+
+
+def keep(session: Session, score: float) -> None:
+    """Remembers the weights if they are the best so far; ends a training that gets no better, under --patience."""
+    best, patience = session.budget.keep == "best", session.budget.patience
+    if best or patience:
+        session.keep_if_best(score)
+    if patience and session.progress.worse >= patience:
+        session.end(f"the last {patience} looks at the dev set were no better than the best before")
+
+
+def remember(session: Session, task: Judged, model: nn.Module, tokenizer: Tokenizer) -> None:
+    """A look for `keep` before the first step or after the last, so that no training need leave anything worse."""
+    if session.budget.keep == "best" or session.budget.patience:
+        session.keep_if_best(score_of(task, task.measure(*glance(session, task, model, tokenizer))))
+
+
+def take_best(session: Session, task: Judged, model: nn.Module, tokenizer: Tokenizer) -> None:
+    """Under --keep best the weights of the best look, the start's and the last one's among them."""
+    if session.budget.keep == "best":
+        remember(session, task, model, tokenizer)
+        session.take_best()
+
+
+def sound_alarms(session: Session, task: Judged, final: Mapping[str, Any] | None = None) -> None:
+    """Says what goes wrong when it is first seen, and writes it into the log; `final` is what was measured at the end
+    and does not stand there yet."""
+    records = [*session.run.read_log(session.progress.records), *([final] if final else [])]
+    for name, says in new_alarms(records, task.headline, task.lower_is_better).items():
+        session.write(alarm=name, says=says)
+        session.console.print(f"alarm at step {session.progress.step}, {name}: {says}", markup=False, highlight=False)
 
 
 # ---- before and after ------------------------------------------------------------------------------
@@ -170,5 +208,7 @@ def finish(
         metrics |= {f"change_{name}": value for name, value in flat(changes(before[split], measured), split).items()}
     names = ["reward", f"dev_{task.headline}", *PANELS]
     panels = [name for name in names if any(name in record for record in session.run.read_log())][:6]
-    found = findings(task, model, tables, after["dev"])
+    sound_alarms(session, task, flat(after["dev"], "dev"))
+    remarks = [f"{name}: {says}" for name, says in raised(session.run.read_log()).items()]
+    found = findings(task, model, tables, after["dev"], remarks=remarks)
     session.finish(metrics, flat(after["dev"], "dev"), panels, f"{task.name}, by reward", found)

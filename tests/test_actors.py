@@ -186,6 +186,12 @@ def of_expected_reward(model, actor, examples):
     return gradients(model)
 
 
+def learn_from(model, actor, episodes, advantages, args):
+    """Adds the gradient of what a step teaches, each draw of an answer having the advantage of the whole."""
+    of_draws = [[advantage] * len(e.answer) for advantage, e in zip(advantages, episodes, strict=True)]
+    climb(model, model, actor, episodes, of_draws, args, beta=0.0)
+
+
 def of_steps(model, actor, examples, args):
     """The mean gradient of a step, over all that can be drawn in it."""
     likely = [numbers(truth(model, actor, each)) for each in examples]
@@ -197,7 +203,7 @@ def of_steps(model, actor, examples, args):
         episodes = [drawn(examples[i], ids, likely[i][ids]) for i, ids in chosen]
         rewards = torch.tensor([e.reward for e in episodes], dtype=torch.float64).view(len(examples), -1)
         advantages = args.advantages(Rewards(rewards, 0.4, greedy)).flatten().tolist()
-        climb(model, actor, episodes, advantages, args, beta=0.0)
+        learn_from(model, actor, episodes, advantages, args)
         probability = math.prod(likely[i][ids] for i, ids in chosen)
         for name, gradient in gradients(model).items():
             mean[name] = mean.get(name, 0) + probability * gradient
@@ -232,7 +238,8 @@ def test_however_a_step_is_cut_its_gradient_is_the_same(world):
     advantages = [math.cos(i) for i in range(len(episodes))]
     found = []
     for micro_tokens in (1, 17, 65_536):
-        climb(model, actor, episodes, advantages, Args(temperature=T, sft_share=0.0, micro_tokens=micro_tokens), 0.0)
+        args = Args(temperature=T, sft_share=0.0, micro_tokens=micro_tokens)
+        learn_from(model, actor, episodes, advantages, args)
         found.append(gradients(model))
     assert_same(found[0], found[1])
     assert_same(found[0], found[2])
@@ -241,7 +248,7 @@ def test_however_a_step_is_cut_its_gradient_is_the_same(world):
 def push(model, actor, k, advantage):
     """The gradient of one answer, which is class k."""
     episode = drawn(Words((3, 4, 5)), (k,), 0.5)
-    climb(model, actor, [episode], [advantage], Args(sft_share=0.0, temperature=1.0), 0.0)
+    learn_from(model, actor, [episode], [advantage], Args(sft_share=0.0, temperature=1.0))
     return torch.cat([x.flatten() for x in gradients(model).values()])
 
 

@@ -114,6 +114,12 @@ class Recorder:
         self.model.zero_grad(set_to_none=True)
 
 
+def advantages_of(rewards, episodes, args):
+    """Each answer's, for every token of it."""
+    found = args.advantages(rewards).flatten().tolist()
+    return [[advantage] * len(e.answer) for advantage, e in zip(found, episodes, strict=True)]
+
+
 def step_of_the_script(model, prompts, answers, temperature=1.0, **options):
     """The direction in which train_rl.py moves the weights; half a point is what earlier steps earned on average."""
     options = {"sft_share": 0.0, **options}
@@ -129,7 +135,7 @@ def step_of_the_script(model, prompts, answers, temperature=1.0, **options):
         )
     greedy = torch.tensor([reward(prompt, ANSWERS[5]) for prompt in prompts])
     rewards = Rewards(rewards_of(episodes, args.samples).double(), 0.5, greedy.double())
-    train_rl.learn(model, ACTOR, episodes, args.advantages(rewards).flatten().tolist(), [], recorder, args)
+    train_rl.learn(model, model, ACTOR, episodes, advantages_of(rewards, episodes, args), [], recorder, args)
     return recorder.step_taken
 
 
@@ -297,8 +303,8 @@ def updated(model, prompts, answers):
             train_rl, "backward", lambda model, batch, *rest: (learned.append(batch), real(model, batch, *rest))
         )
         args = train_rl.Args(samples=len(answers[0]), temperature=1.0, sft_share=0.0)
-        advantages = args.advantages(Rewards(rewards_of(episodes, args.samples).double())).flatten().tolist()
-        norm = train_rl.learn(model, ACTOR, episodes, advantages, [], recorder, args)
+        advantages = advantages_of(Rewards(rewards_of(episodes, args.samples).double()), episodes, args)
+        norm = train_rl.learn(model, model, ACTOR, episodes, advantages, [], recorder, args)["gradient_norm"]
     return norm, recorder.step_taken, learned
 
 

@@ -173,6 +173,10 @@ class Judged(Task):
         """What train_rl.py's --reward may name; the first is the default."""
         raise NotImplementedError(f"--task {self.name} has no rewards")
 
+    def said(self, answer: Any) -> Any:
+        """Of an answer as `answer` gives it, that which rewards judge."""
+        return answer
+
     @property
     def num_practised(self) -> int:
         """How many different examples `practice` has."""

@@ -89,10 +89,7 @@ class Classify(Judged):
     is_calibrated, temperature = False, 1.0
     augment: str | None = None
     problems: ClassVar[dict[str, type["Classify"]]] = {}  # by --problem; who they are is told in tasks/__init__.py
-    guess, guessed = (
-        "majority",
-        "class",
-    )  # what is right without reading: the name of that baseline, and of what it says
+    guess, guessed = "majority", "class"  # what is right without reading: that baseline, and what it says
 
     def __new__(cls, options: Options, seed: int) -> "Classify":
         """The task that --problem names."""
@@ -141,7 +138,6 @@ class Classify(Judged):
         return {**both, **shape, **rates, "batch_examples": 64, "epochs": self.epochs(6.0, 64, least=400, most=6000)}
 
     def rl_recipe(self, model: nn.Module | None) -> dict[str, Any]:
-        """The rates are those of learning by example."""
         rates = {"lr": 6e-5, "embedding_lr": 1e-3} if model else {"lr": 5e-4, "embedding_lr": 5e-4}
         both = {"optimizer": "adamw-head", "warmup": 0.06, "temperature": 1.0, "sft_share": 0.0}
         return {**both, **rates, "prompts": 32, "samples": 4, "minutes": 5.0}
@@ -211,7 +207,10 @@ class Classify(Judged):
         return [Prediction(model.classes[k], float(p[k])) for k, p in zip(best, probabilities, strict=True)]
 
     def reward(self, examples: Sequence[Labelled], answers: Sequence[Prediction]) -> dict[str, list[float]]:
-        return right_class(examples, [answer.label for answer in answers])
+        return right_class(examples, list(map(self.said, answers)))
+
+    def said(self, answer: Prediction) -> str:
+        return answer.label
 
     @property
     def rewards(self) -> dict[str, Reward]:
