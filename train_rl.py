@@ -105,7 +105,9 @@ class Args(Estimator, Rounds, Optimisation, Common):
     reward: tuple[str, ...] = cli.option(
         (), "of the task by name, FILE.py:FUNCTION, or a run; =WEIGHT behind it; may be given several times"
     )
-    prompts: int | None = cli.option(None, "prompts in a step (default here and below: what suits the task)")
+    prompts: int | None = cli.option(
+        None, "prompts in a step, or tried for one of --method expert (default here and below: what suits the task)"
+    )
     samples: int | None = cli.option(None, "answers drawn for each prompt")
     temperature: float | None = cli.option(
         None, "of the policy: answers are drawn, and gradients taken, at this temperature"
@@ -246,8 +248,10 @@ def fit(
 ) -> None:
     """Roll out, judge, weigh, update, until the budget is spent."""
     practice = islice(task.practice(args.seed), session.progress.step * args.prompts, None)
-    corpus = Corpus(lambda epoch: documents_of_epoch(task, tokenizer, args.seed, epoch), args.seed, task.is_redrawn)
-    given_tokens = round(args.prompts * float(corpus.table.lengths.mean()))
+    corpus = None
+    if args.sft_share:
+        corpus = Corpus(lambda epoch: documents_of_epoch(task, tokenizer, args.seed, epoch), args.seed, task.is_redrawn)
+    given_tokens = round(args.prompts * float(corpus.table.lengths.mean())) if corpus else 0
     sampling = Sampling(args.temperature)
     model.eval()  # no dropout: the model that learns is the model that drew
     if session.progress.step == 0:
@@ -266,7 +270,7 @@ def fit(
         if args.learns_value:
             appraise(model, episodes, args.micro_tokens)
         advantages = weigh(episodes, greedy, session, args)
-        given = corpus.step(step, given_tokens, args.micro_tokens) if args.sft_share else []
+        given = corpus.step(step, given_tokens, args.micro_tokens) if corpus else []
         seen = look(episodes, args.samples) | (follow(model, episodes, advantages) if args.learns_value else {})
         seen |= learn(model, start, actor, episodes, advantages, given, session, args)
         session.progress.numbers["beta"] = args.next_beta(beta_of(session, args), seen.get("kl"))

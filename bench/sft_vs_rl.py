@@ -4,6 +4,7 @@
   python bench/sft_vs_rl.py --task arithmetic --minutes 2           needs no data
   python bench/sft_vs_rl.py --task pronounce --steps 60 --seeds 3   a budget that no busy machine distorts
   python bench/sft_vs_rl.py --task sentiment --data DATA            folders with train.jsonl and dev.jsonl in DATA
+  python bench/sft_vs_rl.py --task seq2seq --train a.jsonl --dev b.jsonl --test c.jsonl --reward my.py:score
   python bench/sft_vs_rl.py --report-only --out FOLDER              the report of what is done so far
 
 Every arm begins at the same start, a model that a share of the labels has taught, and has the same budget: --minutes of
@@ -12,7 +13,7 @@ train_sft.py's and train_rl.py's own functions. Interrupted, it goes on where it
 report.html, pictures, evaluations.csv and the commands of all arms into --out.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import harness  # first: puts the repository root on the path
@@ -24,6 +25,7 @@ from minillm import cli
 from minillm.errors import UserError
 
 DEFAULT_STARTS = "2,5,10,30,100"
+OF_FILES = ("train", "dev", "test", "shift", "fields", "init")
 TASTE = studies.Sizes(layers=1, width=32, heads=2, start_steps=40, batch_tokens=512, prompts=16, samples=4)
 
 
@@ -37,6 +39,13 @@ class Args:
     arms: str = cli.option("all", f"which of {', '.join(arms.ARMS)}, with commas between")
     trials: int = cli.option(3, "learning rates that are tried for each arm, on dev")
     data: Path = cli.option(harness.ROOT / ".." / "shared" / "data", "folder of the data sets, for tasks that need one")
+    reward: tuple[str, ...] = cli.option((), "of train_rl.py, in place of the task's own; may be given several times")
+    train: Path | None = cli.option(None, "of --task seq2seq: your own file of prompts and answers, and likewise …")
+    dev: Path | None = cli.option(None, "one by which rates and stopping are chosen")
+    test: Path | None = cli.option(None, "one that results are measured on")
+    shift: Path | None = cli.option(None, "one that is unlike the training")
+    fields: str | None = cli.option(None, "which field is what, e.g. prompt=en,answer=de")
+    init: Path | None = cli.option(None, "model that all starts begin from")
     out: Path | None = cli.option(None, "folder for all of it (default: runs/TASK-sft-vs-rl)")
     quick: bool = cli.option(False, "tiny models, few steps, one seed: does everything run?")
     report_only: bool = cli.option(False, "train nothing; write the report of what is there")
@@ -50,8 +59,11 @@ def main(argv: list[str] | None = None, console: Console | None = None) -> Path:
     folder = args.out or Path("runs") / f"{args.task}-sft-vs-rl"
     study = study_of(args, folder)
     design, left_out = design_of(args, study)
+    study.folder.mkdir(parents=True, exist_ok=True)
     study.prepare()
-    runner.require_same(folder, {"task": args.task, "sizes": asdict(study.sizes), **asdict(design)})
+    runner.require_same(
+        folder, {"task": args.task, "given": given_of(study), "sizes": asdict(study.sizes), **asdict(design)}
+    )
     jobs = plan.jobs(study, design)
     introduce(console, args, design, jobs, left_out)
     work = runner.Runner(study, jobs, folder, console)
@@ -71,9 +83,11 @@ def run(work: runner.Runner, console: Console) -> None:
 
 
 def study_of(args: Args, folder: Path) -> studies.Study:
-    study = studies.STUDIES[args.task](folder / "data", TASTE if args.quick else studies.STUDIES[args.task].usual)
-    study.data = args.data
-    return study
+    given = studies.Given(**{field.name: vars(args)[field.name] for field in fields(studies.Given)})
+    kind = studies.STUDIES[args.task]
+    if kind is not studies.Own and (others := [name for name in OF_FILES if vars(args)[name] is not None]):
+        raise UserError(f"--{others[0]} is for --task {studies.Own.name}, not for {args.task}")
+    return kind(folder / "data", TASTE if args.quick else kind.usual, given)
 
 
 def design_of(args: Args, study: studies.Study) -> tuple[Design, dict[str, str]]:
@@ -89,6 +103,11 @@ def design_of(args: Args, study: studies.Study) -> tuple[Design, dict[str, str]]
     minutes = args.minutes or (None if steps else 2.0)
     trials = min(trials, len(plan.FACTORS))
     return Design(chosen, shares_of(starts), seeds, Budget(steps, minutes), trials), left_out
+
+
+def given_of(study: studies.Study) -> dict[str, str]:
+    """What results depend on, and where the data lies is not."""
+    return {name: str(value) for name, value in vars(study.given).items() if name != "data" and value}
 
 
 def shares_of(starts: str) -> list[float]:

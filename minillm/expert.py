@@ -43,6 +43,7 @@ from minillm.watch import Answer, keep
 
 ANSWERS = 1024  # drawn at once
 TRYING = 0.5  # share of a round's time, under --minutes
+UNKNOWN = 32  # tokens of an answer, where none is given
 JUDGED = 1000  # given answers of which it is seen how they are rewarded
 MOST_FINDS = 10  # different answers to a prompt, as in arXiv:2312.06585; more of one say little of others
 
@@ -110,7 +111,7 @@ def fit(
             corpus = None
             continue
         if corpus is None:
-            corpus = corpus_of(args, task, tokenizer, finds, plan.place(session.share)[0])
+            corpus = corpus_of(args, task, tokenizer, finds, progress.first)
             model.train()
         batches = [
             batch.to(model.tokens.weight.device)
@@ -136,7 +137,8 @@ class Plan:
         self.prompts = task.num_practised  # of a round
         if args.steps:
             lengths = [sum(target != IGNORE for target in each.targets) for documents in given for each in documents]
-            of_step = args.prompts or max(1, round(args.batch_tokens / (args.samples * fmean(lengths))))
+            length = fmean(lengths or [UNKNOWN])
+            of_step = args.prompts or max(1, round(args.batch_tokens / (args.samples * length)))
             self.prompts = min(self.prompts, math.ceil(args.steps / args.rounds) * of_step)
 
     def place(self, share: float) -> tuple[int, float]:
@@ -158,11 +160,12 @@ class Plan:
         return min(1.0, max(0.0, self.place(share)[1] + half - begun) / (1 - begun))
 
 
-def corpus_of(args: Rounds, task: Task, tokenizer: Tokenizer, finds: "Finds", number: int) -> Corpus:
-    """What a round learns from: all that was given, and all that was found, in an order of its own."""
-    found = finds.documents(tokenizer)
+def corpus_of(args: Rounds, task: Task, tokenizer: Tokenizer, finds: "Finds", first: int) -> Corpus:
+    """What a round learns from that begins with that step: all that was given and found, in an order of its own."""
+    if not (found := finds.documents(tokenizer)) and not task.splits.train:
+        raise UserError("not one answer was right, and none is given, so that there is nothing to learn from yet")
     draw = lambda epoch: [*documents_of_epoch(task, tokenizer, args.seed, epoch), *found]  # noqa: E731
-    return Corpus(draw, args.seed + number, task.is_redrawn)
+    return Corpus(draw, args.seed + first, task.is_redrawn)
 
 
 def threshold_of(task: Task, reward: Reward) -> float:

@@ -72,6 +72,12 @@ def test_finds_are_all_different_right_answers_that_were_drawn(whole):
     assert scripts.steps_of(folder) == list(range(1, 7))
 
 
+def test_the_rate_of_a_run_rises_and_falls_in_every_round(whole):
+    rates = [record["lr"] for record in read(whole[0] / "log.jsonl") if "lr" in record]
+    assert rates[:3] == pytest.approx(rates[3:])
+    assert rates[0] > 1.5 * rates[1] > 4 * rates[2] > 0
+
+
 def test_given_answers_are_learned_beside_what_was_found(start, whole, monkeypatch):
     seen, real = [], expert.Corpus
     monkeypatch.setattr(

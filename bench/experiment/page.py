@@ -7,7 +7,7 @@ from experiment.arms import ARMS
 from experiment.pictures import Picture
 from experiment.plan import FACTORS, OF_TRIALS
 from experiment.questions import Question, by_effort, headline, published
-from experiment.results import START, Results, title_of, told
+from experiment.results import START, TERA, Results, title_of, told
 from minillm.pages.blocks import Html, bullets, command, header, page, pairs, section, table, tag
 
 OF_INTERVALS = """Every interval is a 95 % interval of a paired difference: over seeds and over examples at once, with \
@@ -78,7 +78,7 @@ def efforts(results: Results) -> list[Picture]:
     band = "dev; the line is the mean over seeds, the band reaches from the worst to the best"
     return [
         Picture("by_operations", "Right answers by computation", band, by_effort(results, "operations"),
-                unit="floating-point operations"),
+                unit="10¹² floating-point operations"),
         Picture("by_seconds", "Right answers by time", band, by_effort(results, "seconds"), unit="seconds of training"),
     ]  # fmt: skip
 
@@ -108,7 +108,7 @@ def costs(results: Results) -> Html:
     for arm in results.design.arms:
         cost, value = results.mean_cost(arm), results.value(arm)
         if cost and value:
-            flops = f"{cost.operations / 1e12:.3g}"
+            flops = f"{cost.operations / TERA:.3g}"
             rows.append(
                 (
                     title_of(arm),
@@ -160,9 +160,8 @@ def again(results: Results) -> list[Html]:
     """The experiment and every arm's own command, of the first seed; commands.txt has all."""
     rows = []
     for job in results.finished:
-        path = results.work.path(job) / "command.txt"
-        if job.seed == 0 and job.kind in ("start", "half", "judge", "arm") and path.exists():
-            rows.append(command(path.read_text(encoding="utf-8").strip()))
+        if job.seed == 0 and job.kind in ("start", "half", "judge", "arm") and (line := results.command(job)):
+            rows.append(command(line))
     options = {
         "task": results.study.name, "starts": ",".join(f"{100 * s:g}" for s in results.design.shares),
         "arms": ",".join(results.design.arms), "seeds": results.design.seeds, "trials": results.design.trials,

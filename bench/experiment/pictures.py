@@ -47,11 +47,12 @@ class Picture:
         matplotlib.use("Agg")  # no window, whatever the machine has
         from matplotlib import pyplot
 
-        figure, axis = pyplot.subplots(figsize=(7.2, 0.9 + 0.36 * len(self.values) if self.values else 4.2))
+        figure, axis = pyplot.subplots(figsize=(8, 1.3 + 0.36 * len(self.values) if self.values else 4.6))
         (draw_values if self.values else draw_series)(self, axis)
-        axis.set_title(self.title, loc="left", fontsize=11)
         axis.spines[["top", "right"]].set_visible(False)
-        figure.tight_layout()
+        figure.tight_layout(rect=(0, 0, 1, 1 - 0.55 / figure.get_figheight()))
+        for words, size, inches in ((self.title, 12, 0.24), (self.note, 9, 0.46)):
+            figure.text(0.02, 1 - inches / figure.get_figheight(), words, fontsize=size, color="0.15")
         with replacing(folder / f"{self.name}.png") as temporary:
             figure.savefig(temporary, dpi=110, format="png")
         pyplot.close(figure)
@@ -67,7 +68,10 @@ def draw_series(picture: Picture, axis) -> None:
     for name, value in picture.references:
         axis.axhline(scale * value, color="0.4", linestyle="--", linewidth=1, label=name)
     if picture.is_log:
+        places = sorted({x for each in picture.series for x in each.x})
         axis.set_xscale("log")
+        axis.set_xticks(places, [charts.short(x) for x in places])
+        axis.minorticks_off()
     axis.set(xlabel=picture.unit, ylabel="%" if picture.has_shares else "")
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, fontsize=9)

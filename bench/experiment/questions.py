@@ -16,8 +16,7 @@ from experiment.results import START, Results, title_of, told
 from minillm.metrics import Interval
 from minillm.pages.charts import Series, Value
 
-SHOWN = ("sft", "rl", "rl-sft", "expert")  # arms whose curves share a picture
-BY_LABELS = (START, "sft", "rl", "expert")
+SHOWN = ("sft", "rl", "expert")  # arms whose curves share a picture, in colours of their own, behind the start
 
 
 @dataclass
@@ -62,7 +61,8 @@ def known(rows: Sequence[tuple[str, Value]]) -> list[Value]:
 
 def by_effort(results: Results, axis: str) -> list[Series]:
     """How the share of right dev answers grew, as the mean over seeds between the least and the greatest of them."""
-    found = []
+    before = results.value(START, of="dev")
+    found = [Series(title_of(START), [0.0], [before.value])] if before else []
     for arm in SHOWN:
         looks = results.looks(arm, axis)
         count = min((len(x) for x, _ in looks), default=0)
@@ -106,7 +106,7 @@ def labelled(results: Results) -> Question:
     question = Question("How much labelled data does it take?", asked)
     shares = results.design.shares
     series = []
-    for arm in BY_LABELS:
+    for arm in (START, *SHOWN):
         points = [(labels(results, s), results.value(arm, share=s)) for s in shares]
         points = [(x, value) for x, value in points if value is not None]
         if points:
@@ -222,7 +222,8 @@ def moved(results: Results) -> Question:
 def stable(results: Results) -> Question:
     asked = "The same again with other seeds; with verdicts that say nothing; at other learning rates."
     question = Question("How stable is it?", asked)
-    series = []
+    before = results.value(START, of="dev")
+    series = [Series(title_of(START), [1.0], [before.value])] if before else []
     for arm in SHOWN:
         trials = sorted((f, right) for f, right in results.work.trials(arm).items() if right == right)
         if trials:

@@ -17,10 +17,7 @@ def write(study: Study, design: Design, work: Runner, left_out: dict[str, str]) 
         if picture:
             picture.save(work.folder)
     results.write_csv(work.folder / "evaluations.csv")
-    write_text(work.folder / "commands.txt", "".join(map(read, sorted(work.folder.rglob("command.txt")))))
+    commands = filter(None, map(results.command, results.finished))
+    write_text(work.folder / "commands.txt", "".join(f"{line}\n" for line in commands))
     write_text(work.folder / "report.html", page.written(results, asked, left_out))
     return work.folder / "report.html"
-
-
-def read(path: Path) -> str:
-    return path.read_text(encoding="utf-8")

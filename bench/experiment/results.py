@@ -22,6 +22,7 @@ from minillm.metrics import Interval
 from minillm.run import Run
 
 START = "start"
+TERA = 1e12
 COLUMNS = (
     *("task", "arm", "labels_share", "labels", "seed", "kind", "set", "metric", "value"),
     *("step", "seconds", "operations", "verdicts", "learning_rate"),
@@ -136,6 +137,12 @@ class Results:
         found = [self.cost(self.job(arm, share, seed)) for seed in self.seeds((arm, share))]
         return Cost(*(np.mean(column) for column in zip(*found, strict=True))) if found else None
 
+    def command(self, job: Job) -> str:
+        """What does it again, in the folder where the experiment is by default; nothing where it was lost."""
+        path = self.work.path(job) / "command.txt"
+        text = path.read_text(encoding="utf-8").strip() if path.exists() else ""
+        return text.replace(str(self.work.folder), f"runs/{self.study.name}-sft-vs-rl")
+
     # ---- in training ----
 
     def looks(self, arm: str, axis: str) -> list[tuple[list[float], list[float]]]:
@@ -147,7 +154,7 @@ class Results:
             looks = [r for r in run.read_log() if f"dev_{self.headline}" in r]
             last = max((r["step"] for r in looks), default=0)
             if last and job.task == self.study.task and not self.goes_on(job):
-                whole = cost.operations if axis == "operations" else cost.seconds
+                whole = cost.operations / TERA if axis == "operations" else cost.seconds
                 found.append(([whole * r["step"] / last for r in looks], [self.share_right(r) for r in looks]))
         return found
 

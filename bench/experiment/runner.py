@@ -94,11 +94,11 @@ class Runner:
         if job.script == "sft":
             options["embedding_lr"] = rate
         if job.init:
-            options["init"] = self.folder / job.init
+            options["init"] = self.folder / job.init  # of a start that of the study, if any
         if job.helper:
             helper = self.folder / job.helper
             if job.script == "rl":
-                options["reward"] = (str(helper),)
+                options["reward"] = (str(helper),)  # the judge's
             else:
                 task_options["train"] = helper / "pairs.jsonl"
         options |= {name: value for name, value in vars(job.budget).items() if value}

@@ -22,6 +22,7 @@ from minillm.tasks.arithmetic import Options as Sums
 from minillm.tasks.base import Example
 
 Sets = Mapping[str, Sequence[Any]]
+LETTERS = 3.0  # of a token, where its vocabulary is still to come
 WATCHED_HERE = {"watch": 0}  # what train_rl.py would look at besides, measure.py looks at
 
 
@@ -38,6 +39,20 @@ class Sizes:
     samples: int = 8
 
 
+@dataclass(frozen=True)
+class Given:
+    """What a person may give a study."""
+
+    data: Path = Path()  # folder of the data sets
+    reward: tuple[str, ...] = ()  # of train_rl.py, in place of the task's own
+    train: Path | None = None  # their own files
+    dev: Path | None = None
+    test: Path | None = None
+    shift: Path | None = None
+    fields: str | None = None
+    init: Path | None = None
+
+
 class Study:
     """Made with the folder where its files may lie."""
 
@@ -52,8 +67,8 @@ class Study:
     temperature: ClassVar[float] = 1.0  # of the policy that learns
     usual: ClassVar[Sizes] = Sizes()
 
-    def __init__(self, folder: Path, sizes: Sizes):
-        self.folder, self.sizes = folder, sizes
+    def __init__(self, folder: Path, sizes: Sizes, given: Given = Given()):
+        self.folder, self.sizes, self.given = folder, sizes, given
 
     def prepare(self) -> None:
         """Writes the files it needs."""
@@ -100,12 +115,13 @@ class Study:
         return {"optimizer": "muon", "batch_tokens": self.sizes.batch_tokens, "warmup": 0.05, "evaluations": 6}
 
     def reinforced(self) -> dict[str, Any]:
-        sizes = {"prompts": self.sizes.prompts, "samples": self.sizes.samples}
+        sizes = {"prompts": self.sizes.prompts, "samples": self.sizes.samples, "reward": self.given.reward}
         return {**sizes, **WATCHED_HERE, "temperature": self.temperature, "warmup": 0.1, "evaluations": 6}
 
     def expert(self) -> dict[str, Any]:
-        sizes = {"samples": self.sizes.samples, "batch_tokens": self.sizes.batch_tokens, "rounds": 2, **WATCHED_HERE}
-        return {**sizes, "temperature": 1.0, "dropout": 0.1, "optimizer": "muon", "warmup": 0.05, "evaluations": 6}
+        sizes = {"samples": self.sizes.samples, "batch_tokens": self.sizes.batch_tokens, "reward": self.given.reward}
+        learning = {"rounds": 2, "temperature": 1.0, "dropout": 0.1, "optimizer": "muon", "warmup": 0.05}
+        return {**sizes, **learning, **WATCHED_HERE, "evaluations": 6}
 
 
 class Additions(Study):
@@ -138,8 +154,8 @@ class Pronunciation(Study):
 
     name = task = "pronounce"
     shift = "words of rare spellings: the fifth whose letters, three in a row, are rarest in the dictionary"
-    rare, test_words, dev_words = 0.2, 1500, 500
-    usual = Sizes(start_steps=400, batch_tokens=2048)
+    most, rare, test_words, dev_words = 24_000, 0.2, 1500, 500  # all labels are those of `most` words
+    usual = Sizes(width=96, start_steps=500)
 
     def prepare(self) -> None:
         if not self.path("test").exists():
@@ -157,7 +173,8 @@ class Pronunciation(Study):
             common[1 :: max(2, len(common) // self.test_words)],
         )
         kept = {e.prompt for e in dev}
-        return {"train": train, "dev": dev, "test": [e for e in test if e.prompt not in kept], "shift": ordered[:count]}
+        some = sorted(train, key=lambda e: e.prompt[::-1])[:: max(1, len(train) // self.most)]
+        return {"train": some, "dev": dev, "test": [e for e in test if e.prompt not in kept], "shift": ordered[:count]}
 
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.txt"
@@ -204,7 +221,6 @@ class Texts(Study):
     shift = "texts longer than any in training"
     source: ClassVar[str]  # the folder of train.jsonl and dev.jsonl
     label: ClassVar[str] = "label"
-    data: Path  # where such folders lie
     lrs: ClassVar[Mapping[str, float]] = {"sft": 5e-4, "rl": 5e-4}
     start_lr = 1e-3
     usual = Sizes(start_steps=200)
@@ -228,7 +244,7 @@ class Texts(Study):
             write_text(self.path(name), "".join(json.dumps(r) + "\n" for r in some))
 
     def records(self, name: str) -> list[dict[str, str]]:
-        path = self.data / self.source / f"{name}.jsonl"
+        path = self.given.data / self.source / f"{name}.jsonl"
         if not path.is_file():
             raise UserError(f"--task {self.name} needs {path}; name the folder that holds {self.source} with --data")
         rows = map(json.loads, read_text(path).splitlines())
@@ -257,4 +273,38 @@ class Intents(Texts):
     name, source, label, label_bits = "intents", "slots_snips", "intent", "2.8 bits"
 
 
-STUDIES: Mapping[str, type[Study]] = {s.name: s for s in (Additions, Pronunciation, Sentiment, Intents)}
+class Own(Study):
+    """Prompts and answers of a person's own files."""
+
+    name = task = "seq2seq"
+    shift = "those of --shift, or where it is not given, of --test once more"
+    lrs: ClassVar[Mapping[str, float]] = {"sft": 1e-3, "rl": 3e-4, "expert": 1e-3, "dpo": 1e-5, "judge": 5e-4}
+    start_lr = 3e-3
+
+    def prepare(self) -> None:
+        if missing := [name for name in ("train", "dev", "test") if getattr(self.given, name) is None]:
+            raise UserError(f"--task {self.name} needs files of your own: give --{missing[0]} FILE")
+
+    def options(self, share: float) -> dict[str, Any]:
+        given = {name: getattr(self.given, name) for name in ("train", "dev", "fields")}
+        return {**given, "labels": None if share == 1 else share, "metric": "exact"}
+
+    def start(self) -> dict[str, Any]:
+        own = {name: value for name, value in super().start().items() if name not in self.shape()}
+        return {**own, "init": self.given.init} if self.given.init else super().start()
+
+    @cached_property
+    def sets(self) -> Sets:
+        files = {"dev": self.given.dev, "test": self.given.test, "shift": self.given.shift or self.given.test}
+        kind = TASKS[self.task]
+        given = {"fields": self.given.fields, "metric": "exact"}
+        return {name: kind(kind.Options(test=path, **given), 0).splits.test for name, path in files.items()}
+
+    def tokens(self) -> float:
+        return fmean(len(e.prompt) / LETTERS for e in self.sets["dev"]) + 1 + self.answer_tokens()
+
+    def answer_tokens(self) -> float:
+        return fmean(len(e.answers[0]) / LETTERS for e in self.sets["dev"]) + 1
+
+
+STUDIES: Mapping[str, type[Study]] = {s.name: s for s in (Additions, Pronunciation, Sentiment, Intents, Own)}

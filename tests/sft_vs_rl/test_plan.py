@@ -115,6 +115,27 @@ def test_mistakes_end_in_a_sentence(options, words, tmp_path):
         sft_vs_rl.main([*options, "--out", str(tmp_path / "out")])
 
 
+def test_files_and_a_reward_of_ones_own(tmp_path):
+    """They reach the scripts, but no arm with a reward of its own."""
+    lines = "".join(f'{{"prompt": "say {n}", "answer": "{n}"}}\n' for n in range(40))
+    for name in ("train", "dev", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(lines.replace("say", name))
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("train", "dev", "test")}
+    study = studies.Own(tmp_path, studies.Sizes(), studies.Given(**files, reward=("mine.py:score",)))
+    study.prepare()
+    assert [example.prompt for example in study.sets["shift"][:1]] == ["test 0"]
+    assert study.tokens() > study.answer_tokens() > 1
+    work = runner.Runner(study, plan.jobs(study, trials.design(arms=["sft", "rl", "learned"])), tmp_path, None)
+    of = {name: work.args(work.jobs[name]) for name in ("start-5pct-0", "rl-5pct-0", "learned-5pct-0")}
+    assert (of["start-5pct-0"].options.train, of["start-5pct-0"].options.labels) == (files["train"], 0.05)
+    assert of["rl-5pct-0"].reward == ("mine.py:score",)
+    assert of["learned-5pct-0"].reward == (str(tmp_path / "judge-5pct-0"),)
+    with pytest.raises(UserError, match="--train is for --task seq2seq, not for arithmetic"):
+        sft_vs_rl.main(["--train", str(files["train"]), "--out", str(tmp_path / "out")])
+    with pytest.raises(UserError, match="give --train FILE"):
+        sft_vs_rl.main(["--task", "seq2seq", "--out", str(tmp_path / "out")])
+
+
 def test_missing_data_is_named(tmp_path):
     with pytest.raises(UserError, match=r"--task sentiment needs .*train.jsonl; name the folder"):
         sft_vs_rl.main(["--task", "sentiment", "--data", str(tmp_path), "--out", str(tmp_path / "out")])

@@ -275,8 +275,8 @@ def test_what_was_calibrated_is_what_others_read(files, tmp_path):
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
 @pytest.mark.parametrize(
     "choices",
-    [{}, {"micro_tokens": 100, "keep": "best"}, {"class_weights": "bad=2", "calibrate": True}],
-    ids=["plain", "pieces, best", "weighted, calibrated"],
+    [{}, {"micro_tokens": 100, "keep": "best"}, {"class_weights": "bad=2", "calibrate": True, "augment": "drop"}],
+    ids=["plain", "pieces, best", "weighted, calibrated, augmented"],
 )
 def test_a_resumed_training_is_the_one_that_was_not_interrupted(kind, choices, files, tmp_path, monkeypatch):
     options = {**FAST, **files, "model": kind, "steps": 8, "batch_tokens": 400, **choices}
