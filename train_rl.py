@@ -3,6 +3,7 @@
   python train_rl.py                                             arithmetic, under 4 minutes on two cores
   python train_rl.py --task pronounce --init runs/pronounce-sft  start from a run of train_sft.py
   python train_rl.py --task arithmetic --init MODEL              or from any GPT: a published folder, a .gguf file
+  python train_rl.py --task classify --train a.csv               a classifier, from "right" or "wrong" alone
   python train_rl.py --reward my_reward.py:score                 judged by a function of your own
   python train_rl.py --update clip --passes 2 --kl k3            other estimators; bench/estimators.py judges them all
   python train_rl.py --method expert                             or learn what was right like given answers, in rounds
@@ -38,13 +39,15 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 import train_sft
-from minillm import cli, expert, policy, ranks
-from minillm.batching import IGNORE, Batch, Corpus, by_length
+from minillm import cli, estimator, expert, ranks
+from minillm.actors import actor_of, is_judged, require_actor
+from minillm.batching import Batch, Corpus, by_length
 from minillm.device import place
 from minillm.episodes import (
+    Actor,
     Episode,
     distinct,
     logprobs_of,
@@ -53,24 +56,22 @@ from minillm.episodes import (
     refer,
     require_parity,
     rewards_of,
-    to_batch,
     tokens_of,
 )
 from minillm.errors import UserError
 from minillm.expert import Rounds
 from minillm.findings import comparison
-from minillm.generate import GREEDY, Sampling, generate
-from minillm.gpt import GPT
-from minillm.inference import ready
+from minillm.generate import GREEDY, Sampling
 from minillm.objective import backward
 from minillm.optim import optimizers_of
 from minillm.options import Common, Optimisation, check_common
 from minillm.origin import data_of
-from minillm.policy import Estimator, Rewards, moved
+from minillm.policy import Estimator, Rewards, is_beyond, moved
 from minillm.report import flat, introduce
 from minillm.rewards import Reward, open_rewards
 from minillm.run import Run
 from minillm.session import Session
+from minillm.soft_q import backward_consistency
 from minillm.start import (
     complete_by_reward,
     documents_of_epoch,
@@ -81,11 +82,12 @@ from minillm.start import (
     resumed,
 )
 from minillm.tasks import TASKS
-from minillm.tasks.base import Task, WritingTask
+from minillm.tasks.base import Judged, WritingTask
 from minillm.tokenizer import Tokenizer
-from minillm.watch import finish, look_at, report
+from minillm.values import appraise, backward_value, follow, gae, with_value, without_value
+from minillm.watch import finish, look_at, remember, report, sound_alarms, take_best
 
-WRITING = {name: task for name, task in TASKS.items() if issubclass(task, WritingTask)}  # which have policies
+JUDGED = {name: task for name, task in TASKS.items() if is_judged(task)}
 LOOK_EVERY = 10  # steps between looks at the KL to the start, which costs a pass of the starting model
 LEAST_TEMPERATURE = 1e-3  # of the policy: its gradients are divided by it, and soon all its answers are alike
 MOST_ANSWERS = 2**20  # in a step, all of which lie in memory
@@ -94,16 +96,18 @@ UNFINISHED = 1.0  # what an answer that does not end costs with --overlong penal
 
 @dataclass(frozen=True)
 class Args(Estimator, Rounds, Optimisation, Common):
-    task: str = cli.option("arithmetic", "what to learn", choices=tuple(WRITING))
+    task: str = cli.option("arithmetic", "what to learn", choices=tuple(JUDGED))
     init: Path | None = cli.option(
         None,
-        "GPT to start from: a run, a published folder, a .gguf file, an id of the hub "
-        "(default: runs/arithmetic-sft, made if missing)",
+        "model to start from: a run, a published folder, a .gguf file, an id of the hub "
+        "(default: for arithmetic runs/arithmetic-sft, made if missing; for classify and tag from scratch)",
     )
     reward: tuple[str, ...] = cli.option(
         (), "of the task by name, FILE.py:FUNCTION, or a run; =WEIGHT behind it; may be given several times"
     )
-    prompts: int | None = cli.option(None, "prompts in a step (default here and below: what suits the task)")
+    prompts: int | None = cli.option(
+        None, "prompts in a step, or tried for one of --method expert (default here and below: what suits the task)"
+    )
     samples: int | None = cli.option(None, "answers drawn for each prompt")
     temperature: float | None = cli.option(
         None, "of the policy: answers are drawn, and gradients taken, at this temperature"
@@ -118,12 +122,16 @@ class Args(Estimator, Rounds, Optimisation, Common):
 
 def check(args: Args) -> None:
     """UserError for options that make no sense whatever the data is."""
-    check_common(args, [name for name, task in TASKS.items() if issubclass(task, WritingTask)])
+    check_common(args, [name for name, task in TASKS.items() if is_judged(task)])
     cli.require_positive(args, "prompts", "samples", "temperature", "evaluations", "micro_tokens")
     if args.watch is not None and not 0 <= args.watch <= cli.MOST_COUNTED:
         raise UserError(f"--watch {args.watch} must be 0 or more")
-    policy.check(args, args.samples)
+    estimator.check(args, args.samples)
     expert.check(args)
+    if args.method in ("expert", "soft-q") and not issubclass(TASKS[args.task], WritingTask):
+        raise UserError(f"--method {args.method} is for answers that are written, not for those of --task {args.task}")
+    if args.options and vars(args.options).get("calibrate"):
+        raise UserError("--calibrate is for train_sft.py: what a reward makes probabilities mean is another thing")
     if (args.prompts or 1) * (args.samples or 1) > MOST_ANSWERS:
         raise UserError(
             f"--prompts {args.prompts} with --samples {args.samples} are too many answers in a step; "
@@ -138,131 +146,150 @@ def check(args: Args) -> None:
 # ---- the algorithm: roll out, judge, weigh, update --------------------------------------------------
 
 
-def rollout(
-    model: GPT, tokenizer: Tokenizer, task: Task, examples: Sequence[Any], sampling: Sampling, samples: int
-) -> list[Episode]:
-    """Answers to the examples, so many of each in a row, not judged yet."""
-    prompts = [tokenizer.prompt(example.prompt) for example in examples]
-    drawn = generate(ready(model), prompts, task.max_answer_tokens(tokenizer), tokenizer.stops, sampling, samples)
-    sources = [i for i in range(len(examples)) for _ in range(samples)]
-    return [
-        Episode(
-            examples[i],
-            prompts[i],
-            sample.tokens,
-            sample.logprobs,
-            tokenizer.decode(sample.tokens),
-            is_cut=sample.tokens[-1] not in tokenizer.stops,
-        )
-        for i, sample in zip(sources, drawn, strict=True)
-    ]
-
-
 def judge(reward: Reward, episodes: list[Episode]) -> list[Episode]:
     """Fills in the reward of each and its parts, all of them judged at once; returns the same episodes."""
-    parts = reward([episode.example for episode in episodes], [episode.text for episode in episodes])
+    parts = reward([episode.example for episode in episodes], [episode.said for episode in episodes])
     for i, episode in enumerate(episodes):
         episode.parts = {name: float(values[i]) for name, values in parts.items()}
         episode.reward = sum(episode.parts.values())
     return episodes
 
 
-def weigh(episodes: Sequence[Episode], greedy: Tensor | None, session: Session, args: Args) -> list[float]:
-    """The advantage of each answer: of its reward, less what the options take off it."""
-    rewards = rewards_of(episodes, args.samples)
-    if args.kl == "reward":
-        rewards = rewards - beta_of(session, args) * torch.tensor([e.kl for e in episodes]).view_as(rewards)
-    if args.overlong == "penalise":
-        rewards = rewards - UNFINISHED * torch.tensor([float(e.is_cut) for e in episodes]).view_as(rewards)
+def weigh(episodes: Sequence[Episode], greedy: Tensor | None, session: Session, args: Args) -> list[list[float]]:
+    """The advantage of each token of each answer: of what was earned, less what the options take off it."""
+    beta = beta_of(session, args) if args.kl == "reward" else 0.0
+    fine = UNFINISHED if args.overlong == "penalise" else 0.0
+    earned = [episode.earned(beta, fine * episode.is_cut) for episode in episodes]
+    if args.learns_value:
+        return [gae(own, e.values, args.gae_lambda, args.discount) for own, e in zip(earned, episodes, strict=True)]
+    rewards = torch.tensor([sum(each) for each in earned]).view(-1, args.samples)
     average = recalled(session, "average reward", None)
     session.progress.numbers["average reward"] = moved(average, rewards)
-    return args.advantages(Rewards(rewards, average or 0.0, greedy)).flatten().tolist()
+    advantages = args.advantages(Rewards(rewards, average or 0.0, greedy)).flatten().tolist()
+    return [[advantage] * len(e.answer) for advantage, e in zip(advantages, episodes, strict=True)]
 
 
 def climb(
-    model: GPT, episodes: Sequence[Episode], advantages: Sequence[float], args: Args, beta: float, longest: int
-) -> None:
-    """Adds the gradient of what these answers teach. Equal ones are scored once, for all of them."""
-    shares = (1 - args.sft_share) * args.shares(torch.tensor([float(len(e.answer)) for e in episodes]), longest)
-    copies = distinct(episodes, advantages)
-    # Without advantage an answer teaches nothing, unless it is pulled towards the start.
-    taught = [i for i in copies if advantages[i] or args.looks_back]
+    model: nn.Module,
+    start: nn.Module,
+    actor: Actor,
+    episodes: Sequence[Episode],
+    advantages: Sequence[Sequence[float]],
+    args: Args,
+    beta: float,
+) -> float:
+    """Adds the gradient of what these answers teach, equal ones scored once, for all of them; returns for how many
+    tokens the ratio is beyond the bounds of --update clip."""
+    weight = next(model.parameters())
+    shares = (1 - args.sft_share) * args.shares(torch.tensor([float(len(e.answer)) for e in episodes]), actor.longest)
+    copies, out_of_bounds = distinct(episodes, advantages), 0.0
+    # Without advantage an answer teaches nothing, unless it has more to teach than that.
+    taught = [i for i in copies if any(advantages[i]) or args.looks_back or args.learns_value]
     for part in by_length([len(episodes[i].prompt) + len(episodes[i].answer) for i in taught], args.micro_tokens):
         some = [taught[j] for j in part]
-        batch = to_batch([episodes[i] for i in some], model.tokens.weight.device)
-        known = tokens_of([episodes[i] for i in some], torch.tensor([advantages[i] for i in some], dtype=torch.float64))
+        drawn = actor.batch([episodes[i] for i in some], weight.device)
+        known = tokens_of([episodes[i] for i in some], [advantages[i] for i in some])
+        count = torch.tensor([copies[i] for i in some])[known.answer]
+        share = torch.tensor([float(shares[i]) for i in some], dtype=torch.float64)[known.answer] * count
+        if args.method == "soft-q":
+            backward_consistency(model, start, drawn.batch, known, share, beta, args.temperature)
+            continue
         if args.looks_back:
-            known = known._replace(now=logprobs_of(model, batch, args.temperature).cpu())
-        share = torch.tensor([float(shares[i]) * copies[i] for i in some], dtype=torch.float64)[known.answer]
-        weights = torch.zeros(len(batch.tokens), dtype=model.tokens.weight.dtype, device=batch.tokens.device)
-        weights[batch.targets != IGNORE] = args.weights(known, share, beta).to(weights)
-        backward(model, batch, weights, args.temperature)
+            known = known._replace(now=logprobs_of(model, drawn, args.temperature).cpu())
+            out_of_bounds += float((count * is_beyond(known, args)).sum())
+        weights = drawn.weights(args.weights(known, share, beta), weight.dtype)
+        backward(model, drawn.batch, weights, args.temperature)
+        if args.learns_value:
+            returns = known.advantages + torch.tensor([value for i in some for value in episodes[i].values])
+            backward_value(model, drawn.batch, returns, share, args.value_coefficient)
+    return out_of_bounds
 
 
 def learn(
-    model: GPT,
+    model: nn.Module,
+    start: nn.Module,
+    actor: Actor,
     episodes: list[Episode],
-    advantages: list[float],
+    advantages: list[list[float]],
     given: Sequence[Batch],
-    longest: int,
     session: Session,
     args: Args,
-) -> float:
-    """The updates of a step, each from a part of its answers and from answers that were given; returns the norm of the
-    last gradient, 0 where there is none to follow."""
-    counted = [i for i, episode in enumerate(episodes) if args.counts(advantages[i], episode.is_cut)]
-    beta, norm = beta_of(session, args), 0.0
+) -> dict[str, float]:
+    """The updates of a step, each from a part of its answers and from answers that were given; returns what is watched
+    of them, above all the norm of the last gradient, 0 where there is none to follow."""
+    counted = [i for i, episode in enumerate(episodes) if args.counts(max(advantages[i], default=0.0), episode.is_cut)]
+    beta, norm, out_of_bounds = beta_of(session, args), 0.0, 0.0
     for _ in range(args.passes):
         for part in torch.randperm(len(counted)).tensor_split(args.minibatches):
             if not (some := [counted[i] for i in part.tolist()]):
                 continue
-            climb(model, [episodes[i] for i in some], [advantages[i] for i in some], args, beta, longest)
+            taken = [episodes[i] for i in some], [advantages[i] for i in some]
+            out_of_bounds += climb(model, start, actor, *taken, args, beta)
             for batch in given:
-                backward(model, batch.to(model.tokens.weight.device), args.sft_share / sum(b.count for b in given))
+                backward(model, batch.to(next(model.parameters()).device), args.sft_share / sum(b.count for b in given))
             norm = session.update(args.clip)
-    return norm
+    count = args.passes * sum(len(episodes[i].answer) for i in counted)
+    return {"gradient_norm": norm, **({"ratios_beyond": out_of_bounds / max(count, 1)} if args.uses_ratios else {})}
 
 
 def beta_of(session: Session, args: Args) -> float:
     return recalled(session, "beta", args.beta)
 
 
-def fit(args: Args, session: Session, task: Task, reward: Reward, start: GPT, model: GPT, tokenizer: Tokenizer) -> None:
+def fit(
+    args: Args,
+    session: Session,
+    task: Judged,
+    actor: Actor,
+    reward: Reward,
+    start: nn.Module,
+    model: nn.Module,
+    tokenizer: Tokenizer,
+) -> None:
     """Roll out, judge, weigh, update, until the budget is spent."""
     practice = islice(task.practice(args.seed), session.progress.step * args.prompts, None)
-    corpus = Corpus(lambda epoch: documents_of_epoch(task, tokenizer, args.seed, epoch), args.seed, task.is_redrawn)
-    given_tokens = round(args.prompts * float(corpus.table.lengths.mean()))
-    room, sampling = task.max_answer_tokens(tokenizer), Sampling(args.temperature)
+    corpus = None
+    if args.sft_share:
+        corpus = Corpus(lambda epoch: documents_of_epoch(task, tokenizer, args.seed, epoch), args.seed, task.is_redrawn)
+    given_tokens = round(args.prompts * float(corpus.table.lengths.mean())) if corpus else 0
+    sampling = Sampling(args.temperature)
     model.eval()  # no dropout: the model that learns is the model that drew
+    if session.progress.step == 0:
+        remember(session, task, model, tokenizer)
     for step in session:
         examples = list(islice(practice, args.prompts))
-        episodes = judge(reward, rollout(model, tokenizer, task, examples, sampling, args.samples))
+        episodes = judge(reward, actor.rollout(model, examples, sampling, args.samples))
         is_due = session.evaluation_is_due()
         if is_looked_at := is_due or step % LOOK_EVERY == 0:
-            require_parity(model, episodes, args.temperature)
+            require_parity(model, actor, episodes, args.temperature)
         if is_looked_at or args.kl != "off" or args.kl_limit:
-            refer(start, episodes, args.temperature, args.micro_tokens)
+            refer(start, actor, episodes, args.temperature, args.micro_tokens)
         greedy = None
         if args.baseline == "greedy":
-            greedy = rewards_of(judge(reward, rollout(model, tokenizer, task, examples, GREEDY, 1)), 1).flatten()
+            greedy = rewards_of(judge(reward, actor.rollout(model, examples, GREEDY, 1)), 1).flatten()
+        if args.learns_value:
+            appraise(model, episodes, args.micro_tokens)
         advantages = weigh(episodes, greedy, session, args)
-        given = corpus.step(step, given_tokens, args.micro_tokens) if args.sft_share else []
-        norm = learn(model, episodes, advantages, given, room, session, args)
-        seen = {**look(episodes, args.samples), "gradient_norm": norm}
+        given = corpus.step(step, given_tokens, args.micro_tokens) if corpus else []
+        seen = look(episodes, args.samples) | (follow(model, episodes, advantages) if args.learns_value else {})
+        seen |= learn(model, start, actor, episodes, advantages, given, session, args)
         session.progress.numbers["beta"] = args.next_beta(beta_of(session, args), seen.get("kl"))
-        session.log(**seen)
+        session.log({"answers": len(episodes)}, **seen)
         if args.kl_limit and seen["kl"] > args.kl_limit:
             session.end(f"the KL to the start is beyond --kl-limit {args.kl_limit} nats an answer")
         if is_due:
-            report(session, task, model, tokenizer, episodes[:: args.samples][:3], seen)
+            report(session, task, reward, model, tokenizer, actor, episodes[:: args.samples][:3], seen)
+        if is_looked_at:
+            sound_alarms(session, task)
 
 
 # ---- where it starts, and how it ends ---------------------------------------------------------------
 
 
-def find_start(args: Args, console: Console) -> Path:
-    """What to start from; for arithmetic a run is made where there is none. UserError."""
-    if args.init:
+def find_start(args: Args, console: Console) -> Path | None:
+    """What to start from; for arithmetic a run is made where there is none. Who only has to choose is right now and
+    then by chance and may start from scratch, None; who writes may not: UserError."""
+    if args.init or not issubclass(TASKS[args.task], WritingTask):
         return args.init
     if args.task != "arithmetic":
         raise UserError(f"--task {args.task} needs a model to start from: give a run of train_sft.py with --init RUN")
@@ -286,33 +313,38 @@ def train(args: Args, console: Console | None = None) -> Run:
         placement = place(args.precision, args.kernels)
         args = dataclasses.replace(args, precision=placement.precision)
         task = TASKS[args.task](args.options, args.seed)
+        require_actor(task)
         data = data_of(run, task)
-        reward = open_rewards(args.reward, task.rewards, placement.device)
+        reward = open_rewards(args.reward, task.rewards, placement.device, isinstance(task, WritingTask))
         start, tokenizer = open_policy(args, run, task)
         check(args := complete_by_reward(args, task, start))
+        actor = actor_of(task, tokenizer)
         model = learner(start, placement, args)
+        model = with_value(model) if args.learns_value else model
         session = Session(args, run, model, optimizers_of(model, args), console)
         session.begin("rl", args, tokenizer, data, started)
         introduce(console, placement, task, model, run)
 
-        def answer(model: GPT, examples: Sequence[Any], samples: int) -> list[Episode]:
-            return judge(reward, rollout(model, tokenizer, task, examples, Sampling(args.temperature), samples))
+        def answer(model: nn.Module, examples: Sequence[Any], samples: int) -> list[Episode]:
+            return judge(reward, actor.rollout(model, examples, Sampling(args.temperature), samples))
 
-        before = look_at(args, session, task, start, tokenizer, answer)
+        before = look_at(args, session, task, start, tokenizer, actor, answer)
         if not session.progress.records:
             session.write(**flat(before["dev"], "dev"))
         if args.method == "expert":
             expert.fit(args, session, task, reward, model, tokenizer, answer)
         else:
-            fit(args, session, task, reward, start, model, tokenizer)
-        after = look_at(args, session, task, model, tokenizer, answer, start)
+            fit(args, session, task, actor, reward, start, model, tokenizer)
+        take_best(session, task, model, tokenizer)
+        after = look_at(args, session, task, without_value(model), tokenizer, actor, answer, start)
         finish(session, task, model, tokenizer, before, after)
-        console.print(f"next: {comparison(run.folder, args.init)}", markup=False)
+        if args.init:
+            console.print(f"next: {comparison(run.folder, args.init)}", markup=False)
     return run
 
 
 def main() -> None:
-    train(cli.parse_with_task(Args, WRITING, __doc__))
+    train(cli.parse_with_task(Args, JUDGED, __doc__))
 
 
 if __name__ == "__main__":

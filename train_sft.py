@@ -35,12 +35,11 @@ from minillm.device import place, settle
 from minillm.errors import UserError
 from minillm.findings import findings
 from minillm.inspection import inspect
-from minillm.metrics import Interval
 from minillm.objective import backward
 from minillm.optim import optimizers_of, swap_average
 from minillm.options import Common, Supervised, check_common
 from minillm.origin import data_of
-from minillm.report import figures, flat, glance, introduce
+from minillm.report import figures, flat, glance, introduce, score_of
 from minillm.run import Run
 from minillm.session import Session
 from minillm.start import OF_SHAPE, prepare, refuse_beside_resume, resumed
@@ -67,10 +66,6 @@ class Args(Supervised, Common):
     batch_examples: int | None = cli.option(None, "or examples in a step, of average length")
     micro_tokens: int | None = cli.option(None, "tokens computed at once; a step is cut up, with the same gradient")
     evaluations: int | None = cli.option(None, "looks at the dev set, the last one included")
-    keep: str | None = cli.option(
-        None, "the model to save: of the last step, or the best of the evaluations", ("last", "best")
-    )
-    patience: int | None = cli.option(None, "stop after so many looks in a row that were no better than the best")
     inspect: int | None = cli.option(
         None, "print what so many examples teach, token by token; check all; train nothing"
     )
@@ -81,7 +76,7 @@ def check(args: Args) -> None:
     check_common(args, TASKS)
     if args.batch_tokens and args.batch_examples:
         raise UserError("--batch-tokens and --batch-examples exclude each other")
-    cli.require_positive(args, "until", "evaluations", "patience", "layers", "width", "heads")
+    cli.require_positive(args, "until", "evaluations", "layers", "width", "heads")
     cli.require_positive(args, "batch_tokens", "batch_examples", "micro_tokens", "inspect")
     cli.require_share(args, "dropout", "activations")
     if args.init and (given := [name for name in OF_SHAPE if vars(args)[name] is not None]):
@@ -184,12 +179,6 @@ def keep(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: 
         session.take_best()
     else:
         swap_average(session.optimizers)
-
-
-def score_of(task: Task, measured: dict[str, Interval]) -> float:
-    """The metric that counts, higher being better."""
-    value = measured[task.headline].value
-    return -value if task.lower_is_better else value
 
 
 def mean_reward(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> float:

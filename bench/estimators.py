@@ -25,7 +25,9 @@ from rich.text import Text
 from torch import Tensor
 
 from minillm import cli
-from minillm.policy import AGGREGATIONS, BASELINES, KL_LOSSES, UPDATES, Estimator, Rewards, Tokens, kl_estimate
+from minillm.episodes import Episode
+from minillm.policy import AGGREGATIONS, BASELINES, KL_LOSSES, UPDATES, Estimator, Rewards, Tokens
+from minillm.values import gae
 
 BETA = 0.3  # weight of the KL, and of the entropy, in what is estimated
 
@@ -47,6 +49,7 @@ class World:
         )
         self.then = self.now + 0.5 * noise
         self.rewards = torch.rand(len(self.answers), generator=generator, dtype=torch.float64)  # (A,)
+        self.guesses = torch.rand(len(beginnings), generator=generator, dtype=torch.float64)  # (S,) values, all wrong
 
     def logprobs(self, logits: Tensor) -> list[Tensor]:
         """log p of the tokens of each answer."""
@@ -58,6 +61,16 @@ class World:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return torch.stack([each.sum() for each in self.logprobs(logits)]).exp()
+
+    def values(self, logits: Tensor) -> Tensor:
+        """(S,) the reward to be expected of answers that begin so."""
+        earned = dict.fromkeys(self.states, 0.0)
+        reached = dict.fromkeys(self.states, 0.0)
+        for answer, p, reward in zip(self.answers, self.probabilities(logits), self.rewards, strict=True):
+            for i in range(len(answer)):
+                reached[answer[:i]] += p
+                earned[answer[:i]] += p * reward
+        return torch.stack([earned[beginning] / reached[beginning] for beginning in self.states])
 
     def gradient(self, objective: Callable[[Tensor], Tensor]) -> Tensor:
         """Of a function of the logits, (S·V,)."""
@@ -92,32 +105,63 @@ class World:
 
 @dataclass(frozen=True)
 class Choice:
-    """A choice of train_rl.py's options, and who drew."""
+    """A choice of train_rl.py's options, who drew, and for --baseline value what was expected."""
 
     estimator: Estimator
     is_old: bool = False  # whether an earlier policy drew
+    is_right: bool = False  # whether the values are the true ones
 
-    def weights(self, world: World, drawn: Sequence[int], known: Sequence[list[Tensor]], greedy: int) -> Tensor:
+    def episodes(self, world: World, known: Sequence[list[Tensor]]) -> list[Episode]:
+        """All answers, with what is known of them."""
+        then, _, reference = known
+        values = world.values(world.now) if self.is_right else world.guesses
+        return [
+            Episode(
+                None,
+                [],
+                answer,
+                then[i].tolist(),
+                "",
+                reward=float(world.rewards[i]),
+                reference=reference[i].tolist(),
+                values=[float(values[world.states[answer[:t]]]) for t in range(len(answer))],
+            )
+            for i, answer in enumerate(world.answers)
+        ]
+
+    def weights(
+        self,
+        world: World,
+        drawn: Sequence[int],
+        episodes: Sequence[Episode],
+        known: Sequence[list[Tensor]],
+        greedy: int,
+    ) -> Tensor:
         """Of the tokens of these answers to one prompt, one after the other."""
         then, now, reference = (torch.cat([each[i] for i in drawn]) for each in known)
         lengths = torch.tensor([len(world.answers[i]) for i in drawn])
         answer = torch.arange(len(drawn)).repeat_interleave(lengths)
-        rewards = world.rewards[list(drawn)]
-        if self.estimator.kl == "reward":
-            rewards = rewards - BETA * torch.zeros_like(rewards).index_add(0, answer, kl_estimate(then, reference))
-        advantages = self.estimator.advantages(Rewards(rewards[None], 0.5, world.rewards[[greedy]]))[0]
+        some = [episodes[i] for i in drawn]
+        earned = [episode.earned(BETA if self.estimator.kl == "reward" else 0.0, 0.0) for episode in some]
+        if self.estimator.learns_value:
+            options = self.estimator.gae_lambda, self.estimator.discount
+            found = [gae(each, episode.values, *options) for each, episode in zip(earned, some, strict=True)]
+            advantages = torch.tensor([value for each in found for value in each], dtype=torch.float64)
+        else:
+            rewards = torch.tensor([sum(each) for each in earned], dtype=torch.float64)
+            advantages = self.estimator.advantages(Rewards(rewards[None], 0.5, world.rewards[[greedy]]))[0][answer]
         shares = self.estimator.shares(lengths.double(), world.longest)
-        return self.estimator.weights(Tokens(answer, advantages[answer], then, now, reference), shares[answer], BETA)
+        return self.estimator.weights(Tokens(answer, advantages, then, now, reference), shares[answer], BETA)
 
     def moments(self, world: World, samples: int = 2) -> tuple[Tensor, float]:
         """E ĝ, (S·V,), and E ‖ĝ‖², over all that can be drawn."""
         behaviour = world.then if self.is_old else world.now
         known = [world.logprobs(policy) for policy in (behaviour, world.now, world.reference)]
-        scores, p = world.scores(), world.probabilities(behaviour)
+        scores, p, episodes = world.scores(), world.probabilities(behaviour), self.episodes(world, known)
         greedy = world.answers.index(greedy_answer(world))
         mean, square = torch.zeros(world.now.numel(), dtype=torch.float64), 0.0
         for drawn in itertools.product(range(len(world.answers)), repeat=samples):
-            estimate = self.weights(world, drawn, known, greedy) @ torch.cat([scores[i] for i in drawn])
+            estimate = self.weights(world, drawn, episodes, known, greedy) @ torch.cat([scores[i] for i in drawn])
             probability = p[list(drawn)].prod()
             mean += probability * estimate
             square += float(probability * (estimate @ estimate))
@@ -150,14 +194,20 @@ def judge(world: World, choice: Choice, truth: Tensor) -> Finding:
 
 def rows() -> dict[str, list[tuple[str, Choice]]]:
     """Of each table: options, and the choice that they are."""
-    on_policy = [
-        *(f"--baseline {name}" for name in BASELINES),
-        *(f"--aggregate {name}" for name in AGGREGATIONS if name != "answer"),
+    aggregations = [f"--aggregate {name}" for name in AGGREGATIONS if name != "answer"]
+    values = [
+        (f"--baseline value --gae-lambda {lam}, {'right' if is_right else 'wrong'} values", is_right)
+        for lam in (1.0, 0.5, 0.0)
+        for is_right in (True, False)
     ]
     old = [f"--update {name}" for name in UPDATES]
     old += [f"--update {name} --ratio sequence" for name in UPDATES if name != "reinforce"]
     return {
-        "of E[reward]": [(options, Choice(parsed(options))) for options in on_policy],
+        "of E[reward]": [
+            *((options, Choice(parsed(options))) for options in (f"--baseline {name}" for name in BASELINES)),
+            *((title, Choice(parsed(title.partition(",")[0]), is_right=is_right)) for title, is_right in values),
+            *((options, Choice(parsed(options))) for options in aggregations),
+        ],
         "of E[reward], answers drawn by an older policy": [(options, Choice(parsed(options), True)) for options in old],
         f"of E[reward] − {BETA} · KL": [
             (options, Choice(parsed(options)))

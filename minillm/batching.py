@@ -34,6 +34,11 @@ class Document:
         if not self.targets and self.label is None:
             raise ValueError("a document needs targets or a label: without either nothing is learned from it")
 
+    @property
+    def num_asked(self) -> int:
+        """How many targets there are, a label among them."""
+        return sum(target != IGNORE for target in self.targets) + (self.label not in (None, IGNORE))
+
 
 def answering(prompt: Sequence[int], answer: Sequence[int]) -> Document:
     """The document of a prompt and what should follow it: only the answer has targets, its last token no successor."""

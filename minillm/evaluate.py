@@ -110,8 +110,9 @@ def outputs(model: Head, batch: Batch) -> Tensor:
 
 
 def nats_of_batch(model: nn.Module, batch: Batch) -> Tensor:
-    losses = model.loss(batch).double()
-    return losses.new_zeros(len(batch.packing.lengths)).index_add(0, batch.packing.sequence, losses)
+    losses = model.loss(batch).double()  # of tokens, of sequences, or of both
+    of_both = torch.cat([batch.packing.sequence, torch.arange(len(batch.labels), device=losses.device)])
+    return losses.new_zeros(len(batch.packing.lengths)).index_add(0, of_both[-len(losses) :], losses)
 
 
 @torch.inference_mode()

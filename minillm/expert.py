@@ -32,17 +32,18 @@ from minillm.files import fields_from, write_text
 from minillm.gpt import GPT
 from minillm.objective import backward
 from minillm.policy import Estimator
-from minillm.report import evenly_spaced, glance
+from minillm.report import evenly_spaced, glance, score_of
 from minillm.rewards import Reward
 from minillm.run import CHECKPOINT, FINDS
 from minillm.session import Session, schedule
 from minillm.start import documents_of_epoch
 from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer
-from minillm.watch import Answer
+from minillm.watch import Answer, keep
 
 ANSWERS = 1024  # drawn at once
 TRYING = 0.5  # share of a round's time, under --minutes
+UNKNOWN = 32  # tokens of an answer, where none is given
 JUDGED = 1000  # given answers of which it is seen how they are rewarded
 MOST_FINDS = 10  # different answers to a prompt, as in arXiv:2312.06585; more of one say little of others
 
@@ -110,7 +111,7 @@ def fit(
             corpus = None
             continue
         if corpus is None:
-            corpus = corpus_of(args, task, tokenizer, finds, plan.place(session.share)[0])
+            corpus = corpus_of(args, task, tokenizer, finds, progress.first)
             model.train()
         batches = [
             batch.to(model.tokens.weight.device)
@@ -123,7 +124,8 @@ def fit(
         session.log(loss=float(loss), gradient_norm=norm)
         if session.evaluation_is_due():
             examples, answers = glance(session, task, model, tokenizer)
-            session.report(task.measure(examples, answers), len(examples), samples=finds.last(3))
+            session.report(measured := task.measure(examples, answers), len(examples), samples=finds.last(3))
+            keep(session, score_of(task, measured))
 
 
 class Plan:
@@ -135,7 +137,8 @@ class Plan:
         self.prompts = task.num_practised  # of a round
         if args.steps:
             lengths = [sum(target != IGNORE for target in each.targets) for documents in given for each in documents]
-            of_step = args.prompts or max(1, round(args.batch_tokens / (args.samples * fmean(lengths))))
+            length = fmean(lengths or [UNKNOWN])
+            of_step = args.prompts or max(1, round(args.batch_tokens / (args.samples * length)))
             self.prompts = min(self.prompts, math.ceil(args.steps / args.rounds) * of_step)
 
     def place(self, share: float) -> tuple[int, float]:
@@ -157,11 +160,12 @@ class Plan:
         return min(1.0, max(0.0, self.place(share)[1] + half - begun) / (1 - begun))
 
 
-def corpus_of(args: Rounds, task: Task, tokenizer: Tokenizer, finds: "Finds", number: int) -> Corpus:
-    """What a round learns from: all that was given, and all that was found, in an order of its own."""
-    found = finds.documents(tokenizer)
+def corpus_of(args: Rounds, task: Task, tokenizer: Tokenizer, finds: "Finds", first: int) -> Corpus:
+    """What a round learns from that begins with that step: all that was given and found, in an order of its own."""
+    if not (found := finds.documents(tokenizer)) and not task.splits.train:
+        raise UserError("not one answer was right, and none is given, so that there is nothing to learn from yet")
     draw = lambda epoch: [*documents_of_epoch(task, tokenizer, args.seed, epoch), *found]  # noqa: E731
-    return Corpus(draw, args.seed + number, task.is_redrawn)
+    return Corpus(draw, args.seed + first, task.is_redrawn)
 
 
 def threshold_of(task: Task, reward: Reward) -> float:
@@ -231,9 +235,9 @@ class Finds:
         for episode in episodes:
             key = episode.example.prompt, tuple(episode.answer)
             if not episode.is_cut and key not in self.found and self.counts.get(key[0], 0) < MOST_FINDS:
-                self.found[key] = episode.text
+                self.found[key] = episode.said
                 self.counts[key[0]] = self.counts.get(key[0], 0) + 1
-                new.append((key, episode.text))
+                new.append((key, episode.said))
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(map(line_of, new))

@@ -23,6 +23,10 @@ class Common:
     resume: Path | None = cli.option(None, "go on with an interrupted run, under the options it was started with")
     minutes: float | None = cli.option(None, "wall-clock budget of the training; the learning rate follows it")
     steps: int | None = cli.option(None, "train for a number of steps instead, whatever time they take")
+    keep: str | None = cli.option(
+        None, "the model to save: of the last step (default), or the best of the looks at the dev set", ("last", "best")
+    )
+    patience: int | None = cli.option(None, "stop after so many looks in a row that were no better than the best")
     seed: int = cli.option(0, "fixes everything random")
     precision: str = cli.option("auto", "of the activations; weights stay float32", choices=PRECISIONS)
     kernels: str = cli.option("auto", "implementation of attention and loss", choices=kernels.IMPLS)
@@ -69,7 +73,7 @@ def check_common(args: Any, tasks: Collection[str]) -> None:
     if args.task not in tasks:
         raise UserError(f"--task {args.task} is not one of {', '.join(tasks)}")
     budgets = [name for name in BUDGETS if name in vars(args)]
-    cli.require_positive(args, *budgets)
+    cli.require_positive(args, *budgets, "patience")
     if len(given := [f"--{name}" for name in budgets if vars(args)[name] is not None]) > 1:
         raise UserError(f"{' and '.join(given)} exclude each other: give one budget")
     cli.require_choices(args, skip=("task",))

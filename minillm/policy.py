@@ -8,7 +8,7 @@
 Every variant is a weight on log p: the surrogate losses of the literature have the gradient Σ weight · ∇ log p(token)
 with weights that are constants, so objective.py need know none of them. That they have, and how far each is biased, is
 checked against autograd and against the exact gradient of the expected reward, by enumeration (tests/test_policy.py,
-bench/estimators.py).
+bench/estimators.py). values.py has the baseline that is learned.
 
 Letters: P prompts, K samples of each, M tokens of answers.
 """
@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from minillm import cli
-from minillm.errors import UserError
 
 # ---- baselines: rewards (P, K) → advantages (P, K) -----------------------------------------------
 
@@ -163,6 +162,12 @@ def clipped(tokens: Tokens, options: "Estimator") -> Tensor:
     return torch.where(beyond, 0.0, ratio * advantages)
 
 
+def is_beyond(tokens: Tokens, options: "Estimator") -> Tensor:
+    """(M,) bool: whether the ratio is outside of the bounds of PPO's clip, on either side."""
+    ratio = ratio_of(tokens, options)
+    return (ratio > 1 + options.clip_high) | (ratio < 1 - options.clip_low)
+
+
 UPDATES: dict[str, Callable[[Tokens, "Estimator"], Tensor]] = {
     "reinforce": reinforce,
     "importance": importance,
@@ -246,12 +251,21 @@ AGGREGATIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
 
 # ---- a choice from each table --------------------------------------------------------------------
 
+METHODS = ("policy-gradient", "best-of", "expert", "soft-q")
+
 
 @dataclass(frozen=True)
 class Estimator:
     """The options of train_rl.py that decide what an answer teaches."""
 
-    baseline: str = cli.option("leave-one-out", "what is subtracted from a reward", choices=tuple(BASELINES))
+    baseline: str = cli.option(
+        "leave-one-out", "what is subtracted from a reward; value: learned, for every token", (*BASELINES, "value")
+    )
+    gae_lambda: float = cli.option(
+        1.0, "of --baseline value: 1 for what was earned less what was expected; below it the expected counts for more"
+    )
+    discount: float = cli.option(1.0, "of --baseline value: what a reward loses with every token before it")
+    value_coefficient: float = cli.option(0.0, "how much the value's loss moves the policy's layers; 0: its head only")
     update: str = cli.option(
         "reinforce", "how the ratio of p now to p when drawn enters: not at all, or …", choices=tuple(UPDATES)
     )
@@ -273,8 +287,8 @@ class Estimator:
     entropy: float = cli.option(0.0, "weight of a bonus for the entropy of each token")
     method: str = cli.option(
         "policy-gradient",
-        "or imitate the best answer to each prompt; or, in rounds, all that were right",
-        choices=("policy-gradient", "best-of", "expert"),
+        "or imitate the best answer to each prompt; or, in rounds, all that were right; or take logits for Q-values",
+        choices=METHODS,
     )
     overlong: str = cli.option(
         "keep", "answers that did not end: judged as they are, penalised, or left out", ("keep", "penalise", "drop")
@@ -289,11 +303,20 @@ class Estimator:
     @property
     def looks_back(self) -> bool:
         """Whether weights depend on log p as it is now, which takes a pass of its own."""
-        return self.update != "reinforce" or self.kl in KL_LOSSES or self.entropy != 0
+        return self.uses_ratios or self.kl in KL_LOSSES or self.entropy != 0
+
+    @property
+    def uses_ratios(self) -> bool:
+        return self.update != "reinforce"
+
+    @property
+    def learns_value(self) -> bool:
+        return self.baseline == "value" and self.method == "policy-gradient"
 
     def advantages(self, rewards: Rewards) -> Tensor:
-        """(P, K) float."""
-        found = best_of(rewards) if self.method == "best-of" else BASELINES[self.baseline](rewards)
+        """(P, K) float, of whole answers; for soft-q, which weighs none against others, the rewards themselves."""
+        tables = {"policy-gradient": BASELINES.get(self.baseline), "best-of": best_of, "soft-q": no_baseline}
+        found = tables[self.method](rewards)
         return found.flatten()[torch.randperm(found.numel())].view_as(found) if self.shuffle_advantages else found
 
     def next_beta(self, beta: float, kl: float | None) -> float:
@@ -316,27 +339,6 @@ class Estimator:
         if self.entropy:
             weights = weights + self.entropy * entropy_bonus(tokens)
         return weights * shares
-
-
-def check(estimator: Estimator, samples: int | None) -> None:
-    """UserError for options that make no sense together; without `samples` as far as they don't depend on it."""
-    if estimator.baseline in OF_GROUPS and samples is not None and samples < 2:
-        raise UserError(f"--samples {samples}: the {estimator.baseline} baseline needs at least 2")
-    cli.require_positive(estimator, "passes", "minibatches", "clip_high", "truncate", "kl_target", "kl_limit")
-    if not 0 < estimator.clip_low < 1:
-        raise UserError(f"--clip-low {estimator.clip_low} must be above 0 and below 1")
-    if estimator.beta < 0 or estimator.entropy < 0:
-        raise UserError("--beta and --entropy must not be negative")
-    if estimator.passes * estimator.minibatches > 1 and estimator.update == "reinforce":
-        raise UserError(
-            "--passes and --minibatches learn from answers that an older policy drew: give --update clip, or another "
-            "that heeds it"
-        )
-    if estimator.method == "best-of" and samples is not None and samples < 2:
-        raise UserError(f"--samples {samples}: the best of them takes at least 2")
-    cli.require_share(estimator, "sft_share", "the gradient")
-    if estimator.kl == "off" and estimator.kl_target is not None:
-        raise UserError("--kl-target steers the weight of the KL: give --kl reward, or another")
 
 
 # ---- to look at ------------------------------------------------------------------------------------

@@ -27,8 +27,8 @@ NAMES = {
     "majority": "always the commonest class",
     "naive_bayes": "naive Bayes",
     "f1": "F1",
-    "given": "given answers, nats a token",
-    "kl": "KL to the start, nats an answer",
+    "given": "nats of given answers",
+    "kl": "KL to the start",
     "intent_accuracy": "intents",
     "look_up": "commonest tags",
     "n_grams": "5-grams",
@@ -116,6 +116,12 @@ def glance(session: Any, task: Any, model: nn.Module, tokenizer: Tokenizer) -> t
     examples = evenly_spaced(task.splits.dev, GLANCE)
     with session.averaged():
         return examples, task.answer(model, tokenizer, examples)
+
+
+def score_of(task: Any, measured: Mapping[str, Interval]) -> float:
+    """The metric that counts, higher being better."""
+    value = measured[task.headline].value
+    return -value if task.lower_is_better else value
 
 
 def evenly_spaced(examples: Sequence[Any], count: int) -> Sequence[Any]:

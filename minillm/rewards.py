@@ -30,9 +30,11 @@ import torch
 from minillm import evaluate
 from minillm.errors import UserError
 from minillm.heads import Scorer
+from minillm.metrics import entities
 from minillm.published.checkpoint import open_checkpoint, resolve
 from minillm.published.exchanges import Composer
 from minillm.published.vocabularies import load_tokenizer
+from minillm.tagging import Tags
 from minillm.tokenizer import Tokenizer
 
 Parts = Mapping[str, Sequence[float]]
@@ -56,14 +58,19 @@ class Weighted:
         return parts
 
 
-def open_rewards(options: Sequence[str], own: Mapping[str, Reward], device: torch.device) -> Reward:
-    """What the options ask for, together. `own` are the task's, of which the first is the default. UserError."""
+def open_rewards(
+    options: Sequence[str], own: Mapping[str, Reward], device: torch.device, of_texts: bool = True
+) -> Reward:
+    """What the options ask for, together. `own` are the task's, of which the first is the default; `of_texts`: whether
+    answers are texts, which a model can judge. UserError."""
     if not options:
         return next(iter(own.values()))
-    return Weighted([open_reward(option, own, device) for option in options])
+    return Weighted([open_reward(option, own, device, of_texts) for option in options])
 
 
-def open_reward(option: str, own: Mapping[str, Reward], device: torch.device) -> tuple[str, Reward, float]:
+def open_reward(
+    option: str, own: Mapping[str, Reward], device: torch.device, of_texts: bool = True
+) -> tuple[str, Reward, float]:
     """From `NAME`, `FILE.py:FUNCTION` or a model, with `=WEIGHT` behind it if it is not 1."""
     name, weight = split_weight(option)
     if name in own:
@@ -73,7 +80,10 @@ def open_reward(option: str, own: Mapping[str, Reward], device: torch.device) ->
         return name, of_file(Path(path), function), weight
     if not Path(name.partition(":")[0]).exists() and "/" not in name:
         there = ", ".join(own) or "none"
-        raise UserError(f"--reward {option}: the task's own are {there}; else give FILE.py:FUNCTION or a run")
+        run = " or a run" if of_texts else ""
+        raise UserError(f"--reward {option}: the task's own are {there}; else give FILE.py:FUNCTION{run}")
+    if not of_texts:
+        raise UserError(f"--reward {option}: a model judges texts, and these answers are none; give FILE.py:FUNCTION")
     return name, of_model(name, device), weight
 
 
@@ -251,3 +261,40 @@ def last_number(text: str) -> float | None:
 
 
 SHARED: dict[str, Reward] = {"exact": exact, "number": number, "length": length}
+
+
+# ---- rewards of classes and of tags ---------------------------------------------------------------
+
+
+def right_class(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
+    """1 for the right class, else 0."""
+    return {"right": [float(answer == e.label) for e, answer in zip(examples, answers, strict=True)]}
+
+
+def balanced(counts: Mapping[str, int]) -> Reward:
+    """1 for the right class over K times its share of these counts, so that the mean is that of the recalls of the K
+    classes: rare ones count as much as common ones."""
+    mean = sum(counts.values()) / len(counts)
+
+    def reward(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
+        found = zip(examples, right_class(examples, answers)["right"], strict=True)
+        return {"balanced": [value * mean / counts[example.label] for example, value in found]}
+
+    return reward
+
+
+def right_tags(examples: Sequence[Any], answers: Sequence[Tags]) -> Parts:
+    """The share of words with the right tag."""
+    pairs = [list(zip(e.tags, answer, strict=True)) for e, answer in zip(examples, answers, strict=True)]
+    return {"right": [sum(true == found for true, found in pair) / len(pair) for pair in pairs]}
+
+
+def entity_f1(examples: Sequence[Any], answers: Sequence[Tags]) -> Parts:
+    """F1 of each sentence's entities, 1 where it has none and none were found."""
+    pairs = [(entities(e.tags), entities(answer)) for e, answer in zip(examples, answers, strict=True)]
+    return {"f1": [2 * len(a & b) / (len(a) + len(b)) if a or b else 1.0 for a, b in pairs]}
+
+
+def right_intent(examples: Sequence[Any], answers: Sequence[Tags]) -> Parts:
+    """1 for the right class of the whole, else 0."""
+    return {"intent": [float(answer.intent == e.intent) for e, answer in zip(examples, answers, strict=True)]}

@@ -3,9 +3,11 @@
 import copy
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
@@ -26,7 +28,7 @@ from minillm.published.vocabularies import load_tokenizer
 from minillm.rewards import split_weight
 from minillm.run import START, Run
 from minillm.state import read_weights, weights_of
-from minillm.tasks.base import Task
+from minillm.tasks.base import Example, Task
 from minillm.tokenizer import Tokenizer
 
 Args = TypeVar("Args")  # the options of a script, a dataclass
@@ -38,7 +40,6 @@ UNSAID = {
     "optimizer": "adamw",
 }  # where neither the user nor the recipe says anything
 SIZES = ("batch_tokens", "batch_examples")  # of a step, likewise
-OF_MAKING = ("optimizer", "lr", "embedding_lr", "batch_tokens")  # options of supervised learning, which may go on
 OF_SHAPE = ("layers", "width", "heads")  # options that a checkpoint has decided
 
 
@@ -84,9 +85,14 @@ def recipe_of(task: Task, model: nn.Module, args: Args) -> dict[str, Any]:
 def complete_by_reward(args: Args, task: Task, model: nn.Module) -> Args:
     """The options of reinforcement learning with what suits the task and the model, which it starts from, where none
     was given. What a stranger judges is not pulled towards the task's own answers."""
-    recipe = {} if args.resume else task.rl_recipe(model)
-    if any(split_weight(each)[0] not in task.rewards for each in args.reward):
+    recipe = {} if args.resume else task.rl_recipe(model if args.init else None)
+    names = [split_weight(each)[0] for each in args.reward] or list(task.rewards)[:1]
+    if not task.splits.train or any(name not in task.rewards for name in names):
         recipe |= {"sft_share": 0.0}
+    if any(isinstance(each, Example) and not each.answers for each in task.splits.unlabelled):
+        require_judge(names, task)
+    if args.sft_share and not task.splits.train:
+        raise UserError(f"--sft-share {args.sft_share} learns from given answers, but the training examples have none")
     if recipe and args.method == "expert":
         recipe |= recipe_of_experts(args.init, task, model)
     if recipe and args.lora:
@@ -95,18 +101,37 @@ def complete_by_reward(args: Args, task: Task, model: nn.Module) -> Args:
     return dataclasses.replace(args, embedding_lr=args.embedding_lr or args.lr)
 
 
+def require_judge(rewards: Sequence[str], task: Task) -> None:
+    """UserError where one of these compares with answers, for prompts that have none."""
+    if comparing := [name for name in rewards if name in task.rewards and name != "length"]:
+        raise UserError(
+            f"the reward {comparing[0]!r} compares with given answers, but some training prompts have none: give "
+            "--reward FILE.py:FUNCTION, or a run"
+        )
+
+
+@dataclass
+class Making:
+    """How a run of train_sft.py made its model, as far as others may go on so."""
+
+    optimizer: str
+    lr: float
+    embedding_lr: float
+    batch_tokens: int
+
+
 def recipe_of_experts(init: Path, task: Task, model: nn.Module) -> dict[str, Any]:
     """Supervised learning of what was found: with the optimiser, the batches and half of the rates that made the model;
     of one from elsewhere, with what suits it. From how many prompts a step comes is left to the method. UserError."""
     if task.head != "lm":
         raise UserError(f"--method expert learns from texts that were right; --task {task.name} writes none")
     recipe = task.recipe(model, None)
+    names = cli.names_of(Making)
     used = Run(init).options() if (init / "args.json").exists() else {}
     if used.get("script") == "sft" and not used.get("lora"):
-        made = {name: used.get(name) for name in OF_MAKING}
-        if all(value is not None for value in made.values()):
-            recipe |= {**made, "lr": made["lr"] / 2, "embedding_lr": made["embedding_lr"] / 2}
-    recipe = {name: value for name, value in recipe.items() if name in (*OF_MAKING, "warmup")}
+        made = Making(**fields_from(Making, {name: used.get(name) for name in names}, init / "args.json"))
+        recipe |= dataclasses.asdict(made) | {"lr": made.lr / 2, "embedding_lr": made.embedding_lr / 2}
+    recipe = {name: value for name, value in recipe.items() if name in (*names, "warmup")}
     return {**recipe, "prompts": None, "samples": 4, "temperature": 1.0, "rounds": 3, "sft_share": None}
 
 
@@ -122,9 +147,11 @@ def restrict(model: nn.Module, args: Any) -> None:
         raise UserError(f"{option}: {error}") from None
 
 
-def require_examples(task: Task) -> None:
-    """UserError for files that are only to be answered."""
-    if not task.splits.train:
+def require_examples(task: Task, by_reward: bool = False) -> None:
+    """UserError for files that are only to be answered, and for prompts alone, unless answers to them are judged."""
+    if not task.splits.train and task.splits.unlabelled and not by_reward:
+        raise UserError(f"no training example of --task {task.name} has an answer; train_rl.py learns from rewards")
+    if not task.splits.train and not task.splits.unlabelled:
         raise UserError(f"--task {task.name} learns from your own examples: give --train FILE")
     if not task.splits.dev:
         raise UserError(f"--task {task.name} has no examples to watch progress on: give --dev FILE")
@@ -166,25 +193,31 @@ def resume_start(folder: Path, task: Task) -> tuple[nn.Module, Tokenizer]:
     return model, tokenizer
 
 
-def open_policy(args: Args, run: Run, task: Task) -> tuple[GPT, Tokenizer]:
+def open_policy(args: Args, run: Run, task: Task) -> tuple[nn.Module, Tokenizer]:
     """What reinforcement learning starts from. Its weights are kept in the run, which needs no other folder then."""
-    require_examples(task)
+    require_examples(task, by_reward=True)
     if args.resume:
         model, tokenizer = resume_start(run.folder, task)
         read_weights(run.path(START), model)
         return model, tokenizer
-    model, tokenizer = open_start(args.init, task)
-    adapt(task, model, tokenizer, args.init)
+    torch.manual_seed(args.seed)  # of what comes with no checkpoint
+    if args.init:
+        model, tokenizer = open_start(args.init, task)
+        adapt(task, model, tokenizer, args.init)
+    else:
+        tokenizer = task.tokenizer()
+        model = new_start(task, tokenizer, SimpleNamespace(**task.recipe(None, None)))
     write_tensors(run.path(START), weights_of(model), {"init": str(args.init)})
     return with_dropout(model, args.dropout), tokenizer
 
 
-def learner(start: GPT, placement: Placement, args: Any) -> GPT:
+def learner(start: nn.Module, placement: Placement, args: Any) -> nn.Module:
     """What reinforcement learning moves away from `start`, which is put where it computes: a copy, which under --lora
-    shares all but the pairs with it."""
+    shares with it all that does not learn."""
     start.to(placement.device).eval().compute_dtype = placement.dtype
     torch.manual_seed(args.seed)
-    model = copy.deepcopy(start, {id(p): p for p in start.parameters()} if args.lora else None)
+    shared = [p for name, p in start.named_parameters() if args.lora and name.startswith(start.pretrained)]
+    model = copy.deepcopy(start, {id(p): p for p in shared})
     restrict(model, args)
     settle(model, placement, args.checkpointing, args.compile)
     return model
@@ -243,13 +276,13 @@ def complete(args: Args, recipe: Mapping[str, Any]) -> Args:
     return dataclasses.replace(args, **{**unsaid, **recipe, **given})
 
 
-def inherited_options(start: Path, task: type[Task], options: Any = None) -> Any:
+def inherited_options(start: Path | None, task: type[Task], options: Any = None) -> Any:
     """The task's options, and where none was given (None) those of the run to start from, so that data is the same.
 
     UserError for a run of another task.
     """
     options = options or task.Options()
-    if not (start / "args.json").exists():
+    if not (start and (start / "args.json").exists()):
         return options
     used = Run(start).options()
     if used.get("task") != task.name:

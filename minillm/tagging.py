@@ -3,12 +3,13 @@
 Letters: n words, K tags, K' classes of the whole.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from minillm.batching import Document, by_length, pack
 from minillm.errors import NOT_FINITE, UserError
@@ -38,6 +39,20 @@ class Tagged(NamedTuple):
     probabilities: list[float]  # of each of them
     intent: str | None
     intent_probability: float | None
+
+
+class Tags(tuple[str, ...]):
+    """The tags of a sentence, one a word, and what the whole is, where that has classes of its own."""
+
+    intent: str | None
+
+    def __new__(cls, tags: Iterable[str], intent: str | None = None):
+        found = super().__new__(cls, tags)
+        found.intent = intent
+        return found
+
+    def __str__(self) -> str:
+        return f"{self.intent}: {' '.join(self)}" if self.intent else " ".join(self)
 
 
 class WordReader:
@@ -110,34 +125,41 @@ def cut(size: int, room: int) -> list[tuple[int, int, int, int]]:
 
 
 @torch.inference_mode()
+def read_windows(model: TokenClassifier, windows: Sequence[Window]) -> list[tuple[Tensor, Tensor | None]]:
+    """Of each window the logits of its words' tags (n, K) and, where there are any, those of the classes of the whole
+    (K'), float64. Leaves the model in the mode it found. UserError if what it says is not finite."""
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    found: list[tuple[Tensor, Tensor | None]] = [None] * len(windows)
+    for indices in by_length([len(window.tokens) for window in windows], BATCH_TOKENS):
+        batch = pack([Document(windows[i].tokens, label=0) for i in indices]).to(device)
+        of_tokens, of_sequences = (
+            x if x is None else x.double().cpu() for x in model.both(batch.tokens, batch.packing, None)
+        )
+        start = 0
+        for row, i in enumerate(indices):
+            found[i] = of_tokens[start + windows[i].at], None if of_sequences is None else of_sequences[row]
+            start += len(windows[i].tokens)
+    model.train(was_training)
+    if not all(x is None or x.isfinite().all() for each in found for x in each):
+        raise UserError(NOT_FINITE)
+    return found
+
+
 def read_words(
     model: TokenClassifier, tokenizer: Tokenizer, sentences: Sequence[Words]
 ) -> tuple[list[np.ndarray], np.ndarray | None]:
     """log p of the tags of every word, (n, K) for each sentence, and of the classes of each whole, (sentences, K'), as
-    all its windows have it on average; float64. A word without pieces has the same for all tags.
-
-    Leaves the model in the mode it found. UserError if what it says is not finite.
-    """
+    all its windows have it on average; float64. A word without pieces has the same for all tags. See `read_windows`."""
     reader = WordReader(tokenizer, model.config)
     windows = [(i, window) for i, words in enumerate(sentences) for window in reader.windows(words)]
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
     scores = [np.full((len(words), len(model.classes)), -np.log(len(model.classes))) for words in sentences]
     whole = np.zeros((len(sentences), len(model.sequence_classes)))
-    for indices in by_length([len(window.tokens) for _, window in windows], BATCH_TOKENS):
-        chosen = [windows[i] for i in indices]
-        batch = pack([Document(window.tokens, label=0) for _, window in chosen]).to(device)
-        of_tokens, of_sequences = model.both(batch.tokens, batch.packing, None)
-        logp = of_tokens.double().log_softmax(dim=-1).cpu().numpy()
-        start = 0
-        for i, window in chosen:
-            scores[i][window.words] = logp[start + window.at]
-            start += len(window.tokens)
-        if of_sequences is not None:
-            np.add.at(whole, [i for i, _ in chosen], of_sequences.double().softmax(dim=-1).cpu().numpy())
-    model.train(was_training)
-    if not all(np.isfinite(each).all() for each in (*scores, whole)):
-        raise UserError(NOT_FINITE)
+    said = read_windows(model, [window for _, window in windows])
+    for (i, window), (of_words, of_whole) in zip(windows, said, strict=True):
+        scores[i][window.words] = of_words.log_softmax(dim=-1).numpy()
+        if of_whole is not None:
+            whole[i] += of_whole.softmax(dim=-1).numpy()
     total = np.maximum(whole.sum(axis=1, keepdims=True), 1)
     return scores, np.log(np.maximum(whole / total, 1e-300)) if model.sequence_classes else None
 

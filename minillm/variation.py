@@ -1,18 +1,26 @@
-"""Sentences that are a little different in every epoch, for taggers that start from nothing: what is said of an entity
-holds of others of its type, and of words that training never had, which come in smaller pieces.
+"""Texts that are a little different in every epoch.
+
+For taggers that start from nothing: what is said of an entity holds of others of its type, and of words that training
+never had, which come in smaller pieces.
 
 exchange    an entity becomes another one of its type (Dai and Adel 2020, arXiv:2010.11683)
 split       a piece of a word becomes two smaller ones (as in MaxMatch-Dropout: Hiraoka 2022, arXiv:2209.04126)
+
+For classifiers that are asked to, `--augment` (Wei and Zou 2019, arXiv:1901.11196):
+
+drop        a share of the words is left out
+swap        a share of the words change places
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from minillm.tags import Grammar, in_order
 
 EXCHANGED, SPLIT = 0.5, 0.1  # shares of the entities, and of the pieces
+AUGMENTED = 0.1  # share of the words of a text
 INNER = "##"  # how WordPiece writes what does not begin a word
 
 Tagged = tuple[Sequence[str], Sequence[str]]  # words, and a tag for each
@@ -74,3 +82,32 @@ def halves_of(name: str, pieces: Mapping[str, int]) -> list[tuple[int, int]]:
     cuts = range(start + 1, len(name))
     pairs = ((name[:i], INNER + name[i:]) for i in cuts)
     return [(pieces[a], pieces[b]) for a, b in pairs if a in pieces and b in pieces]
+
+
+# ---- of whole texts --------------------------------------------------------------------------------
+
+
+def dropped(words: Sequence[str], rng: np.random.Generator) -> list[str]:
+    """All but a share of the words; one at least stays."""
+    kept = [word for word, chance in zip(words, rng.random(len(words)), strict=True) if chance >= AUGMENTED]
+    return kept or [words[rng.integers(len(words))]]
+
+
+def swapped(words: Sequence[str], rng: np.random.Generator) -> list[str]:
+    """The same words, of which a share has changed places, each with any other."""
+    words = list(words)
+    for i in np.flatnonzero(rng.random(len(words)) < AUGMENTED / 2):  # two move each time
+        j = rng.integers(len(words))
+        words[i], words[j] = words[j], words[i]
+    return words
+
+
+AUGMENTATIONS: dict[str, Callable[[Sequence[str], np.random.Generator], list[str]]] = {
+    "drop": dropped,
+    "swap": swapped,
+}
+
+
+def augmented(text: str, kind: str, rng: np.random.Generator) -> str:
+    """Blanks are where words end, and one stands between them."""
+    return " ".join(AUGMENTATIONS[kind](text.split(), rng))

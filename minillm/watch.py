@@ -14,15 +14,15 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from minillm import state
-from minillm.episodes import Episode, describe, refer, rewards_of
+from minillm.alarms import new_alarms, raised
+from minillm.episodes import Actor, Episode, describe, refer, rewards_of
 from minillm.evaluate import nats
 from minillm.findings import findings
-from minillm.gpt import GPT
 from minillm.metrics import Interval, average, difference, mean, pass_at, ratio
-from minillm.report import SAMPLES, cells, evenly_spaced, flat, glance, named, points, samples_table, score
-from minillm.rewards import exact
+from minillm.report import cells, evenly_spaced, flat, glance, named, points, samples_table, score, score_of
+from minillm.rewards import Reward, exact
 from minillm.session import Session
-from minillm.tasks.base import Task, WritingTask
+from minillm.tasks.base import Judged
 from minillm.tokenizer import Tokenizer
 
 PANELS = ("loss", "solved", "finds", "kl", "entropy", "gradient_norm", "groups_without_variance")  # as far as logged
@@ -36,21 +36,64 @@ Answer = Callable[[nn.Module, Sequence[Any], int], list[Episode]]  # draws so ma
 
 
 def report(
-    session: Session, task: Task, model: GPT, tokenizer: Tokenizer, shown: Sequence[Episode], seen: dict[str, float]
+    session: Session,
+    task: Judged,
+    reward: Reward,
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    actor: Actor,
+    shown: Sequence[Episode],
+    seen: dict[str, float],
 ) -> None:
-    """What the model answers on dev, and some of what it tried."""
+    """What the model answers on dev, what it would earn for it, and some of what it tried."""
     examples, answers = glance(session, task, model, tokenizer)
-    tried = [{"prompt": episode.example.prompt, "answer": episode.text} for episode in shown]
-    session.report(task.measure(examples, answers), len(examples), samples=tried)
-    session.console.print(describe(seen), highlight=False)
-    examples, texts = [e.example for e in shown], [e.text for e in shown]
+    measured = task.measure(examples, answers)
+    said = [task.said(answer) for answer in answers]
+    earned = [sum(parts) for parts in zip(*reward(examples, said).values(), strict=True)]
+    tried = [{"prompt": episode.example.prompt, "answer": str(episode.said)} for episode in shown]
+    greedy = flat({"reward": average(earned)}, "greedy") if len(earned) > 1 else {}
+    session.report(measured, len(examples), **greedy, samples=tried)
+    session.console.print(describe(seen, actor.draws), highlight=False)
+    examples, texts = [e.example for e in shown], [str(e.said) for e in shown]
     session.console.print(samples_table(examples, texts, "answers drawn in practice"))
+    keep(session, score_of(task, measured))
+
+
+def keep(session: Session, score: float) -> None:
+    """Remembers the weights if they are the best so far; ends a training that gets no better, under --patience."""
+    best, patience = session.budget.keep == "best", session.budget.patience
+    if best or patience:
+        session.keep_if_best(score)
+    if patience and session.progress.worse >= patience:
+        session.end(f"the last {patience} looks at the dev set were no better than the best before")
+
+
+def remember(session: Session, task: Judged, model: nn.Module, tokenizer: Tokenizer) -> None:
+    """A look for `keep` before the first step or after the last, so that no training need leave anything worse."""
+    if session.budget.keep == "best" or session.budget.patience:
+        session.keep_if_best(score_of(task, task.measure(*glance(session, task, model, tokenizer))))
+
+
+def take_best(session: Session, task: Judged, model: nn.Module, tokenizer: Tokenizer) -> None:
+    """Under --keep best the weights of the best look, the start's and the last one's among them."""
+    if session.budget.keep == "best":
+        remember(session, task, model, tokenizer)
+        session.take_best()
+
+
+def sound_alarms(session: Session, task: Judged, final: Mapping[str, Any] | None = None) -> None:
+    """Says what goes wrong when it is first seen, and writes it into the log; `final` is what was measured at the end
+    and does not stand there yet."""
+    records = [*session.run.read_log(session.progress.records), *([final] if final else [])]
+    for name, says in new_alarms(records, task.headline, task.lower_is_better).items():
+        session.write(alarm=name, says=says)
+        session.console.print(f"alarm at step {session.progress.step}, {name}: {says}", markup=False, highlight=False)
 
 
 # ---- before and after ------------------------------------------------------------------------------
 
 
-def watched(args: Any, task: Task, model: nn.Module, longest: int) -> Sequence[Any]:
+def watched(args: Any, task: Judged, model: nn.Module, longest: int) -> Sequence[Any]:
     """The dev examples to which answers are drawn: as many as --watch says, or all, as far as that is affordable."""
     cost = DRAWN * longest * sum(p.numel() for p in model.parameters())
     count = max(LEAST, int(AFFORDABLE / cost)) if args.watch is None else args.watch
@@ -60,33 +103,35 @@ def watched(args: Any, task: Task, model: nn.Module, longest: int) -> Sequence[A
 def look_at(
     args: Any,
     session: Session,
-    task: Task,
+    task: Judged,
     model: nn.Module,
     tokenizer: Tokenizer,
+    actor: Actor,
     answer: Answer,
     start: nn.Module | None = None,
 ) -> dict[str, Measured]:
     """What is known of a model, by split: the task's metrics of its greedy answers to all that is held out, and of dev
     what `survey` finds. Without `start` it is that itself."""
     measured = score(session.console, task, model, tokenizer, "after" if start else "before")
-    if examples := watched(args, task, model, task.max_answer_tokens(tokenizer)):
+    if examples := watched(args, task, model, actor.longest):
         model.eval()
         with aside(args.seed):
             drawn = [answer(model, part, DRAWN) for part in parts(examples, AT_ONCE // DRAWN)]
         episodes = [episode for part in drawn for episode in part]
         if start:
-            refer(start, episodes, args.temperature, args.micro_tokens)
+            refer(start, actor, episodes, args.temperature, args.micro_tokens)
         documents = [task.documents(example, tokenizer, None) for example in examples]
-        measured["dev"] = {**measured["dev"], **survey(task, episodes), **likelihood(model, documents)}
+        measured["dev"] = {**measured["dev"], **survey(episodes), **likelihood(model, documents)}
     return measured
 
 
-def survey(task: Task, episodes: Sequence[Episode]) -> dict[str, Interval]:
+def survey(episodes: Sequence[Episode]) -> dict[str, Interval]:
     """Of the answers that were drawn, DRAWN of each example in a row: pass@1 and pass@DRAWN, by being right to the last
-    letter, or of tasks whose answers are no texts by being rewarded in full; the mean reward; the entropy, in nats a
-    token; and where the reference is known the KL to it, in nats an answer."""
+    letter; the mean reward; the entropy, in nats a draw, such as a token; and where the reference is known the KL to
+    it, in nats an answer."""
     rewards = rewards_of(episodes, DRAWN)
-    right = torch.tensor(is_right(task, episodes)).view(-1, DRAWN).sum(dim=1).tolist()
+    is_right = exact([e.example for e in episodes], [str(e.said) for e in episodes])["exact"]
+    right = torch.tensor(is_right).view(-1, DRAWN).sum(dim=1).int().tolist()
     surprise = -by_example(episodes, lambda e: sum(e.logprobs))
     found = {
         "pass_1": mean([pass_at(1, count, DRAWN) for count in right]),
@@ -99,23 +144,16 @@ def survey(task: Task, episodes: Sequence[Episode]) -> dict[str, Interval]:
     return found
 
 
-def is_right(task: Task, episodes: Sequence[Episode]) -> list[bool]:
-    if isinstance(task, WritingTask):
-        found = exact([e.example for e in episodes], [e.text for e in episodes])["exact"]
-        return [value == 1.0 for value in found]
-    return [e.reward > 1 - 1e-6 for e in episodes]
-
-
 def by_example(episodes: Sequence[Episode], value: Callable[[Episode], float]) -> Tensor:
     """The sums of each example's DRAWN answers, float64."""
     return torch.tensor([value(e) for e in episodes], dtype=torch.float64).view(-1, DRAWN).sum(dim=1)
 
 
 def likelihood(model: nn.Module, documents: Sequence[Sequence[Any]]) -> dict[str, Interval]:
-    """How likely the given answers are: −log p, in nats a token, whatever temperature answers are drawn at."""
+    """How likely the given answers are: −log p, in nats a draw, whatever temperature answers are drawn at."""
     found = iter(nats(model, [document for each in documents for document in each]))
     surprise = [sum(next(found) for _ in each) for each in documents]
-    counts = [sum(target >= 0 for document in each for target in document.targets) for each in documents]
+    counts = [sum(document.num_asked for document in each) for each in documents]
     return {"given": ratio(surprise, counts, form=".3f")}
 
 
@@ -152,16 +190,15 @@ def table_of(split: str, before: Measured, after: Measured) -> Table:
 
 def finish(
     session: Session,
-    task: Task,
-    model: GPT,
+    task: Judged,
+    model: nn.Module,
     tokenizer: Tokenizer,
     before: Mapping[str, Measured],
     after: Mapping[str, Measured],
 ) -> None:
     """Shows and saves what remains to be shown and saved."""
-    answers = task.answer(model, tokenizer, shown := evenly_spaced(task.splits.dev, SAMPLES))
     tables = [table_of(split, before[split], after[split]) for split in after]
-    tables.append(samples_table(shown, answers, "held-out examples, greedy"))
+    tables.append(task.table(*glance(session, task, model, tokenizer)))
     for table in tables:
         session.console.print(table)
     metrics: dict[str, Any] = {}
@@ -171,5 +208,7 @@ def finish(
         metrics |= {f"change_{name}": value for name, value in flat(changes(before[split], measured), split).items()}
     names = ["reward", f"dev_{task.headline}", *PANELS]
     panels = [name for name in names if any(name in record for record in session.run.read_log())][:6]
-    found = findings(task, model, tables, after["dev"])
+    sound_alarms(session, task, flat(after["dev"], "dev"))
+    remarks = [f"{name}: {says}" for name, says in raised(session.run.read_log()).items()]
+    found = findings(task, model, tables, after["dev"], remarks=remarks)
     session.finish(metrics, flat(after["dev"], "dev"), panels, f"{task.name}, by reward", found)

@@ -187,7 +187,7 @@ CLASSIFY = {
 
 RL = {
     "symbols of another task": ({"task": "arithmetic", "symbols": "data"}, "--symbols is for --task pronounce, not"),
-    "a task that is not written": ({"task": "classify"}, "--task.*'classify'"),
+    "a task without rewards": ({"task": "regress"}, "--task.*'regress'"),
     "no start": ({"init": None}, "--task pronounce needs a model to start from"),
     "init is nothing": ({"init": "HERE/nothing"}, r"there is no folder or \.gguf file HERE/nothing"),
     "init is no run": ({"init": "HERE/notes"}, r"HERE/notes holds no model: it has no config\.json"),

@@ -118,6 +118,16 @@ def test_quick_answers(tmp_path):
     assert rows[1]["error"] == rows[3]["error"] == 0  # the same answers
 
 
+def test_quick_steps_of_policy_gradients(tmp_path):
+    pytest.importorskip("trl")
+    out = tmp_path / "result"
+    done = bench("rl.py", "--quick", "--rounds", "1", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.with_suffix(".json").read_text())["rows"]
+    assert {row["provider"] for row in rows} == {"TRL", "TRL, its defaults", "ours"}
+    assert all(row["ms"] > 0 for row in rows)
+
+
 def test_quick_simulation_of_intervals():
     script = [sys.executable, str(ROOT / "bench" / "intervals.py"), "--quick"]
     done = subprocess.run(script, capture_output=True, text=True, timeout=300)

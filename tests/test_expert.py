@@ -58,7 +58,7 @@ def read(path):
 def test_finds_are_all_different_right_answers_that_were_drawn(whole):
     folder, episodes = whole
     assert len(episodes) == 72 * 3  # two rounds of three steps, each worth twelve prompts
-    right = {(e.example.prompt, tuple(e.answer)) for e in episodes if e.text in e.example.answers and not e.is_cut}
+    right = {(e.example.prompt, tuple(e.answer)) for e in episodes if e.said in e.example.answers and not e.is_cut}
     finds = read(folder / "finds.jsonl")
     assert [(each["prompt"], tuple(each["tokens"])) for each in finds] == list(
         dict.fromkeys(
@@ -70,6 +70,12 @@ def test_finds_are_all_different_right_answers_that_were_drawn(whole):
     assert log[-1]["finds"] == len(finds)
     assert {record["step"] for record in log} == {0, 3}  # before the learning of each round
     assert scripts.steps_of(folder) == list(range(1, 7))
+
+
+def test_the_rate_of_a_run_rises_and_falls_in_every_round(whole):
+    rates = [record["lr"] for record in read(whole[0] / "log.jsonl") if "lr" in record]
+    assert rates[:3] == pytest.approx(rates[3:])
+    assert rates[0] > 1.5 * rates[1] > 4 * rates[2] > 0
 
 
 def test_given_answers_are_learned_beside_what_was_found(start, whole, monkeypatch):

@@ -8,9 +8,10 @@ import pytest
 import torch
 from tiny import assert_same, gpt, gradients, packed
 
+import minillm.episodes
 import train_rl
 from minillm.batching import IGNORE, Batch, answering, pack
-from minillm.episodes import Episode, entropy, logprobs_of, refer, require_parity, rewards_of, to_batch
+from minillm.episodes import Episode, Writer, entropy, logprobs_of, refer, require_parity, rewards_of
 from minillm.errors import UserError
 from minillm.generate import Sample, Sampling
 from minillm.objective import backward
@@ -42,6 +43,10 @@ class Task:
 
     def max_answer_tokens(self, tokenizer):
         return LIMIT
+
+
+ACTOR = Writer(Task(), TOKENIZER)
+CPU = torch.device("cpu")
 
 
 def reward(prompt, answer):
@@ -87,12 +92,10 @@ def episodes_of(prompts, answers, temperature=1.0):
     """What train_rl.py rolls out and judges when chance gives these `answers` to each prompt."""
     samples = [Sample(answer, [0.0] * len(answer)) for of_one in answers for answer in of_one]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_rl, "ready", lambda model: model)
-        patch.setattr(train_rl, "generate", lambda *_: samples)
+        patch.setattr(minillm.episodes, "ready", lambda model: model)
+        patch.setattr(minillm.episodes, "generate", lambda *_: samples)
         examples = [Example(prompt, ()) for prompt in prompts]
-        return train_rl.judge(
-            Task().reward, train_rl.rollout(None, TOKENIZER, Task(), examples, Sampling(temperature), len(answers[0]))
-        )
+        return train_rl.judge(Task().reward, ACTOR.rollout(None, examples, Sampling(temperature), len(answers[0])))
 
 
 class Recorder:
@@ -111,20 +114,28 @@ class Recorder:
         self.model.zero_grad(set_to_none=True)
 
 
+def advantages_of(rewards, episodes, args):
+    """Each answer's, for every token of it."""
+    found = args.advantages(rewards).flatten().tolist()
+    return [[advantage] * len(e.answer) for advantage, e in zip(found, episodes, strict=True)]
+
+
 def step_of_the_script(model, prompts, answers, temperature=1.0, **options):
     """The direction in which train_rl.py moves the weights; half a point is what earlier steps earned on average."""
     options = {"sft_share": 0.0, **options}
     args = train_rl.Args(samples=len(answers[0]), temperature=temperature, **options)
     episodes, recorder = episodes_of(prompts, answers, temperature), Recorder(model)
     if options.keys() & {"kl", "update", "entropy"}:  # which look at log p
-        known = logprobs_of(model, to_batch(episodes, torch.device("cpu")), temperature)
+        known = logprobs_of(model, ACTOR.batch(episodes, CPU), temperature)
         for episode, logprobs in zip(episodes, known.split([len(e.answer) for e in episodes]), strict=True):
             episode.logprobs = logprobs.tolist()
     if "kl" in options:
-        refer(gpt(seed=1, vocab_size=3, num_layers=1, width=8, num_heads=2), episodes, temperature, most_tokens=50)
+        refer(
+            gpt(seed=1, vocab_size=3, num_layers=1, width=8, num_heads=2), ACTOR, episodes, temperature, most_tokens=50
+        )
     greedy = torch.tensor([reward(prompt, ANSWERS[5]) for prompt in prompts])
     rewards = Rewards(rewards_of(episodes, args.samples).double(), 0.5, greedy.double())
-    train_rl.learn(model, episodes, args.advantages(rewards).flatten().tolist(), [], LIMIT, recorder, args)
+    train_rl.learn(model, model, ACTOR, episodes, advantages_of(rewards, episodes, args), [], recorder, args)
     return recorder.step_taken
 
 
@@ -234,7 +245,7 @@ def wrong(kind):
     def estimate(model, answers):
         episodes = episodes_of(["ab"], [answers])
         rewards = rewards_of(episodes, len(answers)).double()
-        batch = to_batch(episodes, torch.device("cpu"))
+        batch = ACTOR.batch(episodes, CPU).batch
         advantages, targets = leave_one_out(Rewards(rewards))[0], batch.targets
         if kind == "baseline with the sample itself":
             advantages = rewards[0] - rewards[0].mean()
@@ -292,8 +303,8 @@ def updated(model, prompts, answers):
             train_rl, "backward", lambda model, batch, *rest: (learned.append(batch), real(model, batch, *rest))
         )
         args = train_rl.Args(samples=len(answers[0]), temperature=1.0, sft_share=0.0)
-        advantages = args.advantages(Rewards(rewards_of(episodes, args.samples).double())).flatten().tolist()
-        norm = train_rl.learn(model, episodes, advantages, [], LIMIT, recorder, args)
+        advantages = advantages_of(Rewards(rewards_of(episodes, args.samples).double()), episodes, args)
+        norm = train_rl.learn(model, model, ACTOR, episodes, advantages, [], recorder, args)["gradient_norm"]
     return norm, recorder.step_taken, learned
 
 
@@ -338,7 +349,7 @@ def test_kl_of_the_script_is_that_of_whole_answers(model, temperature):
         episodes = episodes_of(prompts, answers, temperature)
         for episode in episodes:
             episode.logprobs = [float(log_p(model, episode.example.prompt, episode.answer, temperature).detach())]
-        refer(reference, episodes, temperature, most_tokens=8)
+        refer(reference, ACTOR, episodes, temperature, most_tokens=8)
         return sum(episode.kl for episode in episodes) / len(episodes)
 
     expected = sum(w * kl(other, ["ab"], [[answer]]) for w, answer in zip(p, ANSWERS, strict=True))
@@ -353,22 +364,22 @@ def test_a_policy_that_is_not_what_drew_is_noticed(model, fault):
     """Scored at another temperature; its ends alone; each token with its neighbour's log p."""
     torch.manual_seed(0)
     examples = [Example(prompt, ()) for prompt in PROMPTS]
-    episodes = train_rl.rollout(model, TOKENIZER, Task(), examples, Sampling(0.5), 50)
+    episodes = ACTOR.rollout(model, examples, Sampling(0.5), 50)
     for episode in episodes:
         if fault == "ends":
             episode.logprobs = [*episode.logprobs[:-1], 0.0]
         if fault == "shift":
             episode.logprobs = [*episode.logprobs[1:], episode.logprobs[0]]
     if fault == "none":
-        require_parity(model, episodes, 0.5)
+        require_parity(model, ACTOR, episodes, 0.5)
     else:
         with pytest.raises(UserError, match="answers were drawn with a log p that differs by 0"):
-            require_parity(model, episodes, 1.0 if fault == "temperature" else 0.5)
+            require_parity(model, ACTOR, episodes, 1.0 if fault == "temperature" else 0.5)
 
 
 def test_answers_are_learned_token_for_token():
     episodes = episodes_of(PROMPTS, [[[0, END], [1, 1, 1]], [[END], [0, 1, END]]])
-    batch = to_batch(episodes, torch.device("cpu"))
+    batch = ACTOR.batch(episodes, CPU).batch
     tokens, targets = (batch.packing.split(x) for x in (batch.tokens, batch.targets))
     assert [t.tolist() for t in tokens] == [[0, 1, 0], [0, 1, 1, 1], [1], [1, 0, 1]]
     assert [t.tolist() for t in targets] == [[IGNORE, 0, END], [IGNORE, 1, 1, 1], [END], [0, 1, END]]
@@ -381,7 +392,7 @@ def test_an_episode_says_what_became_of_an_answer():
     assert [episode.example.prompt for episode in episodes] == ["ab", "ab", "b", "b"]
     assert [episode.prompt for episode in episodes] == [[0, 1], [0, 1], [1], [1]]
     assert [episode.answer for episode in episodes] == [*answers[0], *answers[1]]
-    assert [episode.text for episode in episodes] == ["a", "bbb", "", "ab"]
+    assert [episode.said for episode in episodes] == ["a", "bbb", "", "ab"]
     for episode in episodes:
         assert episode.reward == reward(episode.example.prompt, episode.answer) == sum(episode.parts.values())
         assert episode.parts.keys() == {"wave", "constant"}
@@ -395,12 +406,12 @@ def test_what_is_rolled_out_is_drawn_at_the_temperature_of_the_policy(model):
     """The log-probabilities of the episodes are those that the update differentiates."""
     torch.manual_seed(0)
     examples = [Example(prompt, ()) for prompt in PROMPTS]
-    episodes = train_rl.rollout(model, TOKENIZER, Task(), examples, Sampling(0.5), 50)
+    episodes = ACTOR.rollout(model, examples, Sampling(0.5), 50)
     assert len(episodes) == 100
     for episode in episodes:
         truth = log_p(model, episode.example.prompt, episode.answer, 0.5).detach()
         assert sum(episode.logprobs) == pytest.approx(float(truth), abs=1e-9)
-    batch = to_batch(episodes, torch.device("cpu"))
+    batch = ACTOR.batch(episodes, CPU).batch
     loss = model.loss(batch, temperature=0.5)[batch.targets != IGNORE]
     assert (-loss).tolist() == pytest.approx([x for episode in episodes for x in episode.logprobs], abs=1e-9)
 

@@ -13,6 +13,7 @@ from estimators import BETA, Choice, World, judge
 
 from minillm.episodes import Episode, distinct, entropy, rewards_of
 from minillm.errors import UserError
+from minillm.estimator import check
 from minillm.policy import (
     AGGREGATIONS,
     BASELINES,
@@ -23,7 +24,6 @@ from minillm.policy import (
     Rewards,
     Tokens,
     best_of,
-    check,
     entropy_bonus,
     has_variance,
     k3_estimate,
@@ -315,8 +315,8 @@ def test_the_weight_of_the_kl_is_steered_to_the_target():
 
 def test_equal_answers_of_a_prompt_are_one():
     episodes = [Episode(None, prompt, answer, [0.0], "") for prompt, answer in (([1], [2]), ([1], [2]), ([3], [2]))]
-    assert distinct(episodes, [0.5, 0.5, 0.5]) == {0: 2, 2: 1}
-    assert distinct(episodes, [0.5, 0.25, 0.5]) == {0: 1, 1: 1, 2: 1}
+    assert distinct(episodes, [[0.5]] * 3) == distinct(episodes) == {0: 2, 2: 1}
+    assert distinct(episodes, [[0.5], [0.25], [0.5]]) == {0: 1, 1: 1, 2: 1}
 
 
 def test_rewards_lie_in_rows_of_one_prompt():

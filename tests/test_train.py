@@ -17,6 +17,7 @@ import minillm.tasks.arithmetic as arithmetic
 import train_rl
 import train_sft
 from kernels import backend
+from minillm import episodes
 from minillm.batching import IGNORE
 from minillm.errors import UserError
 from minillm.gpt import GPT, GPTConfig
@@ -312,7 +313,7 @@ def test_a_start_is_made_gone_on_with_or_taken(monkeypatch, names, made_with):
         (train_rl, {"temperature": 1e-40}, r"--temperature 1e-40 leaves nothing to chance; give at least 0\.001"),
         (train_rl, {"warmup": 1.0}, r"--warmup 1\.0 must be a share"),
         (train_rl, {"minutes": 1.0, "steps": 2}, "--minutes and --steps exclude each other"),
-        (train_rl, {"task": "classify"}, "--task classify is not one of pronounce, arithmetic"),
+        (train_rl, {"task": "regress"}, "--task regress is not one of pronounce, arithmetic"),
         (train_rl, {"baseline": "mean"}, "--baseline mean is not one of none, moving-average"),
         (train_rl, {"precision": "fp8"}, "--precision fp8 is not one of"),
         (train_sft, {"steps": -1}, "--steps -1 must be positive"),
@@ -408,11 +409,11 @@ def test_rates_rise_as_long_as_warmup_says(sums, warmup):
 
 
 def test_reinforcement_draws_and_learns_at_its_temperature(sums, monkeypatch):
-    drawn, learned, generate, backward = [], [], train_rl.generate, train_rl.backward
-    monkeypatch.setattr(train_rl, "generate", lambda *args: drawn.append(args[4].temperature) or generate(*args))
+    drawn, learned, generate, backward = [], [], episodes.generate, train_rl.backward
+    monkeypatch.setattr(episodes, "generate", lambda *args: drawn.append(args[4].temperature) or generate(*args))
     monkeypatch.setattr(train_rl, "backward", lambda *args: learned.append(args[3]) or backward(*args))
     made_up = staticmethod(lambda _, answers: {"right": [float(i % 2) for i in range(len(answers))]})
     monkeypatch.setattr(arithmetic.Arithmetic, "reward", made_up)  # so that every step has something to learn
-    run = train_rl.train(train_rl.Args(init=sums, steps=2, **FEW | {"temperature": 0.7}))
+    run = train_rl.train(train_rl.Args(init=sums, steps=2, watch=0, **FEW | {"temperature": 0.7}))
     assert drawn == learned == [0.7] * 2
     assert abs(run.read_log()[1]["kl"]) < 1e-4

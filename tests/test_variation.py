@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minillm.tags import Grammar, in_order
-from minillm.variation import EXCHANGED, SPLIT, Exchange, Splitter
+from minillm.variation import EXCHANGED, SPLIT, Exchange, Splitter, augmented
 
 SENTENCES = [
     (["play", "blue", "sky", "now"], ["O", "B-song", "I-song", "O"]),
@@ -85,3 +85,23 @@ def test_the_same_random_numbers_give_the_same_sentence():
             for rng in (np.random.default_rng(seed), np.random.default_rng(seed))
         )
         assert first == second
+
+
+# ---- of whole texts --------------------------------------------------------------------------------
+
+
+def test_a_share_of_the_words_is_left_out_or_moved():
+    words = [str(i) for i in range(20)]
+    rng = np.random.default_rng(0)
+    texts = [augmented(" ".join(words), "drop", rng).split() for _ in range(500)]
+    assert np.mean([len(text) for text in texts]) == pytest.approx(18, abs=0.2)
+    assert all(text == sorted(text, key=int) for text in texts)
+    texts = [augmented(" ".join(words), "swap", rng).split() for _ in range(500)]
+    assert all(sorted(text, key=int) == words for text in texts)
+    moved = np.mean([sum(a != b for a, b in zip(text, words, strict=True)) for text in texts])
+    assert moved == pytest.approx(2 * 19 / 20, abs=0.2)
+
+
+def test_no_text_becomes_empty():
+    rng = np.random.default_rng(0)
+    assert {augmented("word", kind, rng) for kind in ("drop", "swap") for _ in range(100)} == {"word"}

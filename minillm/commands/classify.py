@@ -31,6 +31,7 @@ from minillm.explain import Explanation, of_class
 from minillm.heads import SequenceClassifier
 from minillm.published.checkpoint import Checkpoint
 from minillm.report import cells, shortened
+from minillm.tasks.classify import PAIRS
 from minillm.tasks.multi_label import NONE, labels_over
 from minillm.tokenizer import Tokenizer
 
@@ -55,6 +56,7 @@ def main(args: Args) -> None:
     args.check()
     saved = open_model(args.model, "classify", "classify")
     model, tokenizer = load_reader(saved, saved.head_name, args.precision)
+    require_what_it_learned(args, tokenizer)
     note_what_is_cut(model, tokenizer, texts)
     logits = torch.from_numpy(read(model, tokenizer, texts))
     kind = kind_of(saved, model)
@@ -78,6 +80,15 @@ def reasons_of(
     """What drove the class, every label that applies, or the score."""
     names = answer.get("labels", [answer.get("class", model.classes[0])])
     return [of_class(model, tokenizer, texts, model.classes.index(name)) for name in names]
+
+
+def require_what_it_learned(args: Args, tokenizer: Tokenizer) -> None:
+    """UserError for single texts where it learned pairs, or the other way round; of published models nobody knows."""
+    learned_pairs = tokenizer.config.get(PAIRS, args.pairs)
+    if learned_pairs and not args.pairs:
+        raise UserError(f"{args.model} learned pairs of texts: give --pairs, and a tab between the two of each")
+    if args.pairs and not learned_pairs:
+        raise UserError(f"{args.model} learned single texts: leave --pairs out")
 
 
 def kind_of(saved: Checkpoint, model: SequenceClassifier) -> str:

@@ -60,11 +60,15 @@ HINTS = {
     "solved": "prompts with a right answer, of those tried",
     "finds": "different right answers, of all rounds",
     "groups_without_variance": "prompts whose answers all got the same",
+    "length": "tokens an answer",
+    "greedy_reward": "of greedy answers on dev",
+    "explained_variance": "of returns, by the learned value",
+    "ratios_beyond": "tokens beyond the bounds of the clip",
 }
 NAMES = {"lr": "learning rate", "kl": "KL"}
 LOGARITHMIC = ("loss", "perplexity", "gradient_norm")  # where they span decades
-SHARES = ("groups_without_variance", "unfinished", "solved")  # of what is logged beside metrics
-COUNTED = ("step", "seconds", "tokens")  # what a curve is no picture of
+SHARES = ("groups_without_variance", "unfinished", "solved", "ratios_beyond")  # of what is logged beside metrics
+COUNTED = ("step", "seconds", "tokens", "best_reward", "worst_reward")  # what a curve is no picture of
 
 
 def write_page(run: Run, metrics: Mapping[str, Any] | None = None) -> Path:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from minillm.embedder import SentenceEmbedder
-from minillm.errors import UserError, need, require_path
+from minillm.errors import UserError, require_path
 from minillm.files import Tensors, read_json, write_json, write_tensors
 from minillm.heads import TokenClassifier
 from minillm.inference import ready
@@ -26,6 +26,7 @@ from minillm.published.families import FAMILIES
 from minillm.published.families.base import Family, Fields, Head
 from minillm.published.families.gpt import OWN
 from minillm.published.gguf_model import open_gguf
+from minillm.published.hub import download
 from minillm.published.weights import WEIGHTS, allocate, copy_weights, sources, theirs_of, weight_files
 
 log = logging.getLogger("minillm")
@@ -51,21 +52,9 @@ def resolve(name: str | Path) -> Path:
         raise UserError(f"{path} is one file; name the folder that it lies in, or a .gguf file")
     if path.suffix == ".gguf" or not re.fullmatch(r"([\w.-]+/)?[\w.-]+", str(name)):
         raise UserError(f"there is no folder or .gguf file {name}, and it is no id of the hub such as owner/name")
+    if len(path.parts) > 1 and (path.parts[0] == "runs" or path.parent.is_dir()):  # hardly an id, then
+        raise UserError(f"there is no folder {name}")
     return download(str(name))
-
-
-def download(hub_id: str) -> Path:
-    """A folder with what of a model can be read: never pickles, never code."""
-    hub = need("huggingface_hub", "hub", f"there is no folder {hub_id}, and downloading it from the hub")
-    wanted, unwanted = (
-        ["*.safetensors", "*.json", "*.txt", "*.jinja"],
-        ["[!1-9]*/*"],
-    )  # of all folders but 1_Pooling and its like
-    try:
-        return Path(hub.snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=unwanted))
-    except (hub.errors.HfHubHTTPError, hub.errors.LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"there is no folder {hub_id}, and downloading it from the hub failed: {reason}") from None
 
 
 @dataclass(frozen=True)

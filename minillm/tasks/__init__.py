@@ -6,6 +6,7 @@ from minillm.tasks.chat import Chat
 from minillm.tasks.classify import Classify
 from minillm.tasks.lm import LanguageModelling
 from minillm.tasks.mlm import MaskedLanguageModelling
+from minillm.tasks.multi_label import MultiLabel
 from minillm.tasks.preference import Preference
 from minillm.tasks.pronounce import Pronounce
 from minillm.tasks.regress import Regress
@@ -16,4 +17,5 @@ ALL = (
     *(Pronounce, Arithmetic, LanguageModelling, MaskedLanguageModelling),
     *(Classify, Regress, Tag, Seq2Seq, Chat, Preference),
 )
+Classify.problems = {"single": Classify, "multi": MultiLabel}
 TASKS: dict[str, type[Task]] = {task.name: task for task in ALL}

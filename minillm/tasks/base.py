@@ -91,10 +91,6 @@ class Task(Protocol):
         """What suits the task: values for options of train_sft.py that were not given. `model` is what --init names;
         None asks for a model from scratch. `minutes` is the time there is; None asks for the default."""
 
-    def rl_recipe(self, model: nn.Module) -> dict[str, Any]:
-        """What suits the task: values for options of train_rl.py that were not given."""
-        return recipe_by_reward(model)
-
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> nn.Module:
         """From scratch. ValueError for a shape that cannot be."""
 
@@ -164,7 +160,37 @@ class Task(Protocol):
         """What to do with a finished run."""
 
 
-class WritingTask(Task):
+class Judged(Task):
+    """A task whose answers can be judged one by one, so that it can be learned by reward, too: see actors.py."""
+
+    def rl_recipe(self, model: nn.Module | None) -> dict[str, Any]:
+        """What suits the task: values for options of train_rl.py that were not given. `model` is what --init names;
+        None asks for one from scratch, where the task allows that."""
+        return recipe_by_reward(model)
+
+    @property
+    def rewards(self) -> dict[str, Reward]:
+        """What train_rl.py's --reward may name; the first is the default."""
+        raise NotImplementedError(f"--task {self.name} has no rewards")
+
+    def said(self, answer: Any) -> Any:
+        """Of an answer as `answer` gives it, that which rewards judge."""
+        return answer
+
+    @property
+    def num_practised(self) -> int:
+        """How many different examples `practice` has."""
+        return len(self.splits.train) + len(self.splits.unlabelled)
+
+    def practice(self, seed: int) -> Iterator[Any]:
+        """Training examples to try answers on, without end, in an order fixed by the seed: shuffled anew each time.
+        Those whose answers are not learned from are among them."""
+        rng, examples = np.random.default_rng(seed), [*self.splits.train, *self.splits.unlabelled]
+        while True:
+            yield from (examples[i] for i in rng.permutation(len(examples)))
+
+
+class WritingTask(Judged):
     """A task whose answers a GPT writes. What is left to write: `name`, `headline`, `__init__(options, seed)` with
     `splits` of `Example`s, `tokenizer`, `recipe`, `measure`, and `reward`, if it is to be learned from verdicts."""
 
@@ -229,18 +255,6 @@ class WritingTask(Task):
     def rewards(self) -> dict[str, Reward]:
         """What train_rl.py's --reward may name; the first is the default."""
         return {"own": self.reward, **SHARED}
-
-    @property
-    def num_practised(self) -> int:
-        """How many different examples `practice` has."""
-        return len(self.splits.train) + len(self.splits.unlabelled)
-
-    def practice(self, seed: int) -> Iterator[Example]:
-        """Training examples to try answers on, without end, in an order fixed by the seed: shuffled anew each time.
-        Those whose answers are not learned from are among them."""
-        rng, examples = np.random.default_rng(seed), [*self.splits.train, *self.splits.unlabelled]
-        while True:
-            yield from (examples[i] for i in rng.permutation(len(examples)))
 
     def answer(self, model: GPT, tokenizer: Tokenizer, examples: Sequence[Example]) -> list[str]:
         prompts = [example.prompt for example in examples]

@@ -5,18 +5,18 @@ Several labels at once, `--problem multi`, are in multi_label.py.
 
 import shlex
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from minillm import cli, evaluate, labels, records
+from minillm import cli, evaluate
 from minillm.batching import Batch, Document
 from minillm.bert import BERTConfig
 from minillm.errors import UserError
@@ -29,11 +29,13 @@ from minillm.modernbert import ModernBERTConfig
 from minillm.naive_bayes import NaiveBayes
 from minillm.published.subwords import learn_vocabulary
 from minillm.report import mistakes_table, values_of
+from minillm.rewards import Reward, balanced, right_class
 from minillm.tasks import files
-from minillm.tasks.base import Shape, Splits, Task
-from minillm.tasks.classes import in_order, listed, weights_of
-from minillm.tasks.files import Fields
+from minillm.tasks.base import Judged, Shape
+from minillm.tasks.classes import weights_of
+from minillm.tasks.labelled import Labelled, load
 from minillm.tokenizer import Tokenizer, read_texts
+from minillm.variation import AUGMENTATIONS, augmented
 
 KINDS = {
     "modernbert": (ModernBERTConfig, {"pooling": "mean"}),
@@ -42,9 +44,8 @@ KINDS = {
 }  # of models from scratch; the mean over a text learns most from few texts
 LONGEST = 512  # tokens of a text that a model from scratch reads
 VOCABULARY = 8000  # words, or pieces of them, learned from the training texts
-MOST_CLASSES = 1000  # more are no classes; most likely the field is not the label
-SHOWN = 20  # classes that are listed with their number of examples
 WORST = 10
+PAIRS = "learned_pairs"  # a key of tokenizer_config.json
 
 
 @dataclass(frozen=True)
@@ -63,20 +64,13 @@ class Options(OfTexts):
     class_weights: str | None = cli.option(
         None, "how much an example of each class counts: neg=1,pos=3, or balanced, all classes alike in sum"
     )
+    augment: str | None = cli.option(
+        None, "learn in every epoch from other variants of the texts: words left out or swapped", tuple(AUGMENTATIONS)
+    )
     calibrate: bool = cli.option(
         False,
         "at the end scale the last product by a temperature, so that probabilities on the dev set mean what they say",
     )
-
-
-@dataclass(frozen=True)
-class Labelled:
-    texts: tuple[str, ...]  # one, or a pair
-    label: str
-
-    @property
-    def prompt(self) -> str:
-        return " / ".join(self.texts)
 
 
 class Prediction(NamedTuple):
@@ -84,7 +78,7 @@ class Prediction(NamedTuple):
     probability: float
 
 
-class Classify(Task):
+class Classify(Judged):
     name = "classify"
     headline = "accuracy"
     lower_is_better = False
@@ -93,25 +87,28 @@ class Classify(Task):
     Options = Options
     class_weights: Mapping[str, float] = {}  # empty: all alike
     is_calibrated, temperature = False, 1.0
-    guess, guessed = (
-        "majority",
-        "class",
-    )  # what is right without reading: the name of that baseline, and of what it says
+    augment: str | None = None
+    problems: ClassVar[dict[str, type["Classify"]]] = {}  # by --problem; who they are is told in tasks/__init__.py
+    guess, guessed = "majority", "class"  # what is right without reading: that baseline, and what it says
 
     def __new__(cls, options: Options, seed: int) -> "Classify":
-        """Of --problem multi, the task that has several labels."""
-        from minillm.tasks.multi_label import MultiLabel  # which is made of this one
-
-        return super().__new__(MultiLabel if cls is Classify and options.problem == "multi" else cls)
+        """The task that --problem names."""
+        return super().__new__(Classify.problems[options.problem] if cls is Classify else cls)
 
     def __init__(self, options: Options, seed: int):
         """The task from files. Texts that are held out are never trained on, also where the files overlap."""
-        self.kind, self.is_calibrated = options.model, options.calibrate
+        self.take(options)
         self.splits, self.classes, self.notes = load(options)
         counts = Counter(example.label for example in self.splits.train)
         self.majority = max(self.classes, key=lambda name: counts[name])  # in training: the guess without reading
+        self.practised = counts + Counter(example.label for example in self.splits.unlabelled)
         self.limit, self.vocab_size = LONGEST, None
         self.class_weights = weights_of(options.class_weights, counts) if self.splits.train else {}
+
+    def take(self, options: Options) -> None:
+        """The options that are the same whatever the labels are."""
+        self.kind, self.is_calibrated, self.augment = options.model, options.calibrate, options.augment
+        self.is_redrawn = options.augment is not None
 
     @cached_property
     def naive_bayes(self) -> NaiveBayes:
@@ -140,6 +137,11 @@ class Classify(Task):
         rates = {"lr": 5e-4, "embedding_lr": 5e-4}
         return {**both, **shape, **rates, "batch_examples": 64, "epochs": self.epochs(6.0, 64, least=400, most=6000)}
 
+    def rl_recipe(self, model: nn.Module | None) -> dict[str, Any]:
+        rates = {"lr": 6e-5, "embedding_lr": 1e-3} if model else {"lr": 5e-4, "embedding_lr": 5e-4}
+        both = {"optimizer": "adamw-head", "warmup": 0.06, "temperature": 1.0, "sft_share": 0.0}
+        return {**both, **rates, "prompts": 32, "samples": 4, "minutes": 5.0}
+
     def epochs(self, usual: float, batch: int, least: int, most: int) -> float:
         """As usual, but not fewer steps than `least` nor more than `most`."""
         per_step = batch / len(self.splits.train)
@@ -154,7 +156,8 @@ class Classify(Task):
         return kind(tokenizer.vocab_size, LONGEST, **sizes, **details, **dropout_everywhere(kind, shape.dropout))
 
     def adapt(self, model: SequenceClassifier, tokenizer: Tokenizer) -> None:
-        """Take over the order of the model's classes and what it reads of a text."""
+        """Take over the order of the model's classes and what it reads of a text; keep for later whether of pairs."""
+        tokenizer.config = {**tokenizer.config, PAIRS: self.is_of_pairs}
         self.classes, self.limit, self.vocab_size = list(model.classes), model.max_seq_len, model.config.vocab_size
         examples = [example for split in vars(self.splits).values() for example in split]
         num_cut = sum(len(tokens) > self.limit for tokens, _ in self.read(examples, tokenizer, limit=None))
@@ -167,6 +170,8 @@ class Classify(Task):
         return read_texts(tokenizer, [example.texts for example in examples], self.vocab_size, limit)
 
     def documents(self, example: Labelled, tokenizer: Tokenizer, rng: np.random.Generator | None) -> list[Document]:
+        if rng is not None:
+            example = replace(example, texts=tuple(augmented(text, self.augment, rng) for text in example.texts))
         ((tokens, segments),) = self.read([example], tokenizer, self.limit)
         return [Document(tokens, label=self.label_of(example), segments=segments)]
 
@@ -177,9 +182,8 @@ class Classify(Task):
         """Of every text, the weight of its class: the loss of a step is their weighted mean."""
         if not self.class_weights:
             return 1.0
-        return torch.tensor([self.class_weights[name] for name in self.classes])[batch.labels.cpu()].to(
-            batch.labels.device
-        )
+        weights = torch.tensor([self.class_weights.get(name, 1.0) for name in self.classes])
+        return weights.to(batch.labels.device)[batch.labels]
 
     def count(self, batch: Batch) -> float:
         return float(self.importance(batch).sum()) if self.class_weights else batch.count
@@ -203,7 +207,15 @@ class Classify(Task):
         return [Prediction(model.classes[k], float(p[k])) for k, p in zip(best, probabilities, strict=True)]
 
     def reward(self, examples: Sequence[Labelled], answers: Sequence[Prediction]) -> dict[str, list[float]]:
-        return {"right": [float(a.label == e.label) for e, a in zip(examples, answers, strict=True)]}
+        return right_class(examples, list(map(self.said, answers)))
+
+    def said(self, answer: Prediction) -> str:
+        return answer.label
+
+    @property
+    def rewards(self) -> dict[str, Reward]:
+        """Of classes that were drawn."""
+        return {"right": right_class, "balanced": balanced(self.practised)}
 
     def measure(self, examples: Sequence[Labelled], answers: Sequence[Prediction]) -> dict[str, Interval]:
         truth = [example.label for example in examples]
@@ -261,11 +273,14 @@ class Classify(Task):
     def table(self, examples: Sequence[Labelled], answers: Sequence[Prediction]) -> Table:
         return mistakes_table(worst_mistakes(examples, answers), "the mistakes that it was surest of")
 
+    @property
+    def is_of_pairs(self) -> bool:
+        examples = self.splits.train or self.splits.dev or self.splits.test
+        return bool(examples) and len(examples[0].texts) == 2
+
     def next_command(self, folder: Path) -> str:
         """Of a task of pairs, both texts are one word for the shell, with a tab between them."""
-        examples = self.splits.train or self.splits.dev
-        is_of_pairs = bool(examples) and len(examples[0].texts) == 2
-        texts = r"--pairs $'a text\tanother'" if is_of_pairs else '"a text of your own"'
+        texts = r"--pairs $'a text\tanother'" if self.is_of_pairs else '"a text of your own"'
         return f"python -m minillm classify {shlex.quote(str(folder))} {texts}"
 
 
@@ -273,58 +288,3 @@ def worst_mistakes(examples: Sequence[Labelled], answers: Sequence[Prediction]) 
     """The wrong answers that the classifier was surest of, the surest first."""
     wrong = [pair for pair in zip(examples, answers, strict=True) if pair[0].label != pair[1].label]
     return sorted(wrong, key=lambda pair: -pair[1].probability)[:WORST]
-
-
-# ---- the data ------------------------------------------------------------------------------------
-
-
-def load(options: Options) -> tuple[Splits, list[str], list[str]]:
-    """Splits, classes, and notes for a person. UserError says what is wrong with the files, and where."""
-    fields = Fields(options.fields, ("text", "label", "text2"))
-
-    def read_split(path: Path, train: Sequence[Labelled]) -> list[Labelled]:
-        examples = read(path, fields, {example.label for example in train})
-        if path == options.train:
-            check_classes({example.label for example in examples}, path, fields)
-        return examples
-
-    splits, notes = files.load(options, "classify", read_split, lambda e: e.texts, lambda e: e.label)
-    classes = {each.label for each in [*splits.train, *splits.unlabelled] or [*splits.dev, *splits.test]}
-    if missing := {example.label for example in (*splits.dev, *splits.test)} - classes:
-        raise UserError(f"all examples of the class {min(missing)!r} of {options.train} are held out")
-    if options.train:
-        notes += notes_on(splits.train, Counter(example.label for example in splits.train))
-    return splits, in_order(classes), notes
-
-
-def check_classes(classes: Collection[str], path: Path, fields: Fields) -> None:
-    if len(classes) == 1:
-        raise UserError(f"{path} holds one class only, {min(classes)!r}; there is nothing to tell apart")
-    if len(classes) > MOST_CLASSES:
-        name = fields.name("label")
-        raise UserError(f"{path}: {name!r} has {len(classes):,} different values; is it the label?")
-
-
-def notes_on(train: Sequence[Labelled], counts: Counter[str]) -> list[str]:
-    """The classes with their sizes, and what of them and of the texts looks like a mistake."""
-    shown = ", ".join(f"{name} {count:,}" for name, count in counts.most_common(SHOWN))
-    more = f" and {len(counts) - SHOWN:,} more" if len(counts) > SHOWN else ""
-    of_text: dict[tuple[str, ...], set[str]] = {}
-    for example in train:
-        of_text.setdefault(example.texts, set()).add(example.label)
-    notes = [f"{len(counts):,} classes: {shown}{more}", *labels.suspicious(counts)]
-    if contradictory := sum(len(names) > 1 for names in of_text.values()):
-        notes.append(f"{contradictory:,} texts stand in --train with different labels")
-    return notes
-
-
-def read(path: Path, fields: Fields, known: Collection[str] = ()) -> list[Labelled]:
-    """The examples of a file; their labels must be among the known ones, if any are."""
-    found = records.read(path)
-    roles = ["text", "text2"] if fields.has(found[0], "text2") else ["text"]
-    examples = []
-    for record, label in zip(found, records.labels(found, fields.name("label"), known), strict=True):
-        if known and label not in known:
-            raise UserError(f"{record.place}: no training example has the label {label!r}, only {listed(known)}")
-        examples.append(Labelled(tuple(fields.text(record, role) for role in roles), label))
-    return examples

@@ -14,6 +14,7 @@ from minillm.errors import UserError
 from minillm.records import Record
 from minillm.tasks.base import Files, Splits
 
+FEW = 20  # training examples; of fewer a person should hear
 HELD_OUT = 0.1  # share of --train that is taken for want of --dev
 Key = Callable[[Any], Hashable]
 
@@ -68,17 +69,27 @@ class Fields:
 
 
 def load(
-    options: Files, name: str, read: Callable[[Path, Sequence[Any]], list[Any]], key: Key, stratum: Key | None = None
+    options: Files,
+    name: str,
+    read: Callable[[Path, Sequence[Any]], list[Any]],
+    key: Key,
+    stratum: Key | None = None,
+    is_answered: Callable[[Any], bool] = lambda example: True,
 ) -> tuple[Splits, list[str]]:
     """The splits of the task called so, and notes for a person. UserError.
 
     `read(path, train)` gives the examples of a file, those of --train before any other; `key` is what makes two
     examples the same one, which is never trained on where it is held out; `stratum`, such as the label, is what each
     share of the data should hold its part of. Without --train the files are only to be answered, not learned from.
+    Training examples that are not answered can only be judged, and are none to hold out.
     """
     if options.train is None:
         return only_to_answer(options, name, read), []
-    examples = read(options.train, [])
+    everything = read(options.train, [])
+    examples = [example for example in everything if is_answered(example)]
+    bare = [example for example in everything if not is_answered(example)]
+    if not examples and not options.dev:
+        raise UserError(f"no example of {options.train} has an answer: give --dev FILE of some that have")
     test = read(options.test, examples) if options.test else []
     train = without(examples, test, key)
     if options.dev:
@@ -90,12 +101,14 @@ def load(
         train, dev = divide(train, HELD_OUT, key, stratum)
         taken = len(dev)
         notes = [f"--dev is not given: {len(dev):,} examples of --train are held out instead"]
-    if not train:
+    if examples and not train:
         raise UserError(f"all examples of {options.train} are held out, too; there is nothing to learn from")
     if twice := len(examples) - len(train) - taken:
         notes.append(f"{twice:,} training examples are held out, too; not trained on")
-    train, unlabelled = by_labels(train, options.labels, key)
-    return Splits(train, dev, test, unlabelled), notes
+    train, unlabelled = by_labels(train, options.labels, key) if train else ([], [])
+    if len(train) < FEW and not bare:
+        notes.append(f"only {len(train):,} examples to learn from: what comes of them is mostly chance")
+    return Splits(train, dev, test, [*unlabelled, *without(bare, [*dev, *test], key)]), notes
 
 
 def by_labels(train: Sequence[Any], share: float | None, key: Key) -> tuple[list[Any], list[Any]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from rich.table import Table
 
 from minillm import evaluate, labels, records
@@ -24,8 +25,9 @@ from minillm.report import cells, shortened, values_of
 from minillm.tasks import files
 from minillm.tasks.base import Shape, Splits
 from minillm.tasks.classes import in_order, listed
-from minillm.tasks.classify import LONGEST, MOST_CLASSES, SHOWN, WORST, Classify, Options
+from minillm.tasks.classify import LONGEST, WORST, Classify, Options
 from minillm.tasks.files import Fields
+from minillm.tasks.labelled import MOST_CLASSES, SHOWN
 from minillm.tokenizer import Tokenizer
 
 THRESHOLD = 0.5  # of the probability of a class that applies
@@ -59,7 +61,7 @@ class MultiLabel(Classify):
         """The task from files. Texts that are held out are never trained on, also where the files overlap."""
         if options.class_weights:
             raise UserError("--class-weights is for --problem single: a text of several labels is of no one class")
-        self.kind, self.is_calibrated = options.model, options.calibrate
+        self.take(options)
         self.splits, self.classes, self.notes = load(options)
         self.commonest = without_reading([example.labels for example in self.splits.train])
         self.majority = joined(self.commonest)
@@ -72,6 +74,15 @@ class MultiLabel(Classify):
 
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> MultiLabelClassifier:
         return MultiLabelClassifier(self.new_config(tokenizer, shape), self.classes)
+
+    def adapt(self, model: MultiLabelClassifier, tokenizer: Tokenizer) -> None:
+        """A new head begins with how often each class applies, and not with every second time, which would have to be
+        unlearned first (as of rare classes in Lin et al. 2017, arXiv:1708.02002)."""
+        super().adapt(model, tokenizer)
+        if self.splits.train and not model.head_is_trained and model.classifier.bias is not None:
+            counts = self.marks([example.labels for example in self.splits.train]).sum(axis=0)
+            rates = (counts + 1) / (len(self.splits.train) + 2)
+            model.classifier.bias.data.copy_(torch.from_numpy(np.log(rates / (1 - rates))))
 
     def label_of(self, example: MultiLabelled) -> list[float]:
         return [float(name in example.labels) for name in self.classes]

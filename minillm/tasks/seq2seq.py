@@ -41,6 +41,9 @@ class Options(files.Options):
     prompt_format: str | None = cli.option(
         None, "what stands around a prompt, with --init, such as 'Summarise: {prompt}\\nSummary:'"
     )
+    max_answer_tokens: int | None = cli.option(
+        None, "where an answer that the model writes is cut (default: the longest in training)"
+    )
     beams: int = cli.option(1, "beginnings of an answer that are kept where held-out prompts are answered; 1: greedy")
 
 
@@ -52,8 +55,9 @@ class Seq2Seq(WritingTask):
     def __init__(self, options: Options, seed: int):
         if options.context is not None and options.context < LEAST_CONTEXT:
             raise UserError(f"--context {options.context} must be at least {LEAST_CONTEXT}")
-        cli.require_positive(options, "beams")
+        cli.require_positive(options, "beams", "max_answer_tokens")
         self.beams = Beams(options.beams) if options.beams > 1 else None
+        self.room = options.max_answer_tokens
         self.context, self.form = options.context, (options.prompt_format or "").replace("\\n", "\n")
         self.most_answered = CONTEXT  # tokens of an answer; what the model reads sets it
         self.splits, self.notes = load(options)
@@ -84,13 +88,17 @@ class Seq2Seq(WritingTask):
         return from_scratch.new_model(tokenizer.vocab_size, context, shape)
 
     def max_answer_tokens(self, tokenizer: Tokenizer) -> int:
-        """As of all who write, but never more than half of the context: the other half is the prompt's."""
-        return min(super().max_answer_tokens(tokenizer), self.most_answered)
+        """As of all who write, unless told otherwise, but never more than half of the context: the other half is the
+        prompt's."""
+        return min(self.room or super().max_answer_tokens(tokenizer), self.most_answered)
 
     def lengths(self, tokenizer: Tokenizer) -> list[tuple[int, int]]:
         """Tokens of each prompt of any split, and of its longest answer, the end included."""
         return [
-            (len(tokenizer.prompt(example.prompt)), max(len(tokenizer.encode(a)) for a in example.answers) + 1)
+            (
+                len(tokenizer.prompt(example.prompt)),
+                max((len(tokenizer.encode(a)) for a in example.answers), default=0) + 1,
+            )
             for split in vars(self.splits).values()
             for example in split
         ]
@@ -220,9 +228,19 @@ def count_words(example: Example) -> tuple[int, int]:
 def load(options: Options) -> tuple[Splits, list[str]]:
     """Splits of examples, and notes for a person. UserError."""
     fields = Fields(options.fields, ("prompt", "answer"))
-    return files.load(options, "seq2seq", lambda path, _: read(path, fields), lambda example: example.prompt)
+    return files.load(
+        options,
+        "seq2seq",
+        lambda path, _: read(path, fields, may_lack=path == options.train),
+        lambda example: example.prompt,
+        is_answered=lambda example: bool(example.answers),
+    )
 
 
-def read(path: Path, fields: Fields) -> list[Example]:
-    name = fields.name("answer")
-    return [Example(fields.text(record, "prompt"), record.texts(name)) for record in records.read(path)]
+def read(path: Path, fields: Fields, may_lack: bool = False) -> list[Example]:
+    """The examples of a file, of which some may be prompts alone, for others to judge what the model answers."""
+    name, found = fields.name("answer"), []
+    for record in records.read(path):
+        lacks = may_lack and not fields.has(record, "answer")
+        found.append(Example(fields.text(record, "prompt"), () if lacks else record.texts(name)))
+    return found

@@ -86,11 +86,12 @@ def test_what_a_page_of_a_run_says(trained):
     before, after = (f"{metrics[name]:.1%}" for name in ("start_dev_accuracy", "dev_accuracy"))
     assert sentence(page).startswith(f"arithmetic: accuracy {before} → {after} [")
     assert sentence(page).endswith("on 1,000 dev examples")
-    wanted = ["Figures", "Curves", "Held-out examples, greedy", "Answers while it learned", "Do it again"]
+    changed = ["What it changed, on dev", "What it changed, on test"]
+    wanted = ["Figures", "Curves", *changed, "Held-out examples, greedy", "Answers while it learned", "Do it again"]
     assert headings(page) == wanted
     assert "GPT" in text_of(page)
     found = json.loads((trained["rl"][0] / "report.json").read_text())
-    (shown,) = found["tables"]
+    *_, shown = found["tables"]
     assert shown["columns"] == ["prompt", "answer", "", "truth"]
     assert len(shown["rows"]) == 10
     assert {mark for _, _, mark, _ in shown["rows"]} <= {"✓", "✗"}

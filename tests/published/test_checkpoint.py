@@ -449,6 +449,7 @@ def test_names_of_models(llama, monkeypatch):
         (llama / "nowhere", "there is no folder or .gguf file .*nowhere, and it is no id of the hub"),
         ("model.gguf", "there is no folder or .gguf file model.gguf"),
         ("../a/b", "there is no folder"),
+        ("runs/nowhere", "there is no folder runs/nowhere$"),  # and no word of the hub, which nobody meant
     ):
         with pytest.raises(UserError, match=sentence):
             checkpoint.resolve(name)

@@ -6,8 +6,8 @@ from itertools import islice
 import pytest
 import torch
 
-import train_rl
 from minillm.batching import answering
+from minillm.episodes import Writer
 from minillm.errors import UserError
 from minillm.generate import Sampling
 from minillm.gpt import GPT, GPTConfig
@@ -205,5 +205,5 @@ def test_prompts_are_read_as_beginnings_are(task):
     assert document.tokens[1:7] == tokenizer.encode(task.splits.train[0].prompt)
     torch.manual_seed(0)
     model = model_of(tokenizer, max_seq_len=11).eval()
-    episodes = train_rl.rollout(model, tokenizer, task, task.splits.train[:1], Sampling(0.5), 2)
+    episodes = Writer(task, tokenizer).rollout(model, task.splits.train[:1], Sampling(0.5), 2)
     assert [episode.prompt for episode in episodes] == [document.tokens[:7]] * 2

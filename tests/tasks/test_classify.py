@@ -17,7 +17,8 @@ from minillm.heads import MultiLabelClassifier, SequenceClassifier
 from minillm.metrics import Interval
 from minillm.metrics.classes import TEMPERATURES
 from minillm.objective import backward
-from minillm.tasks.classify import Classify, Labelled, Options, Prediction, in_order, worst_mistakes
+from minillm.tasks.classes import in_order
+from minillm.tasks.classify import Classify, Labelled, Options, Prediction, worst_mistakes
 from minillm.tasks.multi_label import MultiLabel
 
 

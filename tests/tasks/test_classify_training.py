@@ -14,6 +14,7 @@ import minillm.curves
 import train_sft
 from minillm import evaluate
 from minillm.batching import pack
+from minillm.commands import classify
 from minillm.errors import UserError
 from minillm.layers import OF_DROPOUT
 from minillm.objective import backward
@@ -237,11 +238,46 @@ def test_a_kind_is_for_models_from_scratch(run, files, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_pairs_are_asked_for_as_pairs(tmp_path, files, run):
+    rows = [{"text": f"text {i}", "text2": f"other {i}", "label": "ab"[i % 2]} for i in range(12)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = tmp_path / "run"
+    assert main(task="classify", train=tmp_path / "a.jsonl", out=folder, steps=1, precision="fp32") == 0
+    notes = json.loads((folder / "report.json").read_text())["notes"]
+    assert any("only 10 examples to learn from" in note for note in notes)
+    with pytest.raises(UserError, match="learned pairs of texts: give --pairs"):
+        classify.main(classify.Args(model=str(folder), text=("a text",)))
+    classify.main(classify.Args(model=str(folder), text=("a text\tanother",), pairs=True))
+    with pytest.raises(UserError, match="learned single texts: leave --pairs out"):
+        classify.main(classify.Args(model=str(run), text=("a text\tanother",), pairs=True))
+
+
+def test_what_was_calibrated_is_what_others_read(files, tmp_path):
+    """The run's own probabilities are those of its files; the answers are those without a temperature."""
+    for name, calibrate in (("plain", {}), ("calibrated", {"calibrate": True})):
+        assert main(**FAST, **files, **calibrate, out=tmp_path / name, steps=4) == 0
+    plain, found = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "calibrated"))
+    changed = {name for name in plain if not torch.equal(plain[name], found[name])}
+    assert changed
+    assert all(name.startswith("classifier.") for name in changed)
+    ratio = plain["classifier.weight"] / found["classifier.weight"]
+    torch.testing.assert_close(ratio, ratio.flatten()[0].expand_as(ratio))
+    figures = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("plain", "calibrated")]
+    assert figures[0]["dev_accuracy"] == figures[1]["dev_accuracy"]
+    assert figures[0]["test_calibration_error"] != figures[1]["test_calibration_error"]
+    remarks = json.loads((tmp_path / "calibrated" / "report.json").read_text())["remarks"]
+    assert any(f"temperature {float(ratio.flatten()[0]):.3g}, fitted on dev" in remark for remark in remarks)
+
+
 # ---- interruption --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
-@pytest.mark.parametrize("choices", [{}, {"micro_tokens": 100, "keep": "best"}], ids=["plain", "pieces, best"])
+@pytest.mark.parametrize(
+    "choices",
+    [{}, {"micro_tokens": 100, "keep": "best"}, {"class_weights": "bad=2", "calibrate": True, "augment": "drop"}],
+    ids=["plain", "pieces, best", "weighted, calibrated, augmented"],
+)
 def test_a_resumed_training_is_the_one_that_was_not_interrupted(kind, choices, files, tmp_path, monkeypatch):
     options = {**FAST, **files, "model": kind, "steps": 8, "batch_tokens": 400, **choices}
     assert main(**options, out=tmp_path / "whole") == 0

@@ -80,8 +80,9 @@ def splits(train=None, dev=None, test=None):
 
 def test_what_is_held_out_is_never_trained_on(write):
     found, notes = splits(write("a.jsonl", ["a", "b", "c", "D"]), write("b.jsonl", ["B", "e"]), write("c.jsonl", ["d"]))
-    assert vars(found) == {"train": ["a", "c"], "dev": ["B", "e"], "test": ["d"]}
-    assert notes == ["2 training examples are held out, too; not trained on"]
+    assert vars(found) == {"train": ["a", "c"], "dev": ["B", "e"], "test": ["d"], "unlabelled": []}
+    few = "only 2 examples to learn from: what comes of them is mostly chance"
+    assert notes == ["2 training examples are held out, too; not trained on", few]
 
 
 def test_a_part_is_held_out_and_said(write):
@@ -92,7 +93,7 @@ def test_a_part_is_held_out_and_said(write):
 
 def test_files_that_are_only_to_be_answered(write):
     found, notes = splits(test=write("a.jsonl", ["a"]))
-    assert (vars(found), notes) == ({"train": [], "dev": [], "test": ["a"]}, [])
+    assert (vars(found), notes) == ({"train": [], "dev": [], "test": ["a"], "unlabelled": []}, [])
 
 
 def test_splits_that_cannot_be(write):

@@ -8,11 +8,12 @@ import scripts
 from rich.console import Console
 from scripts import FEW, SMALL
 
+import minillm.curves
 import train_rl
 import train_sft
 from minillm.errors import UserError
 from minillm.start import documents_of_epoch
-from minillm.tasks import TASKS, pronounce
+from minillm.tasks import TASKS, pronounce, seq2seq
 from minillm.tasks.files import by_labels, place_of
 
 PROMPTS = [f"prompt {i}" for i in range(2000)]
@@ -100,3 +101,79 @@ def test_a_run_by_reward_inherits_it(tmp_path, monkeypatch):
     assert train_rl.train(train_rl.Args(**common), quiet).options()["labels"] == 0.4
     other = pronounce.Options(labels=1.0)
     assert train_rl.train(train_rl.Args(**common, options=other), quiet).options()["labels"] == 1.0
+
+
+# ---- prompts that have no answer --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def translated(tmp_path_factory):
+    """A run of train_sft.py on a few sentences, and files: prompts without answers, dev examples, a reward."""
+    pytest.importorskip("tokenizers")
+    folder = tmp_path_factory.mktemp("translated")
+    rows = [{"prompt": f"{a} {b}", "answer": f"{b}"} for a in "abcd" for b in "efgh"]
+    for name, some in (
+        ("given", rows),
+        ("bare", [{"prompt": row["prompt"]} for row in rows]),
+        ("mixed", [*rows[:8], *({"prompt": row["prompt"]} for row in rows[8:])]),
+        ("dev", [{"prompt": "a a", "answer": "a"}, {"prompt": "b b", "answer": "b"}]),
+    ):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    (folder / "short.py").write_text("def score(examples, answers):\n    return [1 / (1 + len(a)) for a in answers]\n")
+    options = seq2seq.Options(train=folder / "given.jsonl", dev=folder / "dev.jsonl")
+    args = train_sft.Args(task="seq2seq", out=folder / "run", steps=3, options=options, **SMALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(minillm.curves, "draw", lambda *_: None)
+        train_sft.train(args, Console(quiet=True))
+    return folder
+
+
+def by_reward(folder, name, out, **options):
+    own = seq2seq.Options(train=folder / f"{name}.jsonl", dev=folder / "dev.jsonl", max_answer_tokens=5)
+    common = {"task": "seq2seq", "init": folder / "run", "steps": 2, "out": out, "options": own, **FEW}
+    return train_rl.train(train_rl.Args(**{**common, **options}), Console(quiet=True))
+
+
+def test_prompts_alone_are_learned_from_by_rewards(translated, tmp_path):
+    judge = (f"{translated / 'short.py'}:score",)
+    run = by_reward(translated, "bare", tmp_path / "a", reward=judge)
+    assert run.options()["sft_share"] == 0.0
+    assert 0 < json.loads(run.path("metrics.json").read_text())["dev_reward"] <= 1
+    run = by_reward(translated, "bare", tmp_path / "b", reward=judge, method="expert", threshold=0.01, rounds=1)
+    finds = [json.loads(line) for line in run.path("finds.jsonl").read_text().splitlines()]
+    assert finds
+    assert max(len(each["tokens"]) for each in finds) <= 5
+    run = by_reward(translated, "mixed", tmp_path / "c", reward=judge, sft_share=0.5)
+    assert run.is_finished
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        (
+            "bare",
+            {},
+            "the reward 'own' compares with given answers, but some training prompts have none: give",
+        ),
+        ("mixed", {"reward": ("exact",)}, "the reward 'exact' compares with given answers"),
+        ("bare", {"sft_share": 0.5, "reward": ("length",)}, r"--sft-share 0\.5 learns from given answers"),
+        ("bare", {"reward": ("length",), "method": "expert"}, "say from which reward on an answer is right"),
+        ("bare", {"reward": ("length",), "method": "expert", "threshold": 1e9}, "not one answer was right, and none"),
+    ],
+)
+def test_what_prompts_alone_cannot_do(translated, tmp_path, name, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        by_reward(translated, name, tmp_path / "run", **options)
+
+
+def test_prompts_alone_are_no_examples(translated):
+    bare, dev = translated / "bare.jsonl", translated / "dev.jsonl"
+    with pytest.raises(UserError, match=r"no example of .*bare.jsonl has an answer: give --dev FILE"):
+        seq2seq.Seq2Seq(seq2seq.Options(train=bare), 0)
+    with pytest.raises(UserError, match=r"dev.jsonl:1 has no field 'answer'|bare.jsonl:1 has no field 'answer'"):
+        seq2seq.Seq2Seq(seq2seq.Options(train=translated / "given.jsonl", dev=bare), 0)
+    args = train_sft.Args(task="seq2seq", init=translated / "run", options=seq2seq.Options(train=bare, dev=dev))
+    with pytest.raises(UserError, match="no training example of --task seq2seq has an answer"):
+        train_sft.train(args, Console(quiet=True))
+    task = seq2seq.Seq2Seq(seq2seq.Options(train=translated / "mixed.jsonl", dev=dev), 0)
+    assert (len(task.splits.train), len(task.splits.unlabelled)) == (8, 8)

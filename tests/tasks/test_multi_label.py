@@ -8,7 +8,7 @@ import pytest
 import scripts
 import torch
 import torch.nn.functional as F
-from tiny import batch_of, bert_config, packed, sequences, shake
+from tiny import batch_of, bert_config, gpt_config, packed, sequences, shake
 
 import minillm.__main__
 import minillm.curves
@@ -21,6 +21,7 @@ from minillm.published import checkpoint
 from minillm.published.vocabularies import load_tokenizer
 from minillm.tasks.classify import Classify, Options
 from minillm.tasks.multi_label import Labels, MultiLabel, labels_over, without_reading, worst_mistakes
+from minillm.tokenizer import SymbolTokenizer
 
 
 def load(train, dev=None, test=None, fields=None):
@@ -223,6 +224,22 @@ def test_the_loss_is_minus_log_p_of_all_answers():
     hot = model.probabilities(model(asked.tokens, asked.packing, asked.segments) / 2).detach()
     expected = F.binary_cross_entropy(hot, truth, reduction="none").sum(1)
     torch.testing.assert_close(model.loss(asked, temperature=2.0).detach(), expected)
+
+
+def test_a_new_head_says_how_often_each_class_applies(write):
+    rows = [(str(i), ["a"] * (i % 2 == 0) + ["b"] * (i % 10 == 0)) for i in range(98)]
+    task = load(write("a.jsonl", rows), write("b.jsonl", [("98", [])]))
+    tokenizer = SymbolTokenizer("digits", ".", list("0123456789"))
+    model = MultiLabelClassifier(bert_config(), task.classes)
+    task.adapt(model, tokenizer)
+    p = model.probabilities(model.classifier.bias).tolist()
+    assert p == pytest.approx([50 / 100, 11 / 100])  # one more of either kind, so that none is certain
+    model.head_is_trained = True
+    with torch.no_grad():
+        model.classifier.bias.zero_()
+    task.adapt(model, tokenizer)
+    assert not model.classifier.bias.any()
+    task.adapt(MultiLabelClassifier(gpt_config(), task.classes), tokenizer)  # which has no bias
 
 
 # ---- from end to end -------------------------------------------------------------------------------

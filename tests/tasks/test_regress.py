@@ -42,7 +42,7 @@ def test_numbers_are_read_from_texts_and_numbers(write, tmp_path):
     task = Regress(Options(tmp_path / "a.csv", write("b.jsonl", [("w", 3), ("v", "4.5")])), 0)
     assert task.splits.train == [Rated(("x",), 1.5), Rated(("y",), -2.0), Rated(("z",), 1000.0)]
     assert [example.label for example in task.splits.dev] == [3.0, 4.5]
-    assert task.notes == ["labels from -2 to 1000, mean 333.2"]
+    assert task.notes[-1] == "labels from -2 to 1000, mean 333.2"
 
 
 def test_every_size_of_label_is_held_out(write):

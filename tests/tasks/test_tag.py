@@ -234,9 +234,9 @@ def test_rewards_are_parts_of_one(write):
     task = some_task(write)
     examples = [sentence("a b c", "B-x I-x B-y", "a"), sentence("a", "O", "b")]
     answers = [Tagged(["B-x", "I-x", "O"], [1.0] * 3, "b", 1.0), Tagged(["O"], [1.0], "b", 1.0)]
-    assert task.reward(examples, answers) == {"tags": [pytest.approx(1 / 3), 0.5], "intent": [0, 0.5]}
+    assert task.reward(examples, answers) == {"f1": [pytest.approx(1 / 3), 0.5], "intent": [0, 0.5]}
     plain = [replace(example, intent=None) for example in examples]
-    assert some_task(write, has_intent=False).reward(plain, answers) == {"tags": [pytest.approx(2 / 3), 1]}
+    assert some_task(write, has_intent=False).reward(plain, answers) == {"f1": [pytest.approx(2 / 3), 1]}
 
 
 def test_baselines_look_words_up_and_count_them(write):

@@ -1,0 +1,82 @@
+"""Texts that are of one class each, from a person's files."""
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from minillm import labels, records
+from minillm.errors import UserError
+from minillm.tasks import files
+from minillm.tasks.base import Splits
+from minillm.tasks.classes import in_order, listed
+from minillm.tasks.files import Fields
+
+MOST_CLASSES = 1000  # more are no classes; most likely the field is not the label
+SHOWN = 20  # classes that are listed with their number of examples
+
+
+@dataclass(frozen=True)
+class Labelled:
+    texts: tuple[str, ...]  # one, or a pair
+    label: str
+
+    @property
+    def prompt(self) -> str:
+        return " / ".join(self.texts)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        return (self.label,)
+
+
+def load(options: files.Options) -> tuple[Splits, list[str], list[str]]:
+    """Splits, classes, and notes for a person. UserError says what is wrong with the files, and where."""
+    fields = Fields(options.fields, ("text", "label", "text2"))
+
+    def read_split(path: Path, train: Sequence[Labelled]) -> list[Labelled]:
+        examples = read(path, fields, {example.label for example in train})
+        if path == options.train:
+            check_classes({example.label for example in examples}, path, fields)
+        return examples
+
+    splits, notes = files.load(options, "classify", read_split, lambda e: e.texts, lambda e: e.label)
+    classes = {each.label for each in [*splits.train, *splits.unlabelled] or [*splits.dev, *splits.test]}
+    if missing := {example.label for example in (*splits.dev, *splits.test)} - classes:
+        raise UserError(f"all examples of the class {min(missing)!r} of {options.train} are held out")
+    if options.train:
+        notes += notes_on(splits.train, Counter(example.label for example in splits.train))
+    return splits, in_order(classes), notes
+
+
+def check_classes(classes: Collection[str], path: Path, fields: Fields) -> None:
+    if len(classes) == 1:
+        raise UserError(f"{path} holds one class only, {min(classes)!r}; there is nothing to tell apart")
+    if len(classes) > MOST_CLASSES:
+        name = fields.name("label")
+        raise UserError(f"{path}: {name!r} has {len(classes):,} different values; is it the label?")
+
+
+def notes_on(train: Sequence[Labelled], counts: Counter[str]) -> list[str]:
+    """The classes with their sizes, and what of them and of the texts looks like a mistake."""
+    shown = ", ".join(f"{name} {count:,}" for name, count in counts.most_common(SHOWN))
+    more = f" and {len(counts) - SHOWN:,} more" if len(counts) > SHOWN else ""
+    of_text: dict[tuple[str, ...], set[str]] = {}
+    for example in train:
+        of_text.setdefault(example.texts, set()).add(example.label)
+    notes = [f"{len(counts):,} classes: {shown}{more}", *labels.suspicious(counts)]
+    if contradictory := sum(len(names) > 1 for names in of_text.values()):
+        notes.append(f"{contradictory:,} texts stand in --train with different labels")
+    return notes
+
+
+def read(path: Path, fields: Fields, known: Collection[str] = ()) -> list[Labelled]:
+    """The examples of a file; their labels must be among the known ones, if any are."""
+    found = records.read(path)
+    roles = ["text", "text2"] if fields.has(found[0], "text2") else ["text"]
+    examples = []
+    for record, label in zip(found, records.labels(found, fields.name("label"), known), strict=True):
+        if known and label not in known:
+            raise UserError(f"{record.place}: no training example has the label {label!r}, only {listed(known)}")
+        examples.append(Labelled(tuple(fields.text(record, role) for role in roles), label))
+    return examples
