@@ -124,23 +124,7 @@ def check(args: Args) -> None:
     check_draws(args)
     estimator.check(args, args.samples)
     expert.check(args)
-<<<<<<< HEAD
-    if args.method in ("expert", "soft-q") and not issubclass(TASKS[args.task], WritingTask):
-        raise UserError(f"--method {args.method} is for answers that are written, not for those of --task {args.task}")
-    if args.options and vars(args.options).get("calibrate"):
-        raise UserError("--calibrate is for train_sft.py: what a reward makes probabilities mean is another thing")
-=======
     actors.check(args, TASKS[args.task])
-    if (args.prompts or 1) * (args.samples or 1) > MOST_ANSWERS:
-        raise UserError(
-            f"--prompts {args.prompts} with --samples {args.samples} are too many answers in a step; "
-            f"{MOST_ANSWERS} are the most there can be"
-        )
-    if args.temperature is not None and args.temperature < LEAST_TEMPERATURE:
-        raise UserError(
-            f"--temperature {args.temperature} leaves nothing to chance; give at least {LEAST_TEMPERATURE} to learn"
-        )
->>>>>>> h-bert-rl
 
 
 # ---- the algorithm: roll out, judge, weigh, update --------------------------------------------------
