@@ -172,10 +172,12 @@ def of_step(study: Study, job: Job) -> float:
     """Of a step of reinforcement learning."""
     if job.options.get("method") == "expert":
         return LEARNED * study.sizes.batch_tokens + READ * tried(study) * study.tokens()
-    answers = job.options["prompts"] * job.options["samples"]
-    given = job.options["prompts"] if job.options.get("sft_share") else 0
-    judged = READ * answers if job.helper else 0  # by a model of like size
-    return ((READ + LEARNED) * answers + LEARNED * given + judged) * study.tokens()
+    prompts, samples = job.options["prompts"], job.options["samples"]
+    read = prompts * samples if study.writes else prompts  # classes are drawn from one reading
+    learned = prompts * min(samples, study.choices)  # equal answers to a prompt are learned from at once
+    given = prompts if job.options.get("sft_share") else 0
+    judged = read if job.helper else 0  # by a model of like size
+    return (READ * (read + judged) + LEARNED * (learned + given)) * study.tokens()
 
 
 def tried(study: Study) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from experiment.arms import ARMS, CONTROL
+from experiment.arms import CONTROL
 from experiment.effects import is_told, mean_of, sentence
 from experiment.pictures import Picture, curve
 from experiment.results import START, Results, title_of, told
@@ -170,7 +170,7 @@ def generalises(results: Results) -> Question:
         question.sentences.append(sentence(
             found, "what REINFORCE gains over more SFT is larger unlike the training than like it",
             "what REINFORCE gains over more SFT is smaller unlike the training than like it",
-            "whether it gains more unlike the training than like it was not seen",
+            "no difference was seen between what REINFORCE gains unlike the training and like it",
         ))  # fmt: skip
     return question
 
@@ -204,6 +204,8 @@ def moved(results: Results) -> Question:
                 values=by_arms(results, START, "any", "test")),
         Picture("entropy", "Entropy, change since the start", "nats a token drawn",
                 values=by_arms(results, START, "entropy", "test"), has_shares=False),
+        Picture("distinct", "Diversity, change since the start", "in points: share of eight answers that differ",
+                values=by_arms(results, START, "distinct", "test")),
     ]  # fmt: skip
     for arm in ("rl", "sft", "expert"):
         name = title_of(arm)
@@ -214,7 +216,7 @@ def moved(results: Results) -> Question:
             )  # fmt: skip
     question.sentences += compared(
         results, "rl", CONTROL, "kl", "test", "REINFORCE moved further from the start than more SFT",
-        "REINFORCE moved less far from the start than more SFT", "how far the two moved did not differ",
+        "REINFORCE moved less far from the start than more SFT", "no difference was seen in how far the two moved",
     )  # fmt: skip
     return question
 
@@ -271,18 +273,15 @@ def verdict(found: Interval | None, higher: str, lower: str) -> str:
 
 
 def headline(results: Results) -> str:
-    """In one sentence what came out."""
-    share = f"{results.study.name}, from {results.design.shared:.0%} of the labels"
-    rows = {arm: results.difference(arm, CONTROL) for arm in results.design.arms if arm not in (CONTROL, "shuffled")}
-    ahead = {arm: found for arm, found in rows.items() if found is not None and is_told(found) and found.value > 0}
-    if not ahead:
-        behind = [arm for arm, found in rows.items() if found is not None and is_told(found)]
-        return f"{share}: nothing was ahead of more SFT" + (
-            f"; {len(behind)} of {len(rows)} were behind" if behind else ""
-        )
-    best = max(ahead, key=lambda arm: ahead[arm].value)
-    found = ahead[best]
-    return (
-        f"{share}: {ARMS[best].title} is furthest ahead of more SFT, by {100 * found.value:.1f} points "
-        f"[{100 * found.low:.1f}, {100 * found.high:.1f}]"
-    )
+    """In one sentence what came out: who was ahead of the control, and by how much; none of them is picked out."""
+    arms = [arm for arm in results.design.arms if arm not in (CONTROL, "shuffled")]
+    rows = [(arm, found) for arm in arms if (found := results.difference(arm, CONTROL)) is not None and is_told(found)]
+    ahead = [f"{title_of(arm)} by {by(found)}" for arm, found in rows if found.value > 0]
+    behind = [f"{title_of(arm)} by {by(found.turned())}" for arm, found in rows if found.value < 0]
+    said = [f"{word} {', '.join(some)}" for word, some in (("ahead are", ahead), ("behind are", behind)) if some]
+    compared = f"{results.study.name}, from {results.design.shared:.0%} of the labels, {len(arms)} arms beside more SFT"
+    return f"{compared}: {'; '.join(said) or 'none is told apart from it'}"
+
+
+def by(found: Interval) -> str:
+    return f"{100 * found.value:.1f} points [{100 * found.low:.1f}, {100 * found.high:.1f}]"

@@ -90,9 +90,7 @@ class Runner:
         task_options = dict(job.task_options)
         rate = job.base * (self.factor(job.arm) if job.factor is None else job.factor)
         options = {**job.options, "lr": rate, "task": job.task, "seed": job.seed, "out": self.path(job)}
-        options["precision"] = PRECISION
-        if job.script == "sft":
-            options["embedding_lr"] = rate
+        options |= {"embedding_lr": rate, "precision": PRECISION}
         if job.init:
             options["init"] = self.folder / job.init  # of a start that of the study, if any
         if job.helper:

@@ -62,6 +62,7 @@ class Study:
     diverse: ClassVar[Mapping[str, Any]] = {}  # options of the task by which the same labels have more prompts
     writes: ClassVar[bool] = True
     label_bits: ClassVar[str] = "a whole answer"
+    choices: ClassVar[float] = math.inf  # how many answers to a prompt there are
     lrs: ClassVar[Mapping[str, float]] = {"sft": 2e-3, "rl": 5e-4, "expert": 2e-3, "dpo": 1e-4, "judge": 5e-4}
     start_lr: ClassVar[float] = 5e-3
     temperature: ClassVar[float] = 1.0  # of the policy that learns
@@ -266,11 +267,11 @@ class Texts(Study):
 
 
 class Sentiment(Texts):
-    name, source, label_bits = "sentiment", "sentiment_sst2", "1 bit"
+    name, source, label_bits, choices = "sentiment", "sentiment_sst2", "1 bit", 2
 
 
 class Intents(Texts):
-    name, source, label, label_bits = "intents", "slots_snips", "intent", "2.8 bits"
+    name, source, label, label_bits, choices = "intents", "slots_snips", "intent", "2.8 bits", 7
 
 
 class Own(Study):

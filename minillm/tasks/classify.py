@@ -97,7 +97,7 @@ class Classify(Judged):
 
     def __new__(cls, options: Options, seed: int) -> "Classify":
         """The task that --problem names."""
-        return super().__new__(Classify.problems[options.problem] if cls is Classify else cls)
+        return super().__new__(Classify.problems.get(options.problem, cls) if cls is Classify else cls)
 
     def __init__(self, options: Options, seed: int):
         """The task from files. Texts that are held out are never trained on, also where the files overlap."""

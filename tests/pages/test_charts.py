@@ -66,6 +66,24 @@ def test_a_logarithmic_axis():
     assert not charts.spanning([0.2, 3.0], 100.0, 0.0, may_be_log=True).is_log
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [(0.25, 3.6, [0.5, 1, 2]), (30, 40, []), (1, 1000, [1, 10, 100, 1000])],
+)
+def test_a_logarithmic_axis_of_any_length_has_its_ticks(low, high, ticks):
+    assert Axis(low, high, 0.0, 1.0, is_log=True).ticks() == pytest.approx(ticks)
+
+
+def test_a_horizontal_axis_may_be_logarithmic_and_count_anything():
+    """Equal factors are equal steps, and it begins where the curve does."""
+    figure = charts.figure("right", [Series("a", [10, 100, 1000], [1, 2, 3])], unit="labels", is_log=True)
+    first, second, third = (float(at) for at in re.findall(r'cx="([\d.]+)"', figure))
+    assert second - first == pytest.approx(third - second, abs=0.2)
+    assert LEFT < first < LEFT + 30
+    assert "labels 100: 2" in figure
+    assert charts.figure("right", [Series("a", [5], [1])], is_log=True)
+
+
 def test_points_stand_where_their_values_say():
     figure = charts.figure("loss", [Series("loss", [0, 50, 100], [0.0, 5.0, 10.0])])
     (left, bottom), (middle, centre), (right, top) = circles(figure)

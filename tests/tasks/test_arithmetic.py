@@ -31,6 +31,38 @@ def test_answers_are_right(task):
         assert example.answers == (f"{int(a) + int(b):03d}",)
 
 
+def numbers(prompt):
+    return tuple(map(int, prompt.removesuffix("=").split("+")))
+
+
+def test_no_number_is_larger_than_the_largest():
+    """In no split and in no practice; what is held out is the same, but for the problems that fall away."""
+    small, all_of_them = Arithmetic(Options(largest=40, examples=500), 0), Arithmetic(Options(), 0)
+    practised = list(islice(small.practice(0), 300))
+    for example in [*small.splits.train, *small.splits.dev, *small.splits.test, *practised]:
+        assert max(numbers(example.prompt)) <= 40
+    known = [e for e in all_of_them.splits.test if max(numbers(e.prompt)) <= 40]
+    assert small.splits.test == known
+    held_out = prompts([*all_of_them.splits.dev, *all_of_them.splits.test])
+    assert not prompts([*small.splits.train, *practised]) & held_out
+    assert small.num_practised == 41**2 - sum(max(numbers(prompt)) <= 40 for prompt in held_out)
+
+
+def test_both_orders_are_other_prompts_and_no_more_labels():
+    once, both = (Arithmetic(Options(examples=200, both_orders=each), 0) for each in (False, True))
+    pairs = {numbers(prompt) for prompt in prompts(both.splits.train)}
+    assert {frozenset(pair) for pair in pairs} == {frozenset(numbers(p)) for p in prompts(once.splits.train)}
+    assert prompts(once.splits.train) < prompts(both.splits.train)
+    assert not prompts(both.splits.train) & prompts([*both.splits.dev, *both.splits.test])
+    assert all(example.answers == (f"{sum(numbers(example.prompt)):03d}",) for example in both.splits.train)
+
+
+@pytest.mark.parametrize("largest", [-1, 8, 100])
+def test_a_largest_number_that_makes_no_sense(largest):
+    with pytest.raises(UserError, match=f"--largest {largest} must be from 9 to 99"):
+        Arithmetic(Options(largest=largest), 0)
+
+
 def test_splits_are_disjoint_and_of_the_size_asked_for(task):
     train, dev, test, _ = map(prompts, vars(task.splits).values())
     assert (len(train), len(dev), len(test)) == (2000, 1000, 1000)
