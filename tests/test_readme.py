@@ -31,6 +31,7 @@ OF_OTHERS = {"--help", "--no-deps", "--nproc-per-node"}  # argparse's, pip's, to
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 TARGET = re.compile(r"\]\(([^)]+)\)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+PROGRAM = re.compile(r"(?:(?P<script>train_sft\.py|train_rl\.py)|python -m minillm (?P<name>\w+)) (?P<words>.+)")
 NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)|\d+(?:\.\d+)?")
 
 
@@ -171,13 +172,8 @@ def test_files_exist():
     links = [target for target in TARGET.findall(read(ENGLISH)) if "://" not in target]
     assert len(named) > 5, named
     assert len(tree()) > 50, tree()
-    check(
-        [f"{ENGLISH} names {path}, which there is not" for path in [*tree(), *named, *modules, *links] if is_no(path)]
-    )
-
-
-def is_no(path: str | Path) -> bool:
-    return not (ROOT / path).exists()
+    missing = [path for path in [*tree(), *named, *modules, *links] if not (ROOT / path).exists()]
+    check([f"{ENGLISH} names {path}, which there is not" for path in missing])
 
 
 def test_the_tree_has_every_file_of_the_engine():
@@ -187,12 +183,14 @@ def test_the_tree_has_every_file_of_the_engine():
 
 
 def options() -> set[str]:
-    """Of both scripts, of all tasks, of all commands and of the benchmarks."""
+    """Of both scripts, of all tasks and of all commands; of the benchmarks, which are not imported, by their text."""
     kinds = [script.Args for script in SCRIPTS.values()] + [task.Options for task in TASKS.values()]
     kinds += [importlib.import_module(f"minillm.commands.{name}").Args for name in COMMANDS]
-    ours = {f"--{name.replace('_', '-')}" for kind in kinds for name in cli.names_of(kind)}
-    sources = [file.read_text(encoding="utf-8") for file in (ROOT / "bench").glob("*.py")]
-    return ours | {option for text in sources for option in re.findall(r'add_argument\(\s*"(--[a-z0-9-]+)"', text)}
+    names = {name for kind in kinds for name in cli.names_of(kind)}
+    for text in (file.read_text(encoding="utf-8") for file in (ROOT / "bench").glob("*.py")):
+        names |= {*re.findall(r"^    (\w+): .+ = cli\.option\(", text, re.MULTILINE)}
+        names |= {*re.findall(r'add_argument\(\s*"--([a-z0-9-]+)"', text)}
+    return {f"--{name.replace('_', '-')}" for name in names}
 
 
 def test_options_exist():
@@ -201,14 +199,13 @@ def test_options_exist():
 
 
 def parse(command: str) -> None:
-    """As its own program would; nothing is opened or run."""
-    words = [word for word in shlex.split(command) if word not in ("…", "--help")]
-    for script, module in SCRIPTS.items():
-        if script in words and words[words.index(script) + 1 :]:
-            cli.parse_with_task(module.Args, TASKS, "", words[words.index(script) + 1 :])
-    if words[:3] == ["python", "-m", "minillm"] and words[3:]:
-        kind = importlib.import_module(f"minillm.commands.{words[3]}").Args
-        cli.parse(kind, "", words[4:])
+    """As its own program would, if it is one of ours; nothing is opened or run."""
+    if found := PROGRAM.search(command):
+        words = [word for word in shlex.split(found["words"]) if word not in ("…", "--help")]
+        if found["script"]:
+            cli.parse_with_task(SCRIPTS[found["script"]].Args, TASKS, "", words)
+        else:
+            cli.parse(importlib.import_module(f"minillm.commands.{found['name']}").Args, "", words)
 
 
 def test_commands_are_understood():
