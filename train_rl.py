@@ -168,7 +168,8 @@ def climb(
     shares = (1 - args.sft_share) * args.shares(torch.tensor([float(len(e.answer)) for e in episodes]), actor.longest)
     copies, out_of_bounds = distinct(episodes, advantages), 0.0
     # Without advantage an answer teaches nothing, unless it has more to teach than that.
-    taught = [i for i in copies if any(advantages[i]) or args.looks_back or args.learns_value]
+    has_more = args.looks_back or args.learns_value or args.method == "soft-q"
+    taught = [i for i in copies if has_more or any(advantages[i])]
     for part in by_length([len(episodes[i].prompt) + len(episodes[i].answer) for i in taught], args.micro_tokens):
         some = [taught[j] for j in part]
         drawn = actor.batch([episodes[i] for i in some], weight.device)
