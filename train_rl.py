@@ -205,11 +205,10 @@ def learn(
     counted = [i for i, episode in enumerate(episodes) if args.counts(max(advantages[i], default=0.0), episode.is_cut)]
     beta, norm, out_of_bounds = beta_of(session, args), 0.0, 0.0
     for _ in range(args.passes):
-        for part in torch.randperm(len(counted)).tensor_split(args.minibatches):
-            if not (some := [counted[i] for i in part.tolist()]):
-                continue
+        for part in torch.randperm(len(counted)).tensor_split(max(1, min(args.minibatches, len(counted)))):
+            some = [counted[i] for i in part.tolist()]  # none, where no answer counts: what was given is still learned
             taken = [episodes[i] for i in some], [advantages[i] for i in some]
-            out_of_bounds += climb(model, start, actor, *taken, args, beta)
+            out_of_bounds += climb(model, start, actor, *taken, args, beta) if some else 0.0
             for batch in given:
                 backward(model, batch.to(next(model.parameters()).device), args.sft_share / sum(b.count for b in given))
             norm = session.update(args.clip)
@@ -239,8 +238,6 @@ def fit(
     given_tokens = round(args.prompts * float(corpus.table.lengths.mean())) if corpus else 0
     sampling = Sampling(args.temperature)
     model.eval()  # no dropout: the model that learns is the model that drew
-    if session.progress.step == 0:
-        remember(session, task, model, tokenizer)
     for step in session:
         examples = list(islice(practice, args.prompts))
         episodes = judge(reward, actor.rollout(model, examples, sampling, args.samples))
@@ -316,6 +313,8 @@ def train(args: Args, console: Console | None = None) -> Run:
         before = look_at(args, session, task, start, tokenizer, actor, answer)
         if not session.progress.records:
             session.write(**flat(before["dev"], "dev"))
+        if session.progress.best is None:
+            remember(session, task, model, tokenizer)
         if args.method == "expert":
             expert.fit(args, session, task, reward, model, tokenizer, answer)
         else:

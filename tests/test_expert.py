@@ -191,6 +191,13 @@ def test_steps_say_how_much_is_tried():
     assert Plan(args_of(steps=90, prompts=10), task_of("ab"), []).prompts == 100
 
 
+def test_the_start_is_one_of_those_that_are_kept(start, tmp_path):
+    """No training leaves anything worse than it, under --keep best."""
+    assert scripts.main(train_rl, init=start, **FEW, lr=0.3, keep="best", out=tmp_path / "run") == 0
+    found = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert found["dev_wer"] <= found["start_dev_wer"]
+
+
 def test_minutes_are_halved():
     plan = Plan(args_of(), task_of("ab"), [])
     assert [plan.to_try(share, 0) > 0 for share in (0.0, 0.16, 0.17, 0.32, 0.34, 0.49, 0.51, 0.99)] == [
