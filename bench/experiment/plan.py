@@ -85,7 +85,8 @@ def trials(study: Study, design: Design) -> Iterator[Job]:
 
 
 def arms_of(study: Study, design: Design, at_shared: bool) -> Iterator[Job]:
-    shares = [share for share in design.shares if (share == design.shared) == at_shared]
+    larger_first = sorted(design.shares, key=lambda share: (share < design.shared, share))
+    shares = [share for share in larger_first if (share == design.shared) == at_shared]
     for share, seed in product(shares, range(design.seeds)):
         yield start(study, share, seed)
         for name in design.arms:
