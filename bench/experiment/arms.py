@@ -55,6 +55,8 @@ def obstacle(arm: Arm, study: Any) -> str | None:
         return f"{study.name} has no other prompts with the same labels"
     if arm.writes_only and not study.writes:
         return f"{study.name} has no written answers"
+    if arm.helper and study.no_pairs:
+        return study.no_pairs
     if arm.script == "rl" and study.task not in learnable():
         return f"train_rl.py does not learn --task {study.task}"
     if unknown := missing(arm):
