@@ -62,6 +62,9 @@ class Study:
     diverse: ClassVar[Mapping[str, Any]] = {}  # options of the task by which the same labels have more prompts
     writes: ClassVar[bool] = True
     no_pairs: ClassVar[str] = ""  # why files of answers right and wrong cannot be learned from
+    of_seeds: ClassVar[str] = (
+        "Seeds differ in the starts' first weights and all that is drawn; their labels are the same."
+    )
     label_bits: ClassVar[str] = "a whole answer"
     choices: ClassVar[float] = math.inf  # how many answers to a prompt there are
     lrs: ClassVar[Mapping[str, float]] = {"sft": 2e-3, "rl": 5e-4, "expert": 2e-3, "dpo": 1e-4, "judge": 5e-4}
@@ -132,6 +135,7 @@ class Additions(Study):
     name = task = "arithmetic"
     shift = "sums with a number from 90 to 99, larger than any in training"
     diverse: ClassVar[Mapping[str, Any]] = {"both_orders": True}
+    of_seeds = "Seeds differ in the labels, in the starts' first weights, and in all that is drawn."
     temperature = 0.5
     largest, most = 89, 6400
 
