@@ -42,7 +42,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import train_sft
-from minillm import cli, estimator, expert, ranks
+from minillm import actors, cli, estimator, expert, ranks
 from minillm.actors import actor_of, is_judged, require_actor
 from minillm.batching import Batch, Corpus, by_length
 from minillm.device import place
@@ -64,7 +64,7 @@ from minillm.findings import comparison
 from minillm.generate import GREEDY, Sampling
 from minillm.objective import backward
 from minillm.optim import optimizers_of
-from minillm.options import Common, Optimisation, check_common
+from minillm.options import Common, Optimisation, check_common, check_draws
 from minillm.origin import data_of
 from minillm.policy import Estimator, Rewards, is_beyond, moved
 from minillm.report import flat, introduce
@@ -89,8 +89,6 @@ from minillm.watch import finish, look_at, remember, report, sound_alarms, take_
 
 JUDGED = {name: task for name, task in TASKS.items() if is_judged(task)}
 LOOK_EVERY = 10  # steps between looks at the KL to the start, which costs a pass of the starting model
-LEAST_TEMPERATURE = 1e-3  # of the policy: its gradients are divided by it, and soon all its answers are alike
-MOST_ANSWERS = 2**20  # in a step, all of which lie in memory
 UNFINISHED = 1.0  # what an answer that does not end costs with --overlong penalise
 
 
@@ -123,24 +121,10 @@ class Args(Estimator, Rounds, Optimisation, Common):
 def check(args: Args) -> None:
     """UserError for options that make no sense whatever the data is."""
     check_common(args, [name for name, task in TASKS.items() if is_judged(task)])
-    cli.require_positive(args, "prompts", "samples", "temperature", "evaluations", "micro_tokens")
-    if args.watch is not None and not 0 <= args.watch <= cli.MOST_COUNTED:
-        raise UserError(f"--watch {args.watch} must be 0 or more")
+    check_draws(args)
     estimator.check(args, args.samples)
     expert.check(args)
-    if args.method in ("expert", "soft-q") and not issubclass(TASKS[args.task], WritingTask):
-        raise UserError(f"--method {args.method} is for answers that are written, not for those of --task {args.task}")
-    if args.options and vars(args.options).get("calibrate"):
-        raise UserError("--calibrate is for train_sft.py: what a reward makes probabilities mean is another thing")
-    if (args.prompts or 1) * (args.samples or 1) > MOST_ANSWERS:
-        raise UserError(
-            f"--prompts {args.prompts} with --samples {args.samples} are too many answers in a step; "
-            f"{MOST_ANSWERS} are the most there can be"
-        )
-    if args.temperature is not None and args.temperature < LEAST_TEMPERATURE:
-        raise UserError(
-            f"--temperature {args.temperature} leaves nothing to chance; give at least {LEAST_TEMPERATURE} to learn"
-        )
+    actors.check(args, TASKS[args.task])
 
 
 # ---- the algorithm: roll out, judge, weigh, update --------------------------------------------------

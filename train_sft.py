@@ -109,7 +109,7 @@ def train(args: Args, console: Console | None = None) -> Run:
         session.begin("sft", args, tokenizer, data, started)
         introduce(console, placement, task, model, run)
         if task.looks_first and session.leads:
-            look_first(session, task, model, tokenizer)
+            look_first(args, session, task, model, tokenizer)
         fit(args, session, task, model, tokenizer, corpus)
         if session.leads:
             keep(args, session, task, model, tokenizer)
@@ -130,11 +130,15 @@ def made(args: Args, console: Console) -> Path:
     return run.folder
 
 
-def look_first(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> None:
-    """Measures what the model can do before its training, unless that stands in the log already."""
+def look_first(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> None:
+    """Measures what the model can do before its training, unless that stands in the log already. Where the best look
+    counts, this is one."""
     if session.progress.records == 0:
         examples, answers = glance(session, task, model, tokenizer)
-        session.report(task.measure(examples, answers), len(examples), **task.details(examples, answers))
+        measured = task.measure(examples, answers)
+        session.report(measured, len(examples), **task.details(examples, answers))
+        if args.keep == "best":
+            session.keep_if_best(score_of(task, measured))
     task.before = next(iter(session.run.read_log(1)), {})
 
 

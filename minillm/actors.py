@@ -33,6 +33,14 @@ def is_judged(task: type[Task]) -> bool:
     return issubclass(task, Judged) and task.head in ACTORS
 
 
+def check(args: Any, task: type[Task]) -> None:
+    """UserError for options of train_rl.py that do not suit the task."""
+    if args.method in ("expert", "soft-q") and task.head != "lm":
+        raise UserError(f"--method {args.method} is for answers that are written, not for those of --task {task.name}")
+    if args.options and vars(args.options).get("calibrate"):
+        raise UserError("--calibrate is for train_sft.py: what a reward makes probabilities mean is another thing")
+
+
 def require_actor(task: Task) -> None:
     """UserError for one whose options ask for a model that is no policy."""
     if task.head not in ACTORS:

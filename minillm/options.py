@@ -13,6 +13,8 @@ from minillm.optim import OPTIMIZERS
 from minillm.session import SCHEDULES
 
 BUDGETS = ("minutes", "steps", "epochs")  # options, of which one is given
+LEAST_TEMPERATURE = 1e-3  # of the policy: its gradients are divided by it, and soon all its answers are alike
+MOST_ANSWERS = 2**20  # in a step, all of which lie in memory
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,22 @@ def check_common(args: Any, tasks: Collection[str]) -> None:
     cli.require_seed(args)
     trackers.require(args.log_to)
     check_optimisation(args)
+
+
+def check_draws(args: Any) -> None:
+    """UserError for answers that cannot be drawn, so many or so."""
+    cli.require_positive(args, "prompts", "samples", "temperature", "evaluations", "micro_tokens")
+    if args.watch is not None and not 0 <= args.watch <= cli.MOST_COUNTED:
+        raise UserError(f"--watch {args.watch} must be 0 or more")
+    if (args.prompts or 1) * (args.samples or 1) > MOST_ANSWERS:
+        raise UserError(
+            f"--prompts {args.prompts} with --samples {args.samples} are too many answers in a step; "
+            f"{MOST_ANSWERS} are the most there can be"
+        )
+    if args.temperature is not None and args.temperature < LEAST_TEMPERATURE:
+        raise UserError(
+            f"--temperature {args.temperature} leaves nothing to chance; give at least {LEAST_TEMPERATURE} to learn"
+        )
 
 
 def check_optimisation(args: Optimisation) -> None:

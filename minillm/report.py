@@ -16,7 +16,6 @@ from minillm.tokenizer import Tokenizer
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 SAMPLES = 10
-GLANCE = 500  # dev examples looked at during training; all of them at the end
 NAMES = {
     "bits_per_character": "bits a character",
     "bleu": "BLEU",
@@ -113,7 +112,7 @@ def score(console: Console, task: Any, model: nn.Module, tokenizer: Tokenizer, w
 
 def glance(session: Any, task: Any, model: nn.Module, tokenizer: Tokenizer) -> tuple[Sequence[Any], list[Any]]:
     """Some dev examples and the model's answers."""
-    examples = evenly_spaced(task.splits.dev, GLANCE)
+    examples = evenly_spaced(task.splits.dev, task.glance)
     with session.averaged():
         return examples, task.answer(model, tokenizer, examples)
 

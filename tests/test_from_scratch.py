@@ -32,7 +32,8 @@ def _quick(tmp_path, monkeypatch):
         monkeypatch.setitem(TASKS, task.name, task)
 
 
-OTHERS = [name for name in BASELINES if name != "leave-one-out"]
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in BASELINES if name != "leave-one-out"]
+EVERY = pytest.mark.parametrize("baseline", ["leave-one-out", "value", *OTHERS])
 
 
 class Bandit(WritingTask):
@@ -99,7 +100,7 @@ def trained(task, **options):
     return run, json.loads(run.path("metrics.json").read_text())[f"dev_{TASKS[task].headline}"]
 
 
-@pytest.mark.parametrize("baseline", [*BASELINES, "value"])
+@EVERY
 def test_a_bandit(baseline):
     """At the end 99 % of the arms drawn are the best one."""
     trained("bandit", baseline=baseline, steps=120, prompts=16, samples=8)
@@ -109,10 +110,7 @@ def test_a_bandit(baseline):
 QUICK = ("leave-one-out", "value")
 
 
-@pytest.mark.parametrize(
-    "baseline",
-    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in (*BASELINES, "value")],
-)
+@EVERY
 def test_copying(baseline):
     """At the end 99 % of the letters are right, also of texts that were not practised."""
     run, exact = trained("copy", baseline=baseline, steps=160, prompts=32, samples=8)

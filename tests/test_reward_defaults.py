@@ -40,6 +40,7 @@ def start(tmp_path_factory):
 
 
 def completed(task, model=None, **options):
+    options = {"init": Path("somewhere"), **options}
     return complete_by_reward(train_rl.Args(task=task.name, **options), task, model or model_of(64))
 
 

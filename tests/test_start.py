@@ -242,7 +242,7 @@ def test_a_published_model_has_no_data_to_take(tmp_path):
 def test_options_are_dataclasses_of_cli_options():
     """Every flag of every task has a help text, and none is called as one of the scripts that train it is."""
     for name, task in TASKS.items():
-        scripts = [train_sft, train_rl] if name in train_rl.WRITING else [train_sft]
+        scripts = [train_sft, train_rl] if name in train_rl.JUDGED else [train_sft]
         general = {field.name for script in scripts for field in fields(script.Args)}
         task.Options()  # all have defaults
         assert not general & set(cli.names_of(task.Options))

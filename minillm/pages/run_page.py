@@ -210,6 +210,9 @@ def curves(metric: str, found: Mapping[str, Any], metrics: Mapping[str, Any], lo
     """All that was logged, the task's own metric first. The parts of a reward share a figure."""
     names = dict.fromkeys(key for record in log for key, value in record.items() if charts.is_number(value))
     names = [name for name in names if name not in COUNTED and not name.endswith(("_low", "_high"))]
+    # What was measured before and after alone is told by the figures; between two points there is no curve.
+    few = len({record["step"] for record in log}) < 10
+    names = [name for name in names if few or name == f"dev_{metric}" or sum(name in r for r in log) != 2]
     first = [f"dev_{metric}", *FIRST]
     names = sorted(names, key=lambda name: (first.index(name) if name in first else len(first), name == "lr"))
     rules = found.get("baselines", ())

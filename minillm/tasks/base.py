@@ -78,6 +78,7 @@ class Task(Protocol):
     Options: ClassVar[type]  # a dataclass of cli.options: the task's own flags
     is_redrawn: ClassVar[bool]  # whether documents differ from epoch to epoch
     looks_first: ClassVar[bool] = False  # whether what the model can do before its training is worth a look
+    glance: ClassVar[int] = 500  # dev examples that are looked at during training; all of them are at the end
     splits: Splits
     classes: Sequence[str] | None  # for heads that have them: what a new one tells apart
     sequence_classes: Sequence[str] = ()  # of a tagger, which also says of what class the whole is

@@ -17,7 +17,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from minillm import cli, evaluate
-from minillm.batching import Batch, Document
+from minillm.batching import Batch, Corpus, Document, DocumentTable
+from minillm.bayes_start import JUDGED, NARROWEST, begin_as_naive_bayes, order_matters
 from minillm.bert import BERTConfig
 from minillm.errors import UserError
 from minillm.gpt import GPTConfig
@@ -28,8 +29,9 @@ from minillm.metrics.classes import TEMPERATURES
 from minillm.modernbert import ModernBERTConfig
 from minillm.naive_bayes import NaiveBayes
 from minillm.published.subwords import learn_vocabulary
-from minillm.report import mistakes_table, values_of
+from minillm.report import evenly_spaced, mistakes_table, values_of
 from minillm.rewards import Reward, balanced, right_class
+from minillm.run import Run
 from minillm.tasks import files
 from minillm.tasks.base import Judged, Shape
 from minillm.tasks.classes import weights_of
@@ -84,16 +86,18 @@ class Classify(Judged):
     lower_is_better = False
     head = "classify"
     is_redrawn = False
+    looks_first, glance = True, 1000
     Options = Options
     class_weights: Mapping[str, float] = {}  # empty: all alike
     is_calibrated, temperature = False, 1.0
+    counts_first = False  # whether the model begins as naive Bayes
     augment: str | None = None
     problems: ClassVar[dict[str, type["Classify"]]] = {}  # by --problem; who they are is told in tasks/__init__.py
     guess, guessed = "majority", "class"  # what is right without reading: that baseline, and what it says
 
     def __new__(cls, options: Options, seed: int) -> "Classify":
         """The task that --problem names."""
-        return super().__new__(Classify.problems[options.problem] if cls is Classify else cls)
+        return super().__new__(Classify.problems.get(options.problem, cls) if cls is Classify else cls)
 
     def __init__(self, options: Options, seed: int):
         """The task from files. Texts that are held out are never trained on, also where the files overlap."""
@@ -120,11 +124,18 @@ class Classify(Judged):
         tokenizer = learn_vocabulary(texts, VOCABULARY)
         if self.kind == "gpt":  # or transformers would hand its GPT-2 segments, and that would add them
             tokenizer.config = {**tokenizer.config, "model_input_names": ["input_ids", "attention_mask"]}
+        self.vocab_size = tokenizer.vocab_size
+        if self.head == "classify" and self.kind in (None, "modernbert"):  # one class each, and a mean that says it
+            table = DocumentTable(
+                [self.documents(each, tokenizer, None) for each in evenly_spaced(self.splits.train, JUDGED)]
+            )
+            self.counts_first = not order_matters(table, len(self.classes))
         return tokenizer
 
     def recipe(self, model: nn.Module | None, minutes: float | None) -> dict[str, Any]:
-        """A published model learns slowly, one from scratch faster and longer. Few texts need a least number of steps,
-        many a most; of all looks at the dev set the best counts, and five that bring nothing end the training."""
+        """A published model learns slowly, as does one that begins as naive Bayes, others faster. Few texts need a
+        least number of steps, many a most; of all looks at the dev set, that before the first step included, the best
+        counts, and five that bring nothing end the training."""
         if model and self.kind:
             raise UserError(
                 f"--model {self.kind} is for a model from scratch, but --init brings its own; leave one out"
@@ -134,7 +145,8 @@ class Classify(Judged):
             rates = {"lr": 6e-5, "embedding_lr": 1e-3, "dropout": 0.1}
             return {**both, **rates, "batch_examples": 32, "epochs": self.epochs(4.0, 32, least=150, most=10_000)}
         shape = {"layers": 2, "width": 128, "heads": 4, "dropout": 0.3}
-        rates = {"lr": 5e-4, "embedding_lr": 5e-4}
+        rate = 1e-4 if self.counts_first else 5e-4
+        rates = {"lr": rate, "embedding_lr": rate}
         return {**both, **shape, **rates, "batch_examples": 64, "epochs": self.epochs(6.0, 64, least=400, most=6000)}
 
     def rl_recipe(self, model: nn.Module | None) -> dict[str, Any]:
@@ -163,6 +175,11 @@ class Classify(Judged):
         num_cut = sum(len(tokens) > self.limit for tokens, _ in self.read(examples, tokenizer, limit=None))
         if num_cut:
             self.notes = [*self.notes, f"{num_cut:,} texts are longer than {self.limit} tokens; their ends are cut"]
+
+    def begin(self, model: SequenceClassifier, corpus: Corpus, run: Run) -> None:
+        if self.counts_first and model.config.width >= NARROWEST:
+            begin_as_naive_bayes(model, corpus.table)
+            self.notes = [*self.notes, "it begins as naive Bayes: here the order of words says little"]
 
     def read(
         self, examples: Sequence[Labelled], tokenizer: Tokenizer, limit: int | None

@@ -89,7 +89,9 @@ def load(
     examples = [example for example in everything if is_answered(example)]
     bare = [example for example in everything if not is_answered(example)]
     if not examples and not options.dev:
-        raise UserError(f"no example of {options.train} has an answer: give --dev FILE of some that have")
+        raise UserError(
+            f"no example of {options.train} has an answer: say what is what with --fields, or give --dev FILE"
+        )
     test = read(options.test, examples) if options.test else []
     train = without(examples, test, key)
     if options.dev:
@@ -101,6 +103,8 @@ def load(
         train, dev = divide(train, HELD_OUT, key, stratum)
         taken = len(dev)
         notes = [f"--dev is not given: {len(dev):,} examples of --train are held out instead"]
+    if bare:
+        notes.append(f"{len(bare):,} training examples have no answer, and can only be learned from by reward")
     if examples and not train:
         raise UserError(f"all examples of {options.train} are held out, too; there is nothing to learn from")
     if twice := len(examples) - len(train) - taken:

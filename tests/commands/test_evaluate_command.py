@@ -57,7 +57,7 @@ def here(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     files = {"train": reviews(folder / "train.jsonl", 200, 0), "dev": reviews(folder / "dev.jsonl", 80, 1)}
     trained(folder / "good", task="classify", steps=40, lr=0.01, embedding_lr=0.01, **files)
-    trained(folder / "poor", task="classify", steps=1, keep="last", **files)
+    trained(folder / "poor", task="classify", steps=1, keep="last", model="bert", **files)
     trained(folder / "words", task="pronounce", steps=30, batch_tokens=64, **scripts.write_words(folder))
     (folder / "text.txt").write_text("to be or not to be, that is the question. " * 30)
     trained(folder / "lm", task="lm", train=folder / "text.txt", context=16, steps=5, batch_tokens=64)

@@ -76,7 +76,7 @@ def test_the_command_gives_the_same_options_again(trained, kind, monkeypatch):
     commands = re.findall("<pre><code>(.*?)</code></pre>", (folder / "report.html").read_text())
     words = shlex.split(html.unescape(commands[0]))
     assert words[:2] == ["python", f"{script.__name__}.py"]
-    tasks = {"sft": TASKS, "rl": train_rl.WRITING}[kind]
+    tasks = {"sft": TASKS, "rl": train_rl.JUDGED}[kind]
     assert cli.parse_with_task(script.Args, tasks, "", words[2:]) == args
 
 
@@ -87,7 +87,7 @@ def test_what_a_page_of_a_run_says(trained):
     assert sentence(page).startswith(f"arithmetic: accuracy {before} → {after} [")
     assert sentence(page).endswith("on 1,000 dev examples")
     changed = ["What it changed, on dev", "What it changed, on test"]
-    wanted = ["Figures", "Curves", *changed, "Held-out examples, greedy", "Answers while it learned", "Do it again"]
+    wanted = ["Figures", "Curves", *changed, "Held-out examples", "Answers while it learned", "Do it again"]
     assert headings(page) == wanted
     assert "GPT" in text_of(page)
     found = json.loads((trained["rl"][0] / "report.json").read_text())

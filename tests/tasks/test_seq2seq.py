@@ -171,10 +171,15 @@ def test_fields_of_other_names(task_of, write):
     assert len(everything) == 20
 
 
+def test_prompts_alone_are_counted(task_of):
+    task = task_of([*pairs(9), {"prompt": "a"}])
+    assert "1 training examples have no answer, and can only be learned from by reward" in task.notes
+    assert [example.prompt for example in task.splits.unlabelled] == ["a"]
+
+
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        ({"prompt": "a"}, "has no field 'answer', only 'prompt'; say what is what with --fields"),
         ({"prompt": "a", "answer": ["b", " "]}, "'answer' is empty, or a text in it is"),
         ({"prompt": "a", "answer": []}, "'answer' is empty, or a text in it is"),
         ({"prompt": "a", "answer": {"text": "b"}}, "'answer' is .* but a text was expected"),
