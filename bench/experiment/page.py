@@ -52,7 +52,8 @@ def design_in_words(results: Results) -> str:
     begun = "" if done[0] == done[1] else f" Not finished: {done[0]} of {done[1]} jobs are done."
     return (
         f"All arms begin at the same models, those that {', '.join(f'{s:.0%}' for s in design.shares)} of the labels "
-        f"of {study.name} give, and have the same budget: {budget}. {seeds}, each with starts of its own. {study.of_seeds}{begun}"
+        f"of {study.name} give, and have the same budget: {budget}. {seeds}, each with starts of its own. "
+        f"{study.of_seeds}{begun}"
     )
 
 
