@@ -33,7 +33,7 @@ LABELS, VERDICTS, BOTH, PREFERENCES, NOISE = "labels", "verdicts", "labels and v
 ARMS = {
     arm.name: arm
     for arm in (
-        Arm("sft", "SFT goes on", LABELS, "sft", at_every_start=True),
+        Arm("sft", "More SFT", LABELS, "sft", at_every_start=True),
         Arm("sft-early", "SFT, stopped early", LABELS, "sft", {"keep": "best", "patience": 2, "evaluations": 8}),
         Arm("sft-diverse", "SFT, more diverse prompts", LABELS, "sft"),
         Arm("rl", "REINFORCE", VERDICTS, "rl", ALONE, at_every_start=True),
