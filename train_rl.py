@@ -43,7 +43,7 @@ from torch import Tensor, nn
 
 import train_sft
 from minillm import actors, cli, estimator, expert, ranks
-from minillm.actors import actor_of, is_judged, require_actor
+from minillm.actors import actor_of, is_judged, require_actor, unweighted
 from minillm.batching import Batch, Corpus, by_length
 from minillm.device import place
 from minillm.episodes import (
@@ -290,7 +290,7 @@ def train(args: Args, console: Console | None = None) -> Run:
             args = resumed(args, "rl", TASKS)
         else:
             init = find_start(args, console)
-            options = inherited_options(init, TASKS[args.task], args.options)
+            options = unweighted(inherited_options(init, TASKS[args.task], args.options))
             args = dataclasses.replace(args, init=init, options=options)
         placement = place(args.precision, args.kernels)
         args = dataclasses.replace(args, precision=placement.precision)
