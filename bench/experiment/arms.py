@@ -33,7 +33,7 @@ LABELS, VERDICTS, BOTH, PREFERENCES, NOISE = "labels", "verdicts", "labels and v
 ARMS = {
     arm.name: arm
     for arm in (
-        Arm("sft", "SFT goes on", LABELS, "sft", at_every_start=True),
+        Arm("sft", "More SFT", LABELS, "sft", at_every_start=True),
         Arm("sft-early", "SFT, stopped early", LABELS, "sft", {"keep": "best", "patience": 2, "evaluations": 8}),
         Arm("sft-diverse", "SFT, more diverse prompts", LABELS, "sft"),
         Arm("rl", "REINFORCE", VERDICTS, "rl", ALONE, at_every_start=True),
@@ -55,6 +55,8 @@ def obstacle(arm: Arm, study: Any) -> str | None:
         return f"{study.name} has no other prompts with the same labels"
     if arm.writes_only and not study.writes:
         return f"{study.name} has no written answers"
+    if arm.helper and study.no_pairs:
+        return study.no_pairs
     if arm.script == "rl" and study.task not in learnable():
         return f"train_rl.py does not learn --task {study.task}"
     if unknown := missing(arm):

@@ -32,7 +32,7 @@ def written(results: Results, asked: Sequence[Question], left_out: dict[str, str
         section("Three axes", curves(efforts(results)), costs(results), note=OF_COST),
         section("What others found", others(results), note="As far as these figures say; other models, other tasks."),
         section("What each method optimises", *optimises()),
-        section("The search", search(results), note=OF_SEARCH),
+        section("The search", search(results), edges(results), note=OF_SEARCH),
         section("Failures and arms that were left out", *losses(results, left_out)),
         section("Do it again", *again(results)),
     )
@@ -52,7 +52,8 @@ def design_in_words(results: Results) -> str:
     begun = "" if done[0] == done[1] else f" Not finished: {done[0]} of {done[1]} jobs are done."
     return (
         f"All arms begin at the same models, those that {', '.join(f'{s:.0%}' for s in design.shares)} of the labels "
-        f"of {study.name} give, and have the same budget: {budget}. {seeds}, each with starts of its own.{begun}"
+        f"of {study.name} give, and have the same budget: {budget}. {seeds}, each with starts of its own. "
+        f"{study.of_seeds}{begun}"
     )
 
 
@@ -149,6 +150,16 @@ def search(results: Results) -> Html:
             rows.append((title_of(arm), f"{base:g}", *cells, f"{chosen * base:.2g}"))
     columns = ("arm", "usual rate", *(f"× {factor:g}" for factor in factors), "taken")
     return table(columns, rows) if rows else Html()
+
+
+def edges(results: Results) -> Html:
+    """Arms that might have been better at a rate beyond those that were tried."""
+    ends = {min(FACTORS[: results.design.trials]), max(FACTORS[: results.design.trials])}
+    arms = [
+        title_of(arm) for arm in results.design.arms if results.work.trials(arm) and results.work.factor(arm) in ends
+    ]
+    words = f"Best at the lowest or highest rate that was tried, so that others may be better: {', '.join(arms)}."
+    return tag("p", words) if arms and results.design.trials > 1 else Html()
 
 
 def losses(results: Results, left_out: dict[str, str]) -> list[Html]:

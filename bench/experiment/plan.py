@@ -10,6 +10,7 @@ as many steps as cost the same floating-point operations (rollouts counted).
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from experiment.arms import ARMS, Arm
@@ -65,24 +66,32 @@ class Design:
 
 
 def jobs(study: Study, design: Design) -> list[Job]:
-    """All of them, each after those that it needs."""
+    """All of them, each after those that it needs, and those first that answer most: where it is stopped early, the
+    report has all seeds at the shared start before it has any other."""
     found: dict[str, Job] = {}
-    for seed in range(design.seeds):
-        for job in of_seed(study, design, seed):
-            found.setdefault(job.name, job)
+    for job in (
+        *trials(study, design),
+        *arms_of(study, design, at_shared=True),
+        *arms_of(study, design, at_shared=False),
+    ):
+        found.setdefault(job.name, job)
     return list(found.values())
 
 
-def of_seed(study: Study, design: Design, seed: int) -> Iterator[Job]:
-    for share in design.shares:
-        yield start(study, share, seed)
-    if seed == 0:
-        for name in design.arms:
-            for factor in FACTORS[: design.trials]:
-                yield from of_arm(study, design, ARMS[name], design.shared, 0, factor)
+def trials(study: Study, design: Design) -> Iterator[Job]:
     for name in design.arms:
-        for share in design.shares if ARMS[name].at_every_start else [design.shared]:
-            yield from of_arm(study, design, ARMS[name], share, seed, None)
+        for factor in FACTORS[: design.trials]:
+            yield from of_arm(study, design, ARMS[name], design.shared, 0, factor)
+
+
+def arms_of(study: Study, design: Design, at_shared: bool) -> Iterator[Job]:
+    larger_first = sorted(design.shares, key=lambda share: (share < design.shared, share))
+    shares = [share for share in larger_first if (share == design.shared) == at_shared]
+    for share, seed in product(shares, range(design.seeds)):
+        yield start(study, share, seed)
+        for name in design.arms:
+            if at_shared or ARMS[name].at_every_start:
+                yield from of_arm(study, design, ARMS[name], share, seed, None)
 
 
 def start(study: Study, share: float, seed: int) -> Job:
@@ -96,6 +105,7 @@ def of_arm(study: Study, design: Design, arm: Arm, share: float, seed: int, fact
     """The arm, or a trial of it with a learning rate, behind what it is built on."""
     budget = design.budget.part(0.5) if arm.after else design.budget
     init, helper = place("start", share, seed), None
+    yield start(study, share, seed)
     if arm.after:
         half = Arm(arm.after, "", "", "sft")
         yield job(study, half, share, seed, budget, init, name=place("half", share, seed), kind="half")

@@ -50,8 +50,14 @@ def by_arms(results: Results, other: str, what: str, of: str) -> list[Value]:
     rows = []
     for arm in results.design.arms:
         if arm != other and (found := results.difference(arm, other, what, of)) is not None:
-            rows.append(Value(f"{title_of(arm)} ({told(arm)})", found, arm != "shuffled"))
+            rows.append(Value(f"{title_of(arm)} ({told(arm)})", in_points(found), arm != "shuffled"))
     return known([("", row) for row in rows])
+
+
+def in_points(found: Interval) -> Interval:
+    """A difference of shares, in points, which nobody takes for a share."""
+    is_share = found.form.endswith("%")
+    return Interval(*(100 * value if is_share else value for value in found), "+.1f" if is_share else f"+{found.form}")
 
 
 def known(rows: Sequence[tuple[str, Value]]) -> list[Value]:
@@ -82,7 +88,8 @@ def optimised(results: Results) -> Question:
     question = Question("What is optimised?", asked)
     right, nats = (by_arms(results, START, what, "test") for what in ("right", "nats"))
     question.pictures = [
-        Picture("right_since_start", "Right answers, change since the start", "in points; greedy, test", values=right),
+        Picture("right_since_start", "Right answers, change since the start", "in points; greedy, test", values=right,
+                has_shares=False),
         Picture(
             "nats_since_start", "−log p of the reference answers, change since the start",
             "nats a token; above 0 the references have become less likely", values=nats, has_shares=False,
@@ -156,7 +163,7 @@ def generalises(results: Results) -> Question:
     for of, title in (("test", "like the training"), ("shift", "unlike the training")):
         question.pictures.append(Picture(
             f"against_sft_{of}", f"Right answers, difference to more SFT: {title}", "in points; greedy",
-            values=by_arms(results, CONTROL, "right", of),
+            values=by_arms(results, CONTROL, "right", of), has_shares=False,
         ))  # fmt: skip
     for arm in ("rl", "sft-rl", "expert", "sft-early", "sft-diverse"):
         name = title_of(arm)
@@ -199,13 +206,13 @@ def moved(results: Results) -> Question:
     question.pictures = [
         Picture("kl", "KL to the start", "nats an answer", values=known([("", v) for v in kl]), has_shares=False),
         Picture("pass_1", "pass@1, change since the start", "in points: one answer drawn",
-                values=by_arms(results, START, "passed", "test")),
+                values=by_arms(results, START, "passed", "test"), has_shares=False),
         Picture("pass_8", "pass@8, change since the start", "in points: one of eight answers is right",
-                values=by_arms(results, START, "any", "test")),
+                values=by_arms(results, START, "any", "test"), has_shares=False),
         Picture("entropy", "Entropy, change since the start", "nats a token drawn",
                 values=by_arms(results, START, "entropy", "test"), has_shares=False),
         Picture("distinct", "Diversity, change since the start", "in points: share of eight answers that differ",
-                values=by_arms(results, START, "distinct", "test")),
+                values=by_arms(results, START, "distinct", "test"), has_shares=False),
     ]  # fmt: skip
     for arm in ("rl", "sft", "expert"):
         name = title_of(arm)

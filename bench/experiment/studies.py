@@ -61,6 +61,10 @@ class Study:
     shift: ClassVar[str]  # what is unlike the training
     diverse: ClassVar[Mapping[str, Any]] = {}  # options of the task by which the same labels have more prompts
     writes: ClassVar[bool] = True
+    no_pairs: ClassVar[str] = ""  # why files of answers right and wrong cannot be learned from
+    of_seeds: ClassVar[str] = (
+        "Seeds differ in the starts' first weights and all that is drawn; their labels are the same."
+    )
     label_bits: ClassVar[str] = "a whole answer"
     choices: ClassVar[float] = math.inf  # how many answers to a prompt there are
     lrs: ClassVar[Mapping[str, float]] = {"sft": 2e-3, "rl": 5e-4, "expert": 2e-3, "dpo": 1e-4, "judge": 5e-4}
@@ -131,6 +135,7 @@ class Additions(Study):
     name = task = "arithmetic"
     shift = "sums with a number from 90 to 99, larger than any in training"
     diverse: ClassVar[Mapping[str, Any]] = {"both_orders": True}
+    of_seeds = "Seeds differ in the labels, in the starts' first weights, and in all that is drawn."
     temperature = 0.5
     largest, most = 89, 6400
 
@@ -155,6 +160,7 @@ class Pronunciation(Study):
 
     name = task = "pronounce"
     shift = "words of rare spellings: the fifth whose letters, three in a row, are rarest in the dictionary"
+    no_pairs = "answers begin with a blank there, which files of preferences do not keep"
     most, rare, test_words, dev_words = 24_000, 0.2, 1500, 500  # all labels are those of `most` words
     usual = Sizes(width=96, start_steps=500)
 

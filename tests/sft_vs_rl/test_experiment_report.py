@@ -29,7 +29,7 @@ def test_what_is_true_is_found(made):
     assert "ahead are REINFORCE by " in questions.headline(results)
     said = " ".join(sentence for question in questions.answered(results) for sentence in question.sentences)
     assert "REINFORCE made more answers right than its start: +" in said
-    assert "SFT goes on: no change of right answers was seen: " in said
+    assert "More SFT: no change of right answers was seen: " in said
     assert "Verdicts that say nothing made fewer answers right" in said
 
 

@@ -8,7 +8,7 @@ from experiment import measure, plan, runner, studies
 from experiment.plan import Budget, Design
 from rich.console import Console
 
-TRUTH = {"start": 0.2, "sft": 0.2, "rl": 0.35, "expert": 0.35, "shuffled": 0.1}  # shares of right answers
+TRUTH = {"start": 0.2, "sft": 0.2, "rl": 0.35, "expert": 0.35, "shuffled": 0.05}  # shares of right answers
 EVIL = "<script>alert(1)</script>"
 
 
