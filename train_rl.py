@@ -43,7 +43,7 @@ from torch import Tensor, nn
 
 import train_sft
 from minillm import actors, cli, estimator, expert, ranks
-from minillm.actors import actor_of, is_judged, require_actor
+from minillm.actors import actor_of, is_judged, require_actor, unweighted
 from minillm.batching import Batch, Corpus, by_length
 from minillm.device import place
 from minillm.episodes import (
@@ -168,7 +168,8 @@ def climb(
     shares = (1 - args.sft_share) * args.shares(torch.tensor([float(len(e.answer)) for e in episodes]), actor.longest)
     copies, out_of_bounds = distinct(episodes, advantages), 0.0
     # Without advantage an answer teaches nothing, unless it has more to teach than that.
-    taught = [i for i in copies if any(advantages[i]) or args.looks_back or args.learns_value]
+    has_more = args.looks_back or args.learns_value or args.method == "soft-q"
+    taught = [i for i in copies if has_more or any(advantages[i])]
     for part in by_length([len(episodes[i].prompt) + len(episodes[i].answer) for i in taught], args.micro_tokens):
         some = [taught[j] for j in part]
         drawn = actor.batch([episodes[i] for i in some], weight.device)
@@ -204,11 +205,10 @@ def learn(
     counted = [i for i, episode in enumerate(episodes) if args.counts(max(advantages[i], default=0.0), episode.is_cut)]
     beta, norm, out_of_bounds = beta_of(session, args), 0.0, 0.0
     for _ in range(args.passes):
-        for part in torch.randperm(len(counted)).tensor_split(args.minibatches):
-            if not (some := [counted[i] for i in part.tolist()]):
-                continue
+        for part in torch.randperm(len(counted)).tensor_split(max(1, min(args.minibatches, len(counted)))):
+            some = [counted[i] for i in part.tolist()]  # none, where no answer counts: what was given is still learned
             taken = [episodes[i] for i in some], [advantages[i] for i in some]
-            out_of_bounds += climb(model, start, actor, *taken, args, beta)
+            out_of_bounds += climb(model, start, actor, *taken, args, beta) if some else 0.0
             for batch in given:
                 backward(model, batch.to(next(model.parameters()).device), args.sft_share / sum(b.count for b in given))
             norm = session.update(args.clip)
@@ -238,8 +238,6 @@ def fit(
     given_tokens = round(args.prompts * float(corpus.table.lengths.mean())) if corpus else 0
     sampling = Sampling(args.temperature)
     model.eval()  # no dropout: the model that learns is the model that drew
-    if session.progress.step == 0:
-        remember(session, task, model, tokenizer)
     for step in session:
         examples = list(islice(practice, args.prompts))
         episodes = judge(reward, actor.rollout(model, examples, sampling, args.samples))
@@ -292,7 +290,7 @@ def train(args: Args, console: Console | None = None) -> Run:
             args = resumed(args, "rl", TASKS)
         else:
             init = find_start(args, console)
-            options = inherited_options(init, TASKS[args.task], args.options)
+            options = unweighted(inherited_options(init, TASKS[args.task], args.options))
             args = dataclasses.replace(args, init=init, options=options)
         placement = place(args.precision, args.kernels)
         args = dataclasses.replace(args, precision=placement.precision)
@@ -315,6 +313,8 @@ def train(args: Args, console: Console | None = None) -> Run:
         before = look_at(args, session, task, start, tokenizer, actor, answer)
         if not session.progress.records:
             session.write(**flat(before["dev"], "dev"))
+        if session.progress.best is None:
+            remember(session, task, model, tokenizer)
         if args.method == "expert":
             expert.fit(args, session, task, reward, model, tokenizer, answer)
         else:

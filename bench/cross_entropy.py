@@ -185,7 +185,7 @@ def main() -> int:
     args = harness.argument_parser(__doc__).parse_args()
     device = harness.device_of(args)
     print(f"ours is {choose(device).impl}: {choose(device).reason}")
-    ceilings = harness.ceilings(device)
+    ceilings = harness.ceilings(device, args.quick)
     rows = []
     for case in cases(device, args.quick, args.all):
         if args.only in case.name:

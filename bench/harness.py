@@ -258,10 +258,11 @@ def _flush_buffer() -> Tensor:
     return torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
 
 
-def ceilings(device: torch.device) -> dict[str, float]:
-    """Rates reached here, in 1e9 a second: bytes of a copy (read and written), operations of a matrix product."""
+def ceilings(device: torch.device, quick: bool = False) -> dict[str, float]:
+    """Rates reached here, in 1e9 a second: bytes of a copy (read and written), operations of a matrix product. Quick
+    ones say little: a processor without bfloat16 takes minutes for the others."""
     cuda = device.type == "cuda"
-    n, size = (8192, 1 << 30) if cuda else (2048, 1 << 28)
+    n, size = (256, 1 << 20) if quick else (8192, 1 << 30) if cuda else (2048, 1 << 28)
     source, target = (torch.ones(size, dtype=torch.uint8, device=device) for _ in range(2))
     works, amount = {"copy": Work(lambda _: target.copy_(source))}, {"copy": 2e-9 * size}
     for dtype in (torch.float32, torch.bfloat16):

@@ -39,6 +39,13 @@ def check(args: Any, task: type[Task]) -> None:
         raise UserError(f"--method {args.method} is for answers that are written, not for those of --task {task.name}")
     if args.options and vars(args.options).get("calibrate"):
         raise UserError("--calibrate is for train_sft.py: what a reward makes probabilities mean is another thing")
+    if args.options and vars(args.options).get("class_weights"):
+        raise UserError("--class-weights is for train_sft.py; by reward give --reward balanced")
+
+
+def unweighted(options: Any) -> Any:
+    """Without the class weights that the run to start from may have been trained with: verdicts have none."""
+    return replace(options, class_weights=None) if vars(options).get("class_weights") else options
 
 
 def require_actor(task: Task) -> None:

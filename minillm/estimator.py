@@ -26,6 +26,8 @@ def check(estimator: Estimator, samples: int | None) -> None:
     if estimator.kl == "off" and estimator.kl_target is not None:
         raise UserError("--kl-target steers the weight of the KL: give --kl reward, or another")
     check_value(estimator)
+    if estimator.method != "expert":  # which heeds none of them, see expert.check
+        check_effects(estimator)
     if estimator.method == "soft-q":
         check_soft_q(estimator)
 
@@ -43,6 +45,23 @@ def check_value(estimator: Estimator) -> None:
         raise UserError(f"--value-coefficient {estimator.value_coefficient} must be 0 or more")
     if estimator.learns_value and estimator.shuffle_advantages:
         raise UserError("--shuffle-advantages takes one advantage an answer; --baseline value has one a token")
+
+
+def check_effects(estimator: Estimator) -> None:
+    """UserError for an option that was changed and that nothing heeds, as the others are."""
+    is_pulled = estimator.kl != "off" or estimator.method == "soft-q"
+    needs = {
+        "baseline": (estimator.method == "policy-gradient", "--method policy-gradient"),
+        **dict.fromkeys(("gae_lambda", "discount", "value_coefficient"), (estimator.learns_value, "--baseline value")),
+        "ratio": (estimator.uses_ratios, "an --update other than reinforce"),
+        **dict.fromkeys(("clip_low", "clip_high"), (estimator.update == "clip", "--update clip")),
+        "truncate": (estimator.update == "truncated", "--update truncated"),
+        "beta": (is_pulled, "--kl, or --method soft-q"),
+    }
+    defaults = Estimator()
+    for name, (is_heeded, what) in needs.items():
+        if not is_heeded and vars(estimator)[name] != vars(defaults)[name]:
+            raise UserError(f"--{name.replace('_', '-')} has an effect only with {what}; leave it out, or give that")
 
 
 def check_soft_q(estimator: Estimator) -> None:

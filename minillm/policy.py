@@ -61,9 +61,7 @@ def group_mean(rewards: Rewards) -> Tensor:
     """Each minus the mean of its prompt's samples, itself included (Dr. GRPO, arXiv:2503.20783): leave-one-out times
     1 − 1/K, the same direction. Raises ValueError for K < 2."""
     require_several(rewards)
-    differences = (
-        rewards.drawn - rewards.drawn[:, :1]
-    )  # equal rewards have exactly no advantage, whatever rounding does
+    differences = rewards.drawn - rewards.drawn[:, :1]  # so that equal rewards have exactly no advantage
     return differences - differences.mean(dim=1, keepdim=True)
 
 

@@ -20,7 +20,7 @@ NAMES = {
     "bits_per_character": "bits a character",
     "bleu": "BLEU",
     "chrf": "chrF2",
-    "exact": "all labels right",
+    "all_labels": "all labels right",
     "macro_f1": "macro-F1",
     "micro_f1": "micro-F1",
     "majority": "always the commonest class",

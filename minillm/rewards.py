@@ -8,7 +8,7 @@ several of them with weights, each a part with a name of its own.
     --reward exact --reward length=-0.01        both; the second counts a hundredth, and against
 
 A function is called once a step with all answers. What it does wrong, an exception, a wrong count, a NaN, no end, ends
-the training in a sentence that says so; what was learned is saved.
+the training in a sentence that says so. Once it is mended --resume goes on from the last checkpoint.
 """
 
 import importlib.util

@@ -69,7 +69,8 @@ def keep(session: Session, score: float) -> None:
 
 
 def remember(session: Session, task: Judged, model: nn.Module, tokenizer: Tokenizer) -> None:
-    """A look for `keep` before the first step or after the last, so that no training need leave anything worse."""
+    """A look for --keep and --patience before the first step or after the last, so that no training need leave
+    anything worse."""
     if session.budget.keep == "best" or session.budget.patience:
         session.keep_if_best(score_of(task, task.measure(*glance(session, task, model, tokenizer))))
 

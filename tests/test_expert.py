@@ -1,5 +1,6 @@
 """Expert iteration: what it finds, when it tries and when it learns, and that an interruption changes nothing."""
 
+import itertools
 import json
 import signal
 from pathlib import Path
@@ -7,13 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 import scripts
+import torch
 from safetensors.torch import load_file
 from scripts import SMALL
 
 import minillm.curves
 import train_rl
 import train_sft
-from minillm import expert
+from minillm import expert, watch
 from minillm.episodes import Episode
 from minillm.errors import UserError
 from minillm.expert import Finds, Plan, threshold_of
@@ -189,6 +191,16 @@ def test_steps_say_how_much_is_tried():
         order.append(tried)
     assert order == [30, 30, 30, 60, 60, 60, 90, 90, 90]
     assert Plan(args_of(steps=90, prompts=10), task_of("ab"), []).prompts == 100
+
+
+def test_the_start_is_one_of_those_that_are_kept(start, tmp_path, monkeypatch):
+    """Under --keep best, where the first look is the best."""
+    scores = itertools.chain([1.0], itertools.repeat(0.0))
+    for module in (watch, expert):
+        monkeypatch.setattr(module, "score_of", lambda *_: next(scores))
+    assert scripts.main(train_rl, init=start, **FEW, keep="best", out=tmp_path / "run") == 0
+    began, ended = (load_file(folder / "model.safetensors") for folder in (start, tmp_path / "run"))
+    assert all(torch.equal(began[name], ended[name]) for name in began)
 
 
 def test_minutes_are_halved():

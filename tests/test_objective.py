@@ -1,6 +1,7 @@
 """The one formula: REINFORCE as the scripts do it against the gradient of the expected reward, by going through
 every answer that a model of a tiny vocabulary can give."""
 
+import dataclasses
 import itertools
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from tiny import assert_same, gpt, gradients, packed
 import minillm.episodes
 import train_rl
 from minillm.batching import IGNORE, Batch, answering, pack
-from minillm.episodes import Episode, Writer, entropy, logprobs_of, refer, require_parity, rewards_of
+from minillm.episodes import Episode, Writer, entropy, logprobs_of, refer, require_parity, rewards_of, to_batch
 from minillm.errors import UserError
 from minillm.generate import Sample, Sampling
 from minillm.objective import backward
@@ -137,6 +138,17 @@ def step_of_the_script(model, prompts, answers, temperature=1.0, **options):
     rewards = Rewards(rewards_of(episodes, args.samples).double(), 0.5, greedy.double())
     train_rl.learn(model, model, ACTOR, episodes, advantages_of(rewards, episodes, args), [], recorder, args)
     return recorder.step_taken
+
+
+@pytest.mark.parametrize("options", [{"overlong": "drop"}, {"method": "best-of"}], ids=str)
+def test_where_no_answer_counts_what_was_given_is_still_learned(model, options):
+    args = train_rl.Args(samples=2, sft_share=0.25, update="clip", minibatches=2, **options)
+    episodes = [dataclasses.replace(e, is_cut=True) for e in episodes_of(PROMPTS, [[ANSWERS[0]] * 2] * len(PROMPTS))]
+    given = [to_batch(episodes[:1], CPU)]
+    backward(model, given[0], 0.25 / given[0].count)
+    truth, recorder = gradients(model), Recorder(model)
+    train_rl.learn(model, model, ACTOR, episodes, [[0.0] * len(e.answer) for e in episodes], given, recorder, args)
+    assert_same({name: -step for name, step in recorder.step_taken.items()}, truth)
 
 
 def expectation(model, prompt, estimate, temperature=1.0, samples=2):

@@ -285,10 +285,32 @@ def test_options_that_make_no_sense_together():
     ):
         with pytest.raises(UserError, match=sentence):
             check(Estimator(**options), samples=4)
-    for options in ({"baseline": "group-mean"}, {"method": "best-of", "baseline": "none"}):
+    for options in ({"baseline": "group-mean"}, {"method": "best-of"}):
         with pytest.raises(UserError, match="--samples 1"):
             check(Estimator(**options), samples=1)
     check(Estimator(baseline="none"), samples=1)
+
+
+@pytest.mark.parametrize(
+    ("option", "alone", "with_it"),
+    [
+        ({"baseline": "value"}, {"method": "best-of"}, {}),
+        ({"baseline": "none"}, {"method": "soft-q"}, {}),
+        ({"gae_lambda": 0.5}, {}, {"baseline": "value"}),
+        ({"discount": 0.9}, {"baseline": "none"}, {"baseline": "value"}),
+        ({"value_coefficient": 0.1}, {}, {"baseline": "value"}),
+        ({"ratio": "sequence"}, {"entropy": 0.1}, {"update": "importance"}),
+        ({"clip_low": 0.1}, {"update": "truncated"}, {"update": "clip"}),
+        ({"clip_high": 0.3}, {}, {"update": "clip"}),
+        ({"truncate": 3.0}, {"update": "clip"}, {"update": "truncated"}),
+        ({"beta": 0.1}, {}, {"kl": "k2"}),
+        ({"beta": 0.2}, {"method": "best-of"}, {"method": "soft-q"}),
+    ],
+)
+def test_no_option_is_ignored_in_silence(option, alone, with_it):
+    with pytest.raises(UserError, match=f"--{next(iter(option)).replace('_', '-')} has an effect only with"):
+        check(Estimator(**option, **alone), samples=4)
+    check(Estimator(**option, **with_it), samples=4)
 
 
 def test_shuffled_advantages_are_the_same_ones():

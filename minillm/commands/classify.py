@@ -32,7 +32,7 @@ from minillm.heads import SequenceClassifier
 from minillm.published.checkpoint import Checkpoint
 from minillm.report import cells, shortened
 from minillm.tasks.classify import PAIRS
-from minillm.tasks.multi_label import NONE, labels_over
+from minillm.tasks.multi_label import NONE, THRESHOLD, labels_over
 from minillm.tokenizer import Tokenizer
 
 SHOWN = 5  # classes a text, the likeliest
@@ -44,7 +44,9 @@ class Args(Explained):
     text: tuple[str, ...] = cli.argument("a text", default=())
     file: Path | None = cli.option(None, "file with a text a line; - is the standard input")
     pairs: bool = cli.option(False, "every text is a pair of texts with a tab between them")
-    threshold: float = cli.option(0.5, "of a model for several labels: how likely one must be to apply")
+    threshold: float | None = cli.option(
+        None, f"of a model for several labels: how likely one must be to apply (default: {THRESHOLD})"
+    )
     json: bool = cli.option(False, "print a line of JSON for each text")
     precision: str = cli.option("fp32", "of weights and activations", choices=PRECISIONS)
 
@@ -60,7 +62,10 @@ def main(args: Args) -> None:
     note_what_is_cut(model, tokenizer, texts)
     logits = torch.from_numpy(read(model, tokenizer, texts))
     kind = kind_of(saved, model)
-    answers = [ANSWERS[kind](row, model, args.threshold) for row in logits]
+    if args.threshold is not None and kind != "labels":
+        raise UserError(f"--threshold is for models of several labels; {args.model} says one thing: leave it out")
+    threshold = THRESHOLD if args.threshold is None else args.threshold
+    answers = [ANSWERS[kind](row, model, threshold) for row in logits]
     reasons = [reasons_of(model, tokenizer, *each) for each in zip(texts, answers, strict=True)] if args.explain else []
     args.write_page(args.model, [each for found in reasons for each in found])
     if args.json:

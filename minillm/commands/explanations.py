@@ -39,8 +39,8 @@ class Explained:
 
 
 def for_json(found: Explanation) -> dict[str, Any]:
-    shares = [{"word": word, "share": share} for word, share in zip(found.words, found.shares, strict=True)]
     """`share` of each word in `output` − `without_words`."""
+    shares = [{"word": word, "share": share} for word, share in zip(found.words, found.shares, strict=True)]
     return {"of": found.what, "output": found.value, "without_words": found.start, "words": shares}
 
 

@@ -15,13 +15,15 @@ def listed(classes: Collection[str]) -> str:
 
 def weights_of(option: str | None, counts: Counter[str]) -> dict[str, float]:
     """--class-weights, of classes with their numbers of training examples; empty where it is not given. UserError."""
-    if not option:
+    if option is None:
         return {}
     if option == "balanced":
         return {name: counts.total() / len(counts) / count for name, count in counts.items()}
     weights = dict.fromkeys(counts, 1.0)
     for part in option.split(","):
-        name, _, number = (piece.strip() for piece in part.rpartition("="))
+        name, equals, number = (piece.strip() for piece in part.rpartition("="))
+        if not equals:
+            raise UserError(f"--class-weights {option}: expected balanced, or NAME=WEIGHT, separated by commas")
         if name not in weights:
             raise UserError(
                 f"--class-weights {option}: no training example is of class {name!r}, only {listed(counts)}"

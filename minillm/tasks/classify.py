@@ -24,7 +24,7 @@ from minillm.errors import UserError
 from minillm.gpt import GPTConfig
 from minillm.heads import AnyConfig, SequenceClassifier
 from minillm.layers import dropout_everywhere
-from minillm.metrics import Interval, calibration_error, class_report, fitted_temperature, macro_f1, rate
+from minillm.metrics import Interval, calibration_error, class_report, fitted_temperature, macro_f1, rate, ratio
 from minillm.metrics.classes import TEMPERATURES
 from minillm.modernbert import ModernBERTConfig
 from minillm.naive_bayes import NaiveBayes
@@ -108,6 +108,7 @@ class Classify(Judged):
         self.practised = counts + Counter(example.label for example in self.splits.unlabelled)
         self.limit, self.vocab_size = LONGEST, None
         self.class_weights = weights_of(options.class_weights, counts) if self.splits.train else {}
+        self.headline = "weighted_accuracy" if self.class_weights else type(self).headline
 
     def take(self, options: Options) -> None:
         """The options that are the same whatever the labels are."""
@@ -179,6 +180,8 @@ class Classify(Judged):
     def begin(self, model: SequenceClassifier, corpus: Corpus, run: Run) -> None:
         if self.counts_first and model.config.width >= NARROWEST:
             begin_as_naive_bayes(model, corpus.table)
+            if self.class_weights:  # as if each class had so many times its texts
+                model.classifier.bias.data += self.weight_of_class().log().to(model.classifier.bias)
             self.notes = [*self.notes, "it begins as naive Bayes: here the order of words says little"]
 
     def read(
@@ -199,8 +202,11 @@ class Classify(Judged):
         """Of every text, the weight of its class: the loss of a step is their weighted mean."""
         if not self.class_weights:
             return 1.0
-        weights = torch.tensor([self.class_weights.get(name, 1.0) for name in self.classes])
-        return weights.to(batch.labels.device)[batch.labels]
+        return self.weight_of_class().to(batch.labels.device)[batch.labels]
+
+    def weight_of_class(self) -> Tensor:
+        """(K,), in the model's order."""
+        return torch.tensor([self.class_weights.get(name, 1.0) for name in self.classes])
 
     def count(self, batch: Batch) -> float:
         return float(self.importance(batch).sum()) if self.class_weights else batch.count
@@ -211,7 +217,8 @@ class Classify(Judged):
             dev = self.splits.dev
             logits = evaluate.read(model, tokenizer, [example.texts for example in dev])
             found = self.temperature_of(logits, [self.label_of(example) for example in dev])
-            self.temperature = found if found > 1.01 * TEMPERATURES[0] else 1.0  # the least: no answer is wrong
+            least, most = TEMPERATURES  # at which no answer is wrong, or they are no better than any
+            self.temperature = found if 1.01 * least < found < most / 1.01 else 1.0
             for parameter in model.classifier.parameters():
                 parameter.data.div_(self.temperature)
 
@@ -235,21 +242,31 @@ class Classify(Judged):
         return {"right": right_class, "balanced": balanced(self.practised)}
 
     def measure(self, examples: Sequence[Labelled], answers: Sequence[Prediction]) -> dict[str, Interval]:
+        """With --class-weights first the accuracy with these weights, which is then what the training is after: by the
+        plain one the best of its looks would be that at which the weights had changed least."""
         truth = [example.label for example in examples]
+        right = [answer.label == label for answer, label in zip(answers, truth, strict=True)]
         return {
-            "accuracy": rate([answer.label == label for answer, label in zip(answers, truth, strict=True)]),
+            self.headline: self.share_of_right(examples, right),
+            "accuracy": rate(right),
             "macro_f1": macro_f1(truth, [answer.label for answer in answers]),
-            "calibration_error": calibration_error(
-                [answer.probability for answer in answers],
-                [answer.label == label for answer, label in zip(answers, truth, strict=True)],
-            ),
+            "calibration_error": calibration_error([answer.probability for answer in answers], right),
         }
 
+    def share_of_right(self, examples: Sequence[Labelled], right: Sequence[bool]) -> Interval:
+        """The accuracy; with --class-weights each example counts as much as it does in training."""
+        if not self.class_weights:
+            return rate(right)
+        weights = np.array([self.class_weights.get(example.label, 1.0) for example in examples])
+        return ratio(weights * right, weights, ceiling=1.0)
+
     def baselines(self, examples: Sequence[Labelled]) -> dict[str, Interval]:
-        """What naive Bayes gets right, and always the commonest class of training."""
+        """What naive Bayes gets right, and always the commonest class of training; as the headline counts."""
+        counted = [self.naive_bayes.answer(e.texts) == e.label for e in examples]
+        always = [e.label == self.majority for e in examples]
         return {
-            "naive_bayes": rate([self.naive_bayes.answer(e.texts) == e.label for e in examples]),
-            "majority": rate([e.label == self.majority for e in examples]),
+            "naive_bayes": self.share_of_right(examples, counted),
+            "majority": self.share_of_right(examples, always),
         }
 
     def remarks(self, measured: dict[str, Interval]) -> list[str]:
@@ -259,7 +276,8 @@ class Classify(Judged):
         if not self.is_calibrated:
             return []
         if self.temperature == 1:
-            return ["--calibrate left the model as it is: no answer on dev is wrong, so that there is nothing to learn"]
+            why = "on dev no answer is wrong, or they are no better than chance, so that there is nothing to learn"
+            return [f"--calibrate left the model as it is: {why}"]
         what = "how well its probabilities fit can be told from other examples only, such as those of --test"
         return [f"the last product was divided by the temperature {self.temperature:.3g}, fitted on dev: {what}"]
 

@@ -108,7 +108,7 @@ class MultiLabel(Classify):
         return {
             "micro_f1": micro_f1(truth, found),
             "macro_f1": label_macro_f1(truth, found),
-            "exact": rate((truth == found).all(axis=1)),
+            "all_labels": rate((truth == found).all(axis=1)),
         }
 
     def marks(self, sets: Sequence[Collection[str]]) -> np.ndarray:

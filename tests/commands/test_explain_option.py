@@ -118,6 +118,11 @@ def test_commands(run, folder, tmp_path):
     assert [each["of"] for each in json.loads(line)["explanations"]] == json.loads(line)["labels"]
 
 
+def test_a_threshold_for_one_class(run, folder):
+    with pytest.raises(UserError, match="--threshold is for models of several labels"):
+        run("classify", folder / "judge", "good", "--threshold", "0.9")
+
+
 @pytest.mark.parametrize("command", ["classify", "tag"])
 def test_options_that_do_not_go_together(run, folder, command, tmp_path):
     with pytest.raises(UserError, match="--html FILE is a page of what --explain finds"):

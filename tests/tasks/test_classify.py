@@ -1,7 +1,9 @@
 """Classification: files become examples, mistakes in them are named, answers are measured."""
 
 import json
+import math
 import random
+from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
@@ -12,11 +14,13 @@ import torch.nn.functional as F
 from tiny import assert_same, batch_of, bert_config, gradients, packed, sequences, shake
 
 from minillm import evaluate
+from minillm.batching import DocumentTable
 from minillm.errors import UserError
 from minillm.heads import MultiLabelClassifier, SequenceClassifier
 from minillm.metrics import Interval
 from minillm.metrics.classes import TEMPERATURES
 from minillm.objective import backward
+from minillm.report import score_of
 from minillm.tasks.classes import in_order
 from minillm.tasks.classify import Classify, Labelled, Options, Prediction, worst_mistakes
 from minillm.tasks.multi_label import MultiLabel
@@ -245,7 +249,8 @@ def test_class_weights_are_those_of_torch(write, option):
     ("option", "message"),
     [
         ("bad=1,worse=2", "no training example is of class 'worse', only '0', '1'"),
-        ("1", "no training example is of class '', only '0', '1'"),
+        ("1", "expected balanced, or NAME=WEIGHT"),
+        ("", "expected balanced, or NAME=WEIGHT"),
         ("0=-1", "'-1' is no weight"),
         ("0=inf", "'inf' is no weight"),
         ("0=much", "'much' is no weight"),
@@ -255,6 +260,38 @@ def test_class_weights_that_are_none(write, option, message):
     option = option.replace("bad", "0")
     with pytest.raises(UserError, match="--class-weights .*: " + message.replace(".", r"\.")):
         Classify(Options(write("a.jsonl", ROWS), write("b.jsonl", ROWS[:1]), class_weights=option), seed=0)
+
+
+def test_class_weights_say_by_what_a_training_is_judged(write):
+    """By the plain accuracy the best look would be that at which the weights had changed least."""
+    rows = [("1", "a"), ("2", "b"), ("3", "b"), ("4", "b")]
+    task = Classify(Options(write("a.jsonl", rows), write("b.jsonl", [("6", "a")]), class_weights="balanced"), seed=0)
+    truth, answers = examples("a", "b", "b", "b"), [Prediction("b", 0.9)] * 4
+    measured = {**task.measure(truth, answers), **task.baselines(truth)}
+    assert score_of(task, measured) == pytest.approx(1 / 2)
+    assert measured["accuracy"].value == 3 / 4
+    assert measured["majority"].value == pytest.approx(1 / 2)  # as the headline counts
+    assert task.remarks(measured)
+    answers = [Prediction("a", 0.9), *[Prediction("b", 0.9)] * 2, Prediction("a", 0.9)]
+    assert score_of(task, task.measure(truth, answers)) == pytest.approx(5 / 6)
+
+
+def test_a_weighted_training_begins_with_weighted_odds(write):
+    """p(class) · weight, as it minimises the weighted loss."""
+    rows = [(f"{i} {'good' if i % 3 else 'bad'}", "ab"[i % 3 == 0]) for i in range(60)]
+    starts = []
+    for option in (None, "b=5"):
+        task = Classify(Options(write("a.jsonl", rows), write("b.jsonl", rows[:9]), class_weights=option), seed=0)
+        tokenizer = task.tokenizer()
+        torch.manual_seed(0)
+        model = task.new_model(tokenizer, Namespace(layers=1, width=32, heads=2, dropout=0.0))
+        task.adapt(model, tokenizer)
+        corpus = Namespace(table=DocumentTable([task.documents(e, tokenizer, None) for e in task.splits.train]))
+        assert task.counts_first
+        task.begin(model, corpus, None)
+        starts.append(evaluate.read(model.eval(), tokenizer, [("good",), ("bad and good",)]))
+    odds = starts[1][:, 1] - starts[1][:, 0] - (starts[0][:, 1] - starts[0][:, 0])
+    assert odds == pytest.approx(math.log(5), abs=1e-4)
 
 
 # ---- whether probabilities mean what they say ------------------------------------------------------
@@ -287,6 +324,8 @@ def test_the_temperature_goes_into_the_last_product(write, kind, monkeypatch):
 
     assert nats(task.temperature) < min(nats(task.temperature * 1.02), nats(task.temperature / 1.02))
     assert "fitted on dev" in task.remarks_on_calibration()[0]
-    task.temperature_of = lambda *_: TEMPERATURES[0]  # no answer is wrong
-    task.calibrate(model, None)
-    assert task.temperature == 1
+    for bound in TEMPERATURES:  # no answer is wrong, or they are no better than chance
+        task.temperature_of = lambda *_, bound=bound: bound
+        task.calibrate(model, None)
+        assert task.temperature == 1
+    assert "left the model as it is" in task.remarks_on_calibration()[0]

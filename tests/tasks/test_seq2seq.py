@@ -12,6 +12,7 @@ from minillm.beam import Beams
 from minillm.errors import UserError
 from minillm.gpt import GPT, GPTConfig
 from minillm.published.byte_pairs import learn_byte_pairs
+from minillm.report import figures
 from minillm.tasks import from_scratch
 from minillm.tasks.base import Example
 from minillm.tasks.seq2seq import ANSWER, FORMAT, Options, Seq2Seq, suitable_metric
@@ -225,6 +226,7 @@ def test_the_metric_that_suits_the_lengths(task_of, prompt, answer, metric):
     assert task.notes[-1].startswith(f"--metric {metric}, as ")
     asked = task_of(rows, metric="exact")
     assert (asked.metric, asked.headline) == ("exact", "exact")
+    assert figures(asked.measure(asked.splits.dev[:1], [answer])).startswith("exact ")
     assert not any("--metric" in note for note in asked.notes)
 
 
