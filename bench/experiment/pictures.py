@@ -64,6 +64,7 @@ def draw_series(picture: Picture, axis) -> None:
         if each.low:
             low, high = ([scale * v for v in bounds] for bounds in (each.low, each.high))
             axis.fill_between(each.x, low, high, color=colour, alpha=0.15, linewidth=0)
+            axis.vlines(each.x, low, high, color=colour, alpha=0.5, linewidth=1.5)
         axis.plot(each.x, [scale * v for v in each.y], color=colour, marker="o", markersize=4, label=each.name)
     for name, value in picture.references:
         axis.axhline(scale * value, color="0.4", linestyle="--", linewidth=1, label=name)
