@@ -99,7 +99,7 @@ def cases(tmp_path_factory):
 
 
 def test_two_ranks_learn_what_one_learns(cases, tmp_path):
-    """Losses, norms of gradients and weights, of every kind of head, with batches cut up and steps that are uneven."""
+    """Losses and norms of gradients, of every kind of head, with batches cut up and steps that are uneven."""
     plan = tmp_path / "cases.json"
     plan.write_text(json.dumps(cases))
     command = [sys.executable, ROOT / "tests" / "ranks_worker.py", plan, tmp_path / "one"]
@@ -108,9 +108,9 @@ def test_two_ranks_learn_what_one_learns(cases, tmp_path):
     )
     finished(torchrun(ROOT / "tests" / "ranks_worker.py", plan, tmp_path / "two"))
     for name in cases:
-        one, two = (records(tmp_path / side / name) for side in ("one", "two"))
-        assert len(one) == len(two) == 4, name
-        for a, b in zip(one[:3], two[:3], strict=True):
+        one, two = ([r for r in records(tmp_path / side / name) if "loss" in r] for side in ("one", "two"))
+        assert len(one) == len(two) == 3, name
+        for a, b in zip(one, two, strict=True):
             assert a["tokens"] == b["tokens"], name
             for value in ("loss", "gradient_norm"):
                 assert b[value] == pytest.approx(a[value], rel=2e-4), (name, value)
