@@ -182,7 +182,6 @@ class Classify(Judged):
             begin_as_naive_bayes(model, corpus.table)
             if self.class_weights:  # as if each class had so many times its texts
                 model.classifier.bias.data += self.weight_of_class().log().to(model.classifier.bias)
-            self.notes = [*self.notes, "it begins as naive Bayes: here the order of words says little"]
 
     def read(
         self, examples: Sequence[Labelled], tokenizer: Tokenizer, limit: int | None
