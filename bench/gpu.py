@@ -98,7 +98,7 @@ def check_repetition(context: Context) -> None:
 
 def benchmark(module, context: Context) -> None:
     """The cases of bench/attention.py or bench/cross_entropy.py, in their order, while there is time."""
-    ceilings = harness.ceilings(context.device)
+    ceilings = harness.ceilings(context.device, context.dry)
     context.write("ceilings", ceilings)
     how = {"rounds": 2, "seconds": 0.001} if context.dry else {"rounds": 5, "seconds": 0.02}
     for case in module.cases(context.device, quick=context.dry):
