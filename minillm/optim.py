@@ -132,8 +132,10 @@ class Muon(torch.optim.Optimizer):
 
     def direction(self, matrix: nn.Parameter) -> Tensor:
         """Its momentum, with a look ahead (Nesterov)."""
-        momentum = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
-        momentum.mul_(self.MOMENTUM).add_(matrix.grad)
+        state = self.state[matrix]
+        if not state:
+            state["momentum"] = torch.zeros_like(matrix)
+        momentum = state["momentum"].mul_(self.MOMENTUM).add_(matrix.grad)
         return matrix.grad + self.MOMENTUM * momentum
 
 

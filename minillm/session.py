@@ -248,6 +248,7 @@ class Session:
         if lacking := vars(self.progress).keys() - saved.keys():
             raise UserError(f"{path} is no checkpoint of this training: it lacks {min(lacking)!r}")
         self.progress = Progress(**fields_from(Progress, saved, path))
+        state.require_ranks(self.progress, self.ranks)
         if self.run.path(BEST).exists() or self.progress.best is not None:
             self.kept = state.read_score(self.run.path(BEST))
         there = self.run.cut_log(self.progress.records)
@@ -264,6 +265,7 @@ class Session:
         if not args.resume:
             self.run.describe(self.model, tokenizer, {"script": script, "given": self.run.given, **options_of(args)})
             self.progress.files, self.progress.data = origin.of_files(self.run), dict(data)
+            self.progress.numbers |= {"ranks": self.ranks} if self.team else {}
             self.save()
         self.tracker = open_tracker(args.log_to, self.run, self.progress.step)
 

@@ -73,6 +73,13 @@ def load(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimize
         raise UserError(f"{path} is no checkpoint of this training: {error}") from None
 
 
+def require_ranks(progress: Progress, ranks: int) -> None:
+    """UserError where other than so many processes began a training: each draws random numbers of its own."""
+    if (began := progress.numbers.get("ranks", 1)) != ranks:
+        how = f"torchrun --nproc-per-node {began:.0f}" if began > 1 else "python"
+        raise UserError(f"this run was begun by {began:.0f} processes, not by {ranks}; go on with {how}")
+
+
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """The parameters that learn, by name, a tied one once: those that are frozen are in START, see run.py."""
     return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -479,6 +479,18 @@ def test_progress_survives_a_checkpoint(make):
     assert session.progress.seconds == 1.5
 
 
+def test_as_many_processes_go_on_as_began(make):
+    """As each draws random numbers of its own."""
+    session = make(steps=9)
+    session.progress.numbers = {"ranks": 2}
+    session.save()
+    other = make(steps=9)
+    with pytest.raises(UserError, match="begun by 2 processes, not by 1; go on with torchrun --nproc-per-node 2"):
+        other.restore()
+    other.ranks = 2
+    other.restore()
+
+
 @pytest.mark.parametrize("name", vars(Progress()))
 def test_a_checkpoint_that_lacks_a_part_of_the_progress_is_named(make, name):
     """Or has one of another type."""
