@@ -180,6 +180,12 @@ def test_the_default_kind_begins_as_naive_bayes(files, tmp_path):
     assert first["dev_accuracy"] > 0.9
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["dev_accuracy"] == max(look["dev_accuracy"] for look in (first, *later))
+    weights = load_file(folder / "model.safetensors")
+    silent = [name for name in weights if name.endswith(("attn.Wo.weight", "mlp.Wo.weight"))]
+    assert silent
+    assert all(weights[name].abs().max() < 1e-6 for name in silent)  # blocks that add nothing yet
+    assert main(**options | {"init": folder}, out=tmp_path / "other") == 0  # which has learned already: no new noise
+    torch.testing.assert_close(load_file(tmp_path / "other" / "model.safetensors"), weights, rtol=0, atol=1e-5)
 
 
 # ---- starting from another model -----------------------------------------------------------------
