@@ -7,8 +7,9 @@ several of them with weights, each a part with a name of its own.
     --reward runs/preference-sft        what a reward model gives it
     --reward exact --reward length=-0.01        both; the second counts a hundredth, and against
 
-A function is called once a step with all answers. What it does wrong, an exception, a wrong count, a NaN, no end, ends
-the training in a sentence that says so. Once it is mended --resume goes on from the last checkpoint.
+A function is called once a step with all answers. What it does wrong, an exception, a wrong count, a NaN, no end, is a
+RewardError, by which the training ends, saved, in a sentence that says so; once it is mended --resume goes on at that
+very step. With --reward-errors skip the step is left out instead.
 """
 
 import importlib.util
@@ -22,6 +23,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,15 @@ from minillm.tokenizer import Tokenizer
 Parts = Mapping[str, Sequence[float]]
 Reward = Callable[[Sequence[Any], Sequence[str]], Parts]  # examples and answers, as many → for each part one an answer
 SECONDS = 120.0  # that a function of a file may take for the answers of a step
+AGAIN = 1.0  # seconds after which a function that goes on is told so again
+
+
+class RewardError(UserError):
+    """A reward that failed on some answers; others may be judged."""
+
+
+class TimeIsUp(BaseException):
+    """No Exception, so that what a function catches for itself is not this."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +122,13 @@ def of_file(path: Path, name: str) -> Reward:
     def reward(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
         try:
             with time_limit(SECONDS):
-                found = function(list(examples), list(answers))
-        except TimeoutError:
-            raise UserError(f"{what} took longer than {SECONDS:.0f} seconds for {len(answers)} answers") from None
-        except (Exception, SystemExit) as error:
-            raise UserError(f"{what} failed: {where(error, path)}{type(error).__name__}: {error}") from None
-        return checked(what, name, found, len(answers))
+                return checked(what, name, function(list(examples), list(answers)), len(answers))
+        except (RewardError, KeyboardInterrupt):
+            raise
+        except TimeIsUp:
+            raise RewardError(f"{what} took longer than {SECONDS:.0f} seconds for {len(answers)} answers") from None
+        except BaseException as error:  # whatever it raises: SystemExit is no Exception, nor is what asyncio cancels by
+            raise RewardError(f"{what} failed: {where(error, path)}{type(error).__name__}: {error}") from None
 
     return reward
 
@@ -148,44 +160,53 @@ def where(error: BaseException, path: Path) -> str:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """TimeoutError in what takes longer, where the system can interrupt it: in the main thread of a Unix process."""
+    """TimeIsUp in what takes longer, where the system can interrupt it: in the main thread of a Unix process. Who
+    catches even that is told again, and once more at the end."""
     if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
         yield
         return
+    rings, is_over = [], False
 
     def ring(*_: object) -> None:
-        raise TimeoutError
+        rings.append(1)
+        if not is_over:
+            raise TimeIsUp
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
     try:
         yield
     finally:
+        is_over = True
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+    if rings:
+        raise TimeIsUp
 
 
 def checked(what: str, name: str, found: Any, count: int) -> Parts:
-    """What a function returned, as parts. UserError for what is no number an answer."""
+    """What a function returned, as parts. RewardError for what is no number an answer."""
     parts = found if isinstance(found, Mapping) else {name: found}
     if not parts:
-        raise UserError(f"{what} returned no reward")
+        raise RewardError(f"{what} returned no reward")
     return {str(part): numbers_of(f"{what}, part {part!r}", values, count) for part, values in parts.items()}
 
 
 def numbers_of(what: str, values: Any, count: int) -> list[float]:
     try:
-        values = list(values.tolist() if hasattr(values, "tolist") else values)
+        found = iter(values.tolist() if hasattr(values, "tolist") else values)
     except TypeError:
-        raise UserError(
+        raise RewardError(
             f"{what} returned {type(values).__name__}, but a list with a number for each answer was expected"
         ) from None
-    if len(values) != count:
-        raise UserError(f"{what} returned {len(values)} values for {count} answers")
-    for i, value in enumerate(values):
+    found = list(islice(found, count + 1))  # of what may have no end
+    if len(found) != count:
+        number = f"more than {count}" if len(found) > count else len(found)
+        raise RewardError(f"{what} returned {number} values for {count} answers")
+    for i, value in enumerate(found):
         if not isinstance(value, numbers.Real) or not math.isfinite(value):
-            raise UserError(f"{what} returned {value!r} for answer {i}, but a finite number was expected")
-    return [float(value) for value in values]
+            raise RewardError(f"{what} returned {value!r} for answer {i}, but a finite number was expected")
+    return [float(value) for value in found]
 
 
 # ---- a model trained here --------------------------------------------------------------------------

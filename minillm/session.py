@@ -133,19 +133,19 @@ class Session:
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = factor * peak
 
-    def update(self, clip: float | None = None) -> float:
+    def update(self, clip: float | None = None, apart: nn.Module | None = None) -> float:
         """One step of the optimisers along the gradients, which are then forgotten; returns their norm before they
-        were cut to a norm of `clip`."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        if not gradients:
-            return 0.0
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if clip:
-            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), clip, norm)
-        for optimizer in self.optimizers:
+        were cut to a norm of `clip`: of all but those of `apart`, which are cut to it by themselves."""
+        learned = [p for p in self.model.parameters() if p.grad is not None]
+        others = {*apart.parameters()} if apart else ()
+        parts = [[p for p in learned if (p in others) == is_apart] for is_apart in (False, True)]
+        norms = [torch.nn.utils.get_total_norm([p.grad for p in part]) for part in parts]
+        for part, norm in zip(parts, norms, strict=True) if clip else ():
+            torch.nn.utils.clip_grads_with_norm_(part, clip, norm)
+        for optimizer in self.optimizers if learned else ():
             optimizer.step()
             optimizer.zero_grad()
-        return float(norm)
+        return float(norms[0])
 
     def log(self, counts: Mapping[str, int] | None = None, **values: float) -> None:
         """Ends a step: counts it, writes its values to log.jsonl and shows them. `counts` are added up over steps.

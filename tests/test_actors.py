@@ -14,7 +14,7 @@ from tiny import assert_same, bert_config, gradients, shake
 from kernels import Packing
 from minillm.actors import Chooser, Tagger
 from minillm.batching import Document
-from minillm.episodes import Episode, logprobs_of, look, refer, require_parity, verdict_bits
+from minillm.episodes import Agent, Episode, logprobs_of, look, refer, require_parity, verdict_bits
 from minillm.errors import UserError
 from minillm.generate import GREEDY, Sampling
 from minillm.heads import SequenceClassifier, TokenClassifier
@@ -124,11 +124,11 @@ def test_log_p_of_what_was_drawn_is_that_of_the_model_that_learns(world):
     now = logprobs_of(model, actor.batch(episodes, torch.device("cpu")), T)
     then = torch.tensor([p for episode in episodes for p in episode.logprobs], dtype=torch.float64)
     torch.testing.assert_close(now, then)
-    require_parity(model, actor, episodes, T)
-    refer(model, actor, episodes, T, most_tokens=7)
+    require_parity(Agent(model, model, None, actor, T), episodes)
+    refer(Agent(model, model, None, actor, T, micro_tokens=7), episodes)
     assert max(abs(episode.kl) for episode in episodes) < 1e-10
     with pytest.raises(UserError, match=f"nats a {actor.draws} from the one that learns"):
-        require_parity(model, actor, episodes, 1.0)
+        require_parity(Agent(model, model, None, actor, 1.0), episodes)
 
 
 def test_what_an_answer_means(world):
@@ -188,8 +188,9 @@ def of_expected_reward(model, actor, examples):
 
 def learn_from(model, actor, episodes, advantages, args):
     """Adds the gradient of what a step teaches, each draw of an answer having the advantage of the whole."""
-    of_draws = [[advantage] * len(e.answer) for advantage, e in zip(advantages, episodes, strict=True)]
-    climb(model, model, actor, episodes, of_draws, args, beta=0.0)
+    for advantage, episode in zip(advantages, episodes, strict=True):
+        episode.advantages = [advantage] * len(episode.answer)
+    climb(Agent(model, model, None, actor, args.temperature, args.micro_tokens), episodes, 0.0, args)
 
 
 def of_steps(model, actor, examples, args):

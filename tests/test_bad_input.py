@@ -252,12 +252,12 @@ def test_a_model_that_is_spoiled_by_its_last_step(refused, data):
 
 
 def test_a_policy_that_is_no_number(refused, monkeypatch):
-    def spoil(model, *_):
-        model.tokens.weight.data.fill_(torch.nan)
-        return real(model, *_)
+    def spoil(agent, *_):
+        agent.model.tokens.weight.data.fill_(torch.nan)
+        return real(agent, *_)
 
-    real = train_rl.learn
-    monkeypatch.setattr(train_rl, "learn", spoil)
+    real = train_rl.update
+    monkeypatch.setattr(train_rl, "update", spoil)
     options = {"task": "pronounce", "init": "HERE/done", **FEW, "steps": 3, "out": "x"}
     refused(train_rl, "at step .* try a lower --lr", options)
 

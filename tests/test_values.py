@@ -6,6 +6,7 @@ import itertools
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -22,7 +23,7 @@ import train_sft
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 from estimators import Choice, World, judge
 
-from minillm.episodes import Episode, to_batch
+from minillm.episodes import Agent, Episode, Writer, to_batch
 from minillm.errors import UserError
 from minillm.estimator import check
 from minillm.heads import SequenceClassifier
@@ -131,6 +132,10 @@ def episodes_of(answers, prompt=(1, 2)):
 ANSWERS = [(3, 4, 5), (6, 5), (3, 4, 7, 5)]
 
 
+def agent_of(model, **options):
+    return Agent(model, model, None, Writer(SimpleNamespace(max_answer_tokens=lambda _: 4), None), **options)
+
+
 def model_with_value():
     model = with_value(tiny.gpt())
     with torch.no_grad():
@@ -148,7 +153,7 @@ def test_a_value_stands_before_its_token():
     """It depends on the prompt and the tokens before, on nothing that follows."""
     model = model_with_value()
     episodes = episodes_of([*ANSWERS, (3, 9, 9), (3, 4, 5)])
-    appraise(model, episodes, most_tokens=7)
+    appraise(agent_of(model, micro_tokens=7), episodes)
     one, _, _, other, again = (episode.values for episode in episodes)
     assert one[:2] == pytest.approx(other[:2], abs=1e-12)
     assert abs(one[2] - other[2]) > 1e-3
@@ -191,7 +196,7 @@ def test_it_learns_what_is_to_be_expected():
         return backward_value(model, batch, rewards.repeat_interleave(3), p.repeat_interleave(3), 0.0)
 
     optimizer.step(loss)
-    appraise(model, episodes, 1000)
+    appraise(agent_of(model), episodes)
     for answer, episode in zip(answers, episodes, strict=True):
         for t in range(3):
             same = torch.tensor([other[:t] == answer[:t] for other in answers])
@@ -202,7 +207,8 @@ def test_explained_variance():
     def share(values, advantages):
         episodes = episodes_of([(3, 5), (4, 5)])
         episodes[0].values, episodes[1].values = values
-        return follow(model_with_value(), episodes, advantages)["explained_variance"]
+        episodes[0].advantages, episodes[1].advantages = advantages
+        return follow(model_with_value(), episodes)["explained_variance"]
 
     assert share([[0.5, 1.0], [0.5, 0.0]], [[0.0, 0.0], [0.0, 0.0]]) == 1.0
     assert share([[0.5, 1.0], [0.5, 0.0]], [[0.5, 0.0], [-0.5, 0.0]]) == pytest.approx(0.5)
