@@ -141,7 +141,9 @@ def fit(args: Args, session: Session, task: Judged, reward: Reward, agent: Agent
             require_parity(agent, episodes)
         if is_looked_at or args.kl != "off" or args.kl_limit:
             refer(agent, episodes)
-        weigh(agent, episodes, greedy, session, args)
+        if args.learns_value:
+            appraise(agent, episodes)
+        weigh(episodes, greedy, session, args)
         given = corpus.step(step, given_tokens, args.micro_tokens) if corpus else []
         seen = look(episodes, args.samples) | update(agent, episodes, given, session, args)
         session.progress.numbers["beta"] = args.next_beta(beta_of(session, args), seen.get("kl"))
@@ -162,13 +164,12 @@ def answers(agent: Agent, reward: Reward, examples: Sequence, args: Args) -> tup
         return episodes, judge_greedy(reward, agent, examples) if args.baseline == "greedy" else None
 
 
-def weigh(agent: Agent, episodes: list[Episode], greedy: Tensor | None, session: Session, args: Args) -> None:
+def weigh(episodes: list[Episode], greedy: Tensor | None, session: Session, args: Args) -> None:
     """Fills in the advantage of each token of each answer: of what was earned, less what the options take off it."""
     beta = beta_of(session, args) if args.kl == "reward" else 0.0
     fine = UNFINISHED if args.overlong == "penalise" else 0.0
     earned = [episode.earned(beta, fine * episode.is_cut) for episode in episodes]
     if args.learns_value:
-        appraise(agent, episodes)
         for episode, own in zip(episodes, earned, strict=True):
             episode.advantages = gae(own, episode.values, args.gae_lambda, args.discount)
         return

@@ -154,7 +154,8 @@ def load_function(path: Path, name: str) -> Callable[..., Any]:
 
 def where(error: BaseException, path: Path) -> str:
     """The line of the file that raised it."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) in (path, path.absolute())]
     return f"line {lines[-1]}: " if lines else ""
 
 

@@ -55,6 +55,7 @@ def report(
     session.console.print(samples_table(prompts, texts, "answers drawn in practice"))
     keep(session, score_of(task, measured))
     if failed:
+        session.save()
         leave_out_look(session, failed)
 
 
@@ -94,7 +95,7 @@ def sound_alarms(session: Session, task: Judged, final: Mapping[str, Any] | None
     """Says what goes wrong when it is first seen, and writes it into the log; `final` is what was measured at the end
     and does not stand there yet."""
     records = [*session.run.read_log(session.progress.records), *([final] if final else [])]
-    for name, says in new_alarms(records, task.headline, task.lower_is_better).items():
+    for name, says in new_alarms(records, task.headline, task.lower_is_better, final is not None).items():
         session.write(alarm=name, says=says)
         session.console.print(f"alarm at step {session.progress.step}, {name}: {says}", markup=False, highlight=False)
 

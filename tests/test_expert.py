@@ -156,6 +156,27 @@ def test_what_is_kept(tmp_path):
     assert len(read(tmp_path / "finds.jsonl")) == 2
 
 
+def test_what_was_cut_is_no_answer(tmp_path):
+    finds = Finds(tmp_path / "finds.jsonl", 0)
+    assert finds.add([episode("a", [1], is_cut=True), episode("b", [2], is_cut=True)]) == 0
+    assert not finds.found
+
+
+def test_a_threshold_that_nothing_reaches_ends_in_a_sentence(start, capsys):
+    assert scripts.main(train_rl, init=start, **FEW, threshold=7.5, out="run") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "not one of the answers to 36 prompts reached --threshold 7.5, the best was rewarded" in said
+    assert not Path("run/metrics.json").exists()
+
+
+def test_rounds_without_a_find_are_said(start, monkeypatch):
+    """Where right is what is rewarded like given answers, and none of the model's own is."""
+    monkeypatch.setattr(expert, "threshold_of", lambda *_: 7.5)
+    assert scripts.main(train_rl, init=start, **FEW | {"steps": 2, "rounds": 1}, out="run") == 0
+    remarks = json.loads(Path("run/report.json").read_text())["remarks"]
+    assert any("nothing to learn from: none of the answers was right" in remark for remark in remarks)
+
+
 def task_of(answers):
     examples = [Example(f"{i}:", (answer,)) for i, answer in enumerate(answers)]
     return SimpleNamespace(splits=Splits(examples, [], []), num_practised=100)

@@ -1,6 +1,7 @@
 """Rewards: what a person's function may do wrong is said, and what answers try to get around the ready ones fails."""
 
 import json
+import signal
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 import minillm.rewards
 from minillm.commands import reward as command
 from minillm.errors import UserError
-from minillm.rewards import SHARED, exact, last_number, number, open_rewards
+from minillm.rewards import SHARED, RewardError, exact, last_number, number, open_rewards, time_limit
 from minillm.tasks.base import Example
 
 CPU = torch.device("cpu")
@@ -72,6 +73,34 @@ WRONG = {
     "arguments": ("def score(answers):\n    return [1, 1]\n", "failed: TypeError"),
     "leaves": ("import sys\ndef score(e, a):\n    sys.exit(3)\n", "failed: line 3: SystemExit"),
     "hangs": ("def score(e, a):\n    while True:\n        pass\n", "took longer than 0 seconds for 2 answers"),
+    "more and more": (
+        "import itertools\ndef score(e, a):\n    return itertools.count()\n",
+        "returned more than 2 values for 2 answers",
+    ),
+    "raises later": ("def score(e, a):\n    return (1 / 0 for _ in a)\n", "failed: line 2: ZeroDivisionError"),
+    "is cancelled": (
+        "import asyncio\ndef score(e, a):\n    raise asyncio.CancelledError\n",
+        "failed: line 3: CancelledError",
+    ),
+    "hangs, and catches every Exception": (
+        "def score(e, a):\n    while True:\n        try:\n            while True:\n                pass\n"
+        "        except Exception:\n            pass\n",
+        "took longer than 0 seconds for 2 answers",
+    ),
+    "hangs, and catches all once": (
+        "def score(e, a):\n    try:\n        while True:\n            pass\n    except BaseException:\n"
+        "        while True:\n            pass\n",
+        "took longer than 0 seconds",
+    ),
+    "hangs, and makes something of it": (
+        "def score(e, a):\n    try:\n        while True:\n            pass\n    except BaseException:\n"
+        "        return [1, 1]\n",
+        "took longer than 0 seconds",
+    ),
+    "hangs later": (
+        "def values():\n    while True:\n        pass\n    yield 1\ndef score(e, a):\n    return values()\n",
+        "took longer than 0 seconds",
+    ),
     "no such function": ("def other(e, a):\n    return [1, 1]\n", "has no function 'score', only other"),
     "syntax": ("def score(\n", "cannot be run: .*SyntaxError"),
     "import": ("import nothing_of_this_name\n", "cannot be run: line 1: ModuleNotFoundError"),
@@ -81,9 +110,32 @@ WRONG = {
 @pytest.mark.parametrize(("code", "sentence"), WRONG.values(), ids=WRONG)
 def test_wrong_functions(write, monkeypatch, code, sentence):
     monkeypatch.setattr(minillm.rewards, "SECONDS", 0.2)
+    monkeypatch.setattr(minillm.rewards, "AGAIN", 0.1)
     path = write(code)
     with pytest.raises(UserError, match=sentence):
         judged([f"{path}:score"], ["a", "b"])
+
+
+def test_what_fails_at_the_answers_is_told_from_what_cannot_be_used(write):
+    assert issubclass(RewardError, UserError)
+    with pytest.raises(RewardError):
+        judged([f"{write(WRONG['raises'][0])}:score"], ["a", "b"])
+    with pytest.raises(UserError) as error:
+        judged([f"{write(WRONG['syntax'][0])}:score"], ["a", "b"])
+    assert not isinstance(error.value, RewardError)
+
+
+def test_ctrl_c_is_no_fault_of_the_reward(write):
+    with pytest.raises(KeyboardInterrupt):
+        judged([f"{write('def score(e, a):' + chr(10) + '    raise KeyboardInterrupt' + chr(10))}:score"], ["a", "b"])
+
+
+def test_a_clock_that_was_stopped_rings_no_more(monkeypatch):
+    before = signal.getsignal(signal.SIGALRM)
+    with time_limit(60.0):
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) is before
 
 
 def test_wrong_options(tmp_path):

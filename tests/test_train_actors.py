@@ -170,6 +170,7 @@ def test_functions_of_ones_own_get_classes_and_tags(files, tmp_path):
         ({"task": "classify", "problem": "multi"}, "--task classify with several labels to a text has no policy"),
         ({"task": "classify", "calibrate": True}, "--calibrate is for train_sft.py"),
         ({"task": "classify", "class_weights": "balanced"}, "--class-weights is for train_sft.py; by reward"),
+        ({"task": "classify", "augment": "drop"}, "--augment varies texts whose answers are given, and none are"),
         ({"task": "pronounce", "train": None, "dev": None}, "--task pronounce needs a model to start from"),
     ],
 )
