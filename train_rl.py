@@ -68,8 +68,8 @@ from minillm.rewards import Reward, RewardError, open_rewards
 from minillm.run import Run
 from minillm.session import Session
 from minillm.soft_q import backward_consistency
-from minillm.start import inherited_options, refuse_beside_resume, resumed
-from minillm.start_by_reward import given_answers, open_agent
+from minillm.start import refuse_beside_resume, resumed
+from minillm.start_by_reward import given_answers, inheriting, open_agent
 from minillm.tasks import TASKS
 from minillm.tasks.base import Judged, WritingTask
 from minillm.unjudged import saying_how_to_go_on, skip
@@ -228,13 +228,6 @@ def beta_of(session: Session, args: Args) -> float:
 # ---- where it starts, and how it ends ---------------------------------------------------------------
 
 
-def with_start(args: Args, console: Console) -> Args:
-    """The options with the run, or the model, to start from, and with the task's options that it had."""
-    init = find_start(args, console)
-    options = inherited_options(init, TASKS[args.task], args.options)
-    return dataclasses.replace(args, init=init, options=actors.by_reward(options, args.sft_share))
-
-
 def find_start(args: Args, console: Console) -> Path | None:
     """What to start from; for arithmetic a run is made where there is none. Who only has to choose is right now and
     then by chance and may start from scratch, None; who writes may not: UserError."""
@@ -254,11 +247,12 @@ def train(args: Args, console: Console | None = None) -> Run:
     ranks.require_alone("train_rl.py")
     run = Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-rl", cli.given(args))
     with run, saying_how_to_go_on(run):
-        args = resumed(args, "rl", TASKS) if args.resume else with_start(args, console)
+        args = resumed(args, "rl", TASKS) if args.resume else inheriting(args, find_start(args, console), TASKS)
         placement = place(args.precision, args.kernels)
         args = dataclasses.replace(args, precision=placement.precision)
         task = TASKS[args.task](args.options, args.seed)
         data = data_of(run, task)
+        actors.require_actor(task)
         reward = open_rewards(args.reward, task.rewards, placement.device, isinstance(task, WritingTask))
         args, agent = open_agent(args, run, task, placement)
         check(args)

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from minillm import cli
-from minillm.actors import actor_of, require_actor
+from minillm.actors import actor_of, by_reward
 from minillm.batching import Corpus
 from minillm.device import Placement, settle
 from minillm.episodes import Agent
@@ -26,6 +26,7 @@ from minillm.start import (
     adapt,
     complete,
     documents_of_epoch,
+    inherited_options,
     new_start,
     open_start,
     require_examples,
@@ -39,9 +40,14 @@ from minillm.tokenizer import Tokenizer
 from minillm.values import with_value
 
 
+def inheriting(args: Args, init: Path | None, tasks: Mapping[str, type[Task]]) -> Args:
+    """The options with what to start from, and where none was given with those that this was trained with. UserError."""
+    options = inherited_options(init, tasks[args.task], args.options)
+    return dataclasses.replace(args, init=init, options=by_reward(options, args.sft_share))
+
+
 def open_agent(args: Args, run: Run, task: Judged, placement: Placement) -> tuple[Args, Agent]:
     """The options, complete, and who is to learn under them. UserError."""
-    require_actor(task)
     start, tokenizer = open_policy(args, run, task)
     args = complete_by_reward(args, task, start)
     actor = actor_of(task, tokenizer)
