@@ -41,7 +41,7 @@ from minillm.values import with_value
 
 
 def inheriting(args: Args, init: Path | None, tasks: Mapping[str, type[Task]]) -> Args:
-    """The options with what to start from, and where none was given with those that this was trained with. UserError."""
+    """The options with what to start from; where none was given, those that this was trained with. UserError."""
     options = inherited_options(init, tasks[args.task], args.options)
     return dataclasses.replace(args, init=init, options=by_reward(options, args.sft_share))
 
