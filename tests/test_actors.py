@@ -12,7 +12,7 @@ import torch
 from tiny import assert_same, bert_config, gradients, shake
 
 from kernels import Packing
-from minillm.actors import Chooser, Tagger
+from minillm.actors import Chooser, Tagger, by_reward
 from minillm.batching import Document
 from minillm.episodes import Agent, Episode, logprobs_of, look, refer, require_parity, verdict_bits
 from minillm.errors import UserError
@@ -20,6 +20,7 @@ from minillm.generate import GREEDY, Sampling
 from minillm.heads import SequenceClassifier, TokenClassifier
 from minillm.policy import Rewards
 from minillm.tagging import Tags, Window
+from minillm.tasks import arithmetic, classify
 from train_rl import Args, climb
 
 T = 0.7
@@ -165,6 +166,13 @@ def test_tags_are_a_tuple_that_knows_what_the_whole_is():
     assert tags == ("O", "B-x")
     assert (tags.intent, str(tags)) == ("play", "play: O B-x")
     assert str(Tags(["O"])) == "O"
+
+
+def test_what_is_inherited_is_what_verdicts_heed():
+    options = classify.Options(augment="drop", class_weights="balanced", labels=0.5)
+    assert by_reward(options, None) == by_reward(options, 0.0) == classify.Options(labels=0.5)
+    assert by_reward(options, 0.3) == classify.Options(augment="drop", labels=0.5)  # of answers that are given
+    assert by_reward(arithmetic.Options(20), None) == arithmetic.Options(20)
 
 
 # ---- what is learned -------------------------------------------------------------------------------

@@ -97,6 +97,10 @@ def go_on():
     return train_rl.train(train_rl.Args(resume=Path("run")), quiet())
 
 
+def saved_step():
+    return read_state(Path("run/checkpoint.safetensors"))["progress"]["step"]
+
+
 def log(folder):
     path = Path(folder, "log.jsonl")
     lines = path.read_text().splitlines() if path.exists() else []
@@ -125,7 +129,7 @@ def test_it_stops_saved_and_goes_on_at_that_step(start, whole, call, how, done, 
     with pytest.raises(UserError, match=rf"my_reward.py:score.*({sentence})") as stop:
         train(start, {call: how}, **options)
     assert "go on with: python train_rl.py --resume run" in str(stop.value)
-    assert len([record for record in log("run") if "lr" in record]) == done
+    assert len([record for record in log("run") if "lr" in record]) == done == saved_step()
     go_on()
     assert_equal_runs(whole(**options), "run")
 
@@ -134,7 +138,7 @@ def test_a_look_that_fails_is_over_and_the_step_behind_it_is_next(start, whole):
     """The fourth step is followed by a look, whose greedy answers the sixth call judges."""
     with pytest.raises(UserError, match=r"go on with: python train_rl\.py --resume run"):
         train(start, {6: "raises"})
-    done = read_state(Path("run/checkpoint.safetensors"))["progress"]["step"]
+    done = saved_step()
     go_on()
     looks = [record for record in log("run") if "dev_accuracy" in record]
     assert "greedy_reward" not in looks[1]

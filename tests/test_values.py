@@ -316,6 +316,20 @@ def test_a_resumed_training_is_the_same(sums, monkeypatch, options):
     assert ("ratios_beyond" in steps[0]) == ("update" in options)
 
 
+def test_what_a_value_learns_shortens_no_step_of_the_policy(sums, monkeypatch):
+    """However steep its loss is: the norm that is told, and that --clip bounds, is the policy's."""
+    real, runs = train_rl.backward_value, []
+    for times in (1, 50):
+        monkeypatch.setattr(train_rl, "backward_value", lambda *args, n=times: [real(*args) for _ in range(n)])
+        args = train_rl.Args(init=sums, steps=1, watch=0, baseline="value", clip=0.01, sft_share=0.0, **FEW)
+        runs.append(train_rl.train(args, Console(quiet=True)))
+    one, two = ([record["gradient_norm"] for record in run.read_log() if "lr" in record] for run in runs)
+    assert one == two
+    assert one[0] > 0.01
+    weights = [load_file(run.path("model.safetensors")) for run in runs]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
 def test_what_was_learned_by_soft_q_or_with_a_value_differs(sums):
     """From what leave-one-out teaches, and from the start."""
     runs = [
