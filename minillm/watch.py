@@ -128,18 +128,18 @@ def look_at(args: Any, session: Session, task: Judged, reward: Reward, agent: Ag
     if not (examples := watched(args, task, model, agent.actor.longest)):
         return measured
     model.eval()
-    documents = [task.documents(example, agent.tokenizer, None) for example in examples]
-    measured["dev"] = {**measured["dev"], **likelihood(model, documents)}
+    drawn: Measured = {}
     try:
         with aside(args.seed):
-            drawn = [judge(reward, agent.rollout(part, DRAWN)) for part in parts(examples, AT_ONCE // DRAWN)]
+            judged = [judge(reward, agent.rollout(part, DRAWN)) for part in parts(examples, AT_ONCE // DRAWN)]
+        episodes = [episode for part in judged for episode in part]
+        if not is_start:
+            refer(agent, episodes)
+        drawn = survey(episodes)
     except RewardError as error:
         leave_out_look(session, error)
-        return measured
-    episodes = [episode for part in drawn for episode in part]
-    if not is_start:
-        refer(agent, episodes)
-    measured["dev"] = {**measured["dev"], **survey(episodes)}
+    documents = [task.documents(example, agent.tokenizer, None) for example in examples]
+    measured["dev"] = {**measured["dev"], **drawn, **likelihood(model, documents)}
     return measured
 
 
