@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from minillm import cli, evaluate
 from minillm.batching import Batch, Corpus, Document, DocumentTable
-from minillm.bayes_start import JUDGED, NARROWEST, begin_as_naive_bayes, order_matters
+from minillm.bayes_start import JUDGED, NARROWEST, begin_as_naive_bayes, counting_tells
 from minillm.bert import BERTConfig
 from minillm.errors import UserError
 from minillm.gpt import GPTConfig
@@ -46,6 +46,7 @@ KINDS = {
 }  # of models from scratch; the mean over a text learns most from few texts
 LONGEST = 512  # tokens of a text that a model from scratch reads
 VOCABULARY = 8000  # words, or pieces of them, learned from the training texts
+FROM_NOTHING = {"optimizer": "muon", "lr": 5e-3, "embedding_lr": 1e-3}  # AdamW learns neither order nor pairs of texts
 WORST = 10
 PAIRS = "learned_pairs"  # a key of tokenizer_config.json
 
@@ -130,7 +131,7 @@ class Classify(Judged):
             table = DocumentTable(
                 [self.documents(each, tokenizer, None) for each in evenly_spaced(self.splits.train, JUDGED)]
             )
-            self.counts_first = not order_matters(table, len(self.classes))
+            self.counts_first = not self.is_of_pairs and counting_tells(table, len(self.classes))
         return tokenizer
 
     def recipe(self, model: nn.Module | None, minutes: float | None) -> dict[str, Any]:
@@ -146,8 +147,7 @@ class Classify(Judged):
             rates = {"lr": 6e-5, "embedding_lr": 1e-3, "dropout": 0.1}
             return {**both, **rates, "batch_examples": 32, "epochs": self.epochs(4.0, 32, least=150, most=10_000)}
         shape = {"layers": 2, "width": 128, "heads": 4, "dropout": 0.3}
-        rate = 1e-4 if self.counts_first else 5e-4
-        rates = {"lr": rate, "embedding_lr": rate}
+        rates = {"lr": 5e-5, "embedding_lr": 5e-5} if self.counts_first else FROM_NOTHING
         return {**both, **shape, **rates, "batch_examples": 64, "epochs": self.epochs(6.0, 64, least=400, most=6000)}
 
     def rl_recipe(self, model: nn.Module | None) -> dict[str, Any]:
