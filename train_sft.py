@@ -31,9 +31,10 @@ from torch import nn
 
 from minillm import cli, ranks
 from minillm.batching import Corpus
+from minillm.costs import memory_lines
 from minillm.device import place, settle
 from minillm.errors import UserError
-from minillm.findings import findings
+from minillm.findings import conclude, findings
 from minillm.inspection import inspect
 from minillm.objective import backward
 from minillm.optim import optimizers_of, swap_average
@@ -107,7 +108,7 @@ def train(args: Args, console: Console | None = None) -> Run:
         task.begin(model, corpus, run)
         session = Session(args, run, model, optimizers_of(model, args), console, team)
         session.begin("sft", args, tokenizer, data, started)
-        introduce(console, placement, task, model, run)
+        introduce(console, placement, task, model, run, memory_lines(model, args, corpus))
         if task.looks_first and session.leads:
             look_first(args, session, task, model, tokenizer)
         fit(args, session, task, model, tokenizer, corpus)
@@ -156,6 +157,7 @@ def fit(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: T
     for step in session:
         parts = corpus.step(step, args.batch_tokens, args.micro_tokens, session.rank, session.ranks)
         batches = [batch.to(device) for batch in parts]
+        session.count(parts)
         count = session.total(sum(task.count(batch) for batch in batches if not batch.is_spare))
         weights = zip(batches, task.weights(model, batches, count), strict=True)  # 1 / count, or see preference.py
         loss = sum(backward(learner, *each, 1.0, args.label_smoothing) for each in session.passes(weights))
@@ -210,7 +212,7 @@ def finish(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer)
     found = findings(task, model, [table], measured, list(baselines), remarks, next_command)
     panels = ["loss", "lr", f"dev_{task.headline}"]
     task.end(model)
-    session.finish(metrics, flat(measured, "dev"), panels, f"{task.name}, by example", found)
+    conclude(session, metrics, flat(measured, "dev"), panels, f"{task.name}, by example", found)
     session.console.print(f"next: {next_command}", markup=False)
 
 

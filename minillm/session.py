@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from threading import Event
@@ -24,12 +24,12 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from torch import nn
 
-from minillm import cli, curves, origin, state
+from minillm import cli, origin, state
+from minillm.batching import Batch
 from minillm.errors import UserError
-from minillm.files import fields_from, write_json, write_tensors
+from minillm.files import write_tensors
 from minillm.metrics import Interval
 from minillm.optim import Optimizers, swap_average
-from minillm.pages.run_page import write_page
 from minillm.ranks import Team
 from minillm.report import figures, flat
 from minillm.run import BEST, CHECKPOINT, Run, options_of
@@ -39,6 +39,7 @@ from minillm.trackers import Tracker, open_tracker
 
 SAVE_SECONDS = 60  # between checkpoints
 LINE_SECONDS = 10  # between lines of progress where there is no terminal
+SURE_SECONDS, SURE_SHARE = 20, 0.01  # of the training, after either of which it is told how long the rest will take
 
 
 class Budget(Protocol):
@@ -73,6 +74,7 @@ class Session:
         self.tracker: Tracker | None = None  # which gets the log, too
         self.born = time.monotonic()  # when the work began, had one process done all of it
         self.started: float | None = None  # likewise when its first step did
+        self.step_began = self.born
 
     # ---- around a step ----
 
@@ -85,6 +87,7 @@ class Session:
                 # Of a number of steps each has the rate of its middle, so that a single step learns, too.
                 half = 0.5 / self.budget.steps if self.budget.steps else 0.0
                 self.set_lr(schedule(self.share + half, self.budget.warmup, self.budget.schedule))
+                self.step_began = time.monotonic()
                 yield self.progress.step
                 if self.seconds() - saved > SAVE_SECONDS:
                     self.save()
@@ -127,6 +130,10 @@ class Session:
         """Of training so far, looks at the dev set included."""
         return time.monotonic() - self.started
 
+    def process_seconds(self) -> float:
+        """Of all processes that worked on it, from their beginning on."""
+        return time.monotonic() - self.born
+
     def set_lr(self, factor: float) -> None:
         """Every learning rate to `factor` times its peak."""
         for optimizer, peaks in zip(self.optimizers, self.peak_lrs, strict=True):
@@ -147,6 +154,16 @@ class Session:
             optimizer.zero_grad()
         return float(norm)
 
+    def count(self, batches: Iterable[Batch]) -> None:
+        """Notes what a step learns from, so that `costs.operations` can tell what was computed."""
+        lengths = self.progress.lengths
+        for batch in batches:
+            if batch.is_spare:
+                continue
+            self.progress.targets += batch.count
+            for length in map(str, batch.packing.lengths):
+                lengths[length] = lengths.get(length, 0) + 1
+
     def log(self, counts: Mapping[str, int] | None = None, **values: float) -> None:
         """Ends a step: counts it, writes its values to log.jsonl and shows them. `counts` are added up over steps.
 
@@ -154,7 +171,7 @@ class Session:
         """
         progress = self.progress
         progress.step += 1
-        progress.seconds = self.seconds()
+        progress.seconds, progress.of_steps = self.seconds(), progress.of_steps + time.monotonic() - self.step_began
         for name, count in (counts or {}).items():
             progress.totals[name] = progress.totals.get(name, 0) + count
         if strangers := progress.totals.keys() - (counts or {}):
@@ -180,6 +197,12 @@ class Session:
         if self.tracker:
             self.tracker.write(record)
         self.progress.records += 1
+
+    def close(self) -> None:
+        """Nothing more is written."""
+        self.log_file.close()
+        if self.tracker:
+            self.tracker.close()
 
     def end(self, reason: str) -> None:
         """No further step, though the budget is not spent."""
@@ -232,7 +255,7 @@ class Session:
             raise UserError(f"the weights became NaN or infinite by step {self.progress.step}; try a lower --lr")
         if not self.leads:
             return
-        self.progress.process_seconds = time.monotonic() - self.born
+        self.progress.process_seconds = self.process_seconds()
         if self.started is not None:
             self.progress.seconds = self.seconds()
         if self.log_file:
@@ -244,10 +267,7 @@ class Session:
     def restore(self) -> None:
         """The state in which `save` left the training, and its log. UserError."""
         path = self.run.path(CHECKPOINT)
-        saved = state.load(path, self.model, self.optimizers)
-        if lacking := vars(self.progress).keys() - saved.keys():
-            raise UserError(f"{path} is no checkpoint of this training: it lacks {min(lacking)!r}")
-        self.progress = Progress(**fields_from(Progress, saved, path))
+        self.progress = Progress.of(state.load(path, self.model, self.optimizers), path)
         state.require_ranks(self.progress, self.ranks)
         if self.run.path(BEST).exists() or self.progress.best is not None:
             self.kept = state.read_score(self.run.path(BEST))
@@ -268,30 +288,6 @@ class Session:
             self.progress.numbers |= {"ranks": self.ranks} if self.team else {}
             self.save()
         self.tracker = open_tracker(args.log_to, self.run, self.progress.step)
-
-    def finish(
-        self,
-        metrics: Mapping[str, Any],
-        dev: Mapping[str, float],
-        panels: Sequence[str],
-        title: str,
-        found: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Writes all that remains: the model, the metrics, of them `dev` into the log, its curves, and the page of it
-        all with what was `found` beside (see findings.py)."""
-        self.run.save_model(self.model)
-        self.write(**dev)
-        self.log_file.close()
-        if self.tracker:
-            self.tracker.close()
-        curves.draw(self.run.read_log(), panels, self.run.path("curves.png"), f"{self.run.folder}: {title}")
-        seconds = round(time.monotonic() - self.born, 1)
-        metrics = {**metrics, "seconds": seconds, "steps": self.progress.step, **self.progress.totals}
-        if found:
-            write_json(self.run.path("report.json"), found)
-        write_page(self.run, metrics)
-        self.run.finish(metrics)
-        self.console.print(f"saved to {self.run.folder}: model, log, metrics.json, report.html", markup=False)
 
 
 # ---- the learning rate ----
@@ -338,7 +334,7 @@ class ProgressBar:
 
     def update(self, done: float, seconds: float, note: str) -> None:
         """`done` is between 0 and 1, `seconds` how long that took, `note` what to say beside it."""
-        if done > 0.01:
+        if done > SURE_SHARE or (done and seconds > SURE_SECONDS):
             note += f" · {clock(seconds / done * (1 - done))} left"
         self.bar.update(self.task, completed=done, note=note)
         if not self.console.is_terminal and time.monotonic() - self.last_line > LINE_SECONDS:

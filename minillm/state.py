@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from minillm.errors import UserError
-from minillm.files import read_state, read_tensors, write_tensors
+from minillm.files import fields_from, read_state, read_tensors, write_tensors
 
-FORMAT = 3  # of the file; one of another number is refused
+FORMAT = 4  # of the file; one of another number is refused
 WEIGHTS = "model."
 SCORE = "best"  # of the best weights so far, beside them in their file
 
@@ -34,14 +34,24 @@ class Progress:
     evaluations: int = 0
     records: int = 0  # lines of the log; those beyond are written again
     seconds: float = 0.0  # of the training, from its first step on, which a budget of minutes counts
+    of_steps: float = 0.0  # of them, those within steps
     process_seconds: float = 0.0  # of all processes that worked on it, from their beginning on
     best: float | None = None  # the highest score that `keep_if_best` saw
     worse: int = 0  # looks at the dev set since then
     is_over: bool = False  # what remains is to score
     numbers: dict[str, float] = field(default_factory=dict)  # what a script remembers, by name
     totals: dict[str, float] = field(default_factory=dict)  # of what is counted, such as tokens
+    lengths: dict[str, float] = field(default_factory=dict)  # how many documents of each were learned from
+    targets: float = 0.0  # in them; both of this rank's share
     files: dict[str, str] = field(default_factory=dict)  # digests of what it began with, by name
     data: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any], path: Path) -> "Progress":
+        """From what stands in the checkpoint `path`. UserError."""
+        if lacking := vars(cls()).keys() - saved.keys():
+            raise UserError(f"{path} is no checkpoint of this training: it lacks {min(lacking)!r}")
+        return cls(**fields_from(cls, saved, path))
 
 
 def save(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], progress: Mapping) -> None:
