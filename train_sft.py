@@ -39,7 +39,7 @@ from minillm.inspection import inspect
 from minillm.objective import backward
 from minillm.optim import optimizers_of, swap_average
 from minillm.options import Common, Supervised, check_common
-from minillm.origin import data_of
+from minillm.origin import begin, data_of
 from minillm.report import figures, flat, glance, introduce, score_of
 from minillm.run import Run
 from minillm.session import Session
@@ -106,16 +106,27 @@ def train(args: Args, console: Console | None = None) -> Run:
         args, model, tokenizer, corpus = prepare(args, task, run)
         settle(model, placement, args.checkpointing, args.compile)
         task.begin(model, corpus, run)
-        session = Session(args, run, model, optimizers_of(model, args), console, team)
-        session.begin("sft", args, tokenizer, data, started)
+        parts = in_parts(args, model, team)
+        session = Session(args, run, model, optimizers_of(parts.model if parts else model, args), console, team, parts)
+        begin(session, "sft", args, tokenizer, data, started)
         introduce(console, placement, task, model, run, memory_lines(model, args, corpus))
         if task.looks_first and session.leads:
             look_first(args, session, task, model, tokenizer)
         fit(args, session, task, model, tokenizer, corpus)
+        session.gather()
         if session.leads:
             keep(args, session, task, model, tokenizer)
             finish(session, task, model, tokenizer)
     return run
+
+
+def in_parts(args: Args, model: nn.Module, team: ranks.Team | None) -> Any:
+    """The model divided over the team, as --shard says. UserError."""
+    if not args.shard:
+        return None
+    from minillm import sharding  # half a second to load, and only needed here
+
+    return sharding.sharded(model, team, args)
 
 
 def made(args: Args, console: Console) -> Path:

@@ -2,11 +2,32 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from minillm.errors import UserError
 from minillm.files import read_state
-from minillm.run import BEGINNING, CHECKPOINT, LOCK, START, Run
+from minillm.run import BEGINNING, CHECKPOINT, LOCK, START, Run, options_of
+from minillm.session import Session
 from minillm.tasks.base import Task
+from minillm.tokenizer import Tokenizer
+from minillm.trackers import open_tracker
+
+
+def begin(
+    session: Session, script: str, args: Any, tokenizer: Tokenizer, data: Mapping[str, str], started: float
+) -> None:
+    """Makes a new run one that can be resumed, or restores one. `data`: its digests, see `data_of`; `started`: when
+    this process did, of time.monotonic()."""
+    run, progress = session.run, session.progress
+    if args.resume:
+        session.restore()
+    session.born = started - session.progress.process_seconds
+    if not args.resume:
+        run.describe(session.model, tokenizer, {"script": script, "given": run.given, **options_of(args)})
+        progress.files, progress.data = of_files(run), dict(data)
+        progress.numbers |= {"ranks": session.ranks} if session.team else {}
+        session.save()
+    session.tracker = open_tracker(args.log_to, run, session.progress.step)
 
 
 def of_files(run: Run) -> dict[str, str]:

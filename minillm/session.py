@@ -24,7 +24,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from torch import nn
 
-from minillm import cli, origin, state
+from minillm import cli, state
 from minillm.batching import Batch
 from minillm.errors import UserError
 from minillm.files import write_tensors
@@ -32,10 +32,9 @@ from minillm.metrics import Interval
 from minillm.optim import Optimizers, swap_average
 from minillm.ranks import Team
 from minillm.report import figures, flat
-from minillm.run import BEST, CHECKPOINT, Run, options_of
+from minillm.run import BEST, CHECKPOINT, Run
 from minillm.state import Progress
-from minillm.tokenizer import Tokenizer
-from minillm.trackers import Tracker, open_tracker
+from minillm.trackers import Tracker
 
 SAVE_SECONDS = 60  # between checkpoints
 LINE_SECONDS = 10  # between lines of progress where there is no terminal
@@ -61,9 +60,12 @@ class Session:
         optimizers: Optimizers,
         console: Console,
         team: Team | None = None,
+        sharded: Any = None,
     ):
         self.budget, self.run, self.model, self.optimizers, self.console = budget, run, model, optimizers, console
         self.team = team  # the processes that train together, see ranks.py
+        self.sharded = sharded  # the model in parts, which learn then, see sharding.py
+        self.parts = sharded.model if sharded else model
         self.rank, self.ranks = (team.rank, team.size) if team else (0, 1)
         self.leads = self.rank == 0  # whether this is the process that looks at the dev set and writes the run
         self.progress = Progress()
@@ -89,7 +91,7 @@ class Session:
                 self.set_lr(schedule(self.share + half, self.budget.warmup, self.budget.schedule))
                 self.step_began = time.monotonic()
                 yield self.progress.step
-                if self.seconds() - saved > SAVE_SECONDS:
+                if self.total(self.leads and self.seconds() - saved > SAVE_SECONDS):  # by the first's clock
                     self.save()
                     saved = self.progress.seconds
             self.progress.is_over |= not stop.is_set()
@@ -114,7 +116,9 @@ class Session:
     @cached_property
     def learner(self) -> Any:
         """The model, or what adds its gradients up over all ranks."""
-        return self.team.learner(self.model) if self.team else self.model
+        if self.sharded or not self.team:
+            return self.sharded or self.model
+        return self.team.learner(self.model)
 
     def passes(self, things: Iterable[Any]) -> Iterable[Any]:
         """These things, each for a backward pass of a step."""
@@ -143,12 +147,13 @@ class Session:
     def update(self, clip: float | None = None) -> float:
         """One step of the optimisers along the gradients, which are then forgotten; returns their norm before they
         were cut to a norm of `clip`."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.parts.parameters() if p.grad is not None]
         if not gradients:
             return 0.0
         norm = torch.nn.utils.get_total_norm(gradients)
+        norm = norm.full_tensor() if self.sharded else norm
         if clip:
-            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), clip, norm)
+            torch.nn.utils.clip_grads_with_norm_(self.parts.parameters(), clip, norm)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -224,7 +229,14 @@ class Session:
         """True once for each of the evaluations that are spread over the training, the last one excepted."""
         is_due = self.share >= (self.progress.evaluations + 1) / self.budget.evaluations
         self.progress.evaluations += is_due
+        if is_due:
+            self.gather()
         return is_due and self.leads
+
+    def gather(self) -> None:
+        """Where the model learns in parts, the first rank's whole one gets their weights."""
+        if self.sharded:
+            self.sharded.gather(self.model)
 
     def report(self, metrics: Mapping[str, Interval], count: int, **more: Any) -> None:
         """Shows and logs what was measured on so many dev examples."""
@@ -251,9 +263,10 @@ class Session:
 
     def save(self) -> None:
         """All that a process needs to go on from here. UserError, also for weights that are no numbers any more."""
-        if not all(weight.isfinite().all() for weight in self.model.parameters()):
+        weights = self.sharded.local() if self.sharded else self.model.parameters()
+        if self.total(not all(weight.isfinite().all() for weight in weights)):
             raise UserError(f"the weights became NaN or infinite by step {self.progress.step}; try a lower --lr")
-        if not self.leads:
+        if not self.leads and not self.sharded:
             return
         self.progress.process_seconds = self.process_seconds()
         if self.started is not None:
@@ -262,12 +275,14 @@ class Session:
             os.fsync(self.log_file.fileno())
         if self.tracker:
             self.tracker.flush()
-        state.save(self.run.path(CHECKPOINT), self.model, self.optimizers, vars(self.progress))
+        path = self.run.path(CHECKPOINT) if self.leads else None
+        state.save(path, self.parts, self.optimizers, vars(self.progress), self.sharded or state.Undivided)
 
     def restore(self) -> None:
         """The state in which `save` left the training, and its log. UserError."""
         path = self.run.path(CHECKPOINT)
-        self.progress = Progress.of(state.load(path, self.model, self.optimizers), path)
+        saved = state.load(path, self.parts, self.optimizers, self.sharded or state.Undivided)
+        self.progress = Progress.of(saved, path)
         state.require_ranks(self.progress, self.ranks)
         if self.run.path(BEST).exists() or self.progress.best is not None:
             self.kept = state.read_score(self.run.path(BEST))
@@ -275,19 +290,7 @@ class Session:
         if lost := self.progress.records - there:
             self.console.print(f"log.jsonl lacks {lost} of its records, lost or spoiled; going on without them")
         self.progress.records = there
-
-    def begin(self, script: str, args: Any, tokenizer: Tokenizer, data: Mapping[str, str], started: float) -> None:
-        """Makes a new run one that can be resumed, or restores one. `data`: its digests, see origin.py; `started`:
-        when this process did, of time.monotonic()."""
-        if args.resume:
-            self.restore()
-        self.born = started - self.progress.process_seconds
-        if not args.resume:
-            self.run.describe(self.model, tokenizer, {"script": script, "given": self.run.given, **options_of(args)})
-            self.progress.files, self.progress.data = origin.of_files(self.run), dict(data)
-            self.progress.numbers |= {"ranks": self.ranks} if self.team else {}
-            self.save()
-        self.tracker = open_tracker(args.log_to, self.run, self.progress.step)
+        self.gather()
 
 
 # ---- the learning rate ----

@@ -54,17 +54,41 @@ class Progress:
         return cls(**fields_from(cls, saved, path))
 
 
-def save(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], progress: Mapping) -> None:
-    """`progress` is what JSON can hold: step, seconds, and whatever else the session needs to go on. UserError."""
+class Undivided:
+    """How the tensors of a model lie that is no sharding.Sharded: all of each on every rank."""
+
+    @staticmethod
+    def whole(part: Tensor) -> Tensor:
+        return part
+
+    @staticmethod
+    def split(like: Tensor, whole: Tensor) -> Tensor:
+        return whole
+
+
+def save(
+    path: Path | None,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    progress: Mapping,
+    division: Any = Undivided,
+) -> None:
+    """`progress` is what JSON can hold: step, seconds, and whatever else the session needs to go on. UserError.
+
+    Of a divided model all ranks save, and one of them has a path.
+    """
     tensors = {WEIGHTS + name: tensor for name, tensor in weights_of(model).items()}
     states = [detach_tensors(o.state_dict(), f"optimizer.{i}", tensors) for i, o in enumerate(optimizers)]
     generators = save_generators(tensors)
-    write_tensors(
-        path, tensors, {"format": FORMAT, "optimizers": states, "generators": generators, "progress": dict(progress)}
-    )
+    tensors = {name: division.whole(tensor) for name, tensor in tensors.items()}
+    if path:
+        state = {"format": FORMAT, "optimizers": states, "generators": generators, "progress": dict(progress)}
+        write_tensors(path, tensors, state)
 
 
-def load(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
+def load(
+    path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], division: Any = Undivided
+) -> dict[str, Any]:
     """Puts model, optimisers and generators into the saved state; returns the saved `progress`. UserError."""
     state = read_state(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
@@ -74,9 +98,12 @@ def load(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimize
         )
     tensors = read_tensors(path)
     try:
-        load_weights(model, {name.removeprefix(WEIGHTS): x for name, x in tensors.items() if name.startswith(WEIGHTS)})
+        weights = {name.removeprefix(WEIGHTS): x for name, x in tensors.items() if name.startswith(WEIGHTS)}
+        load_weights(model, weights, division)
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(attach_tensors(saved, tensors))
+            for parameter, own in optimizer.state.items():
+                own |= {name: division.split(parameter, x) for name, x in own.items() if isinstance(x, Tensor)}
         load_generators(state["generators"], tensors)
         return dict(state["progress"])
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
@@ -96,7 +123,7 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], division: Any = Undivided) -> None:
     """The reverse; ValueError unless both have the same names and shapes."""
     parameters = weights_of(model)
     if parameters.keys() != weights.keys():
@@ -104,7 +131,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     for name, parameter in parameters.items():
         if parameter.shape != weights[name].shape:
             raise ValueError(f"{name!r} has shape {tuple(weights[name].shape)}, not {tuple(parameter.shape)}")
-        parameter.copy_(weights[name])
+        parameter.copy_(division.split(parameter, weights[name]))
 
 
 def read_weights(path: Path, model: nn.Module) -> None:

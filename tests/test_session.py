@@ -22,6 +22,7 @@ from minillm.errors import UserError
 from minillm.files import write_tensors
 from minillm.findings import conclude
 from minillm.metrics import Interval
+from minillm.origin import begin
 from minillm.run import Run
 from minillm.session import BEST, CHECKPOINT, ProgressBar, Session, schedule
 from minillm.state import Progress, weights_of
@@ -379,7 +380,7 @@ def test_all_processes_seconds_count(make, clock, monkeypatch):
     args = SimpleNamespace(resume=None, log_to=None, options=SimpleNamespace())
     session = make(steps=2)
     clock.now = 130.0  # it prepared for half a minute
-    session.begin("sft", args, TOKENIZER, {"classes": "ab"}, started=100.0)
+    begin(session, "sft", args, TOKENIZER, {"classes": "ab"}, started=100.0)
     for _ in session:
         clock.now += 5.0
         session.log(loss=1.0)
@@ -388,7 +389,7 @@ def test_all_processes_seconds_count(make, clock, monkeypatch):
     other = make(steps=2)
     args.resume = other.run.folder
     clock.now += 3.0
-    other.begin("sft", args, TOKENIZER, {}, started=1000.0)
+    begin(other, "sft", args, TOKENIZER, {}, started=1000.0)
     assert other.progress.data == {"classes": "ab"}
     assert other.progress.files.keys() == {"args.json", "config.json", "tokenizer.json"}
     assert list(other) == []
