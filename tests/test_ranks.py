@@ -22,16 +22,9 @@ from minillm.batching import Corpus, Document
 from minillm.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = {"layers": 1, "width": 16, "heads": 2, "dropout": 0.0, "precision": "fp32", "steps": 3, "evaluations": 1}
-PARITY = {
-    "optimizer": "adamw",
-    "clip": 0.3,
-    "lr": 0.001,
-    "embedding_lr": 0.001,
-    "batch_tokens": 60,
-    "micro_tokens": 20,
-    **TINY,
-}
+TINY = {"layers": 1, "width": 16, "heads": 2, "dropout": 0.0, "precision": "fp32", "steps": 3, "evaluations": 2}
+RATES = {"optimizer": "adamw", "lr": 0.001, "embedding_lr": 0.001, "clip": 0.3}
+PARITY = {**RATES, "batch_tokens": 60, "micro_tokens": 20, **TINY}
 
 
 def torchrun(*command, **how):
@@ -136,7 +129,7 @@ def test_two_ranks_learn_what_one_learns(cases, alone, more, tmp_path):
         assert len(one) == len(two) > 3, name
         for a, b in zip(one, two, strict=True):
             assert a.keys() == b.keys(), name
-            for value in a:
+            for value in (key for key in a if isinstance(a[key], int | float)):
                 assert b[value] == pytest.approx(a[value], rel=2e-4, abs=1e-5), (name, value)
         first, second = (load_file(folder / name / "model.safetensors") for folder in (alone, tmp_path / "two"))
         assert first.keys() == second.keys(), name
