@@ -50,7 +50,7 @@ class NoOptions:
 class Files:
     """The flags of tasks that learn from files."""
 
-    train: Path | None = cli.option(None, "file to learn from")
+    train: Path | None = cli.option(None, "file to learn from, or hub:OWNER/NAME:SPLIT, a data set of the hub")
     dev: Path | None = cli.option(None, "such a file to watch progress on")
     test: Path | None = cli.option(None, "such a file to score at the very end")
     _: KW_ONLY
