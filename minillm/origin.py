@@ -42,6 +42,7 @@ def data_of(run: Run, task: Task) -> dict[str, str]:
     UserError where the run goes on and began with others.
     """
     parts = {**{f"{name} examples": split for name, split in vars(task.splits).items()}, "classes": task.classes or ()}
+    parts |= task.sources
     data = {name: digest(repr(each).encode() for each in part) for name, part in parts.items()}
     if run.is_unfinished:
         require_same(run, "data", data)

@@ -83,6 +83,7 @@ class Task(Protocol):
     classes: Sequence[str] | None  # for heads that have them: what a new one tells apart
     sequence_classes: Sequence[str] = ()  # of a tagger, which also says of what class the whole is
     notes: Sequence[str]  # what a person should know of the data
+    sources: Mapping[str, Sequence[str]] = {}  # what its documents are made of besides, by name
     before: Mapping[str, Any] = {}  # what was logged of it then
 
     def tokenizer(self) -> Tokenizer:

@@ -28,6 +28,7 @@ from minillm.metrics import Interval, calibration_error, class_report, fitted_te
 from minillm.metrics.classes import TEMPERATURES
 from minillm.modernbert import ModernBERTConfig
 from minillm.naive_bayes import NaiveBayes
+from minillm.proposals import Proposals, digest_of, proposals
 from minillm.published.subwords import learn_vocabulary
 from minillm.report import evenly_spaced, mistakes_table, values_of
 from minillm.rewards import Reward, balanced, right_class
@@ -67,8 +68,12 @@ class Options(OfTexts):
         None, "how much an example of each class counts: neg=1,pos=3, or balanced, all classes alike in sum"
     )
     augment: str | None = cli.option(
-        None, "learn in every epoch from other variants of the texts: words left out or swapped", tuple(AUGMENTATIONS)
+        None,
+        "learn in every epoch from other variants of the texts: words left out, swapped, or replaced by what a model "
+        "that fills in masks proposes",
+        (*AUGMENTATIONS, "mask"),
     )
+    augment_model: Path | None = cli.option(None, "which model that is, for --augment mask")
     calibrate: bool = cli.option(
         False,
         "at the end scale the last product by a temperature, so that probabilities on the dev set mean what they say",
@@ -92,6 +97,7 @@ class Classify(Judged):
     is_calibrated, temperature = False, 1.0
     counts_first = False  # whether the model begins as naive Bayes
     augment: str | None = None
+    augment_model: Path | None = None
     problems: ClassVar[dict[str, type["Classify"]]] = {}  # by --problem; who they are is told in tasks/__init__.py
     guess, guessed = "majority", "class"  # what is right without reading: that baseline, and what it says
 
@@ -112,13 +118,26 @@ class Classify(Judged):
 
     def take(self, options: Options) -> None:
         """The options that are the same whatever the labels are."""
+        if (options.augment == "mask") != (options.augment_model is not None):
+            raise UserError("--augment mask and --augment-model MODEL go together: give both, or neither")
         self.kind, self.is_calibrated, self.augment = options.model, options.calibrate, options.augment
-        self.is_redrawn = options.augment is not None
+        self.augment_model, self.is_redrawn = options.augment_model, options.augment is not None
 
     @cached_property
     def naive_bayes(self) -> NaiveBayes:
         train = self.splits.train
         return NaiveBayes([example.texts for example in train], [example.label for example in train])
+
+    @cached_property
+    def proposals(self) -> Proposals:
+        return proposals(self.augment_model, [text for example in self.splits.train for text in example.texts])
+
+    @property
+    def sources(self) -> dict[str, Sequence[str]]:
+        return {"augment model": [digest_of(self.augment_model)]} if self.augment_model and self.splits.train else {}
+
+    def varied(self, text: str, rng: np.random.Generator) -> str:
+        return self.proposals(text, rng) if self.augment == "mask" else augmented(text, self.augment, rng)
 
     def tokenizer(self) -> Tokenizer:
         texts = [text for example in self.splits.train for text in example.texts]
@@ -190,7 +209,7 @@ class Classify(Judged):
 
     def documents(self, example: Labelled, tokenizer: Tokenizer, rng: np.random.Generator | None) -> list[Document]:
         if rng is not None:
-            example = replace(example, texts=tuple(augmented(text, self.augment, rng) for text in example.texts))
+            example = replace(example, texts=tuple(self.varied(text, rng) for text in example.texts))
         ((tokens, segments),) = self.read([example], tokenizer, self.limit)
         return [Document(tokens, label=self.label_of(example), segments=segments)]
 
