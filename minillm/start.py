@@ -64,7 +64,7 @@ def prepare(args: Args, task: Task, run: Run | None = None) -> tuple[Args, nn.Mo
             write_tensors(run.path(START), weights_of(model), {"init": str(args.init)})
         restrict(model, args)
     else:
-        tokenizer = task.tokenizer()
+        tokenizer, task.width = task.tokenizer(), args.width
         args = complete(args, task.recipe(None, args.minutes))
         torch.manual_seed(args.seed)
         model = new_start(task, tokenizer, args)

@@ -85,6 +85,7 @@ class Task(Protocol):
     notes: Sequence[str]  # what a person should know of the data
     sources: Mapping[str, Sequence[str]] = {}  # what its documents are made of besides, by name
     before: Mapping[str, Any] = {}  # what was logged of it then
+    width: int | None = None  # that a model from scratch shall have, where somebody said so
 
     def tokenizer(self) -> Tokenizer:
         """For models from scratch only; a checkpoint brings its own."""

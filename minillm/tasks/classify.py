@@ -48,7 +48,7 @@ KINDS = {
 LONGEST = 512  # tokens of a text that a model from scratch reads
 VOCABULARY = 8000  # words, or pieces of them, learned from the training texts
 WORST = 10
-PAIRS = "learned_pairs"  # a key of tokenizer_config.json
+PAIRS, WEIGHTS = "learned_pairs", "learned_class_weights"  # keys of tokenizer_config.json
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,11 @@ class Classify(Judged):
         self.majority = max(self.classes, key=lambda name: counts[name])  # in training: the guess without reading
         self.practised = counts + Counter(example.label for example in self.splits.unlabelled)
         self.limit, self.vocab_size = LONGEST, None
-        self.class_weights = weights_of(options.class_weights, counts) if self.splits.train else {}
-        self.headline = "weighted_accuracy" if self.class_weights else type(self).headline
+        self.weigh(weights_of(options.class_weights, counts) if self.splits.train else {})
+
+    def weigh(self, weights: Mapping[str, float]) -> None:
+        self.class_weights = weights
+        self.headline = "weighted_accuracy" if weights else type(self).headline
 
     def take(self, options: Options) -> None:
         """The options that are the same whatever the labels are."""
@@ -165,7 +168,7 @@ class Classify(Judged):
             rates = {"lr": 6e-5, "embedding_lr": 1e-3, "dropout": 0.1}
             return {**both, **rates, "batch_examples": 32, "epochs": self.epochs(4.0, 32, least=150, most=10_000)}
         shape = {"layers": 2, "width": 128, "heads": 4, "dropout": 0.3}
-        rate = 1e-4 if self.counts_first else 5e-4
+        rate = 1e-4 if self.counts_first and (self.width or shape["width"]) >= NARROWEST else 5e-4
         rates = {"lr": rate, "embedding_lr": rate}
         return {**both, **shape, **rates, "batch_examples": 64, "epochs": self.epochs(6.0, 64, least=400, most=6000)}
 
@@ -188,8 +191,11 @@ class Classify(Judged):
         return kind(tokenizer.vocab_size, LONGEST, **sizes, **details, **dropout_everywhere(kind, shape.dropout))
 
     def adapt(self, model: SequenceClassifier, tokenizer: Tokenizer) -> None:
-        """Take over the order of the model's classes and what it reads of a text; keep for later whether of pairs."""
-        tokenizer.config = {**tokenizer.config, PAIRS: self.is_of_pairs}
+        """Take over the order of the model's classes and what it reads of a text; keep for later whether of pairs, and
+        how much each class counted, by which it is measured then, too."""
+        if not self.splits.train and isinstance(learned := tokenizer.config.get(WEIGHTS), dict):
+            self.weigh({str(name): float(weight) for name, weight in learned.items()})
+        tokenizer.config = {**tokenizer.config, PAIRS: self.is_of_pairs, WEIGHTS: dict(self.class_weights)}
         self.classes, self.limit, self.vocab_size = list(model.classes), model.max_seq_len, model.config.vocab_size
         examples = [example for split in vars(self.splits).values() for example in split]
         num_cut = sum(len(tokens) > self.limit for tokens, _ in self.read(examples, tokenizer, limit=None))

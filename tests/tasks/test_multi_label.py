@@ -151,6 +151,16 @@ def test_changes_are_those_of_leaving_each_example_out(write):
         assert change == pytest.approx(rest.value - whole.value)
 
 
+def test_the_calibration_is_that_of_all_yes_and_no(write):
+    """Of 40 texts and 2 classes: 0.3 is said of "a", which a half have; of "b" 0.9, which 36 have."""
+    rows = [(f"text {i}", ["a"] * (i % 2) + ["b"] * (i % 10 > 0)) for i in range(40)]
+    task = load(None, write("b.jsonl", rows))
+    said = [Labels(("b",), {"b": 0.9, "a": 0.3})] * 40
+    found = task.measure(task.splits.dev, said)["calibration_error"]
+    assert found.value == pytest.approx((0.2 + 0.0) / 2)
+    assert len(found.changes) == 40
+
+
 def test_no_labels_at_all(write):
     task = load(None, write("a.jsonl", [("x", []), ("y", ["a"])]))
     measured = task.measure(task.splits.dev[:1], answers(()))
@@ -325,7 +335,7 @@ def test_commands(run, files, capsys, monkeypatch):
         (run / "args.json.away").rename(run / "args.json")
     assert again == metrics
     compared = json.loads(command("compare", run, run, "--json"))["difference"]
-    assert {name: each["value"] for name, each in compared.items()} == {"micro_f1": 0, "macro_f1": 0, "all_labels": 0}
+    assert {name: each["value"] for name, each in compared.items()} == dict.fromkeys(metrics, 0)
 
 
 def test_it_is_trained_further_and_said_what_is_learned(run, files, capsys):
