@@ -1,11 +1,10 @@
 """What a run began with, as digests, so that it never goes on with anything else: its files, and its data as read."""
 
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from minillm.errors import UserError
-from minillm.files import read_state
+from minillm.files import digest, read_state
 from minillm.run import BEGINNING, CHECKPOINT, LOCK, START, Run, options_of
 from minillm.session import Session
 from minillm.tasks.base import Task
@@ -47,14 +46,6 @@ def data_of(run: Run, task: Task) -> dict[str, str]:
     if run.is_unfinished:
         require_same(run, "data", data)
     return data
-
-
-def digest(parts: Iterable[bytes]) -> str:
-    """SHA-256 of the lines that they are."""
-    value = hashlib.sha256()
-    for part in parts:
-        value.update(part + b"\n")
-    return value.hexdigest()
 
 
 def require_same_files(run: Run) -> None:

@@ -16,8 +16,8 @@ from torch import Tensor
 from minillm.batching import Document, by_length, pack
 from minillm.errors import NOT_FINITE, UserError
 from minillm.evaluate import BATCH_TOKENS
+from minillm.files import digest
 from minillm.heads import MaskedLM
-from minillm.origin import digest
 from minillm.published.checkpoint import open_checkpoint, resolve
 from minillm.published.vocabularies import load_tokenizer
 from minillm.published.weights import weight_files
