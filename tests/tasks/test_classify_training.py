@@ -25,7 +25,8 @@ from minillm.start import open_start, prepare
 from minillm.tasks.classify import Classify, Options
 
 pytest.importorskip("tokenizers")
-FAST = {"task": "classify", "precision": "fp32", "lr": 0.003, "embedding_lr": 0.003, "dropout": 0.1, "evaluations": 2}
+RATES = {"optimizer": "adamw-head", "lr": 0.003, "embedding_lr": 0.003}
+FAST = {"task": "classify", "precision": "fp32", "dropout": 0.1, "evaluations": 2, **RATES}
 
 
 def write(path, number, seed, labels=("bad", "good")):
@@ -313,12 +314,12 @@ def test_a_file_is_measured_by_the_weights_that_were_learned_with(files, tmp_pat
     assert "weighted_accuracy" not in json.loads(capsys.readouterr().out.splitlines()[-1])["metrics"]
 
 
-@pytest.mark.parametrize(("width", "rate"), [(8, 5e-4), (16, 1e-4), (None, 1e-4)])
-def test_what_cannot_begin_as_naive_bayes_learns_at_the_usual_rate(width, rate, files):
+@pytest.mark.parametrize(("width", "counts"), [(8, False), (16, True), (None, True)])
+def test_what_cannot_begin_as_naive_bayes_learns_as_from_nothing(width, counts, files):
     task = Classify(Options(files["train"], files["dev"]), seed=0)
     args, *_ = prepare(train_sft.Args(task="classify", width=width, heads=2), task)
-    assert task.counts_first
-    assert args.lr == args.embedding_lr == rate
+    assert task.counts_first is counts
+    assert (args.optimizer == "adamw-head") is counts
 
 
 # ---- interruption --------------------------------------------------------------------------------

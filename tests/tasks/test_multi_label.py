@@ -276,7 +276,8 @@ def files(tmp_path_factory):
 @pytest.fixture(scope="module", params=["modernbert", "bert", "gpt"])
 def run(request, tmp_path_factory, files):
     folder = tmp_path_factory.mktemp(request.param) / "run"
-    rates = {"optimizer": "adamw-head", "lr": 0.003, "embedding_lr": 0.003, "dropout": 0.1, "precision": "fp32", "evaluations": 1}
+    rates = {"optimizer": "adamw-head", "lr": 0.003, "embedding_lr": 0.003}
+    rates |= {"dropout": 0.1, "precision": "fp32", "evaluations": 1}
     task = {"task": "classify", "problem": "multi", "model": request.param, "out": folder, "steps": 60}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(minillm.curves, "draw", lambda *_: None)
