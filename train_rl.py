@@ -61,7 +61,7 @@ from minillm.expert import Rounds
 from minillm.objective import backward
 from minillm.optim import optimizers_of
 from minillm.options import Common, Optimisation, check_common, check_draws
-from minillm.origin import data_of
+from minillm.origin import begin, data_of
 from minillm.policy import Estimator, Rewards, is_beyond, moved
 from minillm.report import introduce
 from minillm.rewards import Reward, RewardError, open_rewards
@@ -257,7 +257,7 @@ def train(args: Args, console: Console | None = None) -> Run:
         args, agent = open_agent(args, run, task, placement)
         check(args)
         session = Session(args, run, agent.model, optimizers_of(agent.model, args), console)
-        session.begin("rl", args, agent.tokenizer, data, started)
+        begin(session, "rl", args, agent.tokenizer, data, started)
         introduce(console, placement, task, agent.model, run)
         before = look_before(args, session, task, reward, agent)
         (expert.fit if args.method == "expert" else fit)(args, session, task, reward, agent)

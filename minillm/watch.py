@@ -18,7 +18,7 @@ from minillm import state
 from minillm.alarms import new_alarms, raised
 from minillm.episodes import Agent, Episode, judge, refer, rewards_of
 from minillm.evaluate import nats
-from minillm.findings import comparison, findings
+from minillm.findings import comparison, conclude, findings
 from minillm.metrics import Interval, average, difference, mean, pass_at, ratio
 from minillm.report import cells, evenly_spaced, flat, glance, named, points, samples_table, score, score_of
 from minillm.rewards import Reward, RewardError, exact
@@ -230,6 +230,6 @@ def finish(
         metrics["skipped"] = count
         remarks.append(f"{count} times answers were left out, as the reward failed: see log.jsonl")
     found = findings(task, model, tables, after["dev"], remarks=remarks)
-    session.finish(metrics, flat(after["dev"], "dev"), panels, f"{task.name}, by reward", found)
+    conclude(session, metrics, flat(after["dev"], "dev"), panels, f"{task.name}, by reward", found)
     if args.init:
         session.console.print(f"next: {comparison(session.run.folder, args.init)}", markup=False)
