@@ -48,7 +48,7 @@ def check(args: Any, task: type[Task]) -> None:
 def by_reward(options: Any, sft_share: float | None) -> Any:
     """Without what the run to start from may have been trained with and verdicts do not have: weights of classes, and
     variants of texts, unless given answers are learned, too."""
-    strange = {"class_weights", *([] if sft_share else ["augment"])} & vars(options).keys()
+    strange = {"class_weights", *([] if sft_share else ["augment", "augment_model"])} & vars(options).keys()
     return replace(options, **dict.fromkeys(strange)) if strange else options
 
 

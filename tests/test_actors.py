@@ -4,6 +4,7 @@ can be drawn, the gradient of the expected reward."""
 import itertools
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -172,6 +173,8 @@ def test_what_is_inherited_is_what_verdicts_heed():
     options = classify.Options(augment="drop", class_weights="balanced", labels=0.5)
     assert by_reward(options, None) == by_reward(options, 0.0) == classify.Options(labels=0.5)
     assert by_reward(options, 0.3) == classify.Options(augment="drop", labels=0.5)  # of answers that are given
+    masked = classify.Options(augment="mask", augment_model=Path("a model"))
+    assert by_reward(masked, None) == classify.Options()
     assert by_reward(arithmetic.Options(20), None) == arithmetic.Options(20)
 
 
