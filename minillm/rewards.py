@@ -227,9 +227,8 @@ def of_judge(model: Scorer, tokenizer: Tokenizer) -> Reward:
 
 
 def exact(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
-    """1 for an answer that is, but for blanks around it, one of the right ones, else 0."""
-    right = [{each.strip() for each in example.answers} for example in examples]
-    return {"exact": [float(answer.strip() in those) for answer, those in zip(answers, right, strict=True)]}
+    """1 for a right answer, such as one of those that are given, but for blanks around it; else 0."""
+    return {"exact": [float(e.is_right(answer)) for e, answer in zip(examples, answers, strict=True)]}
 
 
 def length(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
