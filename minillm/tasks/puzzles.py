@@ -23,6 +23,7 @@ from minillm.tasks.files import place_of
 from minillm.tokenizer import SymbolTokenizer, Tokenizer
 
 HELD_OUT = 0.15  # share of the hands that dev has, and test
+MOST_HELD_OUT = 1000  # problems in either
 UNLIKE = 300  # problems of each kind that is unlike the training
 EXAMPLES = 10_000  # solved problems, unless told otherwise
 SPARE = 4  # tokens that an answer may have beyond the longest known one, such as for brackets
@@ -50,14 +51,12 @@ class Puzzles(WritingTask):
     symbols: ClassVar[str]  # of prompts and answers
 
     def __init__(self, hands: Sequence[Hand], examples: int | None, seed: int):
-        """Dev and test are the same for every seed and number of examples: one problem of each of their hands.
-        UserError."""
-        dev = [hand for hand in hands if place_of(hand) < HELD_OUT]
-        test = [hand for hand in hands if HELD_OUT <= place_of(hand) < 2 * HELD_OUT]
-        self.practised = [hand for hand in hands if place_of(hand) >= 2 * HELD_OUT]
-        rng = random.Random("held out")
-        held_out = [self.deal(hand, rng) for hand in rng.sample([*dev, *test], len(dev) + len(test))]
-        dev, test = ([puzzle for puzzle in held_out if puzzle.hand in some] for some in (set(dev), set(test)))
+        """Dev and test are the same for every seed and number of examples: a problem of each of their hands, or of as
+        many as are enough. UserError."""
+        places = [(place_of(hand), hand) for hand in hands]
+        self.practised = [hand for place, hand in places if place >= 2 * HELD_OUT]
+        dev = self.one_each([hand for place, hand in places if place < HELD_OUT], "dev")
+        test = self.one_each([hand for place, hand in places if HELD_OUT <= place < 2 * HELD_OUT], "test")
         train = distinct(self.dealt(f"train {seed}"), self.how_many(examples))
         self.splits = Splits(train, dev, [*test, *self.unlike(random.Random("unlike"))])
 
@@ -77,6 +76,10 @@ class Puzzles(WritingTask):
     def unlike(self, rng: random.Random) -> list[Puzzle]:
         """Problems that are unlike the training, UNLIKE of each kind."""
         raise NotImplementedError
+
+    def one_each(self, hands: Sequence[Hand], name: str) -> list[Puzzle]:
+        rng = random.Random(name)
+        return [self.deal(hand, rng) for hand in rng.sample(hands, min(len(hands), MOST_HELD_OUT))]
 
     def dealt(self, seed: str) -> Iterator[Puzzle]:
         """Problems without end, none of them of a hand that is held out."""

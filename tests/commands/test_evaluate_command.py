@@ -219,7 +219,7 @@ def test_runs_with_other_dev_examples_need_a_file(here, tmp_path):
     (tmp_path / "other" / "args.json").write_text(json.dumps({**args, "dev": str(here / "one.jsonl")}))
     code, _, err = command(here, "compare", "good", str(tmp_path / "other"))
     assert code == 2
-    assert "have different dev examples: give both the same with --file FILE" in err
+    assert "have different examples: give both the same with --file FILE" in err
     assert command(here, "compare", "good", str(tmp_path / "other"), "--file", "dev.jsonl")[0] == 0
 
 
