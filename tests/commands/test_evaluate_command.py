@@ -207,6 +207,17 @@ def test_the_better_run_is_found(here):
     assert difference["low"] < difference["value"] < difference["high"] < 0
 
 
+def test_the_examples_of_the_test_split_are_the_runs_own(here):
+    """They give what the training measured of them; who has none is told."""
+    measured = json.loads((here / "words" / "metrics.json").read_text())
+    for split in ("dev", "test"):
+        found = as_json(here, "evaluate", "words", "--split", split)
+        assert found["metrics"]["wer"]["value"] == measured[f"{split}_wer"]
+    code, _, err = command(here, "evaluate", "good", "--split", "test")
+    assert code == 2
+    assert "good has no test examples of its own: give --file FILE" in err
+
+
 def test_a_run_is_no_better_than_itself(here):
     code, out, err = command(here, "compare", "words", "words")
     assert code == 0, err
