@@ -1,4 +1,4 @@
-"""24 points: make 24 of four cards, `J=10 Q=10 K=10, 3 K 7 Q = 24:` → `…`, using each of them exactly once.
+"""24 points: make 24 of four cards, `J=10 Q=10 K=10, 3 K 2 Q = 24:` → `10+2*(10-3)`, using each of them exactly once.
 
 J, Q and K count as 10 in training. Of test a part states another rule, under which they count as 11, 12 and 13, and a
 part has five cards: whether what was learned is to read the rule, or the answers to it ("SFT memorizes, RL

@@ -1,6 +1,7 @@
 """Countdown, 24 points: problems with solutions, hands that nobody practises, and what is unlike the training."""
 
 import ast
+import json
 import operator
 import random
 import re
@@ -8,7 +9,11 @@ from fractions import Fraction
 from itertools import islice, product
 
 import pytest
+import scripts
 
+import minillm.curves
+import train_rl
+import train_sft
 from minillm.errors import UserError
 from minillm.tasks import TASKS, countdown, points24
 from minillm.tasks.countdown import Countdown
@@ -189,6 +194,21 @@ def test_answers_have_room(task):
     tokenizer = task.tokenizer()
     longest = max(len(tokenizer.encode(puzzle.answers[0])) for puzzle in everything(task))
     assert longest < task.max_answer_tokens(tokenizer) <= 2 * longest
+
+
+def test_both_scripts_measure_what_is_unlike_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(points24, "UNLIKE", 20)
+    monkeypatch.setattr(minillm.curves, "draw", lambda *_: None)
+    small = {"task": "points24", "examples": 50, "precision": "fp32", "evaluations": 1, "steps": 1}
+    assert scripts.main(train_sft, out=tmp_path / "sft", **small, layers=1, width=16, heads=2) == 0
+    few = {"prompts": 4, "samples": 2, "watch": 4}
+    assert scripts.main(train_rl, init=tmp_path / "sft", out=tmp_path / "rl", **small, **few) == 0
+    names = ["accuracy", "accuracy_changed_rule", "accuracy_longer"]
+    for run, prefixes in (("sft", ["test"]), ("rl", ["test", "start_test", "change_test"])):
+        measured = json.loads((tmp_path / run / "metrics.json").read_text())
+        for prefix in prefixes:
+            assert {f"{prefix}_{name}" for name in names} <= measured.keys()
+    assert "dev_accuracy_longer" not in measured
 
 
 # ---- options -----------------------------------------------------------------------------------------
