@@ -214,8 +214,8 @@ def test_both_scripts_measure_what_is_unlike_the_training(tmp_path, monkeypatch)
 # ---- options -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [3, 4, 5])
-def test_countdown_of_more_numbers(size):
+def test_countdown_of_more_numbers():
+    size = 4
     task = made(Countdown, numbers=size, examples=50)
     assert {len(puzzle.hand) for puzzle in [*task.splits.train, *task.splits.dev]} == {size}
     assert len(task.splits.dev) <= 1000
