@@ -23,6 +23,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -249,9 +250,8 @@ def of_judge(model: Scorer, tokenizer: Tokenizer) -> Reward:
 
 
 def exact(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
-    """1 for an answer that is, but for blanks around it, one of the right ones, else 0."""
-    right = [{each.strip() for each in example.answers} for example in examples]
-    return {"exact": [float(answer.strip() in those) for answer, those in zip(answers, right, strict=True)]}
+    """1 for a right answer, such as one of those that are given, but for blanks around it; else 0."""
+    return {"exact": [float(e.is_right(answer)) for e, answer in zip(examples, answers, strict=True)]}
 
 
 def length(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
@@ -259,27 +259,41 @@ def length(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
     return {"length": [float(len(answer)) for answer in answers]}
 
 
-NUMBER = re.compile(r"(?<![\w.,])[-+]?(?:\d{1,3}(?:,\d{3})+|\d{1,18})(?:\.\d{1,18})?(?![\w]|[.,]\d)", re.ASCII)
+MARKER = "####"  # behind the last of them stands the answer, as in GSM8K (arXiv:2110.14168)
+NUMBER = re.compile(
+    r"(?<![\w.,/])[-+]?(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?:\.\d{1,18}|/\d{1,18})?(?![\w/]|[.,]\d)", re.ASCII
+)
 MOST_READ = 10_000  # characters of an answer
 
 
 def number(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
-    """1 where the one number that an answer ends with, or that stands behind its last `####`, is the right one, else 0.
-
-    Nothing is computed: an answer that holds several numbers, none of them at its end, is wrong."""
+    """1 where the number that an answer gives, see `last_number`, equals the right one, else 0."""
     right = [{value for each in example.answers if (value := last_number(each)) is not None} for example in examples]
     return {"number": [float(last_number(answer) in those) for answer, those in zip(answers, right, strict=True)]}
 
 
-def last_number(text: str) -> float | None:
-    """The number with which a text ends, but for a unit's sign, a full stop and blanks; None where it does not."""
+def last_number(text: str) -> Fraction | None:
+    """The one number behind the last MARKER, whatever words are there, too; or without a marker the number that a text
+    ends with, but for a unit's sign, a full stop and blanks. None where there is none, or several.
+
+    It is exact: 1,250.50 is 2501/2. Nothing is computed, so that a problem is not its own answer: a fraction counts in
+    lowest terms alone."""
     if len(text) > MOST_READ:
         return None
-    tail = text.rpartition("####")[2].strip().rstrip(".").rstrip("%€$ ").lstrip("$€ ")
+    _, marker, tail = text.rpartition(MARKER)
+    tail = tail.strip().rstrip(".").rstrip("%€$ ").lstrip("$€ ")
     found = list(NUMBER.finditer(tail))
-    if not found or found[-1].end() != len(tail):
+    if not found or (len(found) > 1 if marker else found[-1].end() != len(tail)):
         return None
-    return float(found[-1].group().replace(",", ""))
+    return exactly(found[-1].group())
+
+
+def exactly(number: str) -> Fraction | None:
+    """What NUMBER matched; None of a fraction that can be reduced."""
+    above, bar, below = number.replace(",", "").partition("/")
+    if bar and (int(below) < 2 or math.gcd(int(above), int(below)) > 1):
+        return None
+    return Fraction(above) / int(below or 1)
 
 
 SHARED: dict[str, Reward] = {"exact": exact, "number": number, "length": length}

@@ -1,7 +1,8 @@
-"""Rewards: what a person's function may do wrong is said, and what answers try to get around the ready ones fails."""
+"""Rewards: what a person's function may do wrong is said, and which answers the ready ones take for right."""
 
 import json
 import signal
+from fractions import Fraction
 
 import pytest
 import torch
@@ -150,57 +151,9 @@ def test_wrong_options(tmp_path):
             judged(options, ["a", "b"])
 
 
-# ---- what answers try --------------------------------------------------------------------------------
+# ---- what is right -------------------------------------------------------------------------------------
 
 HONEST = ("18", " 18 ", "= 18", "The answer is 18.", "9 + 9 = 18", "#### 18", "It costs $18.", "1. add\n2. so: 18")
-HACKS = [
-    *("", " ", "\n", ".", "-", "+", "####", "#### ", "answer", "the answer", "nan", "inf", "Infinity", "None", "True"),
-    *("17 or 18 or 19", "18 19", "18, 19", "18 17", "18/1", "18/18", "1/18", "18 is not 17", "not 18 but 3", "18?!"),
-    *("9+9", "9*2", "2**4", "36/2", "(18)", "[18]", "{18}", "<18>", "<answer></answer>", "<answer>18</answer>"),
-    *(
-        "18.",
-        "18..",
-        "1 8",
-        "1_8",
-        "018x",
-        "18e0",
-        "1.8e1",
-        "0x12",
-        "0b10010",
-        "0o22",
-        "XVIII",
-        "eighteen",
-        "１８",
-        "١٨",
-    ),
-    *("18" * 2, "18" * 100, "9" * 1_000_000, "1" * 400, "1" * 5000 + " 18", "18" + "0" * 20, "-18", "+-18", "--18"),
-    *("18\x00", "\u200b18\u200b", "18\u0301", "18²", "18%18", "18,18", "1,8", "18,", "18.0.0", "v18", "18th", "a18"),
-    *(
-        "What is 9 + 9?",
-        "What is 9 + 9? 18 is what I guess, every time 3",
-        "<|end|>",
-        "<|end|>18<|end|>",
-        "18<|end|>",
-    ),
-    *("__import__('os').system('x')", "eval('18')", "lambda: 18", "float('18')", "18 if True else 0", "#### 18 #### 3"),
-]
-
-
-def test_there_are_many():
-    assert len(HACKS) >= 50
-
-
-@pytest.mark.parametrize("name", ["exact", "number"])
-def test_hacks_score_no_better_than_the_best_answer_that_ignores_the_prompt(name):
-    """Prompts differ in their answers, so that a constant is right for one in ten. Hacks that hold a right number in a
-    form that is accepted are right for its prompt alone, as they should be."""
-    examples = [Example(f"What is 9 + {n}?", (str(9 + n),)) for n in range(10)]
-    best = 1 / len(examples)
-    for hack in HACKS:
-        (values,) = SHARED[name](examples, [hack] * len(examples)).values()
-        assert sum(values) / len(values) <= best + 1e-12, hack
-    (values,) = SHARED[name](examples, ["18"] * len(examples)).values()
-    assert sum(values) / len(values) == best
 
 
 def test_honest_answers_are_right():
@@ -215,6 +168,10 @@ def test_honest_answers_are_right():
         *(("1,234", 1234.0), ("1,234,567.5", 1234567.5), ("-3", -3.0), ("+3", 3.0), ("0.50", 0.5), ("12%", 12.0)),
         *(("so 3 eggs", None), ("3 eggs #### 4", 4.0), ("12,34", None), ("1.2.3", None), ("３", None), ("", None)),
         *(("x" * 10_001 + " 3", None), ("5 €", 5.0), ("9" * 19, None), ("1e5", None), ("3.", 3.0)),
+        *(("#### 3 eggs", 3.0), ("#### so $3.50 a day.", 3.5), ("#### 3 or 4", None), ("#### ", None), ("5km", None)),
+        *(("3/4", Fraction(3, 4)), ("-1/3", Fraction(-1, 3)), ("10/4", None), ("3/1", None), ("3/0", None)),
+        *(("1/2/3", None), ("0.1", Fraction(1, 10)), ("0.10000000000000001", Fraction(10**16 + 1, 10**17))),
+        *(("1" + ",000" * 3000, None), ("1" + ",000" * 5, 1e15), ("-0", 0.0)),
     ],
 )
 def test_the_number_at_the_end(text, value):

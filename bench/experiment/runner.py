@@ -130,7 +130,7 @@ class Runner:
         found = []
         for i, example in enumerate(examples):
             drawn = dict.fromkeys(texts[i * measure.DRAWN : (i + 1) * measure.DRAWN])
-            wrong = [text for text in drawn if text.strip() and text not in example.answers]
+            wrong = [text for text in drawn if text.strip() and not example.is_right(text)]
             found += [
                 {"prompt": example.prompt, "chosen": example.answers[0], "rejected": t} for t in wrong[:MOST_PAIRS]
             ]
