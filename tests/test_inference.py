@@ -61,6 +61,20 @@ def test_pieces_are_the_whole(choices, impl, stops, monkeypatch):
 
 
 @torch.no_grad()
+def test_steps_on_a_gpu_are_the_whole(monkeypatch):
+    """Prompts, then steps, ragged and even, by the Triton kernels, in the interpreter where there is no GPU."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(backend, "_default", "triton")
+    parts = sequences(LENGTHS)
+    truth, model = whole(gpt(num_kv_heads=2), parts), gpt(num_kv_heads=2).float()
+    cache, seen = KVCache.of(model, 3, max(LENGTHS)), (0,) * 3
+    for until in ((3, 1, 2), (4, 2, 3), (5, 2, 5), (5, 4, 5), (6, 5, 6), (9, 6, 6)):
+        for piece, right, a, b in zip(read(model, cache, parts, seen, until), truth, seen, until, strict=True):
+            torch.testing.assert_close(piece.double(), right[a:b], rtol=0, atol=1e-5)
+        seen = until
+
+
+@torch.no_grad()
 def test_sequences_leave_and_are_copied():
     model, parts = gpt(), sequences(LENGTHS)
     cache = KVCache.of(model, 3, max(LENGTHS))
