@@ -37,12 +37,12 @@ from kernels.gpu.attention import (
     load_rows,
     score,
     store_at,
-)  # fmt: skip
+)
 from kernels.gpu.attention_walk import visible_keys
 from kernels.gpu.launch_table import Launch
 
-MAX_SHARES = tl.constexpr(128)  # a program of the merge holds them all,
-MERGE_WARPS = 8  # of 256 columns in 128 registers a thread
+MAX_SHARES = tl.constexpr(128)  # a program of the merge holds them all:
+MERGE_WARPS = 8  # of 256 columns 128 numbers a thread
 
 
 @triton.jit(do_not_specialize=VARYING)
