@@ -125,7 +125,7 @@ SHAPES = [
 TINY = [
     Shape((33,), H=2, G=2, D=16, options=CAUSAL),
     Shape((1, 20), H=2, G=1, D=16, packed=True),
-    Shape((1, 1, 1), (0, 600, 5), H=4, G=2, D=16, step=True, options=CAUSAL),
+    Shape((1, 1), (0, 600), H=2, G=1, D=16, step=True, options=CAUSAL),
 ]
 
 

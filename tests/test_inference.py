@@ -60,18 +60,33 @@ def test_pieces_are_the_whole(choices, impl, stops, monkeypatch):
         assert cache.lengths == until
 
 
+@pytest.fixture
+def triton():
+    """The Triton kernels, in the interpreter where there is no GPU."""
+    pytest.importorskip("triton")
+    backend.set_default("triton")
+    yield
+    backend.set_default("auto")
+
+
+@pytest.mark.usefixtures("triton")
 @torch.no_grad()
 def test_steps_on_a_gpu_are_the_whole(monkeypatch):
-    """Prompts, then steps, ragged and even, by the Triton kernels, in the interpreter where there is no GPU."""
-    pytest.importorskip("triton")
-    monkeypatch.setattr(backend, "_default", "triton")
-    parts = sequences(LENGTHS)
-    truth, model = whole(gpt(num_kv_heads=2), parts), gpt(num_kv_heads=2).float()
-    cache, seen = KVCache.of(model, 3, max(LENGTHS)), (0,) * 3
-    for until in ((3, 1, 2), (4, 2, 3), (5, 2, 5), (5, 4, 5), (6, 5, 6), (9, 6, 6)):
+    """Prompts are read by one kernel, what follows by that of few queries, whether sequences are as long as another."""
+    from kernels.gpu import attention_launch as kernels
+
+    counts, original = [], kernels.attention_decode
+    monkeypatch.setattr(kernels, "attention_decode", lambda *args: counts.append(len(args)) or original(*args))
+    monkeypatch.setattr(inference, "AHEAD", 1)
+    parts = sequences((20, 14, 19))
+    choices = {"num_kv_heads": 2, "max_seq_len": 24}
+    model, truth = gpt(**choices).float(), whole(gpt(**choices), parts)
+    cache, seen = KVCache.of(model, 3, 20), (0, 0, 0)
+    for until in ((17, 11, 12), (18, 12, 13), (18, 13, 18), (18, 14, 18), (19, 14, 19), (20, 14, 19)):
         for piece, right, a, b in zip(read(model, cache, parts, seen, until), truth, seen, until, strict=True):
             torch.testing.assert_close(piece.double(), right[a:b], rtol=0, atol=1e-5)
         seen = until
+    assert len(counts) == 5 * model.config.num_layers
 
 
 @torch.no_grad()
