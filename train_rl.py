@@ -65,7 +65,7 @@ from minillm.generate import GREEDY, Sampling
 from minillm.objective import backward
 from minillm.optim import optimizers_of
 from minillm.options import Common, Optimisation, check_common, check_draws
-from minillm.origin import data_of
+from minillm.origin import begin, data_of
 from minillm.policy import Estimator, Rewards, is_beyond, moved
 from minillm.report import flat, introduce
 from minillm.rewards import Reward, open_rewards
@@ -304,7 +304,7 @@ def train(args: Args, console: Console | None = None) -> Run:
         model = learner(start, placement, args)
         model = with_value(model) if args.learns_value else model
         session = Session(args, run, model, optimizers_of(model, args), console)
-        session.begin("rl", args, tokenizer, data, started)
+        begin(session, "rl", args, tokenizer, data, started)
         introduce(console, placement, task, model, run)
 
         def answer(model: nn.Module, examples: Sequence[Any], samples: int) -> list[Episode]:

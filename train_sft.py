@@ -31,14 +31,15 @@ from torch import nn
 
 from minillm import cli, ranks
 from minillm.batching import Corpus
+from minillm.costs import memory_lines
 from minillm.device import place, settle
 from minillm.errors import UserError
-from minillm.findings import findings
+from minillm.findings import conclude, findings
 from minillm.inspection import inspect
 from minillm.objective import backward
 from minillm.optim import optimizers_of, swap_average
 from minillm.options import Common, Supervised, check_common
-from minillm.origin import data_of
+from minillm.origin import begin, data_of
 from minillm.report import figures, flat, glance, introduce, score_of
 from minillm.run import Run
 from minillm.session import Session
@@ -105,16 +106,27 @@ def train(args: Args, console: Console | None = None) -> Run:
         args, model, tokenizer, corpus = prepare(args, task, run)
         settle(model, placement, args.checkpointing, args.compile)
         task.begin(model, corpus, run)
-        session = Session(args, run, model, optimizers_of(model, args), console, team)
-        session.begin("sft", args, tokenizer, data, started)
-        introduce(console, placement, task, model, run)
+        parts = in_parts(args, model, team)
+        session = Session(args, run, model, optimizers_of(parts.model if parts else model, args), console, team, parts)
+        begin(session, "sft", args, tokenizer, data, started)
+        introduce(console, placement, task, model, run, memory_lines(model, args, corpus))
         if task.looks_first and session.leads:
             look_first(args, session, task, model, tokenizer)
         fit(args, session, task, model, tokenizer, corpus)
+        session.gather()
         if session.leads:
             keep(args, session, task, model, tokenizer)
             finish(session, task, model, tokenizer)
     return run
+
+
+def in_parts(args: Args, model: nn.Module, team: ranks.Team | None) -> Any:
+    """The model divided over the team, as --shard says. UserError."""
+    if not args.shard:
+        return None
+    from minillm import sharding  # half a second to load, and only needed here
+
+    return sharding.sharded(model, team, args)
 
 
 def made(args: Args, console: Console) -> Path:
@@ -156,6 +168,7 @@ def fit(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: T
     for step in session:
         parts = corpus.step(step, args.batch_tokens, args.micro_tokens, session.rank, session.ranks)
         batches = [batch.to(device) for batch in parts]
+        session.count(parts)
         count = session.total(sum(task.count(batch) for batch in batches if not batch.is_spare))
         weights = zip(batches, task.weights(model, batches, count), strict=True)  # 1 / count, or see preference.py
         loss = sum(backward(learner, *each, 1.0, args.label_smoothing) for each in session.passes(weights))
@@ -210,7 +223,7 @@ def finish(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer)
     found = findings(task, model, [table], measured, list(baselines), remarks, next_command)
     panels = ["loss", "lr", f"dev_{task.headline}"]
     task.end(model)
-    session.finish(metrics, flat(measured, "dev"), panels, f"{task.name}, by example", found)
+    conclude(session, metrics, flat(measured, "dev"), panels, f"{task.name}, by example", found)
     session.console.print(f"next: {next_command}", markup=False)
 
 

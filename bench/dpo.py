@@ -33,10 +33,10 @@ import train_sft
 from minillm import evaluate
 from minillm.batching import answering, by_length
 from minillm.device import place
+from minillm.files import digest
 from minillm.generate import GREEDY, Sample, Sampling, generate
 from minillm.inference import ready
 from minillm.metrics import Interval, average, rate
-from minillm.origin import digest
 from minillm.published import checkpoint
 from minillm.published.exchanges import Composer
 from minillm.published.vocabularies import load_tokenizer

@@ -31,7 +31,7 @@ SMOOTHING = 1.0  # what is added to every count (Laplace)
 SPREAD = 0.02  # of an embedding's elements, as `layers.initialise` has it
 NARROWEST = 16  # a width with room for all that
 JUDGED = 5000  # training texts by which is found whether to count, and how sure to be
-WORTH = 0.03  # of accuracy: what pairs must add where order matters
+WORTH = 0.03  # of accuracy: what tokens must tell, and what pairs of them must add where order matters
 SCALES = torch.logspace(-1, 2, 46, dtype=torch.float64).tolist()
 
 
@@ -79,17 +79,18 @@ def hand_on(model: SequenceClassifier, axes: Tensor, constant: Tensor, head: Ten
     model.classifier.weight[:, :paired] = torch.stack([spread * head, -spread * head], dim=2).flatten(1).to(dense)
 
 
-def order_matters(table: DocumentTable, num_classes: int) -> bool:
-    """Whether tokens together with the pairs of neighbours tell classes better apart than tokens alone do, each text
-    judged as if it had not been counted. Then one should begin as nothing: a start that knows all tokens but no order
-    is in its way, for it gets the training texts right already."""
+def counting_tells(table: DocumentTable, num_classes: int) -> bool:
+    """Whether naive Bayes is a start worth having: it knows more than which class is commonest, and the pairs of
+    neighbouring tokens would not tell it much more, each text judged as if it had not been counted. Where order
+    matters, a start that knows all tokens but no order is in the way: it gets the training texts right already."""
     text = np.repeat(np.arange(len(table)), table.tokens_of.sizes)
     inside = text[1:] == text[:-1]
     size = int(table.tokens.max()) + 1
     pairs = size + size * table.tokens[:-1][inside] + table.tokens[1:][inside]
     alone = counted_accuracy(table.tokens, text, table.labels, num_classes)
     both = np.concatenate([table.tokens, pairs]), np.concatenate([text, text[1:][inside]])
-    return counted_accuracy(*both, table.labels, num_classes) > alone + WORTH
+    commonest = float(np.bincount(table.labels).max()) / len(table)
+    return alone > commonest + WORTH and counted_accuracy(*both, table.labels, num_classes) <= alone + WORTH
 
 
 # ---- counting ----------------------------------------------------------------------------------------

@@ -35,6 +35,11 @@ TOLERANCE = 0.01  # of f(x) − f(b), or of a logit where that is smaller: by ho
 WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
 BETWEEN = " / "  # the texts of a pair, as a person reads them
 
+
+class NothingToExplain(UserError):
+    """Of a text."""
+
+
 Look = Callable[[Head, Batch], Tensor]  # the output in question, one a document: (B,)
 Span = tuple[int, int]
 
@@ -194,7 +199,7 @@ def reading_of(model: Head, tokenizer: Tokenizer, texts: Texts) -> Reading:
             at += 1
         offset += len(text) + len(BETWEEN)
     if not (word_of >= 0).any():
-        raise UserError("there is nothing to explain: of this text the model reads no word")
+        raise NothingToExplain("there is nothing to explain: of this text the model reads no word")
     return Reading(Document(tokens, label=0, segments=segments), BETWEEN.join(texts), spans, word_of)
 
 

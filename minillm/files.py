@@ -1,5 +1,6 @@
 """Texts, JSON and safetensors: written whole or not at all, read a tensor at a time, named where they are spoiled."""
 
+import hashlib
 import json
 import os
 import secrets
@@ -176,3 +177,11 @@ def opened(path: Path) -> safe_open:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read {path}: {error}; if it is damaged, copy or download it again") from None
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """SHA-256 of the lines that they are."""
+    value = hashlib.sha256()
+    for part in parts:
+        value.update(part + b"\n")
+    return value.hexdigest()

@@ -14,9 +14,15 @@ import torch
 from rich.table import Table
 from torch import nn
 
+from minillm import costs, curves
+from minillm.files import write_json
 from minillm.metrics import Interval
+from minillm.pages.run_page import write_page
 from minillm.report import without_control_characters
+from minillm.session import Session
 from minillm.tasks.base import Task
+
+GIGA = 1e9
 
 
 def findings(
@@ -44,6 +50,43 @@ def findings(
         "environment": environment(model),
         "next": next_command,
     }
+
+
+def conclude(
+    session: Session,
+    metrics: Mapping[str, Any],
+    dev: Mapping[str, float],
+    panels: Sequence[str],
+    title: str,
+    found: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes all that remains of a training: the model, the metrics, of them `dev` into the log, its curves, and the
+    page of it all with the `findings`. Shows what share of the machine's matrix rate was made use of."""
+    run, progress = session.run, session.progress
+    run.save_model(session.model)
+    session.write(**dev)
+    session.close()
+    curves.draw(run.read_log(), panels, run.path("curves.png"), f"{run.folder}: {title}")
+    lengths = {int(length): number for length, number in progress.lengths.items()}
+    done = costs.work_done(session.model, lengths, progress.targets, progress.of_steps)
+    seconds = round(session.process_seconds(), 1)
+    metrics = {**metrics, **done, "seconds": seconds, "steps": progress.step, **progress.totals}
+    if found:
+        write_json(run.path("report.json"), found)
+    write_page(run, metrics)
+    run.finish(metrics)
+    if "matrix_share" in done:
+        session.console.print(said_of_work(done, progress.of_steps), highlight=False)
+    session.console.print(f"saved to {run.folder}: model, log, metrics.json, report.html", markup=False)
+
+
+def said_of_work(done: Mapping[str, float], seconds: float) -> str:
+    """The share of the machine's matrix rate, and what it is a share of."""
+    rate, most = done["operations"] / seconds / GIGA, done["matrix_rate"] / GIGA
+    return (
+        f"steps took {done['matrix_share']:.0%} of this machine's matrix rate: {rate:,.0f} of {most:,.0f} GFLOP/s, "
+        f"{done['operations'] / GIGA:,.0f} GFLOP in all"
+    )
 
 
 def comparison(run: Path, other: Path) -> str:

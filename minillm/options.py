@@ -67,6 +67,7 @@ class Supervised(Optimisation):
     """And what supervised learning lets them choose besides."""
 
     label_smoothing: float | None = cli.option(None, "share of each target that is spread over all there could be")
+    shard: bool = cli.option(False, "divide the model over the processes of torchrun (FSDP2): less memory for each")
     ema: float | None = cli.option(None, "judge and save a moving average of the weights, of this decay, such as 0.999")
 
 

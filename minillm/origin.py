@@ -1,12 +1,32 @@
 """What a run began with, as digests, so that it never goes on with anything else: its files, and its data as read."""
 
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from minillm.errors import UserError
-from minillm.files import read_state
-from minillm.run import BEGINNING, CHECKPOINT, LOCK, START, Run
+from minillm.files import digest, read_state
+from minillm.run import BEGINNING, CHECKPOINT, LOCK, START, Run, options_of
+from minillm.session import Session
 from minillm.tasks.base import Task
+from minillm.tokenizer import Tokenizer
+from minillm.trackers import open_tracker
+
+
+def begin(
+    session: Session, script: str, args: Any, tokenizer: Tokenizer, data: Mapping[str, str], started: float
+) -> None:
+    """Makes a new run one that can be resumed, or restores one. `data`: its digests, see `data_of`; `started`: when
+    this process did, of time.monotonic()."""
+    run, progress = session.run, session.progress
+    if args.resume:
+        session.restore()
+    session.born = started - session.progress.process_seconds
+    if not args.resume:
+        run.describe(session.model, tokenizer, {"script": script, "given": run.given, **options_of(args)})
+        progress.files, progress.data = of_files(run), dict(data)
+        progress.numbers |= {"ranks": session.ranks} if session.team else {}
+        session.save()
+    session.tracker = open_tracker(args.log_to, run, session.progress.step)
 
 
 def of_files(run: Run) -> dict[str, str]:
@@ -21,18 +41,11 @@ def data_of(run: Run, task: Task) -> dict[str, str]:
     UserError where the run goes on and began with others.
     """
     parts = {**{f"{name} examples": split for name, split in vars(task.splits).items()}, "classes": task.classes or ()}
+    parts |= task.sources
     data = {name: digest(repr(each).encode() for each in part) for name, part in parts.items()}
     if run.is_unfinished:
         require_same(run, "data", data)
     return data
-
-
-def digest(parts: Iterable[bytes]) -> str:
-    """SHA-256 of the lines that they are."""
-    value = hashlib.sha256()
-    for part in parts:
-        value.update(part + b"\n")
-    return value.hexdigest()
 
 
 def require_same_files(run: Run) -> None:

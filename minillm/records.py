@@ -1,5 +1,5 @@
 """Records from a user's file, as its extension says: JSON lines or a JSON list, CSV or TSV with a header, Parquet,
-columns of words and tags (CoNLL); any of the texts also with .gz behind it.
+columns of words and tags (CoNLL); any of the texts also with .gz behind it. Or from a data set of the hub, by its name.
 
 Every record knows its place, so that a mistake can be named where it is.
 """
@@ -16,7 +16,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minillm.errors import UserError, need
+from minillm import parquet
+from minillm.errors import UserError
 
 # What no reader sees at the ends of a text: blanks, of zero width too, and marks of direction, which come with copies.
 INVISIBLE = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\xad\u180e\u200b\u200c\u200d\u2060\ufeff"
@@ -152,7 +153,9 @@ def read(path: Path, otherwise: "Reader | None" = None) -> list[Record]:
 
 
 def extension(path: Path) -> str:
-    """In lower case, what stands before .gz where that is the last one."""
+    """In lower case, what stands before .gz where that is the last one; of a data set of the hub that of its files."""
+    if parquet.is_of_hub(path):
+        return ".parquet"
     suffixes = [suffix.lower() for suffix in path.suffixes]
     return next((suffix for suffix in reversed(suffixes) if suffix != ".gz"), "")
 
@@ -297,13 +300,8 @@ def read_lines(path: Path, lines: Iterable[str]) -> Iterator[Record]:
 
 
 def read_parquet(path: Path, _: Iterable[str]) -> Iterator[Record]:
-    """Rows of a table, as data sets are shared on the hub; it has no lines. Needs pyarrow."""
-    pyarrow, parquet = (need(name, "parquet", f"reading {path}") for name in ("pyarrow", "pyarrow.parquet"))
-    try:
-        rows = parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    yield from (Record(f"{path}, row {number}", fields) for number, fields in enumerate(rows, 1))
+    """Rows of a table, as data sets are shared on the hub, or of one that is there; it has no lines. Needs pyarrow."""
+    yield from (Record(f"{path}, row {number}", fields) for number, fields in enumerate(parquet.rows(path), 1))
 
 
 Reader = Callable[[Path, Iterable[str]], Iterable[Record]]

@@ -47,8 +47,10 @@ NAMES = {
 }  # of metrics and baselines, where a person calls them otherwise
 
 
-def introduce(console: Console, placement: Placement, task: Any, model: nn.Module, run: Run) -> None:
-    """Everything that was decided before the first step, with the reasons."""
+def introduce(
+    console: Console, placement: Placement, task: Any, model: nn.Module, run: Run, more: Sequence[str] = ()
+) -> None:
+    """Everything that was decided before the first step, with the reasons, and what `more` there is to say."""
     config, splits = model.config, task.splits
     size = sum(p.numel() for p in model.parameters())
     shape = f"{config.num_layers} layers × {config.width}, {config.num_heads} heads, {config.vocab_size:,} symbols"
@@ -60,6 +62,7 @@ def introduce(console: Console, placement: Placement, task: Any, model: nn.Modul
         f"task       {task.name}: {', '.join(f'{len(s):,} {n}' for n, s in vars(splits).items() if s)} examples",
         *(f"           {note}" for note in task.notes),
         f"model      {family}, {size:,} parameters{of_them} ({shape})",
+        *more,
         f"run        {run.folder}",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

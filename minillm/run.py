@@ -18,7 +18,8 @@ curves.png               the log as a picture
 lock                     held by the process that works on it
 
 With --steps and a number of threads, the same options give the same bytes of weights, metrics and log, however often
-the run was interrupted; but for `seconds` in the log and in metrics.json, which are the clock's.
+the run was interrupted; but for what is the clock's: `seconds` in the log and in metrics.json, and there `matrix_rate`
+and `matrix_share`.
 
 There is no moment at which a run is lost. Its first checkpoint is the last file of its beginning: without one, a
 folder that nobody works in is begun anew by the same command, with one, `--resume` goes on.

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from threading import Event
@@ -24,21 +24,21 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from torch import nn
 
-from minillm import cli, curves, origin, state
+from minillm import cli, state
+from minillm.batching import Batch
 from minillm.errors import UserError
-from minillm.files import fields_from, write_json, write_tensors
+from minillm.files import write_tensors
 from minillm.metrics import Interval
 from minillm.optim import Optimizers, swap_average
-from minillm.pages.run_page import write_page
 from minillm.ranks import Team
 from minillm.report import figures, flat
-from minillm.run import BEST, CHECKPOINT, Run, options_of
+from minillm.run import BEST, CHECKPOINT, Run
 from minillm.state import Progress
-from minillm.tokenizer import Tokenizer
-from minillm.trackers import Tracker, open_tracker
+from minillm.trackers import Tracker
 
 SAVE_SECONDS = 60  # between checkpoints
 LINE_SECONDS = 10  # between lines of progress where there is no terminal
+SURE_SECONDS, SURE_SHARE = 20, 0.01  # of the training, after either of which it is told how long the rest will take
 
 
 class Budget(Protocol):
@@ -60,9 +60,12 @@ class Session:
         optimizers: Optimizers,
         console: Console,
         team: Team | None = None,
+        sharded: Any = None,
     ):
         self.budget, self.run, self.model, self.optimizers, self.console = budget, run, model, optimizers, console
         self.team = team  # the processes that train together, see ranks.py
+        self.sharded = sharded  # the model in parts, which learn then, see sharding.py
+        self.parts = sharded.model if sharded else model
         self.rank, self.ranks = (team.rank, team.size) if team else (0, 1)
         self.leads = self.rank == 0  # whether this is the process that looks at the dev set and writes the run
         self.progress = Progress()
@@ -73,6 +76,7 @@ class Session:
         self.tracker: Tracker | None = None  # which gets the log, too
         self.born = time.monotonic()  # when the work began, had one process done all of it
         self.started: float | None = None  # likewise when its first step did
+        self.step_began = self.born
 
     # ---- around a step ----
 
@@ -85,8 +89,9 @@ class Session:
                 # Of a number of steps each has the rate of its middle, so that a single step learns, too.
                 half = 0.5 / self.budget.steps if self.budget.steps else 0.0
                 self.set_lr(schedule(self.share + half, self.budget.warmup, self.budget.schedule))
+                self.step_began = time.monotonic()
                 yield self.progress.step
-                if self.seconds() - saved > SAVE_SECONDS:
+                if self.total(self.leads and self.seconds() - saved > SAVE_SECONDS):  # by the first's clock
                     self.save()
                     saved = self.progress.seconds
             self.progress.is_over |= not stop.is_set()
@@ -111,7 +116,9 @@ class Session:
     @cached_property
     def learner(self) -> Any:
         """The model, or what adds its gradients up over all ranks."""
-        return self.team.learner(self.model) if self.team else self.model
+        if self.sharded or not self.team:
+            return self.sharded or self.model
+        return self.team.learner(self.model)
 
     def passes(self, things: Iterable[Any]) -> Iterable[Any]:
         """These things, each for a backward pass of a step."""
@@ -127,6 +134,10 @@ class Session:
         """Of training so far, looks at the dev set included."""
         return time.monotonic() - self.started
 
+    def process_seconds(self) -> float:
+        """Of all processes that worked on it, from their beginning on."""
+        return time.monotonic() - self.born
+
     def set_lr(self, factor: float) -> None:
         """Every learning rate to `factor` times its peak."""
         for optimizer, peaks in zip(self.optimizers, self.peak_lrs, strict=True):
@@ -136,16 +147,27 @@ class Session:
     def update(self, clip: float | None = None) -> float:
         """One step of the optimisers along the gradients, which are then forgotten; returns their norm before they
         were cut to a norm of `clip`."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.parts.parameters() if p.grad is not None]
         if not gradients:
             return 0.0
         norm = torch.nn.utils.get_total_norm(gradients)
+        norm = norm.full_tensor() if self.sharded else norm
         if clip:
-            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), clip, norm)
+            torch.nn.utils.clip_grads_with_norm_(self.parts.parameters(), clip, norm)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
         return float(norm)
+
+    def count(self, batches: Iterable[Batch]) -> None:
+        """Notes what a step learns from, so that `costs.operations` can tell what was computed."""
+        lengths = self.progress.lengths
+        for batch in batches:
+            if batch.is_spare:
+                continue
+            self.progress.targets += batch.count
+            for length in map(str, batch.packing.lengths):
+                lengths[length] = lengths.get(length, 0) + 1
 
     def log(self, counts: Mapping[str, int] | None = None, **values: float) -> None:
         """Ends a step: counts it, writes its values to log.jsonl and shows them. `counts` are added up over steps.
@@ -154,7 +176,7 @@ class Session:
         """
         progress = self.progress
         progress.step += 1
-        progress.seconds = self.seconds()
+        progress.seconds, progress.of_steps = self.seconds(), progress.of_steps + time.monotonic() - self.step_began
         for name, count in (counts or {}).items():
             progress.totals[name] = progress.totals.get(name, 0) + count
         if strangers := progress.totals.keys() - (counts or {}):
@@ -181,6 +203,12 @@ class Session:
             self.tracker.write(record)
         self.progress.records += 1
 
+    def close(self) -> None:
+        """Nothing more is written."""
+        self.log_file.close()
+        if self.tracker:
+            self.tracker.close()
+
     def end(self, reason: str) -> None:
         """No further step, though the budget is not spent."""
         self.progress.is_over = True
@@ -201,7 +229,14 @@ class Session:
         """True once for each of the evaluations that are spread over the training, the last one excepted."""
         is_due = self.share >= (self.progress.evaluations + 1) / self.budget.evaluations
         self.progress.evaluations += is_due
+        if is_due:
+            self.gather()
         return is_due and self.leads
+
+    def gather(self) -> None:
+        """Where the model learns in parts, the first rank's whole one gets their weights."""
+        if self.sharded:
+            self.sharded.gather(self.model)
 
     def report(self, metrics: Mapping[str, Interval], count: int, **more: Any) -> None:
         """Shows and logs what was measured on so many dev examples."""
@@ -228,26 +263,26 @@ class Session:
 
     def save(self) -> None:
         """All that a process needs to go on from here. UserError, also for weights that are no numbers any more."""
-        if not all(weight.isfinite().all() for weight in self.model.parameters()):
+        weights = self.sharded.local() if self.sharded else self.model.parameters()
+        if self.total(not all(weight.isfinite().all() for weight in weights)):
             raise UserError(f"the weights became NaN or infinite by step {self.progress.step}; try a lower --lr")
-        if not self.leads:
+        if not self.leads and not self.sharded:
             return
-        self.progress.process_seconds = time.monotonic() - self.born
+        self.progress.process_seconds = self.process_seconds()
         if self.started is not None:
             self.progress.seconds = self.seconds()
         if self.log_file:
             os.fsync(self.log_file.fileno())
         if self.tracker:
             self.tracker.flush()
-        state.save(self.run.path(CHECKPOINT), self.model, self.optimizers, vars(self.progress))
+        path = self.run.path(CHECKPOINT) if self.leads else None
+        state.save(path, self.parts, self.optimizers, vars(self.progress), self.sharded or state.Undivided)
 
     def restore(self) -> None:
         """The state in which `save` left the training, and its log. UserError."""
         path = self.run.path(CHECKPOINT)
-        saved = state.load(path, self.model, self.optimizers)
-        if lacking := vars(self.progress).keys() - saved.keys():
-            raise UserError(f"{path} is no checkpoint of this training: it lacks {min(lacking)!r}")
-        self.progress = Progress(**fields_from(Progress, saved, path))
+        saved = state.load(path, self.parts, self.optimizers, self.sharded or state.Undivided)
+        self.progress = Progress.of(saved, path)
         state.require_ranks(self.progress, self.ranks)
         if self.run.path(BEST).exists() or self.progress.best is not None:
             self.kept = state.read_score(self.run.path(BEST))
@@ -255,43 +290,7 @@ class Session:
         if lost := self.progress.records - there:
             self.console.print(f"log.jsonl lacks {lost} of its records, lost or spoiled; going on without them")
         self.progress.records = there
-
-    def begin(self, script: str, args: Any, tokenizer: Tokenizer, data: Mapping[str, str], started: float) -> None:
-        """Makes a new run one that can be resumed, or restores one. `data`: its digests, see origin.py; `started`:
-        when this process did, of time.monotonic()."""
-        if args.resume:
-            self.restore()
-        self.born = started - self.progress.process_seconds
-        if not args.resume:
-            self.run.describe(self.model, tokenizer, {"script": script, "given": self.run.given, **options_of(args)})
-            self.progress.files, self.progress.data = origin.of_files(self.run), dict(data)
-            self.progress.numbers |= {"ranks": self.ranks} if self.team else {}
-            self.save()
-        self.tracker = open_tracker(args.log_to, self.run, self.progress.step)
-
-    def finish(
-        self,
-        metrics: Mapping[str, Any],
-        dev: Mapping[str, float],
-        panels: Sequence[str],
-        title: str,
-        found: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Writes all that remains: the model, the metrics, of them `dev` into the log, its curves, and the page of it
-        all with what was `found` beside (see findings.py)."""
-        self.run.save_model(self.model)
-        self.write(**dev)
-        self.log_file.close()
-        if self.tracker:
-            self.tracker.close()
-        curves.draw(self.run.read_log(), panels, self.run.path("curves.png"), f"{self.run.folder}: {title}")
-        seconds = round(time.monotonic() - self.born, 1)
-        metrics = {**metrics, "seconds": seconds, "steps": self.progress.step, **self.progress.totals}
-        if found:
-            write_json(self.run.path("report.json"), found)
-        write_page(self.run, metrics)
-        self.run.finish(metrics)
-        self.console.print(f"saved to {self.run.folder}: model, log, metrics.json, report.html", markup=False)
+        self.gather()
 
 
 # ---- the learning rate ----
@@ -338,7 +337,7 @@ class ProgressBar:
 
     def update(self, done: float, seconds: float, note: str) -> None:
         """`done` is between 0 and 1, `seconds` how long that took, `note` what to say beside it."""
-        if done > 0.01:
+        if done > SURE_SHARE or (done and seconds > SURE_SECONDS):
             note += f" · {clock(seconds / done * (1 - done))} left"
         self.bar.update(self.task, completed=done, note=note)
         if not self.console.is_terminal and time.monotonic() - self.last_line > LINE_SECONDS:

@@ -64,6 +64,7 @@ def prepare(args: Args, task: Task, run: Run | None = None) -> tuple[Args, nn.Mo
             write_tensors(run.path(START), weights_of(model), {"init": str(args.init)})
         restrict(model, args)
     else:
+        task.width = args.width
         tokenizer = task.tokenizer()
         args = complete(args, task.recipe(None, args.minutes))
         torch.manual_seed(args.seed)

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from minillm.errors import UserError
-from minillm.files import read_state, read_tensors, write_tensors
+from minillm.files import fields_from, read_state, read_tensors, write_tensors
 
-FORMAT = 3  # of the file; one of another number is refused
+FORMAT = 4  # of the file; one of another number is refused
 WEIGHTS = "model."
 SCORE = "best"  # of the best weights so far, beside them in their file
 
@@ -34,27 +34,61 @@ class Progress:
     evaluations: int = 0
     records: int = 0  # lines of the log; those beyond are written again
     seconds: float = 0.0  # of the training, from its first step on, which a budget of minutes counts
+    of_steps: float = 0.0  # of them, those within steps
     process_seconds: float = 0.0  # of all processes that worked on it, from their beginning on
     best: float | None = None  # the highest score that `keep_if_best` saw
     worse: int = 0  # looks at the dev set since then
     is_over: bool = False  # what remains is to score
     numbers: dict[str, float] = field(default_factory=dict)  # what a script remembers, by name
     totals: dict[str, float] = field(default_factory=dict)  # of what is counted, such as tokens
+    lengths: dict[str, float] = field(default_factory=dict)  # how many documents of each were learned from
+    targets: float = 0.0  # in them; both of this rank's share
     files: dict[str, str] = field(default_factory=dict)  # digests of what it began with, by name
     data: dict[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, saved: Mapping[str, Any], path: Path) -> "Progress":
+        """From what stands in the checkpoint `path`. UserError."""
+        if lacking := vars(cls()).keys() - saved.keys():
+            raise UserError(f"{path} is no checkpoint of this training: it lacks {min(lacking)!r}")
+        return cls(**fields_from(cls, saved, path))
 
-def save(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], progress: Mapping) -> None:
-    """`progress` is what JSON can hold: step, seconds, and whatever else the session needs to go on. UserError."""
+
+class Undivided:
+    """How the tensors of a model lie that is no sharding.Sharded: all of each on every rank."""
+
+    @staticmethod
+    def whole(part: Tensor) -> Tensor:
+        return part
+
+    @staticmethod
+    def split(like: Tensor, whole: Tensor) -> Tensor:
+        return whole
+
+
+def save(
+    path: Path | None,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    progress: Mapping,
+    division: Any = Undivided,
+) -> None:
+    """`progress` is what JSON can hold: step, seconds, and whatever else the session needs to go on. UserError.
+
+    Of a divided model all ranks save, and one of them has a path.
+    """
     tensors = {WEIGHTS + name: tensor for name, tensor in weights_of(model).items()}
     states = [detach_tensors(o.state_dict(), f"optimizer.{i}", tensors) for i, o in enumerate(optimizers)]
     generators = save_generators(tensors)
-    write_tensors(
-        path, tensors, {"format": FORMAT, "optimizers": states, "generators": generators, "progress": dict(progress)}
-    )
+    tensors = {name: division.whole(tensor) for name, tensor in tensors.items()}
+    if path:
+        state = {"format": FORMAT, "optimizers": states, "generators": generators, "progress": dict(progress)}
+        write_tensors(path, tensors, state)
 
 
-def load(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
+def load(
+    path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], division: Any = Undivided
+) -> dict[str, Any]:
     """Puts model, optimisers and generators into the saved state; returns the saved `progress`. UserError."""
     state = read_state(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
@@ -64,9 +98,12 @@ def load(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimize
         )
     tensors = read_tensors(path)
     try:
-        load_weights(model, {name.removeprefix(WEIGHTS): x for name, x in tensors.items() if name.startswith(WEIGHTS)})
+        weights = {name.removeprefix(WEIGHTS): x for name, x in tensors.items() if name.startswith(WEIGHTS)}
+        load_weights(model, weights, division)
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(attach_tensors(saved, tensors))
+            for parameter, own in optimizer.state.items():
+                own |= {name: division.split(parameter, x) for name, x in own.items() if isinstance(x, Tensor)}
         load_generators(state["generators"], tensors)
         return dict(state["progress"])
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
@@ -86,7 +123,7 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], division: Any = Undivided) -> None:
     """The reverse; ValueError unless both have the same names and shapes."""
     parameters = weights_of(model)
     if parameters.keys() != weights.keys():
@@ -94,7 +131,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     for name, parameter in parameters.items():
         if parameter.shape != weights[name].shape:
             raise ValueError(f"{name!r} has shape {tuple(weights[name].shape)}, not {tuple(parameter.shape)}")
-        parameter.copy_(weights[name])
+        parameter.copy_(division.split(parameter, weights[name]))
 
 
 def read_weights(path: Path, model: nn.Module) -> None:

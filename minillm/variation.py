@@ -10,6 +10,7 @@ For classifiers that are asked to, `--augment` (Wei and Zou 2019, arXiv:1901.111
 
 drop        a share of the words is left out
 swap        a share of the words change places
+mask        a share of the words is replaced by what a model proposes: see proposals.py
 """
 
 from collections import defaultdict

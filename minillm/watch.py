@@ -17,7 +17,7 @@ from minillm import state
 from minillm.alarms import new_alarms, raised
 from minillm.episodes import Actor, Episode, describe, refer, rewards_of
 from minillm.evaluate import nats
-from minillm.findings import findings
+from minillm.findings import conclude, findings
 from minillm.metrics import Interval, average, difference, mean, pass_at, ratio
 from minillm.report import cells, evenly_spaced, flat, glance, named, points, samples_table, score, score_of
 from minillm.rewards import Reward, exact
@@ -212,4 +212,4 @@ def finish(
     sound_alarms(session, task, flat(after["dev"], "dev"))
     remarks = [f"{name}: {says}" for name, says in raised(session.run.read_log()).items()]
     found = findings(task, model, tables, after["dev"], remarks=remarks)
-    session.finish(metrics, flat(after["dev"], "dev"), panels, f"{task.name}, by reward", found)
+    conclude(session, metrics, flat(after["dev"], "dev"), panels, f"{task.name}, by reward", found)

@@ -1,5 +1,6 @@
 """What surrounds the steps: budget, learning rate, signals, saving, logging, the best model, the end."""
 
+import dataclasses
 import io
 import json
 import signal
@@ -15,10 +16,13 @@ from tiny import batch_of, gpt, packed, sequences
 
 import minillm.curves
 from minillm import optim, session, state
+from minillm.batching import IGNORE, Document, pack
 from minillm.cli import STOP_SIGNALS, postponed_signals
 from minillm.errors import UserError
 from minillm.files import write_tensors
+from minillm.findings import conclude
 from minillm.metrics import Interval
+from minillm.origin import begin
 from minillm.run import Run
 from minillm.session import BEST, CHECKPOINT, ProgressBar, Session, schedule
 from minillm.state import Progress, weights_of
@@ -376,7 +380,7 @@ def test_all_processes_seconds_count(make, clock, monkeypatch):
     args = SimpleNamespace(resume=None, log_to=None, options=SimpleNamespace())
     session = make(steps=2)
     clock.now = 130.0  # it prepared for half a minute
-    session.begin("sft", args, TOKENIZER, {"classes": "ab"}, started=100.0)
+    begin(session, "sft", args, TOKENIZER, {"classes": "ab"}, started=100.0)
     for _ in session:
         clock.now += 5.0
         session.log(loss=1.0)
@@ -385,12 +389,12 @@ def test_all_processes_seconds_count(make, clock, monkeypatch):
     other = make(steps=2)
     args.resume = other.run.folder
     clock.now += 3.0
-    other.begin("sft", args, TOKENIZER, {}, started=1000.0)
+    begin(other, "sft", args, TOKENIZER, {}, started=1000.0)
     assert other.progress.data == {"classes": "ab"}
     assert other.progress.files.keys() == {"args.json", "config.json", "tokenizer.json"}
     assert list(other) == []
     clock.now += 4.0
-    other.finish({}, {"dev_wer": 0.5}, [], "a title")
+    conclude(other, {}, {"dev_wer": 0.5}, [], "a title")
     assert json.loads(other.run.path("metrics.json").read_text())["seconds"] == 47.0
     assert [record["step"] for record in other.run.read_log()] == [1, 2, 2]
 
@@ -471,7 +475,9 @@ def test_a_training_that_is_over_has_no_further_step(make):
 def test_progress_survives_a_checkpoint(make):
     session = make(steps=9)
     digests = {"args.json": "ab"}, {"classes": "cd"}
-    session.progress = Progress(5, 2, 0, 1.5, 0.0, None, 3, False, {"beta": 0.5}, {"tokens": 7}, *digests)
+    session.progress = Progress(
+        5, 2, 0, 1.5, 0.5, 0.0, None, 3, False, {"beta": 0.5}, {"tokens": 7}, {"12": 3}, 4.0, *digests
+    )
     session.save()
     other = make(steps=9)
     other.restore()
@@ -515,7 +521,7 @@ def test_a_finished_run_keeps_nothing_to_go_on_from(make, monkeypatch):
         session.keep_if_best(0.5)
     assert session.run.path(CHECKPOINT).exists()
     assert session.run.path(BEST).exists()
-    session.finish({"dev_per": 0.25}, {"dev_wer": 0.5}, ["loss"], "a title")
+    conclude(session, {"dev_per": 0.25}, {"dev_wer": 0.5}, ["loss"], "a title")
     metrics = json.loads(session.run.path("metrics.json").read_text())
     assert metrics.pop("seconds") >= 0
     assert metrics == {"dev_per": 0.25, "steps": 2, "tokens": 16}
@@ -540,3 +546,28 @@ def test_a_line_now_and_then_where_there_is_no_terminal(clock):
         for clock.now in (1.0, 11.0, 12.0, 22.5):
             bar.update(clock.now / 100, clock.now, f"step {clock.now:.0f}")
     assert console.file.getvalue().splitlines() == [" 11%  step 11 · 1:29 left", " 22%  step 22 · 1:17 left"]
+
+
+def test_how_long_a_long_training_takes_is_said_after_a_few_steps(clock):
+    """Not at once, when the first step has set much up; but long before a hundredth of it."""
+    clock.now = 0.0
+    console = Console(file=io.StringIO(), width=100)
+    with ProgressBar(console) as bar:
+        for clock.now in (15.0, 30.0):
+            bar.update(clock.now / 30_000, clock.now, "step")
+    assert console.file.getvalue().splitlines() == ["  0%  step", "  0%  step · 499:30 left"]
+
+
+def test_what_a_step_learns_from_is_counted(make, clock):
+    """Documents by length, but those that stand for none; and the time within steps, without that between them."""
+    session = make(steps=2)
+    documents = [Document([1] * n, [IGNORE] + [1] * (n - 1)) for n in (3, 5, 3)]
+    batches = [pack(documents), dataclasses.replace(pack(documents[:1]), is_spare=True)]
+    for _ in session:
+        session.count(batches)
+        clock.now += 5.0
+        session.log(loss=1.0)
+        clock.now += 100.0
+    assert session.progress.lengths == {"3": 4, "5": 2}
+    assert session.progress.targets == 2 * (11 - 3)
+    assert session.progress.of_steps == 10.0

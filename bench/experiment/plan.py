@@ -15,11 +15,11 @@ from typing import Any
 
 from experiment.arms import ARMS, Arm
 from experiment.studies import Study
+from minillm.costs import LEARNED, READ
 
 SHARED = 0.05  # the share of labels whose start all arms have
 FACTORS = (1.0, 0.3, 3.0, 0.1, 10.0)  # of an arm's usual learning rate, the likeliest first
 OF_TRIALS = 0.5  # of an arm's budget, a trial has
-READ, LEARNED = 2, 6  # operations a parameter takes for a token that is read or drawn, and for one that is learned from
 
 
 @dataclass(frozen=True)

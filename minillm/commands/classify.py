@@ -22,12 +22,12 @@ from rich.table import Table
 from torch import Tensor
 
 from minillm import cli
-from minillm.commands.common import MODEL, as_json, load_reader, note_what_is_cut, open_model, texts_of
+from minillm.commands.common import MODEL, as_json, load_reader, note, note_what_is_cut, open_model, texts_of
 from minillm.commands.explanations import Explained, coloured, for_json
 from minillm.device import PRECISIONS
 from minillm.errors import UserError
 from minillm.evaluate import Texts, read
-from minillm.explain import Explanation, of_class
+from minillm.explain import Explanation, NothingToExplain, of_class
 from minillm.heads import SequenceClassifier
 from minillm.published.checkpoint import Checkpoint
 from minillm.report import cells, shortened
@@ -66,7 +66,7 @@ def main(args: Args) -> None:
         raise UserError(f"--threshold is for models of several labels; {args.model} says one thing: leave it out")
     threshold = THRESHOLD if args.threshold is None else args.threshold
     answers = [ANSWERS[kind](row, model, threshold) for row in logits]
-    reasons = [reasons_of(model, tokenizer, *each) for each in zip(texts, answers, strict=True)] if args.explain else []
+    reasons = all_reasons(model, tokenizer, texts, answers) if args.explain else []
     args.write_page(args.model, [each for found in reasons for each in found])
     if args.json:
         for i, (line, answer) in enumerate(zip(lines, answers, strict=True)):
@@ -77,6 +77,22 @@ def main(args: Args) -> None:
     console.print(TABLES[kind](lines, answers))
     for each in [each for found in reasons for each in found]:
         console.print(coloured(each))
+
+
+def all_reasons(
+    model: SequenceClassifier, tokenizer: Tokenizer, texts: Sequence[Texts], answers: Sequence[Mapping[str, Any]]
+) -> list[list[Explanation]]:
+    """Of every text; none, and a note, where one of several has no word. UserError where it is the only one."""
+    found: list[list[Explanation]] = []
+    for number, (each, answer) in enumerate(zip(texts, answers, strict=True), 1):
+        try:
+            found.append(reasons_of(model, tokenizer, each, answer))
+        except NothingToExplain as error:
+            if len(texts) == 1:
+                raise
+            note(f"text {number}: {error}")
+            found.append([])
+    return found
 
 
 def reasons_of(

@@ -95,28 +95,40 @@ def label_report(truth: np.ndarray, answers: np.ndarray, names: Sequence[str]) -
 # ---- what probabilities are worth ----------------------------------------------------------------
 
 
-def calibration_error(probabilities: Sequence[float], right: Sequence[bool]) -> Interval:
+def calibration_error(
+    probabilities: Sequence[float], right: Sequence[bool], text: np.ndarray | None = None
+) -> Interval:
     """The expected calibration error: how far the probability of an answer is from the share of right ones, over bins
     of answers of like probability, equally many in each (Nguyen and O'Connor 2015): 15, fewer of few examples.
 
     Chance alone sets the two apart, so that it is too high: in each bin by the mean of a folded normal distribution
     less its fold. Where the fold is, is known up to an error or so; the lower bound is less the bias of a fold an error
-    nearer to 0 than was found, and the upper one that of a fold an error further away."""
+    nearer to 0 than was found, and the upper one that of a fold an error further away.
+
+    `text` (n,), from 0 on: of which text each answer is, where a text has several, which may be wrong together."""
     confidence, truth = (np.asarray(each, dtype=np.float64) for each in (probabilities, right))
     n = len(confidence)
     if n == 0:
         raise ValueError("calibration of nothing is undefined: no examples")
-    bins = np.array_split(np.argsort(confidence, kind="stable"), min(BINS, -(-n // FEWEST)))
+    text = np.arange(n) if text is None else text
+    m = int(text.max()) + 1
+    bins = np.array_split(np.argsort(confidence, kind="stable"), min(BINS, -(-m // FEWEST)))
     gaps = confidence - truth
     sums = np.array([gaps[each].sum() for each in bins])
-    errors = np.array([(gaps[each].var() * len(each) + gaps[each].mean() ** 2 + 1 / n) ** 0.5 for each in bins])
+    errors = np.array([(spread(gaps[each], text[each]) + gaps[each].mean() ** 2 + 1 / n) ** 0.5 for each in bins])
     folds, half = abs(sums) / errors, Z * np.square(errors).sum() ** 0.5
     low, high = ((abs(sums) - errors * excess(each)).sum() for each in (np.maximum(folds - 1, 0), folds + 1))
     value = float(abs(sums).sum() / n)
     signs = np.empty(n)
     signs[np.concatenate(bins)] = np.repeat(np.sign(sums), list(map(len, bins)))
     bounds = max(0.0, min(value, (low - half) / n)), min(1.0, max(value, (high + half) / n))
-    return Interval(value, *bounds, changes=(value - signs * gaps) / max(1, n - 1), unit=1 / n)
+    changes = np.bincount(text, value - signs * gaps) / max(1, n - n / m)
+    return Interval(value, *bounds, changes=changes, unit=1 / m)
+
+
+def spread(gaps: np.ndarray, text: np.ndarray) -> float:
+    """The variance of the sum of what differs from text to text."""
+    return float(np.square(np.bincount(text, gaps - gaps.mean())).sum())
 
 
 def excess(m: np.ndarray) -> np.ndarray:

@@ -166,7 +166,9 @@ def in_short(found: Mapping[str, Any], metrics: Mapping[str, Any], log: Sequence
     if model := found.get("model"):
         size = f"{model['parameters']:,} parameters, {model['layers']} layers × {model['width']}"
         parts.append(f"A {model['family']} of {size}. ")
-    return joined([*parts, f"{steps:,} steps in ", clock(duration(seconds)), "."])
+    share = metrics.get("matrix_share")
+    of_rate = [", at ", clock(f"{share:.0%}"), " of the machine's matrix rate"] if charts.is_number(share) else []
+    return joined([*parts, f"{steps:,} steps in ", clock(duration(seconds)), *of_rate, "."])
 
 
 def duration(seconds: float) -> str:

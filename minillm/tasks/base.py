@@ -50,7 +50,7 @@ class NoOptions:
 class Files:
     """The flags of tasks that learn from files."""
 
-    train: Path | None = cli.option(None, "file to learn from")
+    train: Path | None = cli.option(None, "file to learn from, or hub:OWNER/NAME:SPLIT, a data set of the hub")
     dev: Path | None = cli.option(None, "such a file to watch progress on")
     test: Path | None = cli.option(None, "such a file to score at the very end")
     _: KW_ONLY
@@ -83,7 +83,9 @@ class Task(Protocol):
     classes: Sequence[str] | None  # for heads that have them: what a new one tells apart
     sequence_classes: Sequence[str] = ()  # of a tagger, which also says of what class the whole is
     notes: Sequence[str]  # what a person should know of the data
+    sources: Mapping[str, Sequence[str]] = {}  # what its documents are made of besides, by name
     before: Mapping[str, Any] = {}  # what was logged of it then
+    width: int | None = None  # that a model from scratch shall have, where somebody said so
 
     def tokenizer(self) -> Tokenizer:
         """For models from scratch only; a checkpoint brings its own."""

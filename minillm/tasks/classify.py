@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from minillm import cli, evaluate
 from minillm.batching import Batch, Corpus, Document, DocumentTable
-from minillm.bayes_start import JUDGED, NARROWEST, begin_as_naive_bayes, order_matters
+from minillm.bayes_start import JUDGED, NARROWEST, begin_as_naive_bayes, counting_tells
 from minillm.bert import BERTConfig
 from minillm.errors import UserError
 from minillm.gpt import GPTConfig
@@ -28,6 +28,7 @@ from minillm.metrics import Interval, calibration_error, class_report, fitted_te
 from minillm.metrics.classes import TEMPERATURES
 from minillm.modernbert import ModernBERTConfig
 from minillm.naive_bayes import NaiveBayes
+from minillm.proposals import Proposals, digest_of, proposals
 from minillm.published.subwords import learn_vocabulary
 from minillm.report import evenly_spaced, mistakes_table, values_of
 from minillm.rewards import Reward, balanced, right_class
@@ -46,8 +47,10 @@ KINDS = {
 }  # of models from scratch; the mean over a text learns most from few texts
 LONGEST = 512  # tokens of a text that a model from scratch reads
 VOCABULARY = 8000  # words, or pieces of them, learned from the training texts
+WIDTH = 128  # of such a model
+FROM_NOTHING = {"optimizer": "muon", "lr": 5e-3, "embedding_lr": 1e-3}  # AdamW learns neither order nor pairs of texts
 WORST = 10
-PAIRS = "learned_pairs"  # a key of tokenizer_config.json
+PAIRS, WEIGHTS = "learned_pairs", "learned_class_weights"  # keys of tokenizer_config.json
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,12 @@ class Options(OfTexts):
         None, "how much an example of each class counts: neg=1,pos=3, or balanced, all classes alike in sum"
     )
     augment: str | None = cli.option(
-        None, "learn in every epoch from other variants of the texts: words left out or swapped", tuple(AUGMENTATIONS)
+        None,
+        "learn in every epoch from other variants of the texts: words left out, swapped, or replaced by what a model "
+        "that fills in masks proposes",
+        (*AUGMENTATIONS, "mask"),
     )
+    augment_model: Path | None = cli.option(None, "which model that is, for --augment mask")
     calibrate: bool = cli.option(
         False,
         "at the end scale the last product by a temperature, so that probabilities on the dev set mean what they say",
@@ -92,6 +99,7 @@ class Classify(Judged):
     is_calibrated, temperature = False, 1.0
     counts_first = False  # whether the model begins as naive Bayes
     augment: str | None = None
+    augment_model: Path | None = None
     problems: ClassVar[dict[str, type["Classify"]]] = {}  # by --problem; who they are is told in tasks/__init__.py
     guess, guessed = "majority", "class"  # what is right without reading: that baseline, and what it says
 
@@ -107,18 +115,34 @@ class Classify(Judged):
         self.majority = max(self.classes, key=lambda name: counts[name])  # in training: the guess without reading
         self.practised = counts + Counter(example.label for example in self.splits.unlabelled)
         self.limit, self.vocab_size = LONGEST, None
-        self.class_weights = weights_of(options.class_weights, counts) if self.splits.train else {}
-        self.headline = "weighted_accuracy" if self.class_weights else type(self).headline
+        self.weigh(weights_of(options.class_weights, counts) if self.splits.train else {})
+
+    def weigh(self, weights: Mapping[str, float]) -> None:
+        self.class_weights = weights
+        self.headline = "weighted_accuracy" if weights else type(self).headline
 
     def take(self, options: Options) -> None:
         """The options that are the same whatever the labels are."""
+        if (options.augment == "mask") != (options.augment_model is not None):
+            raise UserError("--augment mask and --augment-model MODEL go together: give both, or neither")
         self.kind, self.is_calibrated, self.augment = options.model, options.calibrate, options.augment
-        self.is_redrawn = options.augment is not None
+        self.augment_model, self.is_redrawn = options.augment_model, options.augment is not None
 
     @cached_property
     def naive_bayes(self) -> NaiveBayes:
         train = self.splits.train
         return NaiveBayes([example.texts for example in train], [example.label for example in train])
+
+    @cached_property
+    def proposals(self) -> Proposals:
+        return proposals(self.augment_model, [text for example in self.splits.train for text in example.texts])
+
+    @property
+    def sources(self) -> dict[str, Sequence[str]]:
+        return {"augment model": [digest_of(self.augment_model)]} if self.augment_model and self.splits.train else {}
+
+    def varied(self, text: str, rng: np.random.Generator) -> str:
+        return self.proposals(text, rng) if self.augment == "mask" else augmented(text, self.augment, rng)
 
     def tokenizer(self) -> Tokenizer:
         texts = [text for example in self.splits.train for text in example.texts]
@@ -126,11 +150,10 @@ class Classify(Judged):
         if self.kind == "gpt":  # or transformers would hand its GPT-2 segments, and that would add them
             tokenizer.config = {**tokenizer.config, "model_input_names": ["input_ids", "attention_mask"]}
         self.vocab_size = tokenizer.vocab_size
-        if self.head == "classify" and self.kind in (None, "modernbert"):  # one class each, and a mean that says it
-            table = DocumentTable(
-                [self.documents(each, tokenizer, None) for each in evenly_spaced(self.splits.train, JUDGED)]
-            )
-            self.counts_first = not order_matters(table, len(self.classes))
+        if self.head == "classify" and self.kind in (None, "modernbert") and not self.is_of_pairs:
+            some = evenly_spaced(self.splits.train, JUDGED)  # each of one class, and a mean over tokens can say which
+            table = DocumentTable([self.documents(example, tokenizer, None) for example in some])
+            self.counts_first = (self.width or WIDTH) >= NARROWEST and counting_tells(table, len(self.classes))
         return tokenizer
 
     def recipe(self, model: nn.Module | None, minutes: float | None) -> dict[str, Any]:
@@ -145,9 +168,8 @@ class Classify(Judged):
         if model:
             rates = {"lr": 6e-5, "embedding_lr": 1e-3, "dropout": 0.1}
             return {**both, **rates, "batch_examples": 32, "epochs": self.epochs(4.0, 32, least=150, most=10_000)}
-        shape = {"layers": 2, "width": 128, "heads": 4, "dropout": 0.3}
-        rate = 1e-4 if self.counts_first else 5e-4
-        rates = {"lr": rate, "embedding_lr": rate}
+        shape = {"layers": 2, "width": WIDTH, "heads": 4, "dropout": 0.3}
+        rates = {"lr": 5e-5, "embedding_lr": 5e-5} if self.counts_first else FROM_NOTHING
         return {**both, **shape, **rates, "batch_examples": 64, "epochs": self.epochs(6.0, 64, least=400, most=6000)}
 
     def rl_recipe(self, model: nn.Module | None) -> dict[str, Any]:
@@ -169,8 +191,11 @@ class Classify(Judged):
         return kind(tokenizer.vocab_size, LONGEST, **sizes, **details, **dropout_everywhere(kind, shape.dropout))
 
     def adapt(self, model: SequenceClassifier, tokenizer: Tokenizer) -> None:
-        """Take over the order of the model's classes and what it reads of a text; keep for later whether of pairs."""
-        tokenizer.config = {**tokenizer.config, PAIRS: self.is_of_pairs}
+        """Take over the order of the model's classes and what it reads of a text; keep for later whether of pairs, and
+        how much each class counted, by which it is measured then, too."""
+        if not self.splits.train and isinstance(learned := tokenizer.config.get(WEIGHTS), dict):
+            self.weigh({str(name): float(weight) for name, weight in learned.items()})
+        tokenizer.config = {**tokenizer.config, PAIRS: self.is_of_pairs, WEIGHTS: dict(self.class_weights)}
         self.classes, self.limit, self.vocab_size = list(model.classes), model.max_seq_len, model.config.vocab_size
         examples = [example for split in vars(self.splits).values() for example in split]
         num_cut = sum(len(tokens) > self.limit for tokens, _ in self.read(examples, tokenizer, limit=None))
@@ -178,7 +203,7 @@ class Classify(Judged):
             self.notes = [*self.notes, f"{num_cut:,} texts are longer than {self.limit} tokens; their ends are cut"]
 
     def begin(self, model: SequenceClassifier, corpus: Corpus, run: Run) -> None:
-        if self.counts_first and model.config.width >= NARROWEST:
+        if self.counts_first:
             begin_as_naive_bayes(model, corpus.table)
             if self.class_weights:  # as if each class had so many times its texts
                 model.classifier.bias.data += self.weight_of_class().log().to(model.classifier.bias)
@@ -190,7 +215,7 @@ class Classify(Judged):
 
     def documents(self, example: Labelled, tokenizer: Tokenizer, rng: np.random.Generator | None) -> list[Document]:
         if rng is not None:
-            example = replace(example, texts=tuple(augmented(text, self.augment, rng) for text in example.texts))
+            example = replace(example, texts=tuple(self.varied(text, rng) for text in example.texts))
         ((tokens, segments),) = self.read([example], tokenizer, self.limit)
         return [Document(tokens, label=self.label_of(example), segments=segments)]
 

@@ -18,7 +18,15 @@ from rich.table import Table
 from minillm import evaluate, labels, records
 from minillm.errors import UserError
 from minillm.heads import MultiLabelClassifier
-from minillm.metrics import Interval, fitted_temperature, label_macro_f1, label_report, micro_f1, rate
+from minillm.metrics import (
+    Interval,
+    calibration_error,
+    fitted_temperature,
+    label_macro_f1,
+    label_report,
+    micro_f1,
+    rate,
+)
 from minillm.naive_bayes import OneAgainstRest
 from minillm.records import Record
 from minillm.report import cells, shortened, values_of
@@ -109,7 +117,14 @@ class MultiLabel(Classify):
             "micro_f1": micro_f1(truth, found),
             "macro_f1": label_macro_f1(truth, found),
             "all_labels": rate((truth == found).all(axis=1)),
+            "calibration_error": self.calibration_error(truth, answers),
         }
+
+    def calibration_error(self, truth: np.ndarray, answers: Sequence[Labels]) -> Interval:
+        """Of what is said of every class, yes or no."""
+        said = [[answer.probabilities.get(name, 0.0) for name in self.classes] for answer in answers]
+        text = np.repeat(np.arange(len(truth)), len(self.classes))
+        return calibration_error(np.ravel(said), truth.ravel(), text)
 
     def marks(self, sets: Sequence[Collection[str]]) -> np.ndarray:
         """(n, K) bool: which classes are in each."""

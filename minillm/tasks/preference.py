@@ -30,7 +30,7 @@ from minillm.report import cells, shortened
 from minillm.run import REFERENCE, Run
 from minillm.tasks import files
 from minillm.tasks.base import Shape, Splits, Task
-from minillm.tasks.classify import KINDS, LONGEST, VOCABULARY
+from minillm.tasks.classify import FROM_NOTHING, KINDS, LONGEST, VOCABULARY
 from minillm.tasks.files import Fields
 from minillm.tokenizer import Tokenizer
 
@@ -111,7 +111,7 @@ class Preference(Task):
         if model:
             return {**both, **rates, "lr": 6e-5, "embedding_lr": 1e-3, "dropout": 0.1, "epochs": self.epochs(3.0)}
         shape = {"layers": 2, "width": 128, "heads": 4, "dropout": 0.3}
-        return {**both, **rates, **shape, "lr": 5e-4, "embedding_lr": 5e-4, "epochs": self.epochs(6.0)}
+        return {**both, **rates, **shape, **FROM_NOTHING, "epochs": self.epochs(6.0)}
 
     def epochs(self, usual: float) -> float:
         """As usual, but not fewer than 150 steps."""

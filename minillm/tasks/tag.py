@@ -29,7 +29,7 @@ from minillm.tagging import Tagged, Tags, WordReader, tagged
 from minillm.tags import Grammar, in_order, mark, split
 from minillm.tasks import files
 from minillm.tasks.base import Judged, Shape, Splits
-from minillm.tasks.classify import KINDS, LONGEST
+from minillm.tasks.classify import FROM_NOTHING, KINDS, LONGEST
 from minillm.tasks.classify import OfTexts as Options
 from minillm.tasks.files import Fields
 from minillm.tokenizer import Tokenizer
@@ -89,9 +89,9 @@ class Tag(Judged):
         if model:
             rates = {"lr": 1e-4, "embedding_lr": 1e-3, "dropout": 0.1}
             return {**both, **rates, "batch_examples": 32, "epochs": self.epochs(6.0, 32, least=200, most=10_000)}
+        epochs = self.epochs(15.0, 64, least=400, most=10_000)
         shape = {"layers": 2, "width": 128, "heads": 4, "dropout": 0.3}
-        rates = {"lr": 1e-3, "embedding_lr": 1e-3}
-        return {**both, **shape, **rates, "batch_examples": 64, "epochs": self.epochs(15.0, 64, least=400, most=10_000)}
+        return {**both, **shape, **FROM_NOTHING, "batch_examples": 64, "epochs": epochs}
 
     def rl_recipe(self, model: nn.Module | None) -> dict[str, Any]:
         """The reward of a sentence says little of each of its tags: many samples, and from a run half of the gradient

@@ -118,6 +118,15 @@ def test_commands(run, folder, tmp_path):
     assert [each["of"] for each in json.loads(line)["explanations"]] == json.loads(line)["labels"]
 
 
+def test_a_line_without_words_is_said_and_left_out(run, folder, tmp_path, capsys):
+    """Not all of a file for one of its lines; of one text alone there is nothing to do."""
+    (tmp_path / "texts.txt").write_text("good film\n \nbad film\n")
+    lines = run("classify", folder / "judge", "--file", tmp_path / "texts.txt", "--explain", "--json").splitlines()
+    assert [len(json.loads(line)["explanations"]) for line in lines] == [1, 0, 1]
+    with pytest.raises(UserError, match="there is nothing to explain"):
+        run("classify", folder / "judge", " ", "--explain")
+
+
 def test_a_threshold_for_one_class(run, folder):
     with pytest.raises(UserError, match="--threshold is for models of several labels"):
         run("classify", folder / "judge", "good", "--threshold", "0.9")

@@ -47,6 +47,23 @@ def test_intervals_hold_the_calibration_error(n, sureness):
     assert held / 300 > 0.9
 
 
+def test_what_is_wrong_together_counts_once():
+    """Texts of several answers that are all right or all wrong tell no more than one of each."""
+    rng = np.random.default_rng(1)
+    held = alone = 0
+    for _ in range(300):
+        said = np.repeat(0.5 + 0.5 * rng.beta(3, 1.2, 200), 5)
+        right = np.repeat(rng.random(200), 5) < said - 0.3 * (said - 0.5)
+        found = calibration_error(said, right, np.repeat(np.arange(200), 5))
+        assert len(found.changes) == 200
+        held += found.low <= 0.3 * 0.5 * 3 / 4.2 <= found.high
+        naive = calibration_error(said, right)
+        assert naive.high - naive.low < found.high - found.low
+        alone += naive.low <= 0.3 * 0.5 * 3 / 4.2 <= naive.high
+    assert held / 300 > 0.9
+    assert alone / 300 < 0.9
+
+
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
 def test_temperature_is_found_that_logits_were_drawn_at(temperature):
     rng = np.random.default_rng(0)

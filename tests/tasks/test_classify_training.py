@@ -15,16 +15,18 @@ import train_sft
 from minillm import evaluate
 from minillm.batching import pack
 from minillm.commands import classify
+from minillm.commands import evaluate as evaluate_command
 from minillm.errors import UserError
 from minillm.layers import OF_DROPOUT
 from minillm.objective import backward
 from minillm.published import checkpoint
 from minillm.session import Session
-from minillm.start import open_start
+from minillm.start import open_start, prepare
 from minillm.tasks.classify import Classify, Options
 
 pytest.importorskip("tokenizers")
-FAST = {"task": "classify", "precision": "fp32", "lr": 0.003, "embedding_lr": 0.003, "dropout": 0.1, "evaluations": 2}
+RATES = {"optimizer": "adamw-head", "lr": 0.003, "embedding_lr": 0.003}
+FAST = {"task": "classify", "precision": "fp32", "dropout": 0.1, "evaluations": 2, **RATES}
 
 
 def write(path, number, seed, labels=("bad", "good")):
@@ -285,6 +287,39 @@ def test_what_was_calibrated_is_what_others_read(files, tmp_path):
     assert figures[0]["test_calibration_error"] != figures[1]["test_calibration_error"]
     remarks = json.loads((tmp_path / "calibrated" / "report.json").read_text())["remarks"]
     assert any(f"temperature {float(ratio.flatten()[0]):.3g}, fitted on dev" in remark for remark in remarks)
+
+
+def test_a_file_is_measured_by_the_weights_that_were_learned_with(files, tmp_path, capsys):
+    """Which balanced ones are of the training examples, that nobody has any more."""
+    kept = [line for line in files["train"].read_text().splitlines() if "good" in line or "poor" in line]
+    (tmp_path / "train.jsonl").write_text("\n".join(kept) + "\n")
+    chosen = {**files, "train": tmp_path / "train.jsonl", "class_weights": "balanced"}
+    assert main(**FAST, **chosen, model="bert", out=tmp_path / "run", steps=3) == 0
+    measured = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    (tmp_path / "train.jsonl").unlink()
+    capsys.readouterr()
+    evaluate_command.main(
+        evaluate_command.Args(model=str(tmp_path / "run"), file=files["test"], precision="fp32", json=True)
+    )
+    found = json.loads(capsys.readouterr().out)["metrics"]
+    for name in ("weighted_accuracy", "accuracy"):
+        for end, key in (("", "value"), ("_low", "low"), ("_high", "high")):
+            assert found[name][key] == pytest.approx(measured[f"test_{name}{end}"])
+    assert found["weighted_accuracy"] != found["accuracy"]
+    # A run that began as this one has weights of its own, or none.
+    assert main(**FAST, **files, init=tmp_path / "run", out=tmp_path / "next", steps=1) == 0
+    evaluate_command.main(
+        evaluate_command.Args(model=str(tmp_path / "next"), file=files["test"], precision="fp32", json=True)
+    )
+    assert "weighted_accuracy" not in json.loads(capsys.readouterr().out.splitlines()[-1])["metrics"]
+
+
+@pytest.mark.parametrize(("width", "counts"), [(8, False), (16, True), (None, True)])
+def test_what_cannot_begin_as_naive_bayes_learns_as_from_nothing(width, counts, files):
+    task = Classify(Options(files["train"], files["dev"]), seed=0)
+    args, *_ = prepare(train_sft.Args(task="classify", width=width, heads=2), task)
+    assert task.counts_first is counts
+    assert (args.optimizer == "adamw-head") is counts
 
 
 # ---- interruption --------------------------------------------------------------------------------

@@ -151,6 +151,16 @@ def test_changes_are_those_of_leaving_each_example_out(write):
         assert change == pytest.approx(rest.value - whole.value)
 
 
+def test_the_calibration_is_that_of_all_yes_and_no(write):
+    """Of 40 texts and 2 classes: 0.3 is said of "a", which a half have; of "b" 0.9, which 36 have."""
+    rows = [(f"text {i}", ["a"] * (i % 2) + ["b"] * (i % 10 > 0)) for i in range(40)]
+    task = load(None, write("b.jsonl", rows))
+    said = [Labels(("b",), {"b": 0.9, "a": 0.3})] * 40
+    found = task.measure(task.splits.dev, said)["calibration_error"]
+    assert found.value == pytest.approx((0.2 + 0.0) / 2)
+    assert len(found.changes) == 40
+
+
 def test_no_labels_at_all(write):
     task = load(None, write("a.jsonl", [("x", []), ("y", ["a"])]))
     measured = task.measure(task.splits.dev[:1], answers(()))
@@ -266,7 +276,8 @@ def files(tmp_path_factory):
 @pytest.fixture(scope="module", params=["modernbert", "bert", "gpt"])
 def run(request, tmp_path_factory, files):
     folder = tmp_path_factory.mktemp(request.param) / "run"
-    rates = {"lr": 0.003, "embedding_lr": 0.003, "dropout": 0.1, "precision": "fp32", "evaluations": 1}
+    rates = {"optimizer": "adamw-head", "lr": 0.003, "embedding_lr": 0.003}
+    rates |= {"dropout": 0.1, "precision": "fp32", "evaluations": 1}
     task = {"task": "classify", "problem": "multi", "model": request.param, "out": folder, "steps": 60}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(minillm.curves, "draw", lambda *_: None)
@@ -325,7 +336,7 @@ def test_commands(run, files, capsys, monkeypatch):
         (run / "args.json.away").rename(run / "args.json")
     assert again == metrics
     compared = json.loads(command("compare", run, run, "--json"))["difference"]
-    assert {name: each["value"] for name, each in compared.items()} == {"micro_f1": 0, "macro_f1": 0, "all_labels": 0}
+    assert {name: each["value"] for name, each in compared.items()} == dict.fromkeys(metrics, 0)
 
 
 def test_it_is_trained_further_and_said_what_is_learned(run, files, capsys):

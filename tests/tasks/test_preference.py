@@ -289,7 +289,8 @@ def test_metrics():
 @pytest.fixture(scope="module", params=["modernbert", "bert", "gpt"])
 def judge(request, tmp_path_factory, files):
     folder = tmp_path_factory.mktemp(request.param) / "run"
-    options = {"lr": 0.003, "embedding_lr": 0.003, "dropout": 0.1, "steps": 40, "model": request.param}
+    rates = {"optimizer": "adamw-head", "lr": 0.003, "embedding_lr": 0.003}
+    options = {**rates, "dropout": 0.1, "steps": 40, "model": request.param}
     assert main(**FAST, **files, **options, out=folder) == 0
     return folder
 

@@ -22,7 +22,8 @@ from minillm.tagging import WordReader, read_words
 from minillm.tasks.tag import Options, Tag
 
 pytest.importorskip("tokenizers")
-FAST = {"task": "tag", "precision": "fp32", "lr": 0.003, "embedding_lr": 0.003, "dropout": 0.1, "evaluations": 2}
+RATES = {"optimizer": "adamw-head", "lr": 0.003, "embedding_lr": 0.003}
+FAST = {"task": "tag", "precision": "fp32", "dropout": 0.1, "evaluations": 2, **RATES}
 
 
 def write(path, number, seed, has_intent=True):
