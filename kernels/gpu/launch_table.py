@@ -26,8 +26,8 @@ class Launches(NamedTuple):
 # By architecture and largest head dim, for two-byte types. Chosen by compiling (`python bench/machine_code.py`): the
 # largest tiles that keep everything in registers when causal, when packed and grouped too, and under dropout;
 # "regs" is the range over these and over Triton 3.6 and 3.9. EXCUSES there has what spills all the same. No choice
-# was timed on a GPU yet. The last of each four is for few queries, which wait for the memory: tiles of 16 KB of keys and
-# of values, two of each on their way while one is worked on (fewer on gfx942), and 32 rows, because 64 spill.
+# was timed on a GPU yet. The last of each four is for few queries, which wait for the memory: tiles of 16 KB of keys
+# and of values, two of each on their way while one is worked on (fewer on gfx942), and 32 rows, because 64 spill.
 LAUNCHES = {
     # Every tile fits the 99 KB of shared memory of sm_86 and sm_89, which use these rows too. Older cards have less:
     # kernels/backend.py sends them to PyTorch.
