@@ -35,59 +35,48 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 import train_sft
 from minillm import actors, cli, estimator, expert, ranks
-from minillm.actors import actor_of, is_judged, require_actor, unweighted
-from minillm.batching import Batch, Corpus, by_length
+from minillm.batching import Batch
 from minillm.device import place
 from minillm.episodes import (
-    Actor,
+    Agent,
     Episode,
-    distinct,
-    logprobs_of,
+    chance_kept,
+    judge,
+    judge_greedy,
     look,
+    pieces,
     recalled,
     refer,
     require_parity,
-    rewards_of,
-    tokens_of,
 )
 from minillm.errors import UserError
 from minillm.expert import Rounds
-from minillm.findings import comparison
-from minillm.generate import GREEDY, Sampling
 from minillm.objective import backward
 from minillm.optim import optimizers_of
 from minillm.options import Common, Optimisation, check_common, check_draws
 from minillm.origin import begin, data_of
 from minillm.policy import Estimator, Rewards, is_beyond, moved
-from minillm.report import flat, introduce
-from minillm.rewards import Reward, open_rewards
+from minillm.report import introduce
+from minillm.rewards import Reward, RewardError, open_rewards
 from minillm.run import Run
 from minillm.session import Session
 from minillm.soft_q import backward_consistency
-from minillm.start import (
-    complete_by_reward,
-    documents_of_epoch,
-    inherited_options,
-    learner,
-    open_policy,
-    refuse_beside_resume,
-    resumed,
-)
+from minillm.start import refuse_beside_resume, resumed
+from minillm.start_by_reward import given_answers, inheriting, open_agent
 from minillm.tasks import TASKS
 from minillm.tasks.base import Judged, WritingTask
-from minillm.tokenizer import Tokenizer
-from minillm.values import appraise, backward_value, follow, gae, with_value, without_value
-from minillm.watch import finish, look_at, remember, report, sound_alarms, take_best
+from minillm.unjudged import saying_how_to_go_on, skip
+from minillm.values import appraise, backward_value, follow, gae
+from minillm.watch import finish, look_before, report, sound_alarms
 
-JUDGED = {name: task for name, task in TASKS.items() if is_judged(task)}
+JUDGED = {name: task for name, task in TASKS.items() if actors.is_judged(task)}
 LOOK_EVERY = 10  # steps between looks at the KL to the start, which costs a pass of the starting model
 UNFINISHED = 1.0  # what an answer that does not end costs with --overlong penalise
 
@@ -102,6 +91,11 @@ class Args(Estimator, Rounds, Optimisation, Common):
     )
     reward: tuple[str, ...] = cli.option(
         (), "of the task by name, FILE.py:FUNCTION, or a run; =WEIGHT behind it; may be given several times"
+    )
+    reward_errors: str = cli.option(
+        "stop",
+        "where a function of yours fails: stop, saved, to go on at that step; or leave it out",
+        ("stop", "skip"),
     )
     prompts: int | None = cli.option(
         None, "prompts in a step, or tried for one of --method expert (default here and below: what suits the task)"
@@ -120,7 +114,7 @@ class Args(Estimator, Rounds, Optimisation, Common):
 
 def check(args: Args) -> None:
     """UserError for options that make no sense whatever the data is."""
-    check_common(args, [name for name, task in TASKS.items() if is_judged(task)])
+    check_common(args, [name for name, task in TASKS.items() if actors.is_judged(task)])
     check_draws(args)
     estimator.check(args, args.samples)
     expert.check(args)
@@ -130,139 +124,105 @@ def check(args: Args) -> None:
 # ---- the algorithm: roll out, judge, weigh, update --------------------------------------------------
 
 
-def judge(reward: Reward, episodes: list[Episode]) -> list[Episode]:
-    """Fills in the reward of each and its parts, all of them judged at once; returns the same episodes."""
-    parts = reward([episode.example for episode in episodes], [episode.said for episode in episodes])
-    for i, episode in enumerate(episodes):
-        episode.parts = {name: float(values[i]) for name, values in parts.items()}
-        episode.reward = sum(episode.parts.values())
-    return episodes
-
-
-def weigh(episodes: Sequence[Episode], greedy: Tensor | None, session: Session, args: Args) -> list[list[float]]:
-    """The advantage of each token of each answer: of what was earned, less what the options take off it."""
-    beta = beta_of(session, args) if args.kl == "reward" else 0.0
-    fine = UNFINISHED if args.overlong == "penalise" else 0.0
-    earned = [episode.earned(beta, fine * episode.is_cut) for episode in episodes]
-    if args.learns_value:
-        return [gae(own, e.values, args.gae_lambda, args.discount) for own, e in zip(earned, episodes, strict=True)]
-    rewards = torch.tensor([sum(each) for each in earned]).view(-1, args.samples)
-    average = recalled(session, "average reward", None)
-    session.progress.numbers["average reward"] = moved(average, rewards)
-    advantages = args.advantages(Rewards(rewards, average or 0.0, greedy)).flatten().tolist()
-    return [[advantage] * len(e.answer) for advantage, e in zip(advantages, episodes, strict=True)]
-
-
-def climb(
-    model: nn.Module,
-    start: nn.Module,
-    actor: Actor,
-    episodes: Sequence[Episode],
-    advantages: Sequence[Sequence[float]],
-    args: Args,
-    beta: float,
-) -> float:
-    """Adds the gradient of what these answers teach, equal ones scored once, for all of them; returns for how many
-    tokens the ratio is beyond the bounds of --update clip."""
-    weight = next(model.parameters())
-    shares = (1 - args.sft_share) * args.shares(torch.tensor([float(len(e.answer)) for e in episodes]), actor.longest)
-    copies, out_of_bounds = distinct(episodes, advantages), 0.0
-    # Without advantage an answer teaches nothing, unless it has more to teach than that.
-    has_more = args.looks_back or args.learns_value or args.method == "soft-q"
-    taught = [i for i in copies if has_more or any(advantages[i])]
-    for part in by_length([len(episodes[i].prompt) + len(episodes[i].answer) for i in taught], args.micro_tokens):
-        some = [taught[j] for j in part]
-        drawn = actor.batch([episodes[i] for i in some], weight.device)
-        known = tokens_of([episodes[i] for i in some], [advantages[i] for i in some])
-        count = torch.tensor([copies[i] for i in some])[known.answer]
-        share = torch.tensor([float(shares[i]) for i in some], dtype=torch.float64)[known.answer] * count
-        if args.method == "soft-q":
-            backward_consistency(model, start, drawn.batch, known, share, beta, args.temperature)
-            continue
-        if args.looks_back:
-            known = known._replace(now=logprobs_of(model, drawn, args.temperature).cpu())
-            out_of_bounds += float((count * is_beyond(known, args)).sum())
-        weights = drawn.weights(args.weights(known, share, beta), weight.dtype)
-        backward(model, drawn.batch, weights, args.temperature)
-        if args.learns_value:
-            returns = known.advantages + torch.tensor([value for i in some for value in episodes[i].values])
-            backward_value(model, drawn.batch, returns, share, args.value_coefficient)
-    return out_of_bounds
-
-
-def learn(
-    model: nn.Module,
-    start: nn.Module,
-    actor: Actor,
-    episodes: list[Episode],
-    advantages: list[list[float]],
-    given: Sequence[Batch],
-    session: Session,
-    args: Args,
-) -> dict[str, float]:
-    """The updates of a step, each from a part of its answers and from answers that were given; returns what is watched
-    of them, above all the norm of the last gradient, 0 where there is none to follow."""
-    counted = [i for i, episode in enumerate(episodes) if args.counts(max(advantages[i], default=0.0), episode.is_cut)]
-    beta, norm, out_of_bounds = beta_of(session, args), 0.0, 0.0
-    for _ in range(args.passes):
-        for part in torch.randperm(len(counted)).tensor_split(max(1, min(args.minibatches, len(counted)))):
-            some = [counted[i] for i in part.tolist()]  # none, where no answer counts: what was given is still learned
-            taken = [episodes[i] for i in some], [advantages[i] for i in some]
-            out_of_bounds += climb(model, start, actor, *taken, args, beta) if some else 0.0
-            for batch in given:
-                backward(model, batch.to(next(model.parameters()).device), args.sft_share / sum(b.count for b in given))
-            norm = session.update(args.clip)
-    count = args.passes * sum(len(episodes[i].answer) for i in counted)
-    return {"gradient_norm": norm, **({"ratios_beyond": out_of_bounds / max(count, 1)} if args.uses_ratios else {})}
-
-
-def beta_of(session: Session, args: Args) -> float:
-    return recalled(session, "beta", args.beta)
-
-
-def fit(
-    args: Args,
-    session: Session,
-    task: Judged,
-    actor: Actor,
-    reward: Reward,
-    start: nn.Module,
-    model: nn.Module,
-    tokenizer: Tokenizer,
-) -> None:
+def fit(args: Args, session: Session, task: Judged, reward: Reward, agent: Agent) -> None:
     """Roll out, judge, weigh, update, until the budget is spent."""
     practice = islice(task.practice(args.seed), session.progress.step * args.prompts, None)
-    corpus = None
-    if args.sft_share:
-        corpus = Corpus(lambda epoch: documents_of_epoch(task, tokenizer, args.seed, epoch), args.seed, task.is_redrawn)
-    given_tokens = round(args.prompts * float(corpus.table.lengths.mean())) if corpus else 0
-    sampling = Sampling(args.temperature)
-    model.eval()  # no dropout: the model that learns is the model that drew
+    corpus, given_tokens = given_answers(args, task, agent.tokenizer)
+    agent.model.eval()  # no dropout: the model that learns is the model that drew
     for step in session:
         examples = list(islice(practice, args.prompts))
-        episodes = judge(reward, actor.rollout(model, examples, sampling, args.samples))
+        try:
+            episodes, greedy = answers(agent, reward, examples, args)
+        except RewardError as error:
+            skip(session, error)
+            continue
         is_due = session.evaluation_is_due()
         if is_looked_at := is_due or step % LOOK_EVERY == 0:
-            require_parity(model, actor, episodes, args.temperature)
+            require_parity(agent, episodes)
         if is_looked_at or args.kl != "off" or args.kl_limit:
-            refer(start, actor, episodes, args.temperature, args.micro_tokens)
-        greedy = None
-        if args.baseline == "greedy":
-            greedy = rewards_of(judge(reward, actor.rollout(model, examples, GREEDY, 1)), 1).flatten()
+            refer(agent, episodes)
         if args.learns_value:
-            appraise(model, episodes, args.micro_tokens)
-        advantages = weigh(episodes, greedy, session, args)
+            appraise(agent, episodes)
+        weigh(episodes, greedy, session, args)
         given = corpus.step(step, given_tokens, args.micro_tokens) if corpus else []
-        seen = look(episodes, args.samples) | (follow(model, episodes, advantages) if args.learns_value else {})
-        seen |= learn(model, start, actor, episodes, advantages, given, session, args)
+        seen = look(episodes, args.samples) | update(agent, episodes, given, session, args)
         session.progress.numbers["beta"] = args.next_beta(beta_of(session, args), seen.get("kl"))
         session.log({"answers": len(episodes)}, **seen)
         if args.kl_limit and seen["kl"] > args.kl_limit:
             session.end(f"the KL to the start is beyond --kl-limit {args.kl_limit} nats an answer")
         if is_due:
-            report(session, task, reward, model, tokenizer, actor, episodes[:: args.samples][:3], seen)
+            report(session, task, reward, agent, episodes[:: args.samples][:3], seen)
         if is_looked_at:
             sound_alarms(session, task)
+
+
+def answers(agent: Agent, reward: Reward, examples: Sequence, args: Args) -> tuple[list[Episode], Tensor | None]:
+    """Several to each example, drawn and judged; and the rewards of the likeliest ones, for --baseline greedy.
+    RewardError, as if nothing had been drawn."""
+    with chance_kept():
+        episodes = judge(reward, agent.rollout(examples, args.samples))
+        return episodes, judge_greedy(reward, agent, examples) if args.baseline == "greedy" else None
+
+
+def weigh(episodes: list[Episode], greedy: Tensor | None, session: Session, args: Args) -> None:
+    """Fills in the advantage of each token of each answer: of what was earned, less what the options take off it."""
+    beta = beta_of(session, args) if args.kl == "reward" else 0.0
+    fine = UNFINISHED if args.overlong == "penalise" else 0.0
+    earned = [episode.earned(beta, fine * episode.is_cut) for episode in episodes]
+    if args.learns_value:
+        for episode, own in zip(episodes, earned, strict=True):
+            episode.advantages = gae(own, episode.values, args.gae_lambda, args.discount)
+        return
+    rewards = torch.tensor([sum(each) for each in earned]).view(-1, args.samples)
+    average = recalled(session, "average reward", None)
+    session.progress.numbers["average reward"] = moved(average, rewards)
+    advantages = args.advantages(Rewards(rewards, average or 0.0, greedy)).flatten().tolist()
+    for episode, advantage in zip(episodes, advantages, strict=True):
+        episode.advantages = [advantage] * len(episode.answer)
+
+
+def update(
+    agent: Agent, episodes: list[Episode], given: Sequence[Batch], session: Session, args: Args
+) -> dict[str, float]:
+    """Of the weights, by each part of the answers and by answers that were given; returns what is watched of it, above
+    all the norm of the last gradient, 0 where there is none to follow."""
+    seen = follow(agent.model, episodes) if args.learns_value else {}
+    counted = [each for each in episodes if args.counts(max(each.advantages, default=0.0), each.is_cut)]
+    beta, norm, out_of_bounds = beta_of(session, args), 0.0, 0.0
+    for _ in range(args.passes):
+        for part in torch.randperm(len(counted)).tensor_split(max(1, min(args.minibatches, len(counted)))):
+            some = [counted[i] for i in part.tolist()]  # none, where no answer counts: what was given is still learned
+            out_of_bounds += climb(agent, some, beta, args) if some else 0.0
+            for batch in given:
+                share = args.sft_share / sum(batch.count for batch in given)
+                backward(agent.model, batch.to(agent.device), share)
+            norm = session.update(args.clip, apart=agent.model.value if args.learns_value else None)
+    count = args.passes * sum(len(each.answer) for each in counted)
+    beyond = {"ratios_beyond": out_of_bounds / max(count, 1)} if args.uses_ratios else {}
+    return {**seen, "gradient_norm": norm, **beyond}
+
+
+def climb(agent: Agent, episodes: Sequence[Episode], beta: float, args: Args) -> float:
+    """Adds the gradient of what these answers teach; returns for how many of their tokens the ratio is beyond the
+    bounds of --update clip."""
+    lengths, out_of_bounds = torch.tensor([float(len(each.answer)) for each in episodes]), 0.0
+    counts = (1 - args.sft_share) * args.shares(lengths, agent.actor.longest)
+    for drawn, tokens, copies, shares, returns in pieces(agent, episodes, counts, args.all_teach):
+        if args.method == "soft-q":
+            backward_consistency(agent.model, agent.start, drawn.batch, tokens, shares, beta, agent.temperature)
+            continue
+        if args.looks_back:
+            tokens = tokens._replace(now=agent.logprobs(drawn))
+            out_of_bounds += float((copies * is_beyond(tokens, args)).sum())
+        weights = drawn.weights(args.weights(tokens, shares, beta), agent.dtype)
+        backward(agent.model, drawn.batch, weights, agent.temperature)
+        if args.learns_value:
+            backward_value(agent.model, drawn.batch, returns, shares, args.value_coefficient)
+    return out_of_bounds
+
+
+def beta_of(session: Session, args: Args) -> float:
+    return recalled(session, "beta", args.beta)
 
 
 # ---- where it starts, and how it ends ---------------------------------------------------------------
@@ -285,45 +245,23 @@ def train(args: Args, console: Console | None = None) -> Run:
     console, args = console or cli.console(), cli.with_paths(args)
     refuse_beside_resume(args) if args.resume else check(args)
     ranks.require_alone("train_rl.py")
-    with Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-rl", cli.given(args)) as run:
-        if args.resume:
-            args = resumed(args, "rl", TASKS)
-        else:
-            init = find_start(args, console)
-            options = unweighted(inherited_options(init, TASKS[args.task], args.options))
-            args = dataclasses.replace(args, init=init, options=options)
+    run = Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-rl", cli.given(args))
+    with run, saying_how_to_go_on(run):
+        args = resumed(args, "rl", TASKS) if args.resume else inheriting(args, find_start(args, console), TASKS)
         placement = place(args.precision, args.kernels)
         args = dataclasses.replace(args, precision=placement.precision)
         task = TASKS[args.task](args.options, args.seed)
-        require_actor(task)
         data = data_of(run, task)
+        actors.require_actor(task)
         reward = open_rewards(args.reward, task.rewards, placement.device, isinstance(task, WritingTask))
-        start, tokenizer = open_policy(args, run, task)
-        check(args := complete_by_reward(args, task, start))
-        actor = actor_of(task, tokenizer)
-        model = learner(start, placement, args)
-        model = with_value(model) if args.learns_value else model
-        session = Session(args, run, model, optimizers_of(model, args), console)
-        begin(session, "rl", args, tokenizer, data, started)
-        introduce(console, placement, task, model, run)
-
-        def answer(model: nn.Module, examples: Sequence[Any], samples: int) -> list[Episode]:
-            return judge(reward, actor.rollout(model, examples, Sampling(args.temperature), samples))
-
-        before = look_at(args, session, task, start, tokenizer, actor, answer)
-        if not session.progress.records:
-            session.write(**flat(before["dev"], "dev"))
-        if session.progress.best is None:
-            remember(session, task, model, tokenizer)
-        if args.method == "expert":
-            expert.fit(args, session, task, reward, model, tokenizer, answer)
-        else:
-            fit(args, session, task, actor, reward, start, model, tokenizer)
-        take_best(session, task, model, tokenizer)
-        after = look_at(args, session, task, without_value(model), tokenizer, actor, answer, start)
-        finish(session, task, model, tokenizer, before, after)
-        if args.init:
-            console.print(f"next: {comparison(run.folder, args.init)}", markup=False)
+        args, agent = open_agent(args, run, task, placement)
+        check(args)
+        session = Session(args, run, agent.model, optimizers_of(agent.model, args), console)
+        begin(session, "rl", args, agent.tokenizer, data, started)
+        introduce(console, placement, task, agent.model, run)
+        before = look_before(args, session, task, reward, agent)
+        (expert.fit if args.method == "expert" else fit)(args, session, task, reward, agent)
+        finish(args, session, task, reward, agent, before)
     return run
 
 

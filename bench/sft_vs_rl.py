@@ -2,6 +2,7 @@
 
   python bench/sft_vs_rl.py --quick                                 a taste, two minutes
   python bench/sft_vs_rl.py --task arithmetic --minutes 2           needs no data
+  python bench/sft_vs_rl.py --task points24 --minutes 5             a rule that changes
   python bench/sft_vs_rl.py --task pronounce --steps 60 --seeds 3   a budget that no busy machine distorts
   python bench/sft_vs_rl.py --task sentiment --data DATA            folders with train.jsonl and dev.jsonl in DATA
   python bench/sft_vs_rl.py --task seq2seq --train a.jsonl --dev b.jsonl --test c.jsonl --reward my.py:score

@@ -41,11 +41,15 @@ def check(args: Any, task: type[Task]) -> None:
         raise UserError("--calibrate is for train_sft.py: what a reward makes probabilities mean is another thing")
     if args.options and vars(args.options).get("class_weights"):
         raise UserError("--class-weights is for train_sft.py; by reward give --reward balanced")
+    if args.options and vars(args.options).get("augment") and not args.sft_share:
+        raise UserError("--augment varies texts whose answers are given, and none are learned: give --sft-share, too")
 
 
-def unweighted(options: Any) -> Any:
-    """Without the class weights that the run to start from may have been trained with: verdicts have none."""
-    return replace(options, class_weights=None) if vars(options).get("class_weights") else options
+def by_reward(options: Any, sft_share: float | None) -> Any:
+    """Without what the run to start from may have been trained with and verdicts do not have: weights of classes, and
+    variants of texts, unless given answers are learned, too."""
+    strange = {"class_weights", *([] if sft_share else ["augment", "augment_model"])} & vars(options).keys()
+    return replace(options, **dict.fromkeys(strange)) if strange else options
 
 
 def require_actor(task: Task) -> None:

@@ -11,6 +11,7 @@ from statistics import fmean, variance
 from typing import Any, NamedTuple
 
 RECENT = 20  # steps that a mean is over; fewer say nothing
+LOOKED = 5  # of the KL, which not every step looks at; the last so many, at least three
 SURE = 4.0  # standard errors between two of them: by chance once in some ten thousand looks
 LITTLE = 0.1  # share of the entropy at the start, and of the way to the best reward
 MOST_KL = 1.0  # nats a token
@@ -26,6 +27,7 @@ class Log(NamedTuple):
     looks: Sequence[Mapping[str, Any]]  # records of looks at the dev set, the first one before the training
     headline: str  # the metric that counts
     lower_is_better: bool = False
+    is_over: bool = False  # whether there will be no more
 
     def values(self, name: str) -> list[float]:
         """Of all steps that logged it."""
@@ -114,11 +116,28 @@ def stops_trying(log: Log) -> str | None:
 
 
 def leaves_the_start(log: Log) -> str | None:
-    kls, lengths = log.values("kl"), log.recent("length")
-    if kls and lengths and (kl := kls[-1] / lengths) > MOST_KL:
+    kls, lengths = log.values("kl")[-LOOKED:], log.recent("length")
+    if len(kls) >= 3 and lengths and (kl := fmean(kls) / lengths) > MOST_KL:
         return (
-            f"the policy is {kls[-1]:.1f} nats an answer, {kl:.1f} a token, away from the start: what the start "
+            f"the policy is {fmean(kls):.1f} nats an answer, {kl:.1f} a token, away from the start: what the start "
             "knew gets lost; try a lower --lr, --kl reward with a larger --beta, or --kl-limit"
+        )
+    return None
+
+
+def learns_nothing(log: Log) -> str | None:
+    """Not even by luck: no step of a policy gradient, or no round of expert iteration, had anything to learn from."""
+    norms, finds = log.values("gradient_norm"), log.values("finds")
+    if len(norms) >= (1 if log.is_over else RECENT) and not any(norms):
+        return (
+            "in no step so far were there answers to learn from, as all to one prompt were rewarded alike or none "
+            "counted: try more --samples, a higher --temperature, a reward with degrees, or another start"
+        )
+    if finds and not any(finds):
+        best = max(log.values("best_reward"), default=math.nan)
+        return (
+            f"none of the answers was right, the best being rewarded {best:.3g}, so that only what is given is "
+            "learned: try a lower --threshold, more --prompts, or a better start"
         )
     return None
 
@@ -183,6 +202,7 @@ ALARMS: dict[str, Callable[[Log], str | None]] = {
     "past its best": is_past_its_best,
     "entropy collapse": stops_trying,
     "far from the start": leaves_the_start,
+    "nothing to learn from": learns_nothing,
     "groups without variance": has_nothing_to_compare,
     "answers without end": does_not_stop,
     "one part eats the rest": eats_the_rest,
@@ -196,10 +216,12 @@ def raised(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {record["alarm"]: record["says"] for record in records if "alarm" in record}
 
 
-def new_alarms(records: Sequence[Mapping[str, Any]], headline: str, lower_is_better: bool) -> dict[str, str]:
+def new_alarms(
+    records: Sequence[Mapping[str, Any]], headline: str, lower_is_better: bool, is_over: bool = False
+) -> dict[str, str]:
     """Those that the records give reason for and do not hold yet."""
     steps = [record for record in records if "reward" in record]
     looks = [record for record in records if f"dev_{headline}" in record]
-    log, known = Log(steps, looks, headline, lower_is_better), raised(records)
+    log, known = Log(steps, looks, headline, lower_is_better, is_over), raised(records)
     found = {name: find(log) for name, find in ALARMS.items() if name not in known}
     return {name: says for name, says in found.items() if says}

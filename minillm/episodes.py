@@ -1,26 +1,33 @@
-"""Answers that a policy gave: what is kept of each, and what is learned from and watched of them.
+"""An agent and the answers that it gave: what is kept of each, and what is learned from and watched of them.
 
 Ids travel, texts are made for rewards and for people only.
+
+Letters: E answers, M tokens of answers.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from minillm.batching import IGNORE, Batch, answering, by_length, pack
 from minillm.errors import UserError
-from minillm.generate import Sampling, generate
+from minillm.generate import GREEDY, Sampling, generate
 from minillm.gpt import GPT
 from minillm.inference import ready
 from minillm.policy import Tokens, has_variance
+from minillm.rewards import Reward, RewardError
 from minillm.run import CHECKPOINT
 from minillm.session import Session
 from minillm.tokenizer import Tokenizer
 
+MOST_REWARD = 1e15  # whose square float32 can hold
 PARITY = 128  # answers, about, on which it is looked whether they are those of the model that learns
 APART = {
     torch.float32: 0.001,
@@ -43,6 +50,12 @@ class Episode:
     parts: Mapping[str, float] = field(default_factory=dict)  # what the reward is the sum of, by name
     reference: Sequence[float] = ()  # log p of the same under the reference, where that is asked for
     values: Sequence[float] = ()  # what was expected before each of them, where that is learned
+    advantages: Sequence[float] = ()  # of each of them, once they are weighed
+
+    @property
+    def size(self) -> int:
+        """Tokens that are read, with the prompt."""
+        return len(self.prompt) + len(self.answer)
 
     @property
     def kl(self) -> float:
@@ -84,6 +97,38 @@ class Actor(Protocol):
 
     def batch(self, episodes: Sequence[Episode], device: torch.device) -> Drawn:
         """The same answers, draw for draw, for the model to learn from."""
+
+
+@dataclass(frozen=True)
+class Agent:
+    """A policy that learns, by the head of its model: a softmax at a temperature."""
+
+    model: nn.Module
+    start: nn.Module  # what it began as, the reference of every KL
+    tokenizer: Tokenizer
+    actor: Actor
+    temperature: float = 1.0
+    micro_tokens: int = 65_536  # computed at once
+
+    def rollout(self, examples: Sequence[Any], samples: int, sampling: Sampling | None = None) -> list[Episode]:
+        """So many answers to each example, in a row, drawn from the policy as it is unless `sampling` says otherwise;
+        not judged yet."""
+        return self.actor.rollout(self.model, examples, sampling or Sampling(self.temperature), samples)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    def batch(self, episodes: Sequence[Episode]) -> Drawn:
+        return self.actor.batch(episodes, self.device)
+
+    def logprobs(self, drawn: Drawn) -> Tensor:
+        """log p of what was drawn, by the policy as it is, (M,), on the CPU."""
+        return logprobs_of(self.model, drawn, self.temperature).cpu()
 
 
 class Writer:
@@ -131,25 +176,71 @@ def to_batch(episodes: Sequence[Episode], device: torch.device) -> Batch:
     return pack([answering(episode.prompt, episode.answer) for episode in episodes]).to(device)
 
 
-def tokens_of(episodes: Sequence[Episode], advantages: Sequence[Sequence[float]]) -> Tokens:
-    """Of answers in this order, with the advantages of their tokens; log p as it was when they were drawn. Float64."""
+# ---- judged, and learned from ----------------------------------------------------------------------
+
+
+def judge(reward: Reward, episodes: list[Episode]) -> list[Episode]:
+    """Fills in the reward of each and its parts, all of them judged at once; returns the same episodes. RewardError."""
+    parts = reward([episode.example for episode in episodes], [episode.said for episode in episodes])
+    for i, episode in enumerate(episodes):
+        episode.parts = {name: float(values[i]) for name, values in parts.items()}
+        episode.reward = sum(episode.parts.values())
+        if not abs(episode.reward) < MOST_REWARD:
+            raise RewardError(f"the reward of an answer is {episode.reward}: give a number below {MOST_REWARD:.0e}")
+    return episodes
+
+
+def judge_greedy(reward: Reward, agent: Agent, examples: Sequence[Any]) -> Tensor:
+    """(P,) the rewards of the likeliest answers to P examples. RewardError."""
+    return rewards_of(judge(reward, agent.rollout(examples, 1, GREEDY)), 1).flatten()
+
+
+def tokens_of(episodes: Sequence[Episode]) -> Tokens:
+    """Of answers in this order; log p as it was when they were drawn. Float64."""
     answer = torch.arange(len(episodes)).repeat_interleave(torch.tensor([len(e.answer) for e in episodes]))
-    then, reference, known = (
-        torch.tensor([value for each in of_answers for value in each], dtype=torch.float64)
-        for of_answers in ([e.logprobs for e in episodes], [e.reference for e in episodes], advantages)
-    )
-    return Tokens(answer, known, then, then, reference if len(reference) else None)
+    then, reference = row_of([e.logprobs for e in episodes]), row_of([e.reference for e in episodes])
+    return Tokens(answer, row_of([e.advantages for e in episodes]), then, then, reference if len(reference) else None)
 
 
-def distinct(episodes: Sequence[Episode], advantages: Sequence[Sequence[float]] | None = None) -> dict[int, int]:
-    """The first of all that have prompt, answer and, if given, advantages in common, by its index → how many there are
-    of them. Scored once, with so many times the weight, they have the same gradient."""
+def row_of(of_answers: Sequence[Sequence[float]]) -> Tensor:
+    """(M,) float64, one answer after the other."""
+    return torch.tensor([value for each in of_answers for value in each], dtype=torch.float64)
+
+
+def distinct(episodes: Sequence[Episode]) -> dict[int, int]:
+    """The first of all that have prompt, answer and advantages in common, by its index → how many there are of them.
+    Scored once, with so many times the weight, they have the same gradient."""
     first: dict[tuple, int] = {}
     copies: dict[int, int] = {}
-    for i, (episode, own) in enumerate(zip(episodes, advantages or [()] * len(episodes), strict=True)):
-        i = first.setdefault((tuple(episode.prompt), tuple(episode.answer), tuple(own)), i)
+    for i, episode in enumerate(episodes):
+        i = first.setdefault((tuple(episode.prompt), tuple(episode.answer), tuple(episode.advantages)), i)
         copies[i] = copies.get(i, 0) + 1
     return copies
+
+
+class Piece(NamedTuple):
+    """Some of a step's answers, as many as are computed at once; equal ones are one."""
+
+    drawn: Drawn
+    tokens: Tokens
+    copies: Tensor  # (M,) int64 how many tokens of the step each stands for
+    shares: Tensor  # (M,) float64 what it counts for in the step, for all of them
+    returns: Tensor  # (M,) float64 advantage + value, where a value is learned
+
+
+def pieces(agent: Agent, episodes: Sequence[Episode], shares: Tensor, all_teach: bool) -> Iterator[Piece]:
+    """A step's answers, each token of which counts for `shares`, (E,), but for those without advantage, unless they
+    all teach something."""
+    copies = distinct(episodes)
+    taught = [i for i in copies if all_teach or any(episodes[i].advantages)]
+    for part in by_length([episodes[i].size for i in taught], agent.micro_tokens):
+        at = [taught[j] for j in part]
+        some = [episodes[i] for i in at]
+        tokens, values = tokens_of(some), row_of([e.values for e in some])
+        count = torch.tensor([copies[i] for i in at])[tokens.answer]
+        share = torch.tensor([float(shares[i]) for i in at], dtype=torch.float64)[tokens.answer] * count
+        returns = tokens.advantages + values if len(values) else tokens.advantages
+        yield Piece(agent.batch(some), tokens, count, share, returns)
 
 
 @torch.no_grad()
@@ -158,28 +249,42 @@ def logprobs_of(model: nn.Module, drawn: Drawn, temperature: float) -> Tensor:
     return -model.loss(drawn.batch, temperature=temperature)[drawn.at]
 
 
-def refer(
-    reference: nn.Module, actor: Actor, episodes: Sequence[Episode], temperature: float, most_tokens: int
-) -> None:
+def refer(agent: Agent, episodes: Sequence[Episode]) -> None:
     """Fills in log p under the reference, each answer to a prompt scored once."""
     firsts = list(distinct(episodes))
-    device = next(reference.parameters()).device
     known = {}
-    for part in by_length([len(episodes[i].prompt) + len(episodes[i].answer) for i in firsts], most_tokens):
+    for part in by_length([episodes[i].size for i in firsts], agent.micro_tokens):
         some = [episodes[firsts[j]] for j in part]
-        found = logprobs_of(reference, actor.batch(some, device), temperature).cpu()
+        found = logprobs_of(agent.start, agent.batch(some), agent.temperature).cpu()
         for episode, values in zip(some, found.split([len(e.answer) for e in some]), strict=True):
             known[tuple(episode.prompt), tuple(episode.answer)] = values.tolist()
     for episode in episodes:
         episode.reference = known[tuple(episode.prompt), tuple(episode.answer)]
 
 
+@contextmanager
+def chance_kept() -> Iterator[None]:
+    """Where a reward fails within it, all that is random goes on as if nothing had been drawn."""
+    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    try:
+        yield
+    except RewardError:
+        torch.set_rng_state(before[0])
+        random.setstate(before[1])
+        np.random.set_state(before[2])
+        for i, state in enumerate(on_gpus):
+            torch.cuda.set_rng_state(state, i)
+        raise
+
+
 # ---- what is remembered ----------------------------------------------------------------------------
 
 
 def recalled(session: Session, name: str, at_first: float | None) -> float | None:
-    """What was put into `progress.numbers`, or what that is before the first step. UserError where it is lost."""
-    if session.progress.step == 0:
+    """What was put into `progress.numbers`, or what that is before answers were learned from. UserError where it is
+    lost."""
+    if not session.progress.totals:
         return at_first
     if not isinstance(value := session.progress.numbers.get(name), int | float):
         raise UserError(f"{session.run.path(CHECKPOINT)} is no checkpoint of this training: it lacks {name!r}")
@@ -189,16 +294,15 @@ def recalled(session: Session, name: str, at_first: float | None) -> float | Non
 # ---- what is watched -------------------------------------------------------------------------------
 
 
-def require_parity(model: nn.Module, actor: Actor, episodes: Sequence[Episode], temperature: float) -> None:
+def require_parity(agent: Agent, episodes: Sequence[Episode]) -> None:
     """UserError where the answers were drawn with other probabilities than those that are learned from, but for
     rounding: what is then climbed would not be the gradient of the expected reward."""
     some = episodes[:: max(1, len(episodes) // PARITY)]
-    now = logprobs_of(model, actor.batch(some, next(model.parameters()).device), temperature)
-    then = torch.tensor([logprob for episode in some for logprob in episode.logprobs])
-    apart = float((now.cpu() - then).abs().mean())
-    if not apart <= (most := APART.get(model.compute_dtype, APART[torch.float32])):
+    now, then = agent.logprobs(agent.batch(some)), row_of([e.logprobs for e in some]).float()
+    apart = float((now - then).abs().mean())
+    if not apart <= (most := APART.get(agent.model.compute_dtype, APART[torch.float32])):
         raise UserError(
-            f"answers were drawn with a log p that differs by {apart:.3f} nats a {actor.draws} from the one that "
+            f"answers were drawn with a log p that differs by {apart:.3f} nats a {agent.actor.draws} from the one that "
             f"learns, more than the {most} of rounding; try --precision fp32 --kernels reference, and report it"
         )
 
@@ -231,12 +335,3 @@ def look(episodes: Sequence[Episode], samples: int) -> dict[str, float]:
         "length": sum(len(e.answer) for e in episodes) / count,
         **({"kl": sum(e.kl for e in episodes) / count} if episodes[0].reference else {}),
     }
-
-
-def describe(seen: Mapping[str, float], draws: str) -> str:
-    """One line of what is watched beside the reward; `draws` is what an answer is made of."""
-    kl = f"KL to the start {seen['kl']:.2f} nats an answer · " if "kl" in seen else ""
-    return (
-        f"reward {seen['reward']:.3f} · {kl}entropy {seen['entropy']:.3f} nats a {draws} · "
-        f"gradient norm {seen['gradient_norm']:.2f} · {seen['groups_without_variance']:.0%} of groups without variance"
-    )

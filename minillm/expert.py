@@ -26,20 +26,20 @@ from statistics import fmean, median_low
 
 from minillm import cli
 from minillm.batching import IGNORE, Corpus, Document, answering
-from minillm.episodes import Episode, look
+from minillm.episodes import Agent, Episode, chance_kept, judge, look
 from minillm.errors import UserError
 from minillm.files import fields_from, write_text
-from minillm.gpt import GPT
 from minillm.objective import backward
 from minillm.policy import Estimator
 from minillm.report import evenly_spaced, glance, score_of
-from minillm.rewards import Reward
+from minillm.rewards import Reward, RewardError
 from minillm.run import CHECKPOINT, FINDS
 from minillm.session import Session, schedule
 from minillm.start import documents_of_epoch
 from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer
-from minillm.watch import Answer, keep
+from minillm.unjudged import leave_out
+from minillm.watch import keep
 
 ANSWERS = 1024  # drawn at once
 TRYING = 0.5  # share of a round's time, under --minutes
@@ -84,48 +84,59 @@ def check(args: Rounds) -> None:
             raise UserError(f"{option} is {own} --method {args.method}; leave it out")
 
 
-def fit(
-    args: Rounds,
-    session: Session,
-    task: Task,
-    reward: Reward,
-    model: GPT,
-    tokenizer: Tokenizer,
-    answer: Answer,
-) -> None:
-    """Rounds until the budget is spent; `answer` draws answers of the model, and judges them. While a round tries, the
-    number of the step stays what it is."""
+def fit(args: Rounds, session: Session, task: Task, reward: Reward, agent: Agent) -> None:
+    """Rounds until the budget is spent. While a round tries, the number of the step stays what it is."""
     threshold = args.threshold if args.threshold is not None else threshold_of(task, reward)
-    progress = progress_of(session)
+    progress, model = progress_of(session), agent.model
     finds = Finds(session.run.path(FINDS), progress.finds)
     practice = islice(task.practice(args.seed), progress.tried, None)
-    plan, corpus = Plan(args, task, documents_of_epoch(task, tokenizer, args.seed, 0)), None
+    plan, corpus = Plan(args, task, documents_of_epoch(task, agent.tokenizer, args.seed, 0)), None
     for step in session:
         if count := plan.to_try(session.share, progress.tried):
             model.eval()
-            episodes = answer(model, list(islice(practice, count)), args.samples)
+            examples, corpus = list(islice(practice, count)), None
+            episodes = attempt(session, reward, agent, examples, args.samples)
             right = finds.add([episode for episode in episodes if episode.reward >= threshold])
             progress = Progress(progress.tried + count, len(finds), step, plan.place(session.share)[1])
             session.progress.numbers.update(vars(progress))
             tell(session, episodes, count, right, progress)
-            corpus = None
             continue
         if corpus is None:
-            corpus = corpus_of(args, task, tokenizer, finds, progress.first)
+            require_finds(session, args, progress)
+            corpus = corpus_of(args, task, agent.tokenizer, finds, progress.first)
             model.train()
-        batches = [
-            batch.to(model.tokens.weight.device)
-            for batch in corpus.step(step - progress.first, args.batch_tokens, args.micro_tokens)
-        ]
-        count = sum(batch.count for batch in batches)
-        loss = sum(backward(model, batch, 1 / count) for batch in batches)
+        parts = corpus.step(step - progress.first, args.batch_tokens, args.micro_tokens)
+        count = sum(batch.count for batch in parts)
+        loss = sum(backward(model, batch.to(agent.device), 1 / count) for batch in parts)
         session.set_lr(schedule(plan.learned(session.share, progress.begun), args.warmup, args.schedule))
         norm = session.update(args.clip)
         session.log(loss=float(loss), gradient_norm=norm)
         if session.evaluation_is_due():
-            examples, answers = glance(session, task, model, tokenizer)
+            examples, answers = glance(session, task, model, agent.tokenizer)
             session.report(measured := task.measure(examples, answers), len(examples), samples=finds.last(3))
             keep(session, score_of(task, measured))
+
+
+def attempt(session: Session, reward: Reward, agent: Agent, examples: Sequence, samples: int) -> list[Episode]:
+    """Answers, judged; none where they could not be and --reward-errors leaves them out."""
+    try:
+        with chance_kept():
+            return judge(reward, agent.rollout(examples, samples))
+    except RewardError as error:
+        leave_out(session, error)
+        return []
+
+
+def require_finds(session: Session, args: Rounds, progress: Progress) -> None:
+    """UserError where a round has tried and nothing reached the --threshold that was given: it would only learn what
+    is given, like train_sft.py."""
+    records = session.run.read_log(session.progress.records)
+    best = max((record["best_reward"] for record in records if "best_reward" in record), default=None)
+    if args.threshold is not None and not progress.finds and best is not None and best < args.threshold:
+        raise UserError(
+            f"not one of the answers to {progress.tried:,} prompts reached --threshold {args.threshold:g}, the best "
+            f"was rewarded {best:.3g}: start again with a lower one"
+        )
 
 
 class Plan:
@@ -199,6 +210,8 @@ def progress_of(session: Session) -> Progress:
 
 def tell(session: Session, episodes: Sequence[Episode], prompts: int, right: int, progress: Progress) -> None:
     """Into the log, and to whoever waits."""
+    if not episodes:
+        return
     share = right / prompts
     seen = look(episodes, len(episodes) // prompts)
     session.write(**seen, solved=share, finds=progress.finds)
@@ -230,11 +243,12 @@ class Finds:
         return len(self.found)
 
     def add(self, episodes: Sequence[Episode]) -> int:
-        """Right answers, of which it keeps those that it has not; returns to how many prompts they are."""
-        new = []
+        """Right answers, of which it keeps those that it has not; returns to how many prompts they are. One that was
+        cut is no answer."""
+        new, episodes = [], [episode for episode in episodes if not episode.is_cut]
         for episode in episodes:
             key = episode.example.prompt, tuple(episode.answer)
-            if not episode.is_cut and key not in self.found and self.counts.get(key[0], 0) < MOST_FINDS:
+            if key not in self.found and self.counts.get(key[0], 0) < MOST_FINDS:
                 self.found[key] = episode.said
                 self.counts[key[0]] = self.counts.get(key[0], 0) + 1
                 new.append((key, episode.said))

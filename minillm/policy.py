@@ -107,6 +107,11 @@ def best_of(rewards: Rewards) -> Tensor:
     return best * has_variance(drawn)[:, None]
 
 
+def has_variance(rewards: Tensor) -> Tensor:
+    """(P,) bool: whether the samples of a prompt were rewarded differently. If not, leave-one-out learns nothing."""
+    return (rewards != rewards[:, :1]).any(dim=1)
+
+
 def moved(average: float | None, rewards: Tensor) -> float:
     """The moving average after a step; None where there was none."""
     mean = float(rewards.mean())
@@ -311,6 +316,11 @@ class Estimator:
     def learns_value(self) -> bool:
         return self.baseline == "value" and self.method == "policy-gradient"
 
+    @property
+    def all_teach(self) -> bool:
+        """Whether answers without advantage have something to teach, too."""
+        return self.looks_back or self.learns_value or self.method == "soft-q"
+
     def advantages(self, rewards: Rewards) -> Tensor:
         """(P, K) float, of whole answers; for soft-q, which weighs none against others, the rewards themselves."""
         tables = {"policy-gradient": BASELINES.get(self.baseline), "best-of": best_of, "soft-q": no_baseline}
@@ -337,11 +347,3 @@ class Estimator:
         if self.entropy:
             weights = weights + self.entropy * entropy_bonus(tokens)
         return weights * shares
-
-
-# ---- to look at ------------------------------------------------------------------------------------
-
-
-def has_variance(rewards: Tensor) -> Tensor:
-    """(P,) bool: whether the samples of a prompt were rewarded differently. If not, leave-one-out learns nothing."""
-    return (rewards != rewards[:, :1]).any(dim=1)

@@ -137,7 +137,7 @@ def samples_table(examples: Sequence[Any], answers: Sequence[str], title: str) -
     table = Table("prompt", "answer", "", "truth", title=title, title_justify="left")
     rows = range(0, len(examples), max(1, len(examples) // SAMPLES))
     for i in list(rows)[:SAMPLES]:
-        right = answers[i] in examples[i].answers
+        right = examples[i].is_right(answers[i])
         truth = " or ".join(a.strip() for a in examples[i].answers)
         shown = examples[i].prompt, answers[i], "✓" if right else "✗", "" if right else truth
         table.add_row(*cells(*map(shortened, shown)))

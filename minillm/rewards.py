@@ -7,8 +7,9 @@ several of them with weights, each a part with a name of its own.
     --reward runs/preference-sft        what a reward model gives it
     --reward exact --reward length=-0.01        both; the second counts a hundredth, and against
 
-A function is called once a step with all answers. What it does wrong, an exception, a wrong count, a NaN, no end, ends
-the training in a sentence that says so. Once it is mended --resume goes on from the last checkpoint.
+A function is called once a step with all answers. What it does wrong, an exception, a wrong count, a NaN, no end, is a
+RewardError, by which the training ends, saved, in a sentence that says so; once it is mended --resume goes on at that
+very step. With --reward-errors skip the step is left out instead.
 """
 
 import importlib.util
@@ -22,6 +23,8 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,15 @@ from minillm.tokenizer import Tokenizer
 Parts = Mapping[str, Sequence[float]]
 Reward = Callable[[Sequence[Any], Sequence[str]], Parts]  # examples and answers, as many → for each part one an answer
 SECONDS = 120.0  # that a function of a file may take for the answers of a step
+AGAIN = 1.0  # seconds after which a function that goes on is told so again
+
+
+class RewardError(UserError):
+    """A reward that failed on some answers; others may be judged."""
+
+
+class TimeIsUp(BaseException):
+    """No Exception, so that what a function catches for itself is not this."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +123,13 @@ def of_file(path: Path, name: str) -> Reward:
     def reward(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
         try:
             with time_limit(SECONDS):
-                found = function(list(examples), list(answers))
-        except TimeoutError:
-            raise UserError(f"{what} took longer than {SECONDS:.0f} seconds for {len(answers)} answers") from None
-        except (Exception, SystemExit) as error:
-            raise UserError(f"{what} failed: {where(error, path)}{type(error).__name__}: {error}") from None
-        return checked(what, name, found, len(answers))
+                return checked(what, name, function(list(examples), list(answers)), len(answers))
+        except (RewardError, KeyboardInterrupt):
+            raise
+        except TimeIsUp:
+            raise RewardError(f"{what} took longer than {SECONDS:.0f} seconds for {len(answers)} answers") from None
+        except BaseException as error:  # whatever it raises: SystemExit is no Exception, nor is what asyncio cancels by
+            raise RewardError(f"{what} failed: {where(error, path)}{type(error).__name__}: {error}") from None
 
     return reward
 
@@ -142,50 +155,60 @@ def load_function(path: Path, name: str) -> Callable[..., Any]:
 
 def where(error: BaseException, path: Path) -> str:
     """The line of the file that raised it."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) in (path, path.absolute())]
     return f"line {lines[-1]}: " if lines else ""
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """TimeoutError in what takes longer, where the system can interrupt it: in the main thread of a Unix process."""
+    """TimeIsUp in what takes longer, where the system can interrupt it: in the main thread of a Unix process. Who
+    catches even that is told again, and once more at the end."""
     if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
         yield
         return
+    rings, is_over = [], False
 
     def ring(*_: object) -> None:
-        raise TimeoutError
+        rings.append(1)
+        if not is_over:
+            raise TimeIsUp
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
     try:
         yield
     finally:
+        is_over = True
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+    if rings:
+        raise TimeIsUp
 
 
 def checked(what: str, name: str, found: Any, count: int) -> Parts:
-    """What a function returned, as parts. UserError for what is no number an answer."""
+    """What a function returned, as parts. RewardError for what is no number an answer."""
     parts = found if isinstance(found, Mapping) else {name: found}
     if not parts:
-        raise UserError(f"{what} returned no reward")
+        raise RewardError(f"{what} returned no reward")
     return {str(part): numbers_of(f"{what}, part {part!r}", values, count) for part, values in parts.items()}
 
 
 def numbers_of(what: str, values: Any, count: int) -> list[float]:
     try:
-        values = list(values.tolist() if hasattr(values, "tolist") else values)
+        found = iter(values.tolist() if hasattr(values, "tolist") else values)
     except TypeError:
-        raise UserError(
+        raise RewardError(
             f"{what} returned {type(values).__name__}, but a list with a number for each answer was expected"
         ) from None
-    if len(values) != count:
-        raise UserError(f"{what} returned {len(values)} values for {count} answers")
-    for i, value in enumerate(values):
+    found = list(islice(found, count + 1))  # of what may have no end
+    if len(found) != count:
+        number = f"more than {count}" if len(found) > count else len(found)
+        raise RewardError(f"{what} returned {number} values for {count} answers")
+    for i, value in enumerate(found):
         if not isinstance(value, numbers.Real) or not math.isfinite(value):
-            raise UserError(f"{what} returned {value!r} for answer {i}, but a finite number was expected")
-    return [float(value) for value in values]
+            raise RewardError(f"{what} returned {value!r} for answer {i}, but a finite number was expected")
+    return [float(value) for value in found]
 
 
 # ---- a model trained here --------------------------------------------------------------------------
@@ -227,9 +250,8 @@ def of_judge(model: Scorer, tokenizer: Tokenizer) -> Reward:
 
 
 def exact(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
-    """1 for an answer that is, but for blanks around it, one of the right ones, else 0."""
-    right = [{each.strip() for each in example.answers} for example in examples]
-    return {"exact": [float(answer.strip() in those) for answer, those in zip(answers, right, strict=True)]}
+    """1 for a right answer, such as one of those that are given, but for blanks around it; else 0."""
+    return {"exact": [float(e.is_right(answer)) for e, answer in zip(examples, answers, strict=True)]}
 
 
 def length(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
@@ -237,27 +259,41 @@ def length(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
     return {"length": [float(len(answer)) for answer in answers]}
 
 
-NUMBER = re.compile(r"(?<![\w.,])[-+]?(?:\d{1,3}(?:,\d{3})+|\d{1,18})(?:\.\d{1,18})?(?![\w]|[.,]\d)", re.ASCII)
+MARKER = "####"  # behind the last of them stands the answer, as in GSM8K (arXiv:2110.14168)
+NUMBER = re.compile(
+    r"(?<![\w.,/])[-+]?(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?:\.\d{1,18}|/\d{1,18})?(?![\w/]|[.,]\d)", re.ASCII
+)
 MOST_READ = 10_000  # characters of an answer
 
 
 def number(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
-    """1 where the one number that an answer ends with, or that stands behind its last `####`, is the right one, else 0.
-
-    Nothing is computed: an answer that holds several numbers, none of them at its end, is wrong."""
+    """1 where the number that an answer gives, see `last_number`, equals the right one, else 0."""
     right = [{value for each in example.answers if (value := last_number(each)) is not None} for example in examples]
     return {"number": [float(last_number(answer) in those) for answer, those in zip(answers, right, strict=True)]}
 
 
-def last_number(text: str) -> float | None:
-    """The number with which a text ends, but for a unit's sign, a full stop and blanks; None where it does not."""
+def last_number(text: str) -> Fraction | None:
+    """The one number behind the last MARKER, whatever words are there, too; or without a marker the number that a text
+    ends with, but for a unit's sign, a full stop and blanks. None where there is none, or several.
+
+    It is exact: 1,250.50 is 2501/2. Nothing is computed, so that a problem is not its own answer: a fraction counts in
+    lowest terms alone."""
     if len(text) > MOST_READ:
         return None
-    tail = text.rpartition("####")[2].strip().rstrip(".").rstrip("%€$ ").lstrip("$€ ")
+    _, marker, tail = text.rpartition(MARKER)
+    tail = tail.strip().rstrip(".").rstrip("%€$ ").lstrip("$€ ")
     found = list(NUMBER.finditer(tail))
-    if not found or found[-1].end() != len(tail):
+    if not found or (len(found) > 1 if marker else found[-1].end() != len(tail)):
         return None
-    return float(found[-1].group().replace(",", ""))
+    return exactly(found[-1].group())
+
+
+def exactly(number: str) -> Fraction | None:
+    """What NUMBER matched; None of a fraction that can be reduced."""
+    above, bar, below = number.replace(",", "").partition("/")
+    if bar and (int(below) < 2 or math.gcd(int(above), int(below)) > 1):
+        return None
+    return Fraction(above) / int(below or 1)
 
 
 SHARED: dict[str, Reward] = {"exact": exact, "number": number, "length": length}

@@ -144,20 +144,20 @@ class Session:
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = factor * peak
 
-    def update(self, clip: float | None = None) -> float:
+    def update(self, clip: float | None = None, apart: nn.Module | None = None) -> float:
         """One step of the optimisers along the gradients, which are then forgotten; returns their norm before they
-        were cut to a norm of `clip`."""
-        gradients = [p.grad for p in self.parts.parameters() if p.grad is not None]
-        if not gradients:
-            return 0.0
-        norm = torch.nn.utils.get_total_norm(gradients)
-        norm = norm.full_tensor() if self.sharded else norm
-        if clip:
-            torch.nn.utils.clip_grads_with_norm_(self.parts.parameters(), clip, norm)
-        for optimizer in self.optimizers:
+        were cut to a norm of `clip`: of all but those of `apart`, which are cut to it by themselves."""
+        learned = [p for p in self.parts.parameters() if p.grad is not None]
+        others = {*apart.parameters()} if apart else ()
+        parts = [[p for p in learned if (p in others) == is_apart] for is_apart in (False, True)]
+        norms = [torch.nn.utils.get_total_norm([p.grad for p in part]) for part in parts]
+        norms[0] = norms[0].full_tensor() if self.sharded and learned else norms[0]
+        for part, norm in zip(parts, norms, strict=True) if clip else ():
+            torch.nn.utils.clip_grads_with_norm_(part, clip, norm)
+        for optimizer in self.optimizers if learned else ():
             optimizer.step()
             optimizer.zero_grad()
-        return float(norm)
+        return float(norms[0])
 
     def count(self, batches: Iterable[Batch]) -> None:
         """Notes what a step learns from, so that `costs.operations` can tell what was computed."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from minillm.batching import IGNORE, Batch, by_length
-from minillm.episodes import Episode, distinct, to_batch
+from minillm.episodes import Agent, Episode, distinct, row_of
 from minillm.errors import UserError
 from minillm.gpt import GPT
 from minillm.policy import KEPT
@@ -86,13 +86,13 @@ def states_of(model: GPT, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def appraise(model: GPT, episodes: Sequence[Episode], most_tokens: int) -> None:
+def appraise(agent: Agent, episodes: Sequence[Episode]) -> None:
     """Fills in the values of each answer's states, those of equal answers computed once."""
-    firsts = list(distinct(episodes))
+    firsts, model = list(distinct(episodes)), agent.model
     known = {}
-    for part in by_length([len(episodes[i].prompt) + len(episodes[i].answer) for i in firsts], most_tokens):
+    for part in by_length([episodes[i].size for i in firsts], agent.micro_tokens):
         some = [episodes[firsts[j]] for j in part]
-        values = model.value(states_of(model, to_batch(some, model.tokens.weight.device))).cpu()
+        values = model.value(states_of(model, agent.batch(some).batch)).cpu()
         for episode, own in zip(some, values.split([len(e.answer) for e in some]), strict=True):
             known[tuple(episode.prompt), tuple(episode.answer)] = own.tolist()
     for episode in episodes:
@@ -113,12 +113,11 @@ def backward_value(model: GPT, batch: Batch, targets: Tensor, shares: Tensor, co
     return loss.detach()
 
 
-def follow(model: GPT, episodes: Sequence[Episode], advantages: Sequence[Sequence[float]]) -> dict[str, float]:
+def follow(model: GPT, episodes: Sequence[Episode]) -> dict[str, float]:
     """Has the head heed the returns of a step; returns the explained variance, for the log: the share of the returns'
     variance, over all tokens, that the values foresaw, 1 for an oracle, 0 for one number for all, below 0 for what is
     worse than that."""
-    values = torch.tensor([value for e in episodes for value in e.values], dtype=torch.float64)
-    errors = torch.tensor([advantage for each in advantages for advantage in each], dtype=torch.float64)
+    values, errors = row_of([e.values for e in episodes]), row_of([e.advantages for e in episodes])
     model.value.follow(values + errors)
     variance = float((values + errors).var(correction=0))
     return {"explained_variance": 1 - float(errors.var(correction=0)) / variance if variance else 0.0}

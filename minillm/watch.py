@@ -7,6 +7,7 @@ that are given; each with an interval, and with that of the difference, which is
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,15 +16,16 @@ from torch import Tensor, nn
 
 from minillm import state
 from minillm.alarms import new_alarms, raised
-from minillm.episodes import Actor, Episode, describe, refer, rewards_of
+from minillm.episodes import Agent, Episode, judge, refer, rewards_of
 from minillm.evaluate import nats
-from minillm.findings import conclude, findings
+from minillm.findings import comparison, conclude, findings
 from minillm.metrics import Interval, average, difference, mean, pass_at, ratio
 from minillm.report import cells, evenly_spaced, flat, glance, named, points, samples_table, score, score_of
-from minillm.rewards import Reward, exact
+from minillm.rewards import Reward, RewardError, exact
 from minillm.session import Session
 from minillm.tasks.base import Judged
-from minillm.tokenizer import Tokenizer
+from minillm.unjudged import leave_out_look, skipped
+from minillm.values import without_value
 
 PANELS = ("loss", "solved", "finds", "kl", "entropy", "gradient_norm", "groups_without_variance")  # as far as logged
 DRAWN = 8  # answers to each example before and after
@@ -32,31 +34,38 @@ AFFORDABLE = 2e12  # multiplications for all of them, at most: a minute or so
 LEAST = 100  # examples, whatever that takes
 
 Measured = Mapping[str, Interval]
-Answer = Callable[[nn.Module, Sequence[Any], int], list[Episode]]  # draws so many answers to each example, and judges
 
 
 def report(
-    session: Session,
-    task: Judged,
-    reward: Reward,
-    model: nn.Module,
-    tokenizer: Tokenizer,
-    actor: Actor,
-    shown: Sequence[Episode],
-    seen: dict[str, float],
+    session: Session, task: Judged, reward: Reward, agent: Agent, shown: Sequence[Episode], seen: Mapping[str, float]
 ) -> None:
-    """What the model answers on dev, what it would earn for it, and some of what it tried."""
-    examples, answers = glance(session, task, model, tokenizer)
-    measured = task.measure(examples, answers)
-    said = [task.said(answer) for answer in answers]
-    earned = [sum(parts) for parts in zip(*reward(examples, said).values(), strict=True)]
+    """What the model answers on dev, what it would earn for it, and some of what it tried. RewardError, once all else
+    is seen to."""
+    examples, answers = glance(session, task, agent.model, agent.tokenizer)
+    measured, failed, greedy = task.measure(examples, answers), None, {}
+    try:
+        earned = [sum(parts) for parts in zip(*reward(examples, [*map(task.said, answers)]).values(), strict=True)]
+        greedy = flat({"reward": average(earned)}, "greedy") if len(earned) > 1 else {}
+    except RewardError as error:
+        failed = error
     tried = [{"prompt": episode.example.prompt, "answer": str(episode.said)} for episode in shown]
-    greedy = flat({"reward": average(earned)}, "greedy") if len(earned) > 1 else {}
     session.report(measured, len(examples), **greedy, samples=tried)
-    session.console.print(describe(seen, actor.draws), highlight=False)
-    examples, texts = [e.example for e in shown], [str(e.said) for e in shown]
-    session.console.print(samples_table(examples, texts, "answers drawn in practice"))
+    session.console.print(describe(seen, agent.actor.draws), highlight=False)
+    prompts, texts = [e.example for e in shown], [str(e.said) for e in shown]
+    session.console.print(samples_table(prompts, texts, "answers drawn in practice"))
     keep(session, score_of(task, measured))
+    if failed:
+        session.save()
+        leave_out_look(session, failed)
+
+
+def describe(seen: Mapping[str, float], draws: str) -> str:
+    """One line of what is watched beside the reward; `draws` is what an answer is made of."""
+    kl = f"KL to the start {seen['kl']:.2f} nats an answer · " if "kl" in seen else ""
+    return (
+        f"reward {seen['reward']:.3f} · {kl}entropy {seen['entropy']:.3f} nats a {draws} · "
+        f"gradient norm {seen['gradient_norm']:.2f} · {seen['groups_without_variance']:.0%} of groups without variance"
+    )
 
 
 def keep(session: Session, score: float) -> None:
@@ -68,17 +77,17 @@ def keep(session: Session, score: float) -> None:
         session.end(f"the last {patience} looks at the dev set were no better than the best before")
 
 
-def remember(session: Session, task: Judged, model: nn.Module, tokenizer: Tokenizer) -> None:
+def remember(session: Session, task: Judged, agent: Agent) -> None:
     """A look for --keep and --patience before the first step or after the last, so that no training need leave
     anything worse."""
     if session.budget.keep == "best" or session.budget.patience:
-        session.keep_if_best(score_of(task, task.measure(*glance(session, task, model, tokenizer))))
+        session.keep_if_best(score_of(task, task.measure(*glance(session, task, agent.model, agent.tokenizer))))
 
 
-def take_best(session: Session, task: Judged, model: nn.Module, tokenizer: Tokenizer) -> None:
+def take_best(session: Session, task: Judged, agent: Agent) -> None:
     """Under --keep best the weights of the best look, the start's and the last one's among them."""
     if session.budget.keep == "best":
-        remember(session, task, model, tokenizer)
+        remember(session, task, agent)
         session.take_best()
 
 
@@ -86,7 +95,7 @@ def sound_alarms(session: Session, task: Judged, final: Mapping[str, Any] | None
     """Says what goes wrong when it is first seen, and writes it into the log; `final` is what was measured at the end
     and does not stand there yet."""
     records = [*session.run.read_log(session.progress.records), *([final] if final else [])]
-    for name, says in new_alarms(records, task.headline, task.lower_is_better).items():
+    for name, says in new_alarms(records, task.headline, task.lower_is_better, final is not None).items():
         session.write(alarm=name, says=says)
         session.console.print(f"alarm at step {session.progress.step}, {name}: {says}", markup=False, highlight=False)
 
@@ -101,28 +110,36 @@ def watched(args: Any, task: Judged, model: nn.Module, longest: int) -> Sequence
     return evenly_spaced(task.splits.dev, count) if count else []
 
 
-def look_at(
-    args: Any,
-    session: Session,
-    task: Judged,
-    model: nn.Module,
-    tokenizer: Tokenizer,
-    actor: Actor,
-    answer: Answer,
-    start: nn.Module | None = None,
-) -> dict[str, Measured]:
+def look_before(args: Any, session: Session, task: Judged, reward: Reward, agent: Agent) -> dict[str, Measured]:
+    """At the start, also where the training goes on; a new one has it in its log."""
+    before = look_at(args, session, task, reward, replace(agent, model=agent.start))
+    if not session.progress.records:
+        session.write(**flat(before["dev"], "dev"))
+    if session.progress.best is None:
+        remember(session, task, agent)
+    return before
+
+
+def look_at(args: Any, session: Session, task: Judged, reward: Reward, agent: Agent) -> dict[str, Measured]:
     """What is known of a model, by split: the task's metrics of its greedy answers to all that is held out, and of dev
-    what `survey` finds. Without `start` it is that itself."""
-    measured = score(session.console, task, model, tokenizer, "after" if start else "before")
-    if examples := watched(args, task, model, actor.longest):
-        model.eval()
+    what `survey` finds."""
+    model, is_start = agent.model, agent.model is agent.start
+    measured = score(session.console, task, model, agent.tokenizer, "before" if is_start else "after")
+    if not (examples := watched(args, task, model, agent.actor.longest)):
+        return measured
+    model.eval()
+    drawn: Measured = {}
+    try:
         with aside(args.seed):
-            drawn = [answer(model, part, DRAWN) for part in parts(examples, AT_ONCE // DRAWN)]
-        episodes = [episode for part in drawn for episode in part]
-        if start:
-            refer(start, actor, episodes, args.temperature, args.micro_tokens)
-        documents = [task.documents(example, tokenizer, None) for example in examples]
-        measured["dev"] = {**measured["dev"], **survey(episodes), **likelihood(model, documents)}
+            judged = [judge(reward, agent.rollout(part, DRAWN)) for part in parts(examples, AT_ONCE // DRAWN)]
+        episodes = [episode for part in judged for episode in part]
+        if not is_start:
+            refer(agent, episodes)
+        drawn = survey(episodes)
+    except RewardError as error:
+        leave_out_look(session, error)
+    documents = [task.documents(example, agent.tokenizer, None) for example in examples]
+    measured["dev"] = {**measured["dev"], **drawn, **likelihood(model, documents)}
     return measured
 
 
@@ -190,16 +207,14 @@ def table_of(split: str, before: Measured, after: Measured) -> Table:
 
 
 def finish(
-    session: Session,
-    task: Judged,
-    model: nn.Module,
-    tokenizer: Tokenizer,
-    before: Mapping[str, Measured],
-    after: Mapping[str, Measured],
+    args: Any, session: Session, task: Judged, reward: Reward, agent: Agent, before: Mapping[str, Measured]
 ) -> None:
-    """Shows and saves what remains to be shown and saved."""
+    """Takes the model that is to be kept, shows and saves what it became and what remains to be saved."""
+    take_best(session, task, agent)
+    model = without_value(agent.model)
+    after = look_at(args, session, task, reward, agent)
     tables = [table_of(split, before[split], after[split]) for split in after]
-    tables.append(task.table(*glance(session, task, model, tokenizer)))
+    tables.append(task.table(*glance(session, task, model, agent.tokenizer)))
     for table in tables:
         session.console.print(table)
     metrics: dict[str, Any] = {}
@@ -211,5 +226,10 @@ def finish(
     panels = [name for name in names if any(name in record for record in session.run.read_log())][:6]
     sound_alarms(session, task, flat(after["dev"], "dev"))
     remarks = [f"{name}: {says}" for name, says in raised(session.run.read_log()).items()]
+    if count := skipped(session.run):
+        metrics["skipped"] = count
+        remarks.append(f"{count} times answers were left out, as the reward failed: see log.jsonl")
     found = findings(task, model, tables, after["dev"], remarks=remarks)
     conclude(session, metrics, flat(after["dev"], "dev"), panels, f"{task.name}, by reward", found)
+    if args.init:
+        session.console.print(f"next: {comparison(session.run.folder, args.init)}", markup=False)

@@ -5,6 +5,8 @@ import os
 # As minillm/process.py has it, which would come too late: on a busy machine tests take several times as long without.
 spins = {} if "GOMP_SPINCOUNT" in os.environ else {"GOMP_SPINCOUNT": "3000"}
 os.environ |= spins
+if "PYTEST_XDIST_WORKER" in os.environ:  # `pytest -n 2`: each process has a core of its own, as has what it starts
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch  # noqa: E402
 
 for name in spins:

@@ -4,6 +4,7 @@ can be drawn, the gradient of the expected reward."""
 import itertools
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,14 +13,15 @@ import torch
 from tiny import assert_same, bert_config, gradients, shake
 
 from kernels import Packing
-from minillm.actors import Chooser, Tagger
+from minillm.actors import Chooser, Tagger, by_reward
 from minillm.batching import Document
-from minillm.episodes import Episode, logprobs_of, look, refer, require_parity, verdict_bits
+from minillm.episodes import Agent, Episode, logprobs_of, look, refer, require_parity, verdict_bits
 from minillm.errors import UserError
 from minillm.generate import GREEDY, Sampling
 from minillm.heads import SequenceClassifier, TokenClassifier
 from minillm.policy import Rewards
 from minillm.tagging import Tags, Window
+from minillm.tasks import arithmetic, classify
 from train_rl import Args, climb
 
 T = 0.7
@@ -124,11 +126,11 @@ def test_log_p_of_what_was_drawn_is_that_of_the_model_that_learns(world):
     now = logprobs_of(model, actor.batch(episodes, torch.device("cpu")), T)
     then = torch.tensor([p for episode in episodes for p in episode.logprobs], dtype=torch.float64)
     torch.testing.assert_close(now, then)
-    require_parity(model, actor, episodes, T)
-    refer(model, actor, episodes, T, most_tokens=7)
+    require_parity(Agent(model, model, None, actor, T), episodes)
+    refer(Agent(model, model, None, actor, T, micro_tokens=7), episodes)
     assert max(abs(episode.kl) for episode in episodes) < 1e-10
     with pytest.raises(UserError, match=f"nats a {actor.draws} from the one that learns"):
-        require_parity(model, actor, episodes, 1.0)
+        require_parity(Agent(model, model, None, actor, 1.0), episodes)
 
 
 def test_what_an_answer_means(world):
@@ -167,6 +169,15 @@ def test_tags_are_a_tuple_that_knows_what_the_whole_is():
     assert str(Tags(["O"])) == "O"
 
 
+def test_what_is_inherited_is_what_verdicts_heed():
+    options = classify.Options(augment="drop", class_weights="balanced", labels=0.5)
+    assert by_reward(options, None) == by_reward(options, 0.0) == classify.Options(labels=0.5)
+    assert by_reward(options, 0.3) == classify.Options(augment="drop", labels=0.5)  # of answers that are given
+    masked = classify.Options(augment="mask", augment_model=Path("a model"))
+    assert by_reward(masked, None) == classify.Options()
+    assert by_reward(arithmetic.Options(20), None) == arithmetic.Options(20)
+
+
 # ---- what is learned -------------------------------------------------------------------------------
 
 FACTORS = {  # of the exact gradient, for 2 examples with 2 answers each
@@ -188,8 +199,9 @@ def of_expected_reward(model, actor, examples):
 
 def learn_from(model, actor, episodes, advantages, args):
     """Adds the gradient of what a step teaches, each draw of an answer having the advantage of the whole."""
-    of_draws = [[advantage] * len(e.answer) for advantage, e in zip(advantages, episodes, strict=True)]
-    climb(model, model, actor, episodes, of_draws, args, beta=0.0)
+    for advantage, episode in zip(advantages, episodes, strict=True):
+        episode.advantages = [advantage] * len(episode.answer)
+    climb(Agent(model, model, None, actor, args.temperature, args.micro_tokens), episodes, 0.0, args)
 
 
 def of_steps(model, actor, examples, args):

@@ -18,6 +18,7 @@ NORMAL = {
     "kl": (0.0, 1.5),
     "ratios_beyond": (0.01, 0.1),
     "explained_variance": (0.0, 0.4),
+    "gradient_norm": (1.0, 1.0),
     "reward_right": (0.3, 0.35),
     "reward_form": (0.1, 0.15),
 }
@@ -52,6 +53,7 @@ CASES = {
     "past its best": {"looks": [(0, 0.4, 0.4), (50, 0.6, 0.5), (100, 0.45, 0.5)]},
     "entropy collapse": {"entropy": (1.0, -0.09)},
     "far from the start": {"kl": (0.0, 6.0)},
+    "nothing to learn from": {"gradient_norm": (0.0, 0.0)},
     "groups without variance": {"groups_without_variance": (0.5, 0.99)},
     "answers without end": {"unfinished": (0.0, 0.8)},
     "one part eats the rest": {"reward_right": (0.4, 0.2), "reward_form": (0.0, 0.3)},
@@ -89,6 +91,34 @@ def test_none_for_noise():
 def test_few_steps_say_nothing():
     evil = {name: ends for case in CASES.values() for name, ends in case.items() if name != "looks"}
     assert not set(alarms(log(steps=RECENT - 1, looks=[(0, 0.4, 0.4)], **evil))) - {"far from the start"}
+
+
+def test_one_kl_is_no_distance():
+    """One step's estimate may be anything; it is the mean of the last looks that counts."""
+    near = [{**record, "kl": 0.5} for record in log(looks=[])]
+    assert not alarms([*near, {**near[-1], "kl": 20.0}])
+    assert "far from the start" in alarms([*near, *({**near[-1], "kl": 20.0} for _ in range(3))])
+    looked_at = [{k: v for k, v in r.items() if k != "kl" or i % 10 == 0} for i, r in enumerate(log(kl=(0.0, 10.0)))]
+    assert "far from the start" in alarms([r for r in looked_at if "reward" in r])
+    assert "far from the start" not in alarms([r for r in looked_at if "reward" in r][:20])  # two looks
+
+
+@pytest.mark.parametrize("steps", [1, RECENT])
+def test_nothing_to_learn_from_is_said_at_the_end_at_the_latest(steps):
+    still = log(looks=[], steps=RECENT, gradient_norm=(0.0, 0.0))[:steps]
+    assert ("nothing to learn from" in alarms(still)) == (steps == RECENT)
+    assert "nothing to learn from" in new_alarms(still, "accuracy", False, is_over=True)
+    moved = [*still[1:], {**still[0], "gradient_norm": 0.1}]
+    assert "nothing to learn from" not in new_alarms(moved, "accuracy", False, is_over=True)
+
+
+@pytest.mark.parametrize("finds", [0, 1])
+def test_rounds_that_find_nothing_are_said(finds):
+    tried = {"step": 0, "seconds": 0.0, "reward": 0.1, "best_reward": 0.25, "solved": 0.0}
+    found = new_alarms([{**tried, "finds": 0}, {**tried, "finds": finds}], "accuracy", False, is_over=True)
+    assert ("nothing to learn from" in found) == (finds == 0)
+    if found:
+        assert "best being rewarded 0.25" in found["nothing to learn from"]
 
 
 @pytest.mark.parametrize("name", ["entropy collapse", "groups without variance"])

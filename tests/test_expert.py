@@ -44,13 +44,13 @@ def start(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(start, tmp_path_factory):
     """A run that was never interrupted, and all episodes that it judged in practice."""
-    judged, real, folder = [], train_rl.judge, tmp_path_factory.mktemp("whole")
+    judged, real, folder = [], expert.judge, tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(minillm.curves, "draw", lambda *_: None)
         patch.setattr(expert, "ANSWERS", 15)
-        patch.setattr(train_rl, "judge", lambda *args: judged.append(real(*args)) or judged[-1])
+        patch.setattr(expert, "judge", lambda *args: judged.append(real(*args)) or judged[-1])
         assert scripts.main(train_rl, init=start, **FEW, out=folder / "run") == 0
-    return folder / "run", [episode for each in judged[1:-1] for episode in each]  # but for before and after
+    return folder / "run", [episode for each in judged for episode in each]
 
 
 def read(path):
@@ -146,7 +146,7 @@ def episode(prompt, answer, is_cut=False):
 
 def test_what_is_kept(tmp_path):
     finds = Finds(tmp_path / "finds.jsonl", 0)
-    assert finds.add([episode("a", [1]), episode("a", [1]), episode("a", [2]), episode("b", [1], is_cut=True)]) == 2 + 2
+    assert finds.add([episode("a", [1]), episode("a", [1]), episode("a", [2]), episode("b", [1], is_cut=True)]) == 3
     assert finds.add([episode("a", [1]), episode("b", [3])]) == 2
     assert list(finds.found) == [("a", (1,)), ("a", (2,)), ("b", (3,))]
     finds.add([episode("c", [i]) for i in range(50)])
@@ -154,6 +154,27 @@ def test_what_is_kept(tmp_path):
     again = Finds(tmp_path / "finds.jsonl", 2)  # of which a checkpoint counts two
     assert list(again.found) == list(finds.found)[:2]
     assert len(read(tmp_path / "finds.jsonl")) == 2
+
+
+def test_what_was_cut_is_no_answer(tmp_path):
+    finds = Finds(tmp_path / "finds.jsonl", 0)
+    assert finds.add([episode("a", [1], is_cut=True), episode("b", [2], is_cut=True)]) == 0
+    assert not finds.found
+
+
+def test_a_threshold_that_nothing_reaches_ends_in_a_sentence(start, capsys):
+    assert scripts.main(train_rl, init=start, **FEW, threshold=7.5, out="run") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "not one of the answers to 36 prompts reached --threshold 7.5, the best was rewarded" in said
+    assert not Path("run/metrics.json").exists()
+
+
+def test_rounds_without_a_find_are_said(start, monkeypatch):
+    """Where right is what is rewarded like given answers, and none of the model's own is."""
+    monkeypatch.setattr(expert, "threshold_of", lambda *_: 7.5)
+    assert scripts.main(train_rl, init=start, **FEW | {"steps": 2, "rounds": 1}, out="run") == 0
+    remarks = json.loads(Path("run/report.json").read_text())["remarks"]
+    assert any("nothing to learn from: none of the answers was right" in remark for remark in remarks)
 
 
 def task_of(answers):

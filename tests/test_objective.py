@@ -12,7 +12,18 @@ from tiny import assert_same, gpt, gradients, packed
 import minillm.episodes
 import train_rl
 from minillm.batching import IGNORE, Batch, answering, pack
-from minillm.episodes import Episode, Writer, entropy, logprobs_of, refer, require_parity, rewards_of, to_batch
+from minillm.episodes import (
+    Agent,
+    Episode,
+    Writer,
+    entropy,
+    judge,
+    logprobs_of,
+    refer,
+    require_parity,
+    rewards_of,
+    to_batch,
+)
 from minillm.errors import UserError
 from minillm.generate import Sample, Sampling
 from minillm.objective import backward
@@ -96,7 +107,7 @@ def episodes_of(prompts, answers, temperature=1.0):
         patch.setattr(minillm.episodes, "ready", lambda model: model)
         patch.setattr(minillm.episodes, "generate", lambda *_: samples)
         examples = [Example(prompt, ()) for prompt in prompts]
-        return train_rl.judge(Task().reward, ACTOR.rollout(None, examples, Sampling(temperature), len(answers[0])))
+        return judge(Task().reward, ACTOR.rollout(None, examples, Sampling(temperature), len(answers[0])))
 
 
 class Recorder:
@@ -105,7 +116,8 @@ class Recorder:
     update = Session.update
 
     def __init__(self, model):
-        self.model, self.optimizers, self.progress = model, [self], SimpleNamespace(step=0)
+        self.model = self.parts = model
+        self.sharded, self.optimizers, self.progress = None, [self], SimpleNamespace(totals={})
         self.step_taken = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
 
     def step(self):
@@ -115,10 +127,15 @@ class Recorder:
         self.model.zero_grad(set_to_none=True)
 
 
-def advantages_of(rewards, episodes, args):
-    """Each answer's, for every token of it."""
-    found = args.advantages(rewards).flatten().tolist()
-    return [[advantage] * len(e.answer) for advantage, e in zip(found, episodes, strict=True)]
+def agent_of(model, start=None, temperature=1.0, micro_tokens=65_536):
+    return Agent(model, start or model, TOKENIZER, ACTOR, temperature, micro_tokens)
+
+
+def weighed(rewards, episodes, args):
+    """With the advantage of each answer, for every token of it."""
+    for advantage, episode in zip(args.advantages(rewards).flatten().tolist(), episodes, strict=True):
+        episode.advantages = [advantage] * len(episode.answer)
+    return episodes
 
 
 def step_of_the_script(model, prompts, answers, temperature=1.0, **options):
@@ -131,12 +148,12 @@ def step_of_the_script(model, prompts, answers, temperature=1.0, **options):
         for episode, logprobs in zip(episodes, known.split([len(e.answer) for e in episodes]), strict=True):
             episode.logprobs = logprobs.tolist()
     if "kl" in options:
-        refer(
-            gpt(seed=1, vocab_size=3, num_layers=1, width=8, num_heads=2), ACTOR, episodes, temperature, most_tokens=50
-        )
+        reference = gpt(seed=1, vocab_size=3, num_layers=1, width=8, num_heads=2)
+        refer(agent_of(model, reference, temperature, micro_tokens=50), episodes)
     greedy = torch.tensor([reward(prompt, ANSWERS[5]) for prompt in prompts])
     rewards = Rewards(rewards_of(episodes, args.samples).double(), 0.5, greedy.double())
-    train_rl.learn(model, model, ACTOR, episodes, advantages_of(rewards, episodes, args), [], recorder, args)
+    agent = agent_of(model, temperature=temperature, micro_tokens=args.micro_tokens)
+    train_rl.update(agent, weighed(rewards, episodes, args), [], recorder, args)
     return recorder.step_taken
 
 
@@ -147,7 +164,9 @@ def test_where_no_answer_counts_what_was_given_is_still_learned(model, options):
     given = [to_batch(episodes[:1], CPU)]
     backward(model, given[0], 0.25 / given[0].count)
     truth, recorder = gradients(model), Recorder(model)
-    train_rl.learn(model, model, ACTOR, episodes, [[0.0] * len(e.answer) for e in episodes], given, recorder, args)
+    for episode in episodes:
+        episode.advantages = [0.0] * len(episode.answer)
+    train_rl.update(agent_of(model), episodes, given, recorder, args)
     assert_same({name: -step for name, step in recorder.step_taken.items()}, truth)
 
 
@@ -215,7 +234,7 @@ def test_a_step_does_not_depend_on_how_it_is_cut(model, options):
     answers = [[ANSWERS[3], ANSWERS[9], ANSWERS[3], ANSWERS[3]], [ANSWERS[2], ANSWERS[7], ANSWERS[0], ANSWERS[2]]]
     together = step_of_the_script(model, PROMPTS, answers, **options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_rl, "distinct", lambda episodes, _: dict.fromkeys(range(len(episodes)), 1))
+        patch.setattr(minillm.episodes, "distinct", lambda episodes: dict.fromkeys(range(len(episodes)), 1))
         for most in (1, 5, 1000):
             assert distance(together, step_of_the_script(model, PROMPTS, answers, micro_tokens=most, **options)) < 1e-6
 
@@ -315,8 +334,8 @@ def updated(model, prompts, answers):
             train_rl, "backward", lambda model, batch, *rest: (learned.append(batch), real(model, batch, *rest))
         )
         args = train_rl.Args(samples=len(answers[0]), temperature=1.0, sft_share=0.0)
-        advantages = advantages_of(Rewards(rewards_of(episodes, args.samples).double()), episodes, args)
-        norm = train_rl.learn(model, model, ACTOR, episodes, advantages, [], recorder, args)["gradient_norm"]
+        weighed(Rewards(rewards_of(episodes, args.samples).double()), episodes, args)
+        norm = train_rl.update(agent_of(model), episodes, [], recorder, args)["gradient_norm"]
     return norm, recorder.step_taken, learned
 
 
@@ -361,7 +380,7 @@ def test_kl_of_the_script_is_that_of_whole_answers(model, temperature):
         episodes = episodes_of(prompts, answers, temperature)
         for episode in episodes:
             episode.logprobs = [float(log_p(model, episode.example.prompt, episode.answer, temperature).detach())]
-        refer(reference, ACTOR, episodes, temperature, most_tokens=8)
+        refer(agent_of(model, reference, temperature, micro_tokens=8), episodes)
         return sum(episode.kl for episode in episodes) / len(episodes)
 
     expected = sum(w * kl(other, ["ab"], [[answer]]) for w, answer in zip(p, ANSWERS, strict=True))
@@ -383,10 +402,10 @@ def test_a_policy_that_is_not_what_drew_is_noticed(model, fault):
         if fault == "shift":
             episode.logprobs = [*episode.logprobs[1:], episode.logprobs[0]]
     if fault == "none":
-        require_parity(model, ACTOR, episodes, 0.5)
+        require_parity(agent_of(model, temperature=0.5), episodes)
     else:
         with pytest.raises(UserError, match="answers were drawn with a log p that differs by 0"):
-            require_parity(model, ACTOR, episodes, 1.0 if fault == "temperature" else 0.5)
+            require_parity(agent_of(model, temperature=1.0 if fault == "temperature" else 0.5), episodes)
 
 
 def test_answers_are_learned_token_for_token():

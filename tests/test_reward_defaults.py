@@ -15,7 +15,7 @@ import train_sft
 from minillm.errors import UserError
 from minillm.gpt import GPT, GPTConfig
 from minillm.rewards import exact, open_rewards
-from minillm.start import complete_by_reward, recipe_of_experts
+from minillm.start_by_reward import complete_by_reward, recipe_of_experts
 from minillm.tasks import TASKS, arithmetic, pronounce
 from minillm.tasks.base import Example
 

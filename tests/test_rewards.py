@@ -1,6 +1,8 @@
-"""Rewards: what a person's function may do wrong is said, and what answers try to get around the ready ones fails."""
+"""Rewards: what a person's function may do wrong is said, and which answers the ready ones take for right."""
 
 import json
+import signal
+from fractions import Fraction
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ import torch
 import minillm.rewards
 from minillm.commands import reward as command
 from minillm.errors import UserError
-from minillm.rewards import SHARED, exact, last_number, number, open_rewards
+from minillm.rewards import SHARED, RewardError, exact, last_number, number, open_rewards, time_limit
 from minillm.tasks.base import Example
 
 CPU = torch.device("cpu")
@@ -72,6 +74,34 @@ WRONG = {
     "arguments": ("def score(answers):\n    return [1, 1]\n", "failed: TypeError"),
     "leaves": ("import sys\ndef score(e, a):\n    sys.exit(3)\n", "failed: line 3: SystemExit"),
     "hangs": ("def score(e, a):\n    while True:\n        pass\n", "took longer than 0 seconds for 2 answers"),
+    "more and more": (
+        "import itertools\ndef score(e, a):\n    return itertools.count()\n",
+        "returned more than 2 values for 2 answers",
+    ),
+    "raises later": ("def score(e, a):\n    return (1 / 0 for _ in a)\n", "failed: line 2: ZeroDivisionError"),
+    "is cancelled": (
+        "import asyncio\ndef score(e, a):\n    raise asyncio.CancelledError\n",
+        "failed: line 3: CancelledError",
+    ),
+    "hangs, and catches every Exception": (
+        "def score(e, a):\n    while True:\n        try:\n            while True:\n                pass\n"
+        "        except Exception:\n            pass\n",
+        "took longer than 0 seconds for 2 answers",
+    ),
+    "hangs, and catches all once": (
+        "def score(e, a):\n    try:\n        while True:\n            pass\n    except BaseException:\n"
+        "        while True:\n            pass\n",
+        "took longer than 0 seconds",
+    ),
+    "hangs, and makes something of it": (
+        "def score(e, a):\n    try:\n        while True:\n            pass\n    except BaseException:\n"
+        "        return [1, 1]\n",
+        "took longer than 0 seconds",
+    ),
+    "hangs later": (
+        "def values():\n    while True:\n        pass\n    yield 1\ndef score(e, a):\n    return values()\n",
+        "took longer than 0 seconds",
+    ),
     "no such function": ("def other(e, a):\n    return [1, 1]\n", "has no function 'score', only other"),
     "syntax": ("def score(\n", "cannot be run: .*SyntaxError"),
     "import": ("import nothing_of_this_name\n", "cannot be run: line 1: ModuleNotFoundError"),
@@ -81,9 +111,32 @@ WRONG = {
 @pytest.mark.parametrize(("code", "sentence"), WRONG.values(), ids=WRONG)
 def test_wrong_functions(write, monkeypatch, code, sentence):
     monkeypatch.setattr(minillm.rewards, "SECONDS", 0.2)
+    monkeypatch.setattr(minillm.rewards, "AGAIN", 0.1)
     path = write(code)
     with pytest.raises(UserError, match=sentence):
         judged([f"{path}:score"], ["a", "b"])
+
+
+def test_what_fails_at_the_answers_is_told_from_what_cannot_be_used(write):
+    assert issubclass(RewardError, UserError)
+    with pytest.raises(RewardError):
+        judged([f"{write(WRONG['raises'][0])}:score"], ["a", "b"])
+    with pytest.raises(UserError) as error:
+        judged([f"{write(WRONG['syntax'][0])}:score"], ["a", "b"])
+    assert not isinstance(error.value, RewardError)
+
+
+def test_ctrl_c_is_no_fault_of_the_reward(write):
+    with pytest.raises(KeyboardInterrupt):
+        judged([f"{write('def score(e, a):' + chr(10) + '    raise KeyboardInterrupt' + chr(10))}:score"], ["a", "b"])
+
+
+def test_a_clock_that_was_stopped_rings_no_more(monkeypatch):
+    before = signal.getsignal(signal.SIGALRM)
+    with time_limit(60.0):
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) is before
 
 
 def test_wrong_options(tmp_path):
@@ -98,57 +151,9 @@ def test_wrong_options(tmp_path):
             judged(options, ["a", "b"])
 
 
-# ---- what answers try --------------------------------------------------------------------------------
+# ---- what is right -------------------------------------------------------------------------------------
 
 HONEST = ("18", " 18 ", "= 18", "The answer is 18.", "9 + 9 = 18", "#### 18", "It costs $18.", "1. add\n2. so: 18")
-HACKS = [
-    *("", " ", "\n", ".", "-", "+", "####", "#### ", "answer", "the answer", "nan", "inf", "Infinity", "None", "True"),
-    *("17 or 18 or 19", "18 19", "18, 19", "18 17", "18/1", "18/18", "1/18", "18 is not 17", "not 18 but 3", "18?!"),
-    *("9+9", "9*2", "2**4", "36/2", "(18)", "[18]", "{18}", "<18>", "<answer></answer>", "<answer>18</answer>"),
-    *(
-        "18.",
-        "18..",
-        "1 8",
-        "1_8",
-        "018x",
-        "18e0",
-        "1.8e1",
-        "0x12",
-        "0b10010",
-        "0o22",
-        "XVIII",
-        "eighteen",
-        "１８",
-        "١٨",
-    ),
-    *("18" * 2, "18" * 100, "9" * 1_000_000, "1" * 400, "1" * 5000 + " 18", "18" + "0" * 20, "-18", "+-18", "--18"),
-    *("18\x00", "\u200b18\u200b", "18\u0301", "18²", "18%18", "18,18", "1,8", "18,", "18.0.0", "v18", "18th", "a18"),
-    *(
-        "What is 9 + 9?",
-        "What is 9 + 9? 18 is what I guess, every time 3",
-        "<|end|>",
-        "<|end|>18<|end|>",
-        "18<|end|>",
-    ),
-    *("__import__('os').system('x')", "eval('18')", "lambda: 18", "float('18')", "18 if True else 0", "#### 18 #### 3"),
-]
-
-
-def test_there_are_many():
-    assert len(HACKS) >= 50
-
-
-@pytest.mark.parametrize("name", ["exact", "number"])
-def test_hacks_score_no_better_than_the_best_answer_that_ignores_the_prompt(name):
-    """Prompts differ in their answers, so that a constant is right for one in ten. Hacks that hold a right number in a
-    form that is accepted are right for its prompt alone, as they should be."""
-    examples = [Example(f"What is 9 + {n}?", (str(9 + n),)) for n in range(10)]
-    best = 1 / len(examples)
-    for hack in HACKS:
-        (values,) = SHARED[name](examples, [hack] * len(examples)).values()
-        assert sum(values) / len(values) <= best + 1e-12, hack
-    (values,) = SHARED[name](examples, ["18"] * len(examples)).values()
-    assert sum(values) / len(values) == best
 
 
 def test_honest_answers_are_right():
@@ -163,6 +168,10 @@ def test_honest_answers_are_right():
         *(("1,234", 1234.0), ("1,234,567.5", 1234567.5), ("-3", -3.0), ("+3", 3.0), ("0.50", 0.5), ("12%", 12.0)),
         *(("so 3 eggs", None), ("3 eggs #### 4", 4.0), ("12,34", None), ("1.2.3", None), ("３", None), ("", None)),
         *(("x" * 10_001 + " 3", None), ("5 €", 5.0), ("9" * 19, None), ("1e5", None), ("3.", 3.0)),
+        *(("#### 3 eggs", 3.0), ("#### so $3.50 a day.", 3.5), ("#### 3 or 4", None), ("#### ", None), ("5km", None)),
+        *(("3/4", Fraction(3, 4)), ("-1/3", Fraction(-1, 3)), ("10/4", None), ("3/1", None), ("3/0", None)),
+        *(("1/2/3", None), ("0.1", Fraction(1, 10)), ("0.10000000000000001", Fraction(10**16 + 1, 10**17))),
+        *(("1" + ",000" * 3000, None), ("1" + ",000" * 5, 1e15), ("-0", 0.0)),
     ],
 )
 def test_the_number_at_the_end(text, value):

@@ -161,6 +161,28 @@ def test_update_steps_along_the_gradients_and_forgets_them(make):
     assert session.update() == 0.0  # nothing to follow
 
 
+def test_what_is_apart_has_a_norm_of_its_own(make, monkeypatch):
+    """The gradient of a value head, however long, shortens no other, and is no part of the norm that is told."""
+    session = make(steps=1)
+    head = torch.nn.Linear(2, 1)
+    session.model.add_module("value", head)
+    others = [p for name, p in session.model.named_parameters() if not name.startswith("value.")]
+    for clip, lengths in ((None, (0.5, 100.0)), (1.0, (0.5, 1.0)), (0.1, (0.1, 0.1))):
+        for parameters, length in ((others, 0.5), ([*head.parameters()], 100.0)):
+            count = sum(p.numel() for p in parameters)
+            for p in parameters:
+                p.grad = torch.full_like(p, length / count**0.5)
+        monkeypatch.setattr(session, "optimizers", [SimpleNamespace(step=lambda: None, zero_grad=lambda: None)])
+        assert session.update(clip, apart=head) == pytest.approx(0.5)
+        assert [norm_of(others), norm_of(head.parameters())] == pytest.approx(lengths, rel=1e-4)
+        session.model.zero_grad()
+    assert session.update(1.0, apart=head) == 0.0
+
+
+def norm_of(parameters):
+    return float(torch.cat([p.grad.flatten() for p in parameters]).norm())
+
+
 def test_a_step_is_a_line_of_the_log_and_totals_add_up(make):
     session = make(steps=3)
     for step in session:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import train_rl
-from minillm.episodes import Episode, Writer, logprobs_of, to_batch, tokens_of
+from minillm.episodes import Agent, Episode, Writer, logprobs_of, to_batch, tokens_of
 from minillm.errors import UserError
 from minillm.estimator import check
 from minillm.policy import Estimator
@@ -61,6 +61,13 @@ def test_to_the_end_by_hand():
     assert to_the_end(values, answer).tolist() == [7.0, 6.0, 4.0, 24.0, 16.0]
 
 
+def earning(episodes):
+    """With the rewards themselves for advantages."""
+    for episode in episodes:
+        episode.advantages = [episode.reward] * len(episode.answer)
+    return episodes
+
+
 def test_scores_are_those_of_the_loss():
     episodes, model = everything(), small(0)
     batch = to_batch(episodes, CPU)
@@ -73,7 +80,7 @@ def test_the_reference_itself_lacks_the_rewards():
     """Where nothing was learned yet, Q and V are 0."""
     episodes, model = everything(), small(0)
     ours = scores(model, to_batch(episodes, CPU), TEMPERATURE)
-    known = tokens_of(episodes, [[e.reward] * len(e.answer) for e in episodes])
+    known = tokens_of(earning(episodes))
     torch.testing.assert_close(inconsistencies(ours, ours, known.answer, known.advantages, 0.5), known.advantages / 0.5)
 
 
@@ -81,7 +88,7 @@ def test_the_optimum_lacks_nothing():
     """Its values by enumeration: V(state)/β = log Σ over what may follow of π_ref · exp(reward/β)."""
     beta, episodes, reference = 0.3, everything()[: len(ANSWERS)], small(0)
     theirs = scores(reference, to_batch(episodes, CPU), TEMPERATURE)
-    known = tokens_of(episodes, [[e.reward] * len(e.answer) for e in episodes])
+    known = tokens_of(earning(episodes))
     logprobs = dict(zip(ANSWERS, theirs.logprobs.split([len(a) for a in ANSWERS]), strict=True))
 
     def value(beginning):
@@ -105,7 +112,7 @@ def test_the_optimum_lacks_nothing():
 def test_on_log_p_it_is_a_weight():
     """The sum of what is lacking up to the token, as the docstring says."""
     episodes = everything()
-    batch, known = to_batch(episodes, CPU), tokens_of(episodes, [[e.reward] * len(e.answer) for e in episodes])
+    batch, known = to_batch(episodes, CPU), tokens_of(earning(episodes))
     ours, theirs = (scores(small(seed), batch, TEMPERATURE) for seed in (0, 1))
     logprobs = ours.logprobs.detach().requires_grad_()
     found = inconsistencies(Scores(logprobs, ours.lse.detach()), theirs, known.answer, known.advantages, 0.5)
@@ -140,7 +147,7 @@ def test_its_fixed_point_is_the_optimum(often):
     truth = optimum(reference, episodes, beta)
     assert float((distribution(model, episodes) - truth).abs().sum(1).min()) > 0.2  # of at most 2
     seen = [e for i, e in enumerate(episodes) for _ in range(often if i % 7 == 0 else 1)]
-    batch, known = to_batch(seen, CPU), tokens_of(seen, [[e.reward] * len(e.answer) for e in seen])
+    batch, known = to_batch(seen, CPU), tokens_of(earning(seen))
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=200, line_search_fn="strong_wolfe")
 
     def loss():
@@ -158,12 +165,12 @@ def test_the_scripts_update_is_its_gradient():
     episodes, reference, model = everything()[::7] * 2, small(0), small(1)
     for episode in episodes[::2]:
         episode.reward = 0.0
-    rewards = [[e.reward] * len(e.answer) for e in episodes]
-    args = train_rl.Args(method="soft-q", beta=0.25, temperature=TEMPERATURE, micro_tokens=20, sft_share=0.0)
-    train_rl.climb(model, reference, ACTOR, episodes, rewards, args, args.beta)
+    args = train_rl.Args(method="soft-q", beta=0.25, sft_share=0.0)
+    agent = Agent(model, reference, None, ACTOR, TEMPERATURE, micro_tokens=20)
+    train_rl.climb(agent, earning(episodes), args.beta, args)
     ours = tiny.gradients(model)
     shares = torch.full((sum(len(e.answer) for e in episodes),), 1 / len(episodes), dtype=torch.float64)
-    known = tokens_of(episodes, rewards)
+    known = tokens_of(episodes)
     backward_consistency(model, reference, to_batch(episodes, CPU), known, shares, 0.25, TEMPERATURE)
     tiny.assert_same(tiny.gradients(model), ours, tolerance=1e-6)  # shares are float32
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import minillm.curves
 import train_rl
 import train_sft
+from minillm import watch
 from minillm.session import Session
 
 pytest.importorskip("tokenizers")
@@ -86,14 +87,14 @@ def test_it_goes_on_from_a_run_and_can_be_measured(files, tmp_path, capsys):
 
 
 def test_under_lora_the_reference_keeps_the_head_that_it_began_with(files, tmp_path, monkeypatch):
-    seen, real = [], train_rl.look_at
+    seen, real = [], watch.look_at
 
     def look_at(*args):
         """Before with the start as the model, and after with it as the reference."""
-        seen.append(copy_of(args[3] if not seen else args[7]))
+        seen.append(copy_of(args[-1].start))
         return real(*args)
 
-    monkeypatch.setattr(train_rl, "look_at", look_at)
+    monkeypatch.setattr(watch, "look_at", look_at)
     assert main(task="classify", **files, lora=4, steps=3, out=tmp_path / "run") == 0
     before, after = seen
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -169,6 +170,7 @@ def test_functions_of_ones_own_get_classes_and_tags(files, tmp_path):
         ({"task": "classify", "problem": "multi"}, "--task classify with several labels to a text has no policy"),
         ({"task": "classify", "calibrate": True}, "--calibrate is for train_sft.py"),
         ({"task": "classify", "class_weights": "balanced"}, "--class-weights is for train_sft.py; by reward"),
+        ({"task": "classify", "augment": "drop"}, "--augment varies texts whose answers are given, and none are"),
         ({"task": "pronounce", "train": None, "dev": None}, "--task pronounce needs a model to start from"),
     ],
 )

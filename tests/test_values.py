@@ -6,6 +6,7 @@ import itertools
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -22,7 +23,7 @@ import train_sft
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 from estimators import Choice, World, judge
 
-from minillm.episodes import Episode, to_batch
+from minillm.episodes import Agent, Episode, Writer, to_batch
 from minillm.errors import UserError
 from minillm.estimator import check
 from minillm.heads import SequenceClassifier
@@ -131,6 +132,10 @@ def episodes_of(answers, prompt=(1, 2)):
 ANSWERS = [(3, 4, 5), (6, 5), (3, 4, 7, 5)]
 
 
+def agent_of(model, **options):
+    return Agent(model, model, None, Writer(SimpleNamespace(max_answer_tokens=lambda _: 4), None), **options)
+
+
 def model_with_value():
     model = with_value(tiny.gpt())
     with torch.no_grad():
@@ -148,7 +153,7 @@ def test_a_value_stands_before_its_token():
     """It depends on the prompt and the tokens before, on nothing that follows."""
     model = model_with_value()
     episodes = episodes_of([*ANSWERS, (3, 9, 9), (3, 4, 5)])
-    appraise(model, episodes, most_tokens=7)
+    appraise(agent_of(model, micro_tokens=7), episodes)
     one, _, _, other, again = (episode.values for episode in episodes)
     assert one[:2] == pytest.approx(other[:2], abs=1e-12)
     assert abs(one[2] - other[2]) > 1e-3
@@ -191,7 +196,7 @@ def test_it_learns_what_is_to_be_expected():
         return backward_value(model, batch, rewards.repeat_interleave(3), p.repeat_interleave(3), 0.0)
 
     optimizer.step(loss)
-    appraise(model, episodes, 1000)
+    appraise(agent_of(model), episodes)
     for answer, episode in zip(answers, episodes, strict=True):
         for t in range(3):
             same = torch.tensor([other[:t] == answer[:t] for other in answers])
@@ -202,7 +207,8 @@ def test_explained_variance():
     def share(values, advantages):
         episodes = episodes_of([(3, 5), (4, 5)])
         episodes[0].values, episodes[1].values = values
-        return follow(model_with_value(), episodes, advantages)["explained_variance"]
+        episodes[0].advantages, episodes[1].advantages = advantages
+        return follow(model_with_value(), episodes)["explained_variance"]
 
     assert share([[0.5, 1.0], [0.5, 0.0]], [[0.0, 0.0], [0.0, 0.0]]) == 1.0
     assert share([[0.5, 1.0], [0.5, 0.0]], [[0.5, 0.0], [-0.5, 0.0]]) == pytest.approx(0.5)
@@ -308,6 +314,20 @@ def test_a_resumed_training_is_the_same(sums, monkeypatch, options):
     assert len(steps) == 6
     assert ("explained_variance" in steps[0]) == ("baseline" in options)
     assert ("ratios_beyond" in steps[0]) == ("update" in options)
+
+
+def test_what_a_value_learns_shortens_no_step_of_the_policy(sums, monkeypatch):
+    """However steep its loss is: the norm that is told, and that --clip bounds, is the policy's."""
+    real, runs = train_rl.backward_value, []
+    for times in (1, 50):
+        monkeypatch.setattr(train_rl, "backward_value", lambda *args, n=times: [real(*args) for _ in range(n)])
+        args = train_rl.Args(init=sums, steps=1, watch=0, baseline="value", clip=0.01, sft_share=0.0, **FEW)
+        runs.append(train_rl.train(args, Console(quiet=True)))
+    one, two = ([record["gradient_norm"] for record in run.read_log() if "lr" in record] for run in runs)
+    assert one == two
+    assert one[0] > 0.01
+    weights = [load_file(run.path("model.safetensors")) for run in runs]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_what_was_learned_by_soft_q_or_with_a_value_differs(sums):

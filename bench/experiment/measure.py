@@ -70,7 +70,7 @@ def writer(
 ) -> Arrays:
     answers = task.answer(model, tokenizer, examples)
     found = {
-        "right": np.array([a in e.answers for e, a in zip(examples, answers, strict=True)]),
+        "right": np.array([e.is_right(a) for e, a in zip(examples, answers, strict=True)]),
         "error": np.array([error(e, a) for e, a in zip(examples, answers, strict=True)]),
     }
     if not draws:
@@ -94,7 +94,7 @@ def drawn(task: Any, model: nn.Module, start: nn.Module, tokenizer: Tokenizer, e
     logs = np.array([sum(logprobs) for _, _, logprobs in answers]).reshape(-1, DRAWN)
     sizes = np.array([len(logprobs) for _, _, logprobs in answers]).reshape(-1, DRAWN)
     before = -np.array(evaluate.nats(start, [answering(prompt, tokens) for prompt, tokens, _ in answers]))
-    right = [[text in example.answers for text in row] for example, row in zip(examples, texts, strict=True)]
+    right = [[example.is_right(text) for text in row] for example, row in zip(examples, texts, strict=True)]
     return {
         "passed": np.array(right),
         "entropy": -logs.sum(axis=1) / sizes.sum(axis=1),

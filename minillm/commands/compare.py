@@ -55,7 +55,7 @@ def require_same(names: Sequence[str], first: Trial, second: Trial) -> None:
     if first.task.name != second.task.name:
         raise UserError(f"{names[0]} learned {first.task.name} and {names[1]} {second.task.name}: nothing to compare")
     if list(map(repr, first.examples)) != list(map(repr, second.examples)):
-        raise UserError(f"{names[0]} and {names[1]} have different dev examples: give both the same with --file FILE")
+        raise UserError(f"{names[0]} and {names[1]} have different examples: give both the same with --file FILE")
 
 
 def short_names(names: Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """Measures a model on examples that it was not trained on: every metric of its task, with a 95 % interval.
 
   python -m minillm evaluate runs/classify-sft                              on its own dev examples once more
+  python -m minillm evaluate runs/points24-sft --split test                 or on its test examples
   python -m minillm evaluate runs/classify-sft --file test.jsonl --predictions answers.jsonl
   python -m minillm evaluate MODEL --task classify --file test.csv --fields text=review,label=stars
 
@@ -37,6 +38,7 @@ class Examined:
     """Which examples are to be answered, and as what."""
 
     file: Path | None = cli.option(None, "file of examples (default: the dev examples that the run was watched on)")
+    split: str = cli.option("dev", "which of the run's own examples, without --file", ("dev", "test"))
     task: str | None = cli.option(None, "what the model is to do (default: what the run learned)", choices=tuple(TASKS))
     fields: str | None = cli.option(None, "which field of the file is what, e.g. text=review,label=stars")
     precision: str = cli.option("auto", "of the activations; weights stay float32", choices=PRECISIONS)
@@ -90,7 +92,10 @@ def prepare(name: str, args: Examined) -> Trial:
         task.adapt(model, tokenizer)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
-    return Trial(task, model, tokenizer, task.splits.test if args.file else task.splits.dev)
+    examples = vars(task.splits)["test" if args.file else args.split]
+    if not examples:
+        raise UserError(f"{name} has no {args.split} examples of its own: give --file FILE")
+    return Trial(task, model, tokenizer, examples)
 
 
 def task_of(name: str, model: Checkpoint, args: Examined) -> Task:

@@ -27,10 +27,21 @@ from minillm.run import Run
 from minillm.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
-class Example:
+class Question:
+    """What has right answers, of which some are known."""
+
     prompt: str
     answers: tuple[str, ...]  # each of them is right
+
+    def is_right(self, answer: str) -> bool:
+        """Whether it is one of the known ones, but for blanks around it; a subclass may know how to judge others."""
+        return answer.strip() in {each.strip() for each in self.answers}
+
+
+@dataclass(frozen=True)
+class Example(Question):
+    prompt: str
+    answers: tuple[str, ...]
 
 
 @dataclass(frozen=True)

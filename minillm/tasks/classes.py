@@ -19,17 +19,19 @@ def weights_of(option: str | None, counts: Counter[str]) -> dict[str, float]:
         return {}
     if option == "balanced":
         return {name: counts.total() / len(counts) / count for name, count in counts.items()}
-    weights = dict.fromkeys(counts, 1.0)
+    given: dict[str, float] = {}
     for part in option.split(","):
         name, equals, number = (piece.strip() for piece in part.rpartition("="))
         if not equals:
             raise UserError(f"--class-weights {option}: expected balanced, or NAME=WEIGHT, separated by commas")
-        if name not in weights:
+        if name in given:
+            raise UserError(f"--class-weights {option}: {name!r} is there twice; give each class one weight")
+        if name not in counts:
             raise UserError(
                 f"--class-weights {option}: no training example is of class {name!r}, only {listed(counts)}"
             )
-        weights[name] = positive(number, f"--class-weights {option}")
-    return weights
+        given[name] = positive(number, f"--class-weights {option}")
+    return {**dict.fromkeys(counts, 1.0), **given}
 
 
 def positive(text: str, option: str) -> float:

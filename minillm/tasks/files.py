@@ -109,23 +109,32 @@ def load(
         raise UserError(f"all examples of {options.train} are held out, too; there is nothing to learn from")
     if twice := len(examples) - len(train) - taken:
         notes.append(f"{twice:,} training examples are held out, too; not trained on")
-    train, unlabelled = by_labels(train, options.labels, key) if train else ([], [])
+    train, unlabelled = by_labels(train, options.labels, key, stratum) if train else ([], [])
     if len(train) < FEW and not bare:
         notes.append(f"only {len(train):,} examples to learn from: what comes of them is mostly chance")
     return Splits(train, dev, test, [*unlabelled, *without(bare, [*dev, *test], key)]), notes
 
 
-def by_labels(train: Sequence[Any], share: float | None, key: Key) -> tuple[list[Any], list[Any]]:
+def by_labels(
+    train: Sequence[Any], share: float | None, key: Key, stratum: Key | None = None
+) -> tuple[list[Any], list[Any]]:
     """The examples that --labels leaves to learn from, and the others; None: all and none. UserError.
 
-    Which they are is decided for each by a hash of its key, such as its prompt, alone: by no order, no seed and no
-    other example, so that those of a smaller share are among those of a larger one.
+    Which they are is decided for each by the place that a hash gives its key, such as its prompt: by no order and no
+    seed, so that those of a smaller share are among those of a larger one. So is the first of each stratum, such as a
+    class, which is always there.
     """
     if share is None:
         return list(train), []
     if not 0 < share <= 1:
         raise UserError(f"--labels {share} must be a share of the training examples, above 0 and at most 1")
-    is_seen = [place_of(key(example)) < share for example in train]
+    places = [place_of(key(example)) for example in train]
+    firsts: dict[Hashable, float] = {}
+    for example, place in zip(train, places, strict=True) if stratum else ():
+        if (group := stratum(example)) is not None:
+            firsts[group] = min(place, firsts.get(group, place))
+    kept = set(firsts.values())
+    is_seen = [place < share or place in kept for place in places]
     if not any(is_seen):
         raise UserError(f"--labels {share} leaves none of the {len(train):,} training examples; give a larger share")
     return list(compress(train, is_seen)), [each for each, seen in zip(train, is_seen, strict=True) if not seen]

@@ -8,7 +8,7 @@ from pathlib import Path
 from minillm import labels, records
 from minillm.errors import UserError
 from minillm.tasks import files
-from minillm.tasks.base import Splits
+from minillm.tasks.base import Question, Splits
 from minillm.tasks.classes import in_order, listed
 from minillm.tasks.files import Fields
 
@@ -17,7 +17,7 @@ SHOWN = 20  # classes that are listed with their number of examples
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Labelled(Question):
     texts: tuple[str, ...]  # one, or a pair
     label: str
 

@@ -93,8 +93,9 @@ class Pronounce(WritingTask):
         return {**super().rl_recipe(model), "prompts": 256}
 
     def reward(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, list[float]]:
-        """1 − edits to the nearest listed pronunciation / its length, at least 0."""
-        pairs = map(nearest, examples, answers)
+        """1 − edits to the nearest listed pronunciation / its length, at least 0: that is what an answer of over twice
+        the length gets anyway, so that of a long one the beginning is enough."""
+        pairs = map(nearest, examples, map(beginning, examples, answers))
         return {"nearness": [max(0.0, 1.0 - edits / length) for edits, length in pairs]}
 
     @property
@@ -107,6 +108,11 @@ class Pronounce(WritingTask):
         listed pronunciations / Σ their lengths)."""
         edits, lengths = zip(*map(nearest, examples, answers), strict=True)
         return {"wer": rate([e > 0 for e in edits]), "per": ratio(edits, lengths)}
+
+
+def beginning(example: Example, answer: str) -> str:
+    """Twice as many phonemes as the longest listed pronunciation has, at most."""
+    return " ".join(answer.split()[: 2 * max(len(each.split()) for each in example.answers)])
 
 
 def nearest(example: Example, answer: str) -> tuple[int, int]:

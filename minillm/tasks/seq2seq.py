@@ -22,6 +22,7 @@ from minillm.errors import UserError
 from minillm.gpt import GPT
 from minillm.metrics import Interval, rate, texts
 from minillm.published.byte_pairs import PROMPT, learn_byte_pairs, require_subwords, set_prompt_format
+from minillm.rewards import MARKER, SHARED, last_number, number
 from minillm.tasks import files, from_scratch
 from minillm.tasks.base import Example, Shape, Splits, WritingTask
 from minillm.tasks.files import Fields
@@ -30,7 +31,7 @@ from minillm.tokenizer import Tokenizer
 CONTEXT, LEAST_CONTEXT = 1024, 16  # tokens of a prompt with its answer, unless told otherwise
 ANSWER = "<|answer|>"  # stands behind a prompt where the vocabulary is our own
 FORMAT = f"{PROMPT}\n\nAnswer:\n"  # and this stands around it where the vocabulary is a checkpoint's
-METRICS = {"exact": "exact", "bleu": "bleu", "rouge": "rouge_l"}  # and which of their figures counts
+METRICS = {"exact": "exact", "number": "answer_accuracy", "bleu": "bleu", "rouge": "rouge_l"}  # and what counts of each
 FEW_WORDS = 5  # answers that are mostly as short are right or wrong
 
 
@@ -140,8 +141,11 @@ class Seq2Seq(WritingTask):
         ]
 
     def reward(self, examples: Sequence[Example], answers: Sequence[str]) -> Mapping[str, Sequence[float]]:
-        """Of each answer by itself: 1 if it is right, else 0; or chrF, where BLEU counts, and ROUGE-L, from 0 to 1."""
-        name, judge = REWARDS[self.metric]
+        """Of each answer by itself: 1 if it, or the number that it gives, is right, else 0; or chrF, where BLEU counts,
+        and ROUGE-L, from 0 to 1."""
+        if self.metric in SHARED:
+            return SHARED[self.metric](examples, answers)
+        name, judge = GRADED[self.metric]
         return {name: [judge(example, answer) for example, answer in zip(examples, answers, strict=True)]}
 
     def answer(self, model: GPT, tokenizer: Tokenizer, examples: Sequence[Example]) -> list[str]:
@@ -151,19 +155,23 @@ class Seq2Seq(WritingTask):
     def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Interval]:
         """What --metric names, beside it its kin, and always how many answers are right to the last letter."""
         references = [example.answers for example in examples]
-        exact = {"exact": rate([is_right(e, a) == 1.0 for e, a in zip(examples, answers, strict=True)])}
+        exact = {"exact": rate([e.is_right(a) for e, a in zip(examples, answers, strict=True)])}
         if self.metric == "bleu":
             return {"bleu": texts.bleu(references, answers), "chrf": texts.chrf(references, answers), **exact}
+        if self.metric == "number":
+            return {"answer_accuracy": rate([right == 1.0 for right in number(examples, answers)["number"]]), **exact}
         return (texts.rouge(references, answers) if self.metric == "rouge" else {}) | exact
 
     def baselines(self, examples: Sequence[Example]) -> dict[str, Interval]:
         """What needs no model: the prompt itself, its first sentence, or the answer that was commonest in training."""
-        answers = Counter(answer for example in self.splits.train for answer in example.answers)
-        commonest = max(answers, key=answers.get, default="")
+        answers = (answer for example in self.splits.train for answer in example.answers)
+        counts = Counter(str(last_number(answer)) if self.metric == "number" else answer for answer in answers)
+        commonest = max(counts, key=counts.get, default="")
         name, guess = {
             "bleu": ("copy", copy),
             "rouge": ("lead_sentence", lead),
             "exact": ("commonest", lambda _: commonest),
+            "number": ("commonest", lambda _: commonest),
         }[self.metric]
         return {name: self.measure(examples, [guess(example.prompt) for example in examples])[self.headline]}
 
@@ -176,10 +184,6 @@ class Seq2Seq(WritingTask):
         return f'python -m minillm answer {shlex.quote(str(folder))} "a prompt of your own"'
 
 
-def is_right(example: Example, answer: str) -> float:
-    return float(answer.strip() in example.answers)
-
-
 def chrf(example: Example, answer: str) -> float:
     return texts.sacrebleu().CHRF().sentence_score(answer, list(example.answers)).score / 100
 
@@ -188,7 +192,7 @@ def rouge_l(example: Example, answer: str) -> float:
     return texts.rouge([example.answers], [answer])["rouge_l"].value
 
 
-REWARDS = {"exact": ("exact", is_right), "bleu": ("chrf", chrf), "rouge": ("rouge_l", rouge_l)}
+GRADED = {"bleu": ("chrf", chrf), "rouge": ("rouge_l", rouge_l)}
 
 
 def within(example: Example, tokenizer: Tokenizer, limit: int) -> Example:
@@ -210,6 +214,8 @@ def beginning_of(text: str, tokenizer: Tokenizer, room: int) -> str:
 def suitable_metric(splits: Splits) -> tuple[str, str]:
     """The metric for these answers, and why."""
     examples = splits.train or splits.dev or splits.test
+    if all(MARKER in example.answers[0] for example in examples):
+        return "number", f"answers have a number behind {MARKER}"
     prompt, answer = (median(counts) for counts in zip(*map(count_words, examples), strict=True))
     if answer <= FEW_WORDS:
         return "exact", f"most answers have no more than {answer:.0f} words"

@@ -28,7 +28,7 @@ from minillm.rewards import Reward
 from minillm.tagging import Tagged, Tags, WordReader, tagged
 from minillm.tags import Grammar, in_order, mark, split
 from minillm.tasks import files
-from minillm.tasks.base import Judged, Shape, Splits
+from minillm.tasks.base import Judged, Question, Shape, Splits
 from minillm.tasks.classify import FROM_NOTHING, KINDS, LONGEST
 from minillm.tasks.classify import OfTexts as Options
 from minillm.tasks.files import Fields
@@ -43,7 +43,7 @@ WORST = 10
 
 
 @dataclass(frozen=True)
-class Sentence:
+class Sentence(Question):
     words: tuple[str, ...]
     tags: tuple[str, ...]
     intent: str | None  # of what class the whole is

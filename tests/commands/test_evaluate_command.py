@@ -207,6 +207,17 @@ def test_the_better_run_is_found(here):
     assert difference["low"] < difference["value"] < difference["high"] < 0
 
 
+def test_the_examples_of_the_test_split_are_the_runs_own(here):
+    """They give what the training measured of them; who has none is told."""
+    measured = json.loads((here / "words" / "metrics.json").read_text())
+    for split in ("dev", "test"):
+        found = as_json(here, "evaluate", "words", "--split", split)
+        assert found["metrics"]["wer"]["value"] == measured[f"{split}_wer"]
+    code, _, err = command(here, "evaluate", "good", "--split", "test")
+    assert code == 2
+    assert "good has no test examples of its own: give --file FILE" in err
+
+
 def test_a_run_is_no_better_than_itself(here):
     code, out, err = command(here, "compare", "words", "words")
     assert code == 0, err
@@ -219,7 +230,7 @@ def test_runs_with_other_dev_examples_need_a_file(here, tmp_path):
     (tmp_path / "other" / "args.json").write_text(json.dumps({**args, "dev": str(here / "one.jsonl")}))
     code, _, err = command(here, "compare", "good", str(tmp_path / "other"))
     assert code == 2
-    assert "have different dev examples: give both the same with --file FILE" in err
+    assert "have different examples: give both the same with --file FILE" in err
     assert command(here, "compare", "good", str(tmp_path / "other"), "--file", "dev.jsonl")[0] == 0
 
 

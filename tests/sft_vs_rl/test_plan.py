@@ -80,6 +80,21 @@ def test_arms_that_make_no_sense_are_named(tmp_path):
     assert "no other prompts" in arms.obstacle(arms.ARMS["sft-diverse"], words)
 
 
+def test_cards_change_their_rule(tmp_path):
+    """Nobody trains on what is held out, and what is unlike the training is so by its rule alone."""
+    study = studies.Cards(tmp_path, studies.Sizes())
+    learned = {example.hand for example in study.made(0.05, 0).splits.train}
+    assert len(study.made(0.05, 0).splits.train) == 400
+    for name, examples in study.sets.items():
+        assert not learned & {example.hand for example in examples}
+        assert {example.prompt.partition(",")[0] for example in examples} == {
+            "J=11 Q=12 K=13" if name == "shift" else "J=10 Q=10 K=10"
+        }
+        assert {len(example.hand) for example in examples} == {4}
+    assert len(study.sets["shift"]) >= 300 > len(study.sets["test"]) >= 80
+    assert "no other prompts" in arms.obstacle(arms.ARMS["sft-diverse"], study)
+
+
 def test_an_arm_that_the_script_does_not_know_is_left_out(tmp_path):
     arm = arms.Arm("new", "New", arms.LABELS, "rl", {"method": "magic"})
     assert arms.obstacle(arm, trials.study(tmp_path)) == "train_rl.py has no --method magic"

@@ -254,6 +254,7 @@ def test_class_weights_are_those_of_torch(write, option):
         ("0=-1", "'-1' is no weight"),
         ("0=inf", "'inf' is no weight"),
         ("0=much", "'much' is no weight"),
+        ("0=1,1=2, 0=5", "'0' is there twice"),
     ],
 )
 def test_class_weights_that_are_none(write, option, message):

@@ -40,6 +40,24 @@ def test_the_choice_depends_on_the_prompt_alone():
     assert by_labels(PROMPTS, None, same) == (PROMPTS, [])
 
 
+def test_every_class_keeps_an_example_of_any_share():
+    """A rare one, too; smaller shares lie within larger ones all the same, in any order."""
+
+    def class_of(prompt):
+        number = int(prompt.split()[1])
+        return None if number % 7 == 0 else "rare" if number % 400 == 1 else "common"
+
+    shares = (1e-6, 0.001, 0.02, 0.1, 0.5, 1.0)
+    seen = [set(by_labels(PROMPTS, share, same, class_of)[0]) for share in shares]
+    for fewer, more, share in zip(seen, seen[1:], shares[1:], strict=False):
+        assert fewer <= more
+        assert {"rare", "common"} <= {class_of(prompt) for prompt in fewer}
+        assert set(by_labels(PROMPTS[::-1], share, same, class_of)[0]) == more
+    assert len(seen[0]) == 2
+    for share, kept in zip(shares, seen, strict=True):
+        assert 0 <= len(kept - set(by_labels(PROMPTS, share, same)[0]) if share > 1e-3 else kept) <= 2
+
+
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.01, float("nan")])
 def test_shares_that_are_none(share):
     with pytest.raises(UserError, match=r"--labels .* must be a share of the training examples, above 0 and at most 1"):
@@ -79,6 +97,18 @@ def test_every_task_of_files_heeds_it(name, tmp_path):
         both = [*part.splits.train, *part.splits.unlabelled]
         assert sorted(map(repr, both)) == sorted(map(repr, whole.splits.train))
     assert list(map(repr, part.splits.dev)) == list(map(repr, whole.splits.dev))
+
+
+@pytest.mark.parametrize("script", ["sft", "rl"])
+def test_a_classifier_always_sees_all_its_classes(script, tmp_path):
+    """By the same examples in both scripts, which make the same task of the same options."""
+    path = tmp_path / "train.jsonl"
+    rows = [{"text": f"text {i}", "label": "rare" if i % 50 == 0 else "common"} for i in range(300)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks = {"sft": TASKS, "rl": train_rl.JUDGED}[script]
+    for share in (0.003, 0.02):
+        task = tasks["classify"](tasks["classify"].Options(train=path, labels=share), 0)
+        assert {example.label for example in task.splits.train} == {"rare", "common"}
 
 
 def test_practice_is_on_all_prompts_and_what_is_given_on_the_labelled(tmp_path):
@@ -158,7 +188,11 @@ def test_prompts_alone_are_learned_from_by_rewards(translated, tmp_path):
         ("mixed", {"reward": ("exact",)}, "the reward 'exact' compares with given answers"),
         ("bare", {"sft_share": 0.5, "reward": ("length",)}, r"--sft-share 0\.5 learns from given answers"),
         ("bare", {"reward": ("length",), "method": "expert"}, "say from which reward on an answer is right"),
-        ("bare", {"reward": ("length",), "method": "expert", "threshold": 1e9}, "not one answer was right, and none"),
+        (
+            "bare",
+            {"reward": ("length",), "method": "expert", "threshold": 1e9},
+            "the answers to 4 prompts reached",
+        ),
     ],
 )
 def test_what_prompts_alone_cannot_do(translated, tmp_path, name, options, sentence):

@@ -237,6 +237,33 @@ def test_any_of_the_right_answers_is_right(task_of):
     assert task.reward(examples, ["y", " z", "x"]) == {"exact": [1.0, 1.0, 0.0]}
 
 
+SOLVED = [
+    {"prompt": f"{n} boxes of 3 pens, how many pens", "answer": f"{n} * 3 = {3 * n}\n#### {3 * n:,}"}
+    for n in (4, 5, 5, 5, 1000)
+]
+
+
+def test_answers_with_a_marked_number_are_judged_by_it(task_of):
+    task = task_of(SOLVED, dev=SOLVED[:1])
+    assert (task.metric, task.headline) == ("number", "answer_accuracy")
+    assert task.notes[-1] == "--metric number, as answers have a number behind ####"
+    examples = [Example("", ("a + b = 1,250.50 #### 1,250.50",)), Example("", ("#### 3/4",)), Example("", ("#### 7",))]
+    answers = ["so it is $1250.5.", "#### 3/4 of them", "7 is not 8"]
+    found = task.measure(examples, answers)
+    assert found["answer_accuracy"].value == pytest.approx(2 / 3)
+    assert found["exact"].value == 0
+    assert task.reward(examples, answers) == {"number": [1.0, 1.0, 0.0]}
+    assert task.rewards["number"](examples, answers) == task.reward(examples, answers)
+    assert task.baselines([Example("", ("15",)), Example("", ("#### 12",))])["commonest"].value == 0.5  # 5 boxes of 3
+
+
+def test_plain_numbers_are_judged_by_value_where_that_is_asked(task_of):
+    rows = [{"prompt": f"half of {n}", "answer": n / 2} for n in range(1, 30)]
+    assert task_of(rows).metric == "exact"
+    task = task_of(rows, metric="number")
+    assert task.reward([Example("", ("0.5",))] * 3, [".50", "0.50", "1/2"]) == {"number": [0.0, 1.0, 1.0]}
+
+
 # ---- against the field's own ---------------------------------------------------------------------
 
 EXAMPLES = [

@@ -1,0 +1,151 @@
+"""What a training by reward starts from: an agent, and the options that nobody gave."""
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from minillm import cli
+from minillm.actors import actor_of, by_reward
+from minillm.batching import Corpus
+from minillm.device import Placement, settle
+from minillm.episodes import Agent
+from minillm.errors import UserError
+from minillm.files import fields_from, write_tensors
+from minillm.lora import LR_FACTOR
+from minillm.rewards import split_weight
+from minillm.run import START, Run
+from minillm.start import (
+    Args,
+    adapt,
+    complete,
+    documents_of_epoch,
+    inherited_options,
+    new_start,
+    open_start,
+    require_examples,
+    restrict,
+    resume_start,
+    with_dropout,
+)
+from minillm.state import read_weights, weights_of
+from minillm.tasks.base import Example, Judged, Task
+from minillm.tokenizer import Tokenizer
+from minillm.values import with_value
+
+
+def inheriting(args: Args, init: Path | None, tasks: Mapping[str, type[Task]]) -> Args:
+    """The options with what to start from; where none was given, those that this was trained with. UserError."""
+    options = inherited_options(init, tasks[args.task], args.options)
+    return dataclasses.replace(args, init=init, options=by_reward(options, args.sft_share))
+
+
+def open_agent(args: Args, run: Run, task: Judged, placement: Placement) -> tuple[Args, Agent]:
+    """The options, complete, and who is to learn under them. UserError."""
+    start, tokenizer = open_policy(args, run, task)
+    args = complete_by_reward(args, task, start)
+    actor = actor_of(task, tokenizer)
+    model = learner(start, placement, args)
+    model = with_value(model) if args.learns_value else model
+    return args, Agent(model, start, tokenizer, actor, args.temperature, args.micro_tokens)
+
+
+def given_answers(args: Args, task: Task, tokenizer: Tokenizer) -> tuple[Corpus | None, int]:
+    """Those that --sft-share learns from, if any, and how many of their tokens a step takes: of as many prompts as are
+    answered in it."""
+    if not args.sft_share:
+        return None, 0
+    corpus = Corpus(lambda epoch: documents_of_epoch(task, tokenizer, args.seed, epoch), args.seed, task.is_redrawn)
+    return corpus, round(args.prompts * float(corpus.table.lengths.mean()))
+
+
+def open_policy(args: Args, run: Run, task: Task) -> tuple[nn.Module, Tokenizer]:
+    """What reinforcement learning starts from. Its weights are kept in the run, which needs no other folder then."""
+    require_examples(task, by_reward=True)
+    if args.resume:
+        model, tokenizer = resume_start(run.folder, task)
+        read_weights(run.path(START), model)
+        return model, tokenizer
+    torch.manual_seed(args.seed)  # of what comes with no checkpoint
+    if args.init:
+        model, tokenizer = open_start(args.init, task)
+        adapt(task, model, tokenizer, args.init)
+    else:
+        tokenizer = task.tokenizer()
+        model = new_start(task, tokenizer, SimpleNamespace(**task.recipe(None, None)))
+    write_tensors(run.path(START), weights_of(model), {"init": str(args.init)})
+    return with_dropout(model, args.dropout), tokenizer
+
+
+def learner(start: nn.Module, placement: Placement, args: Any) -> nn.Module:
+    """What reinforcement learning moves away from `start`, which is put where it computes: a copy, which under --lora
+    shares with it all that does not learn."""
+    start.to(placement.device).eval().compute_dtype = placement.dtype
+    torch.manual_seed(args.seed)
+    shared = [p for name, p in start.named_parameters() if args.lora and name.startswith(start.pretrained)]
+    model = copy.deepcopy(start, {id(p): p for p in shared})
+    restrict(model, args)
+    settle(model, placement, args.checkpointing, args.compile)
+    return model
+
+
+# ---- options that nobody gave ------------------------------------------------------------------------
+
+
+def complete_by_reward(args: Args, task: Task, model: nn.Module) -> Args:
+    """The options of reinforcement learning with what suits the task and the model, which it starts from, where none
+    was given. What a stranger judges is not pulled towards the task's own answers."""
+    recipe = {} if args.resume else task.rl_recipe(model if args.init else None)
+    names = [split_weight(each)[0] for each in args.reward] or list(task.rewards)[:1]
+    if not task.splits.train or any(name not in task.rewards for name in names):
+        recipe |= {"sft_share": 0.0}
+    if any(isinstance(each, Example) and not each.answers for each in task.splits.unlabelled):
+        require_judge(names, task)
+    if args.sft_share and not task.splits.train:
+        raise UserError(f"--sft-share {args.sft_share} learns from given answers, but the training examples have none")
+    if recipe and args.method == "expert":
+        recipe |= recipe_of_experts(args.init, task, model)
+    if recipe and args.lora:
+        recipe |= {"lr": LR_FACTOR * recipe["lr"]}
+    args = complete(args, recipe)
+    return dataclasses.replace(args, embedding_lr=args.embedding_lr or args.lr)
+
+
+def require_judge(rewards: Sequence[str], task: Task) -> None:
+    """UserError where one of these compares with answers, for prompts that have none."""
+    if comparing := [name for name in rewards if name in task.rewards and name != "length"]:
+        raise UserError(
+            f"the reward {comparing[0]!r} compares with given answers, but some training prompts have none: give "
+            "--reward FILE.py:FUNCTION, or a run"
+        )
+
+
+@dataclass
+class Making:
+    """How a run of train_sft.py made its model, as far as others may go on so."""
+
+    optimizer: str
+    lr: float
+    embedding_lr: float
+    batch_tokens: int
+
+
+def recipe_of_experts(init: Path, task: Task, model: nn.Module) -> dict[str, Any]:
+    """Supervised learning of what was found: with the optimiser, the batches and half of the rates that made the model;
+    of one from elsewhere, with what suits it. From how many prompts a step comes is left to the method. UserError."""
+    if task.head != "lm":
+        raise UserError(f"--method expert learns from texts that were right; --task {task.name} writes none")
+    recipe = task.recipe(model, None)
+    names = cli.names_of(Making)
+    used = Run(init).options() if (init / "args.json").exists() else {}
+    if used.get("script") == "sft" and not used.get("lora"):
+        made = Making(**fields_from(Making, {name: used.get(name) for name in names}, init / "args.json"))
+        recipe |= dataclasses.asdict(made) | {"lr": made.lr / 2, "embedding_lr": made.embedding_lr / 2}
+    recipe = {name: value for name, value in recipe.items() if name in (*names, "warmup")}
+    return {**recipe, "prompts": None, "samples": 4, "temperature": 1.0, "rounds": 3, "sft_share": None}
