@@ -242,13 +242,13 @@ def test_a_cache_is_read_in_place():
 @interpreted
 def test_offsets_beyond_32_bits():
     """Strides and numbers of rows so large that offsets overflow: every address must be right."""
-    B, H, G, D, S, N = 2, 4, 2, 16, 40, 2**31 - 1
+    B, T, H, G, D, S, N = 2, 12, 4, 2, 16, 40, 2**31 - 1
     strides = 2**35, 2**28 + 16, 2**33 + 8
     q, k, o, sums = (torch.zeros(1) for _ in range(4))
-    arguments = Strides(*strides), Strides(*strides), 2, S, H, N, Scores(1.0, None, None), None, 0
+    arguments = Strides(*strides), Strides(*strides), T, S, H, N, Scores(1.0, None, None), None, 0
     arguments += (D, H // G, "", False, Block(16, 16, D))
     with recorded_addresses() as addresses:
-        kernels.split_kernel[(G * B, 3)](q, k, k, o, sums, None, None, *arguments)
+        kernels.split_kernel[(2 * G * B, 3)](q, k, k, o, sums, None, None, *arguments)
     b, d = torch.arange(B), torch.arange(D)
 
     def inputs(x, tokens: int, heads: int) -> set[int]:
@@ -256,8 +256,8 @@ def test_offsets_beyond_32_bits():
         offsets = (b[:, None] * strides[0] + t * strides[1])[..., None] + h * strides[2]
         return {x.data_ptr() + 4 * i for i in (offsets[..., None] + d).flatten().tolist()}
 
-    assert addresses["load"] == inputs(q, 2, H) | inputs(k, S, G)
-    rows = ((torch.arange(3)[:, None] * N + torch.arange(2 * B))[..., None] * H + torch.arange(H)).flatten()
+    assert addresses["load"] == inputs(q, T, H) | inputs(k, S, G)
+    rows = ((torch.arange(3)[:, None] * N + torch.arange(T * B))[..., None] * H + torch.arange(H)).flatten()
     stored = {o.data_ptr() + 4 * i for i in (rows[:, None] * D + d).flatten().tolist()}
     assert addresses["store"] == stored | {sums.data_ptr() + 4 * i for r in rows.tolist() for i in (2 * r, 2 * r + 1)}
 
