@@ -45,10 +45,12 @@ class Shape:
     G: int = 4
     D: int = 64
     packed: bool = False
+    step: bool = False  # of generation: without gradients
     options: dict = field(default_factory=dict)
 
     def __str__(self) -> str:
-        words = [f"attention {'packed ' if self.packed else ''}{'·'.join(map(str, self.lengths))}"]
+        words = ["step" if self.step else "attention", *(["packed"] if self.packed else [])]
+        words += ["·".join(map(str, self.lengths))]
         words += [f"over {'·'.join(map(str, self.k_lengths))}"] if self.k_lengths else []
         return " ".join([*words, f"H{self.H}G{self.G}D{self.D}", *(f"{k}={v}" for k, v in self.options.items())])
 
@@ -77,12 +79,18 @@ class Shape:
                 ).transpose(1, 2)
             return attention(q, k, v, **layout, **self.options, impl=impl)
 
+        if self.step:
+            return Call(torch.no_grad()(function), [], grad, tuple(inputs))
         return Call(function, [x.requires_grad_() for x in inputs], grad)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("out",) if self.step else ("out", "dq", "dk", "dv")
 
     @property
     def has_fused(self) -> bool:
         square = self.k_lengths is None and len({*self.lengths}) == 1 and not self.packed and self.H == self.G
-        return square and {*self.options} <= {"causal"}
+        return square and not self.step and {*self.options} <= {"causal"}
 
 
 CAUSAL = {"causal": True}
@@ -106,10 +114,18 @@ SHAPES = [
     Shape((200,), D=256, options=CAUSAL),
     Shape((100,), D=16),
     Shape((1,), options=CAUSAL),
+    Shape((1,), (9000,), H=8, G=2, D=128, step=True, options=CAUSAL),
+    Shape((1,) * 5, (0, 1, 5000, 300, 17), H=8, G=1, D=128, step=True, options=CAUSAL),
+    Shape((1,) * 40, (600,) * 40, H=12, G=12, step=True, options=CAUSAL),
+    Shape((1, 1), (3000, 70), D=256, step=True, options=CAUSAL),
+    Shape((1, 1), (3000, 70), H=6, G=2, D=80, step=True, options=CAUSAL | {"softcap": 20.0}),
+    Shape((5, 16, 0), (3000, 700, 4), H=16, G=2, D=128, step=True, options=CAUSAL | {"window": 1000}),
+    Shape((7, 1), (900, 2000), H=8, G=8, packed=True, step=True, options=CAUSAL),
 ]
 TINY = [
     Shape((33,), H=2, G=2, D=16, options=CAUSAL),
     Shape((1, 20), H=2, G=1, D=16, packed=True),
+    Shape((1, 1), (0, 600), H=2, G=1, D=16, step=True, options=CAUSAL),
 ]
 
 
@@ -161,7 +177,7 @@ def hidden_check(N: int, C: int, V: int, reduction: str, chunk_rows: int | None 
 def checks(dry: bool = False) -> Iterator[Check]:
     """The fixed list; what training uses most comes first."""
     for shape in TINY if dry else SHAPES:
-        yield Check(str(shape), shape.call, ("out", "dq", "dk", "dv"), shape.has_fused)
+        yield Check(str(shape), shape.call, shape.names, shape.has_fused)
     if dry:
         yield logits_check(5, 70, label_smoothing=0.1)
         yield hidden_check(33, 16, 50, "mean", 16)

@@ -29,6 +29,7 @@ from typing import NamedTuple
 import attention as attention_bench
 import correctness
 import cross_entropy as cross_entropy_bench
+import decode as decode_bench
 import harness
 import report
 import sweep
@@ -97,7 +98,7 @@ def check_repetition(context: Context) -> None:
 
 
 def benchmark(module, context: Context) -> None:
-    """The cases of bench/attention.py or bench/cross_entropy.py, in their order, while there is time."""
+    """The cases of bench/attention.py, decode.py or cross_entropy.py, in their order, while there is time."""
     ceilings = harness.ceilings(context.device, context.dry)
     context.write("ceilings", ceilings)
     how = {"rounds": 2, "seconds": 0.001} if context.dry else {"rounds": 5, "seconds": 0.02}
@@ -155,9 +156,10 @@ STAGES = (
         },
         "determinism": Part(check_repetition, 110),
     },
-    {"attention": Part(partial(benchmark, attention_bench), 170)},
+    {"attention": Part(partial(benchmark, attention_bench), 160)},
+    {"decode": Part(partial(benchmark, decode_bench), 40)},
     {"cross-entropy": Part(partial(benchmark, cross_entropy_bench), 90)},
-    {"sweep": Part(sweep_launches, 150)},
+    {"sweep": Part(sweep_launches, 170)},
 )
 
 

@@ -47,7 +47,7 @@ FLUSH_BYTES, PAUSE_CYCLES = 256 << 20, 2_000_000
 
 
 class Call(NamedTuple):
-    """What a provider computes: function(*inputs, *constants), differentiated by the inputs."""
+    """What a provider computes: function(*inputs, *constants), differentiated by the inputs if there are any."""
 
     function: Callable[..., Tensor]
     inputs: list[Tensor]
@@ -139,7 +139,7 @@ def relative_error(parts: list[Tensor], truth: list[Tensor]) -> float:
 
 def output_and_gradients(call: Call) -> list[Tensor]:
     out = call.function(*call.inputs, *call.constants)
-    return [out.detach(), *torch.autograd.grad(out, call.inputs, call.grad)]
+    return [out.detach(), *(torch.autograd.grad(out, call.inputs, call.grad) if call.inputs else ())]
 
 
 def compare(

@@ -3,7 +3,8 @@
 A search from the shipped configuration of each kernel: all its neighbours (one tile side or the warps doubled or
 halved, one stage more or less) are timed beside it, then those of the best, until nothing is better. Each is compiled
 and checked against float64 on a small problem first, in processes of their own: a bad program can abort the compiler.
-The times of the attention backward are those of both its kernels, of which one changes.
+The times of the attention backward are those of both its kernels, of which one changes; those of a step of generation
+include the merge.
 
 Letters: B batch, T queries and keys, H query heads, D head dim, N rows, V vocabulary.
 """
@@ -45,7 +46,7 @@ class Problem(NamedTuple):
     causal: bool = False
 
     def __str__(self) -> str:
-        mask = "" if self.is_cross_entropy else " causal" if self.causal else " full"
+        mask = "" if self.is_cross_entropy or self.kernel == "decode" else " causal" if self.causal else " full"
         return f"{self.kernel} {'V' if self.is_cross_entropy else 'D'}={self.size} {self.dtype}{mask}"
 
     @property
@@ -54,19 +55,23 @@ class Problem(NamedTuple):
 
     @property
     def mode(self) -> str:
-        return FORWARD if self.kernel.endswith("forward") else BACKWARD
+        return FORWARD if self.kernel.endswith(("forward", "decode")) else BACKWARD
 
 
 def problems(dry: bool) -> Iterator[Problem]:
     kernels = ("forward", "backward_kv", "backward_q")
     if dry:
-        yield from (Problem("forward", "float32", 16, True), Problem("cross_entropy.backward", "float32", 700))
+        yield Problem("forward", "float32", 16, True)
+        yield Problem("decode", "float32", 16, True)
+        yield Problem("cross_entropy.backward", "float32", 700)
         return
     for size in (128, 64):
         for causal in (True, False):
             yield from (Problem(kernel, "bfloat16", size, causal) for kernel in kernels)
+        yield Problem("decode", "bfloat16", size, True)
     for V in (131072, 32000):
         yield from (Problem(f"cross_entropy.{mode}", "bfloat16", V) for mode in ("forward", "backward"))
+    yield from (Problem(kernel, "bfloat16", 256, True) for kernel in (*kernels, "decode"))
     yield from (Problem(kernel, "float32", 64, True) for kernel in kernels)
     yield from (Problem(kernel, "float16", 128, True) for kernel in kernels)
 
@@ -115,11 +120,21 @@ def build(p: Problem, device: torch.device, small: bool) -> Call:
         targets = torch.randint(0, p.size, (N,), device=device)
         function = partial(cross_entropy, reduction="none", impl="triton")
         return Call(function, [logits], torch.randn(N, device=device), (targets,))
+    if p.kernel == "decode":
+        return build_step(p, device, small)
     T = 256 if small else 1024 if dtype == torch.float32 else 4096
     B, T, H = (1, 64, 2) if device.type == "cpu" else (2 if small else 4, T, 2048 // p.size)
     *inputs, grad = (torch.randn(B, T, H, p.size, device=device).to(dtype) for _ in range(4))
     function = partial(attention, causal=p.causal, impl="triton")
     return Call(function, [x.requires_grad_() for x in inputs], grad)
+
+
+def build_step(p: Problem, device: torch.device, small: bool) -> Call:
+    """Of one query a sequence in groups of four heads; keys to be cut into shares, in the small problem too."""
+    B, S, G = (1, 512, 1) if device.type == "cpu" else (1, 1024, 8) if small else (8, 8192, 8)
+    shapes = (B, 1, 4 * G, p.size), (B, S, G, p.size), (B, S, G, p.size)
+    tensors = tuple(torch.randn(shape, device=device).to(getattr(torch, p.dtype)) for shape in shapes)
+    return Call(torch.no_grad()(partial(attention, causal=True, impl="triton")), [], tensors[0], tensors)
 
 
 def try_out(p: Problem, device: torch.device, launch: NamedTuple) -> str:
@@ -131,7 +146,7 @@ def try_out(p: Problem, device: torch.device, launch: NamedTuple) -> str:
             return harness.relative_error(harness.output_and_gradients(call), exact(p, call))
 
     found, reason = harness.attempt(error)
-    allowed = harness.TOLERANCE[call.inputs[0].dtype]
+    allowed = harness.TOLERANCE[getattr(torch, p.dtype)]
     return reason if found is None else "" if found <= allowed else f"wrong by {found:.0e}"
 
 
@@ -140,7 +155,8 @@ def exact(p: Problem, call: Call) -> list[torch.Tensor]:
     function = partial(reference.attention, causal=p.causal)
     if p.is_cross_entropy:
         function = lambda logits, targets: reference.cross_entropy(logits, targets)[0]  # noqa: E731
-    return harness.output_and_gradients(Call(function, inputs, call.grad.double(), call.constants))
+    constants = [x.double() if x.is_floating_point() else x for x in call.constants]
+    return harness.output_and_gradients(Call(function, inputs, call.grad.double(), constants))
 
 
 # ---- the search ----------------------------------------------------------------------------------------

@@ -83,6 +83,8 @@ GPU = [  # meant for an H100
         growth("D=128 T=4096 ", "D=128 T=16384 ", BOTH),
         at_most=1.1,
     ),
+    Target("a step over a long cache: share of the copy rate", ceiling("^step of .*(8192|65536) ", FORWARD), 0.7),
+    Target("a step of generation: speed against the fastest rival", speed("^step of ", FORWARD, None), 1.0),
     Target("cross-entropy: share of the copy rate", ceiling(LOGITS, BOTH), 0.85),
     Target("cross-entropy: speed against Liger", speed(LOGITS, BOTH, "Liger"), 2.0),
     Target("linear cross-entropy: time over the fastest peer's", time(HIDDEN, BOTH, None), at_most=1.15),

@@ -12,7 +12,9 @@ attention.py               one attention for training, prefill and decoding
     cpu/dropout.py             what dropout multiplies by
     gpu/attention.py           formula, forward, backward in Triton
     gpu/attention_walk.py      which tiles those walk over
-    gpu/attention_launch.py    launch tables and operators
+    gpu/decode.py              a step of generation: few queries, the keys in shares
+    gpu/attention_launch.py    launches and operators
+    gpu/launch_table.py        tiles, warps and pipelines by architecture
     philox.py                  dropout as a function of the place, the same on a CPU and on a GPU
 
 cross_entropy.py           loss, log-probability, log-sum-exp and entropy of every token

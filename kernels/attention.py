@@ -6,7 +6,7 @@ over the keys j that query i may see.
 
     eager    reference.py       the definition
     torch    cpu/attention.py   SDPA, or blocks of queries where those are faster
-    triton   gpu/attention.py   the GPU kernels
+    triton   gpu/attention.py   the GPU kernels; gpu/decode.py those of a step of generation
 
 Letters: B batch, T queries, S keys (N and M in a packed row), H query heads, G key/value heads, D head dim.
 """

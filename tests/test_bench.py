@@ -46,7 +46,9 @@ def test_dry_run_of_what_a_card_is_measured_with(tmp_path):
     assert {r["dtype"] for r in found["check"]} == {"float16", "float32"}
     assert all(r["passed"] for r in found["check"] + found["repeat"])
     assert {"ours", "eager"} <= {r["provider"] for r in found["row"] if r["ms"]}
-    assert len(found["sweep"]) == 2
+    assert any(r["check"].startswith("step ") for r in found["check"])
+    assert any(r["case"].startswith("step of ") and r["provider"] == "ours" and r["ms"] for r in found["row"])
+    assert len(found["sweep"]) == 3
     assert all(len(r["tried"]) > 1 and not r["refused"] for r in found["sweep"])
     page = path.with_suffix(".md").read_text()
     assert "FAILED" not in page

@@ -60,6 +60,35 @@ def test_pieces_are_the_whole(choices, impl, stops, monkeypatch):
         assert cache.lengths == until
 
 
+@pytest.fixture
+def _default_is_restored():
+    yield
+    backend.set_default("auto")
+
+
+@pytest.mark.usefixtures("_default_is_restored")
+@torch.no_grad()
+def test_steps_on_a_gpu_are_the_whole(monkeypatch):
+    """Prompts are read by one kernel and what follows by that of few queries, in the interpreter where there is no
+    GPU, whether sequences are as long as each other or not."""
+    pytest.importorskip("triton")
+    from kernels.gpu import attention_launch as kernels
+
+    counts, original = [], kernels.attention_decode
+    monkeypatch.setattr(kernels, "attention_decode", lambda *args: counts.append(len(args)) or original(*args))
+    monkeypatch.setattr(inference, "AHEAD", 1)
+    parts = sequences((20, 14, 19))
+    choices = {"num_kv_heads": 2, "max_seq_len": 24}
+    model, truth = gpt(**choices).float(), whole(gpt(**choices), parts)
+    backend.set_default("triton")
+    cache, seen = KVCache.of(model, 3, 20), (0, 0, 0)
+    for until in ((17, 11, 12), (18, 12, 13), (18, 13, 18), (18, 14, 18), (19, 14, 19), (20, 14, 19)):
+        for piece, right, a, b in zip(read(model, cache, parts, seen, until), truth, seen, until, strict=True):
+            torch.testing.assert_close(piece.double(), right[a:b], rtol=0, atol=1e-5)
+        seen = until
+    assert len(counts) == 5 * model.config.num_layers
+
+
 @torch.no_grad()
 def test_sequences_leave_and_are_copied():
     model, parts = gpt(), sequences(LENGTHS)

@@ -80,7 +80,7 @@ class Block(NamedTuple):
 
 
 @triton.jit
-def _sequence(bounds_ptr, b, length, strides, BOUNDS: tl.constexpr):
+def find_sequence(bounds_ptr, b, length, strides, BOUNDS: tl.constexpr):
     """Of sequence b: its first of the N rows, its length, its offset in a strided tensor."""
     if BOUNDS == "packed":  # bounds are cu_seqlens
         start = tl.load(bounds_ptr + b).to(tl.int64)
@@ -92,13 +92,19 @@ def _sequence(bounds_ptr, b, length, strides, BOUNDS: tl.constexpr):
 
 
 @triton.jit
-def _load(ptr, rows, end, stride, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The tile ptr[rows, :D], zeros in rows from `end` on and in columns from D on. Offsets have 64 bits."""
+def load_at(ptr, offsets, mask, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """D numbers from each of the offsets (rows, 1), which have 64 bits; zeros where the mask (rows, 1) is off and in
+    columns from D on."""
     cols = tl.arange(0, BLOCK_D)
-    mask = rows[:, None] < end
     if D != BLOCK_D:
         mask = mask & (cols[None, :] < D)
-    return tl.load(ptr + rows[:, None].to(tl.int64) * stride + cols[None, :], mask=mask, other=0.0)
+    return tl.load(ptr + offsets + cols[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def load_rows(ptr, rows, end, stride, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The tile ptr[rows, :D], zeros in rows from `end` on."""
+    return load_at(ptr, rows[:, None].to(tl.int64) * stride, rows[:, None] < end, D, BLOCK_D)
 
 
 @triton.jit
@@ -109,14 +115,18 @@ def _load_numbers(ptr, rows, end, other):
 
 
 @triton.jit
-def _store(ptr, tile, rows, end, stride, D: tl.constexpr, BLOCK_D: tl.constexpr):
+def store_at(ptr, tile, offsets, mask, D: tl.constexpr, BLOCK_D: tl.constexpr):
     cols = tl.arange(0, BLOCK_D)
-    mask = (rows[:, None] < end) & (cols[None, :] < D)
-    tl.store(ptr + rows[:, None].to(tl.int64) * stride + cols[None, :], tile.to(ptr.dtype.element_ty), mask=mask)
+    tl.store(ptr + offsets + cols[None, :], tile.to(ptr.dtype.element_ty), mask=mask & (cols[None, :] < D))
 
 
 @triton.jit
-def _dot(a, b):
+def store_rows(ptr, tile, rows, end, stride, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    store_at(ptr, tile, rows[:, None].to(tl.int64) * stride, rows[:, None] < end, D, BLOCK_D)
+
+
+@triton.jit
+def dot(a, b):
     """In float32 without rounding the factors to TF32, which is Triton's default. Three products of TF32 ("tf32x3")
     would hold the factors' digits and use the tensor cores, but those cut off every partial sum instead of rounding
     it: over 4,096 keys 4e-5 of the largest result, emulated, where PyTorch is off by 3e-7."""
@@ -124,7 +134,7 @@ def _dot(a, b):
 
 
 @triton.jit
-def _score(dots, scores):
+def score(dots, scores):
     """log2 e · score, and d score / d (scale · dot), which is 1 without a soft cap."""
     if scores.softcap is not None:
         x = dots * (scores.scale / scores.softcap)
@@ -139,7 +149,7 @@ def _score(dots, scores):
 
 
 @triton.jit
-def _hide(s, place, key, m, window, CAUSAL: tl.constexpr):
+def hide(s, place, key, m, window, CAUSAL: tl.constexpr):
     """−∞ where the query at `place` among the keys may not see `key`; the two broadcast to the shape of s."""
     visible = key < m
     if CAUSAL:
@@ -152,11 +162,19 @@ def _hide(s, place, key, m, window, CAUSAL: tl.constexpr):
 
 
 @triton.jit
-def _keep(seed, threshold, b, h, query, key):
+def keep_mask(seed, threshold, b, h, query, key):
     """Which probabilities survive dropout: `kernels.philox.attention_keep`, element for element."""
     zero = query * 0 + key * 0  # the shape of the tile
     bits = tl.philox(seed, zero + key, zero + query, zero + h, zero + b)
     return (bits[0] >> 1).to(tl.int32) >= threshold
+
+
+@triton.jit
+def exponentials(s, top):
+    """exp(s − the new maximum of each row), by how much sums over earlier keys shrink, and that maximum."""
+    new_top = tl.maximum(top, tl.max(s, 1))
+    shift = tl.where(new_top == NEG_INF, 0.0, new_top)  # a row that has seen nothing yet: −∞ − 0, not NaN
+    return tl.exp2(s - shift[:, None]), tl.exp2(top - shift), new_top
 
 
 # ---- forward ------------------------------------------------------------------------------------------
@@ -171,8 +189,8 @@ def forward_kernel(
     blocks = tl.cdiv(T, BLOCK.M)
     i0 = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK.M  # causal: the longest walks first
     h, b = tl.program_id(0) // blocks % H, tl.program_id(0) // blocks // H
-    q_start, n, q_offset = _sequence(q_bounds, b, T, q_strides, BOUNDS)
-    _k_start, m, k_offset = _sequence(k_bounds, b, S, k_strides, BOUNDS)
+    q_start, n, q_offset = find_sequence(q_bounds, b, T, q_strides, BOUNDS)
+    _k_start, m, k_offset = find_sequence(k_bounds, b, S, k_strides, BOUNDS)
     if BOUNDS == "packed":
         T = n  # rows to write; behind the length of a padded sequence they are zeros
         if i0 >= n:
@@ -182,7 +200,7 @@ def forward_kernel(
     v_ptr += k_offset + (h // GROUP).to(tl.int64) * k_strides.h
 
     query = i0 + tl.arange(0, BLOCK.M)
-    q = _load(q_ptr, query, n, q_strides.t, D, BLOCK.D)
+    q = load_rows(q_ptr, query, n, q_strides.t, D, BLOCK.D)
     top = tl.full((BLOCK.M,), NEG_INF, tl.float32)  # running maximum of the scores
     total = tl.full((BLOCK.M,), 0.0, tl.float32)  # running sum of exp(score − top)
     acc = tl.full((BLOCK.M, BLOCK.D), 0.0, tl.float32)
@@ -190,25 +208,21 @@ def forward_kernel(
     for PART in tl.static_range(1 if scores.window is None else 0, 3):
         for j0 in range(edges[PART], edges[PART + 1], BLOCK.N):
             key = j0 + tl.arange(0, BLOCK.N)
-            k = _load(k_ptr, key, m, k_strides.t, D, BLOCK.D)
-            s = _score(_dot(q, k.T), scores)[0]
+            k = load_rows(k_ptr, key, m, k_strides.t, D, BLOCK.D)
+            s = score(dot(q, k.T), scores)[0]
             if PART != 1:
-                s = _hide(s, query[:, None] + (m - n), key[None, :], m, scores.window, CAUSAL)
-            new_top = tl.maximum(top, tl.max(s, 1))
-            shift = tl.where(new_top == NEG_INF, 0.0, new_top)  # a row that has seen nothing yet: −∞ − 0, not NaN
-            p = tl.exp2(s - shift[:, None])
-            rescale = tl.exp2(top - shift)
+                s = hide(s, query[:, None] + (m - n), key[None, :], m, scores.window, CAUSAL)
+            p, rescale, top = exponentials(s, top)
             total = total * rescale + tl.sum(p, 1)
             if dropout is not None:
-                keep = _keep(seed, dropout.threshold, b, h, query[:, None], key[None, :])
+                keep = keep_mask(seed, dropout.threshold, b, h, query[:, None], key[None, :])
                 p = tl.where(keep, p * dropout.keep_scale, 0.0)
-            v = _load(v_ptr, key, m, k_strides.t, D, BLOCK.D)
-            acc = acc * rescale[:, None] + _dot(p.to(v.dtype), v)
-            top = new_top
+            v = load_rows(v_ptr, key, m, k_strides.t, D, BLOCK.D)
+            acc = acc * rescale[:, None] + dot(p.to(v.dtype), v)
 
     seen = (total != 0) & (query < n)  # not total > 0: NaN shall show
     out = tl.where(seen[:, None], acc / tl.where(seen, total, 1.0)[:, None], 0.0)
-    _store(o_ptr + (q_start * H + h) * D, out, query, T, H * D, D, BLOCK.D)
+    store_rows(o_ptr + (q_start * H + h) * D, out, query, T, H * D, D, BLOCK.D)
     # +∞ for a row that sees nothing makes all its probabilities exp2(s − ∞) = 0 in the backward.
     lse = tl.where(seen, top + tl.log2(tl.where(seen, total, 1.0)), INF)
     tl.store(lse_ptr + h.to(tl.int64) * N + q_start + query, lse, mask=query < T)
@@ -226,8 +240,8 @@ def backward_q_kernel(
     blocks = tl.cdiv(T, BLOCK.M)
     i0 = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK.M
     h, b = tl.program_id(0) // blocks % H, tl.program_id(0) // blocks // H
-    q_start, n, q_offset = _sequence(q_bounds, b, T, q_strides, BOUNDS)
-    _k_start, m, k_offset = _sequence(k_bounds, b, S, k_strides, BOUNDS)
+    q_start, n, q_offset = find_sequence(q_bounds, b, T, q_strides, BOUNDS)
+    _k_start, m, k_offset = find_sequence(k_bounds, b, S, k_strides, BOUNDS)
     if BOUNDS == "packed":
         T = n
         if i0 >= n:
@@ -239,9 +253,9 @@ def backward_q_kernel(
     row_offset = h.to(tl.int64) * N + q_start
 
     query = i0 + tl.arange(0, BLOCK.M)
-    q = _load(q_ptr, query, n, q_strides.t, D, BLOCK.D)
-    do = _load(do_ptr + o_offset, query, n, H * D, D, BLOCK.D)
-    o = _load(o_ptr + o_offset, query, n, H * D, D, BLOCK.D)
+    q = load_rows(q_ptr, query, n, q_strides.t, D, BLOCK.D)
+    do = load_rows(do_ptr + o_offset, query, n, H * D, D, BLOCK.D)
+    o = load_rows(o_ptr + o_offset, query, n, H * D, D, BLOCK.D)
     delta = tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
     tl.store(delta_ptr + row_offset + query, delta, mask=query < T)
     lse = tl.load(lse_ptr + row_offset + query, mask=query < n, other=INF)
@@ -250,19 +264,19 @@ def backward_q_kernel(
     for PART in tl.static_range(1 if scores.window is None else 0, 3):
         for j0 in range(edges[PART], edges[PART + 1], BLOCK.N):
             key = j0 + tl.arange(0, BLOCK.N)
-            k = _load(k_ptr, key, m, k_strides.t, D, BLOCK.D)
-            s, slope = _score(_dot(q, k.T), scores)
+            k = load_rows(k_ptr, key, m, k_strides.t, D, BLOCK.D)
+            s, slope = score(dot(q, k.T), scores)
             if PART != 1:
-                s = _hide(s, query[:, None] + (m - n), key[None, :], m, scores.window, CAUSAL)
+                s = hide(s, query[:, None] + (m - n), key[None, :], m, scores.window, CAUSAL)
             p = tl.exp2(s - lse[:, None])
-            v = _load(v_ptr, key, m, k_strides.t, D, BLOCK.D)
-            dp = _dot(do, v.T)
+            v = load_rows(v_ptr, key, m, k_strides.t, D, BLOCK.D)
+            dp = dot(do, v.T)
             if dropout is not None:
-                keep = _keep(seed, dropout.threshold, b, h, query[:, None], key[None, :])
+                keep = keep_mask(seed, dropout.threshold, b, h, query[:, None], key[None, :])
                 dp = tl.where(keep, dp * dropout.keep_scale, 0.0)
             ds = p * (dp - delta[:, None]) * slope
-            dq += _dot(ds.to(k.dtype), k)
-    _store(dq_ptr + o_offset, dq * scores.scale, query, T, H * D, D, BLOCK.D)
+            dq += dot(ds.to(k.dtype), k)
+    store_rows(dq_ptr + o_offset, dq * scores.scale, query, T, H * D, D, BLOCK.D)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -274,8 +288,8 @@ def backward_kv_kernel(
     blocks, G = tl.cdiv(S, BLOCK.N), H // GROUP
     j0 = tl.program_id(0) % blocks * BLOCK.N  # causal: the first keys have the longest walks
     g, b = tl.program_id(0) // blocks % G, tl.program_id(0) // blocks // G
-    q_start, n, q_offset = _sequence(q_bounds, b, T, q_strides, BOUNDS)
-    k_start, m, k_offset = _sequence(k_bounds, b, S, k_strides, BOUNDS)
+    q_start, n, q_offset = find_sequence(q_bounds, b, T, q_strides, BOUNDS)
+    k_start, m, k_offset = find_sequence(k_bounds, b, S, k_strides, BOUNDS)
     if BOUNDS == "packed":
         S = m
         if j0 >= m:
@@ -283,8 +297,8 @@ def backward_kv_kernel(
     k_offset += g.to(tl.int64) * k_strides.h
 
     key = j0 + tl.arange(0, BLOCK.N)
-    k = _load(k_ptr + k_offset, key, m, k_strides.t, D, BLOCK.D)
-    v = _load(v_ptr + k_offset, key, m, k_strides.t, D, BLOCK.D)
+    k = load_rows(k_ptr + k_offset, key, m, k_strides.t, D, BLOCK.D)
+    v = load_rows(v_ptr + k_offset, key, m, k_strides.t, D, BLOCK.D)
     dk = tl.full((BLOCK.N, BLOCK.D), 0.0, tl.float32)
     dv = tl.full((BLOCK.N, BLOCK.D), 0.0, tl.float32)
     edges = walk_queries(j0, m - n, tl.where(j0 < m, n, 0), scores.window, CAUSAL, BLOCK)
@@ -294,27 +308,27 @@ def backward_kv_kernel(
             query = edges[PART] + step // GROUP * BLOCK.M + tl.arange(0, BLOCK.M)
             h = g * GROUP + step % GROUP
             row_offset = h.to(tl.int64) * N + q_start
-            q = _load(q_ptr + q_offset + h.to(tl.int64) * q_strides.h, query, n, q_strides.t, D, BLOCK.D)
-            s, slope = _score(_dot(k, q.T), scores)  # transposed: keys × queries
+            q = load_rows(q_ptr + q_offset + h.to(tl.int64) * q_strides.h, query, n, q_strides.t, D, BLOCK.D)
+            s, slope = score(dot(k, q.T), scores)  # transposed: keys × queries
             if PART != 1:
-                s = _hide(s, query[None, :] + (m - n), key[:, None], m, scores.window, CAUSAL)
+                s = hide(s, query[None, :] + (m - n), key[:, None], m, scores.window, CAUSAL)
             lse = _load_numbers(lse_ptr + row_offset, query, n, INF)
             p = tl.exp2(s - lse[None, :])
-            do = _load(do_ptr + (q_start * H + h) * D, query, n, H * D, D, BLOCK.D)
-            dp = _dot(v, do.T)
+            do = load_rows(do_ptr + (q_start * H + h) * D, query, n, H * D, D, BLOCK.D)
+            dp = dot(v, do.T)
             z = p
             if dropout is not None:
-                keep = _keep(seed, dropout.threshold, b, h, query[None, :], key[:, None])
+                keep = keep_mask(seed, dropout.threshold, b, h, query[None, :], key[:, None])
                 z = tl.where(keep, p * dropout.keep_scale, 0.0)
                 dp = tl.where(keep, dp * dropout.keep_scale, 0.0)
-            dv += _dot(z.to(do.dtype), do)
+            dv += dot(z.to(do.dtype), do)
             delta = _load_numbers(delta_ptr + row_offset, query, n, 0.0)
             ds = p * (dp - delta[None, :]) * slope
-            dk += _dot(ds.to(q.dtype), q)
+            dk += dot(ds.to(q.dtype), q)
 
     # Rows behind the last key have met the queries as zeros and may hold anything.
     dk = tl.where((key < m)[:, None], dk * scores.scale, 0.0)
     dv = tl.where((key < m)[:, None], dv, 0.0)
     kv_offset = (k_start * G + g) * D
-    _store(dk_ptr + kv_offset, dk, key, S, G * D, D, BLOCK.D)
-    _store(dv_ptr + kv_offset, dv, key, S, G * D, D, BLOCK.D)
+    store_rows(dk_ptr + kv_offset, dk, key, S, G * D, D, BLOCK.D)
+    store_rows(dv_ptr + kv_offset, dv, key, S, G * D, D, BLOCK.D)

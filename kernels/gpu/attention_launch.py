@@ -3,8 +3,7 @@
 Letters: B batch, T queries, S keys, N rows of all sequences, H query heads, G key/value heads, D head dim.
 """
 
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -12,143 +11,13 @@ from torch import Tensor
 
 from kernels.arguments import AttentionOptions as Options
 from kernels.gpu import attention as kernels
+from kernels.gpu import decode
+from kernels.gpu.launch_table import Launch, launches, processors
 from kernels.operators import operator, schema_of
 from kernels.packing import Layout
 from kernels.philox import dropout_threshold
 
-# ---- launch table -------------------------------------------------------------------------------------
-
-
-class Launch(NamedTuple):
-    block_m: int  # queries a tile
-    block_n: int  # keys a tile
-    warps: int
-    stages: int  # depth of the software pipeline
-
-
-class Launches(NamedTuple):
-    forward: Launch
-    backward_q: Launch
-    backward_kv: Launch
-
-
-# By architecture and largest head dim, for two-byte types. Chosen by compiling (`python bench/machine_code.py`): the
-# largest tiles that keep everything in registers when causal, when packed and grouped too, and under dropout;
-# "regs" is the range over these and over Triton 3.6 and 3.9. EXCUSES there has what spills all the same. No choice
-# was timed on a GPU yet.
-LAUNCHES = {
-    # Every tile fits the 99 KB of shared memory of sm_86 and sm_89, which use these rows too. Older cards have less:
-    # kernels/backend.py sends them to PyTorch.
-    ("sm_80", 64): Launches(
-        Launch(128, 64, 8, 3),  # 177–248 regs
-        Launch(128, 64, 8, 2),  # 236–248 regs; 64 × 64 with 4 warps spills
-        Launch(32, 128, 8, 2),  # 215–244 regs
-    ),
-    ("sm_80", 128): Launches(
-        Launch(128, 64, 8, 2),  # 231–255 regs
-        Launch(64, 64, 8, 2),  # 176–239 regs
-        Launch(32, 64, 8, 2),  # 178–244 regs
-    ),
-    ("sm_80", 256): Launches(
-        Launch(64, 32, 8, 2),  # 205–255 regs
-        Launch(64, 32, 8, 1),  # 228–255 regs
-        Launch(32, 32, 8, 1),  # 139–190 regs
-    ),
-    # Every product is an asynchronous wgmma (HGMMA), which wants 64 rows a tile for each 4 warps: queries in the
-    # first two kernels, keys in the third. With fewer, both halves of the warps compute the same scores.
-    ("sm_90", 64): Launches(
-        Launch(128, 128, 8, 3),  # 182–255 regs
-        Launch(128, 64, 8, 3),  # 145–176 regs
-        Launch(64, 128, 8, 2),  # 236–255 regs
-    ),
-    ("sm_90", 128): Launches(
-        Launch(128, 64, 8, 3),  # 168–255 regs; with 4 warps it spills
-        Launch(128, 64, 8, 2),  # 238–255 regs
-        Launch(32, 128, 8, 2),  # 223–254 regs; 64 queries spill 7 times under Triton 3.6, 58 times under 3.9
-    ),
-    ("sm_90", 256): Launches(
-        Launch(64, 32, 8, 2),  # 170–249 regs
-        Launch(64, 16, 8, 2),  # 196–255 regs; 32 keys spill 70 times under dropout
-        Launch(32, 32, 8, 1),  # 143–186 regs; 64 keys, as wgmma wants, spill 38 times even with 16 queries
-    ),
-    # Products accumulate in tensor memory (tcgen05), of which there are 512 columns.
-    ("sm_100", 64): Launches(
-        Launch(128, 64, 8, 3),  # 122–255 regs, 256 columns
-        Launch(128, 64, 8, 3),  # 128–211 regs, 256 columns
-        Launch(64, 128, 8, 2),  # 180–222 regs, 512 columns
-    ),
-    ("sm_100", 128): Launches(
-        Launch(128, 64, 8, 3),  # 178–255 regs, 256 columns; 128 keys spill 82 times
-        Launch(128, 64, 8, 2),  # 175–255 regs, 512 columns
-        Launch(64, 64, 8, 2),  # 120–152 regs, 256 columns
-    ),
-    ("sm_100", 256): Launches(
-        Launch(64, 32, 8, 2),  # 128–181 regs, 512 columns
-        Launch(64, 32, 8, 1),  # 158–237 regs, 512 columns
-        Launch(16, 64, 8, 2),  # 126–166 regs, 512 columns; with 32 keys the tensor memory stays unused
-    ),
-    # sm_80's instructions with 99 KB: the same tiles, but for the forward of 128, where 64 keys spill under dropout.
-    ("sm_120", 64): Launches(
-        Launch(128, 64, 8, 3),  # 140–204 regs
-        Launch(128, 64, 8, 2),  # 180–248 regs
-        Launch(32, 128, 8, 2),  # 212–243 regs
-    ),
-    ("sm_120", 128): Launches(
-        Launch(128, 32, 8, 2),  # 190–228 regs
-        Launch(64, 64, 8, 2),  # 169–230 regs
-        Launch(32, 64, 8, 2),  # 180–251 regs
-    ),
-    ("sm_120", 256): Launches(
-        Launch(64, 32, 8, 2),  # 178–251 regs
-        Launch(64, 32, 8, 1),  # 207–255 regs
-        Launch(32, 32, 8, 1),  # 144–176 regs
-    ),
-    # 512 vector registers a thread with 4 warps, 64 KB of shared memory.
-    ("gfx942", 64): Launches(
-        Launch(128, 64, 4, 2),  # 210–366 regs
-        Launch(128, 64, 4, 1),  # 253–385 regs
-        Launch(64, 64, 4, 1),  # 255–364 regs
-    ),
-    ("gfx942", 128): Launches(
-        Launch(128, 32, 4, 2),  # 202–336 regs; 64 keys with 8 warps spill
-        Launch(64, 64, 4, 1),  # 326–447 regs; 128 queries with 8 warps spill 80 times
-        Launch(32, 64, 4, 1),  # 273–296 regs
-    ),
-    ("gfx942", 256): Launches(
-        Launch(64, 32, 4, 1),  # 273–376 regs
-        Launch(32, 32, 4, 1),  # 326–380 regs
-        Launch(16, 32, 4, 1),  # 236–288 regs
-    ),
-}
-# float32 products run on the ordinary units, because TF32 is too coarse, and alike everywhere: a thread needs whole
-# rows of both factors, so the tiles shrink as the head dim grows.
-FLOAT32 = {
-    64: Launches(Launch(32, 32, 8, 1), Launch(32, 16, 8, 1), Launch(16, 32, 8, 1)),
-    128: Launches(Launch(32, 32, 8, 1), Launch(16, 16, 8, 1), Launch(16, 16, 8, 1)),
-    256: Launches(Launch(16, 16, 8, 1), Launch(16, 16, 8, 1), Launch(16, 16, 8, 1)),
-}
-INTERPRETER = Launches(*[Launch(32, 16, 4, 1)] * 3)  # sides that differ, so that the tests notice a mix-up
-
-
-def architecture(device: torch.device) -> str:
-    """The row of the table for a GPU."""
-    if torch.version.hip:
-        return "gfx942"
-    major, _ = torch.cuda.get_device_capability(device)
-    return {9: "sm_90", 10: "sm_100", 11: "sm_100", 12: "sm_120"}.get(major, "sm_80")
-
-
-@cache
-def launches(device: torch.device, dtype: torch.dtype, D: int) -> Launches:
-    if device.type == "cpu":
-        return INTERPRETER
-    return choose(architecture(device), dtype, D)
-
-
-def choose(architecture: str, dtype: torch.dtype, D: int) -> Launches:
-    limit = next(limit for limit in (64, 128, 256) if limit >= D)
-    return FLOAT32[limit] if dtype == torch.float32 else LAUNCHES[architecture, limit]
-
+FEW = 16  # so many queries are a step of generation: decode.py
 
 # ---- operators ----------------------------------------------------------------------------------------
 
@@ -179,8 +48,44 @@ def _forward(
     launch = launches(q.device, q.dtype, D).forward
     programs = triton.cdiv(T, launch.block_m) * H * _batch(q, q_bounds, bounds)
     pointers = q, k, v, out, lse, q_bounds, k_bounds
-    _run(kernels.forward_kernel, programs, pointers, (bounds, T, S, N, *options), launch)
+    _run(kernels.forward_kernel, (programs,), pointers, (bounds, T, S, N, *options), launch)
     return out, lse
+
+
+def _decode(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_bounds: Tensor | None,
+    k_bounds: Tensor | None,
+    bounds: str,
+    T: int,
+    S: int,
+    *options: Any,
+) -> Tensor:
+    """The output of `_forward`, for few queries, and nothing that a gradient could be made of."""
+    (H, D), G = q.shape[-2:], k.shape[-2]
+    N = q.numel() // (H * D)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    if q.numel() == 0 or k.numel() == 0:
+        return out.zero_()
+    q, k, v = _readable(q, k, v)
+    rows = T * (H // G)
+    launch = decode.narrowed(launches(q.device, q.dtype, D).decode, rows)
+    programs = triton.cdiv(rows, launch.block_m) * G * _batch(q, q_bounds, bounds)
+    _, window, *_ = options
+    seen = S if window is None else min(S, T + 2 * window)
+    shares = decode.count_shares(programs, seen // decode.FEWEST_KEYS, processors(q.device))
+    parts = out if shares == 1 else torch.empty(shares, N, H, D, dtype=torch.float32, device=q.device)
+    sums = None if shares == 1 else torch.empty(shares, N, H, 2, dtype=torch.float32, device=q.device)
+    pointers = q, k, v, parts, sums, q_bounds, k_bounds
+    _run(decode.split_kernel, (programs, shares), pointers, (bounds, T, S, N, *options), launch)
+    if shares > 1:
+        with torch.cuda.device_of(q):
+            decode.merge_kernel[(N * H,)](
+                parts, sums, out, N * H, shares, D=D, BLOCK_D=_width(D), num_warps=decode.MERGE_WARPS
+            )  # fmt: skip
+    return out
 
 
 def _backward(
@@ -208,11 +113,11 @@ def _backward(
     delta = torch.empty_like(lse)
     B = _batch(q, q_bounds, bounds)
     options = bounds, T, S, N, *options
-    _, by_query, by_key = launches(q.device, q.dtype, D)
+    _, by_query, by_key, _ = launches(q.device, q.dtype, D)
     pointers = q, k, v, out, grad, lse, delta, dq, q_bounds, k_bounds  # writes dq and delta
-    _run(kernels.backward_q_kernel, triton.cdiv(T, by_query.block_m) * H * B, pointers, options, by_query)
+    _run(kernels.backward_q_kernel, (triton.cdiv(T, by_query.block_m) * H * B,), pointers, options, by_query)
     pointers = q, k, v, grad, lse, delta, dk, dv, q_bounds, k_bounds
-    _run(kernels.backward_kv_kernel, triton.cdiv(S, by_key.block_n) * k.shape[-2] * B, pointers, options, by_key)
+    _run(kernels.backward_kv_kernel, (triton.cdiv(S, by_key.block_n) * k.shape[-2] * B,), pointers, options, by_key)
     return dq, dk, dv
 
 
@@ -228,10 +133,10 @@ def _batch(q: Tensor, q_bounds: Tensor | None, bounds: str) -> int:
     return q_bounds.numel() - 1 if bounds == "packed" else q.shape[0]
 
 
-def _run(kernel, programs: int, pointers: tuple, options: tuple, launch: Launch) -> None:
+def _run(kernel, grid: tuple[int, ...], pointers: tuple, options: tuple, launch: Launch) -> None:
     """Launch on the device of the tensors, which need not be the current one."""
     with torch.cuda.device_of(pointers[0]):
-        kernel[(programs,)](
+        kernel[grid](
             *pointers,
             *_arguments(*pointers[:2], *options, launch),
             num_warps=launch.warps,
@@ -241,15 +146,20 @@ def _run(kernel, programs: int, pointers: tuple, options: tuple, launch: Launch)
 
 
 def _arguments(q, k, bounds, T, S, N, causal, window, scale, softcap, dropout_p, dropout_seed, launch) -> tuple:
-    """What all three kernels take behind their pointers, in their order."""
+    """What all these kernels take behind their pointers, in their order."""
     H, D = q.shape[-2:]
     dropout = kernels.Dropout(dropout_threshold(dropout_p), 1 / (1 - dropout_p)) if dropout_p else None
-    block = kernels.Block(launch.block_m, launch.block_n, max(16, triton.next_power_of_2(D)))
+    block = kernels.Block(launch.block_m, launch.block_n, _width(D))
     return (
         *(_strides(q, bounds), _strides(k, bounds), T, S, H, N),
         *(kernels.Scores(scale, softcap, window), dropout, dropout_seed),
         *(D, H // k.shape[-2], bounds, causal, block),
     )
+
+
+def _width(D: int) -> int:
+    """Columns of a tile: those of a product, a power of 2."""
+    return max(16, triton.next_power_of_2(D))
 
 
 def _strides(x: Tensor, bounds: str) -> kernels.Strides:
@@ -260,6 +170,10 @@ def _forward_fake(q, *_):
     H, D = q.shape[-2:]
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     return out, q.new_empty(H, q.numel() // (H * D), dtype=torch.float32)
+
+
+def _decode_fake(q, *_):
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device)
 
 
 def _backward_fake(grad, q, k, v, *_):
@@ -289,6 +203,9 @@ attention_forward = operator(
     setup=_setup,
     gradient=_gradient,
 )
+attention_decode = operator(
+    f"attention_decode(Tensor q, Tensor k, Tensor v, {_BOUNDS}) -> Tensor", _decode, fake=_decode_fake
+)
 
 
 # ---- public -------------------------------------------------------------------------------------------
@@ -303,6 +220,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options)
         bounds = _or_full(q_lengths, q), _or_full(k_lengths, k), "lengths", q.shape[1], k.shape[1]
     else:
         bounds = None, None, "", q.shape[1], k.shape[1]
+    trains = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    if not trains and bounds[3] <= FEW:
+        return attention_decode(q, k, v, *bounds, *options)
     return attention_forward(q, k, v, *bounds, *options)[0]
 
 

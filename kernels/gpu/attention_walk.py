@@ -46,3 +46,16 @@ def walk_queries(j0, offset, n, window, CAUSAL: tl.constexpr, BLOCK: tl.constexp
     if window is None:  # rows behind the last query have lse = ∞ and need no mask
         return start, full, tl.maximum(full, end), stop
     return start, full, tl.maximum(full, masked // BLOCK.M * BLOCK.M), stop
+
+
+@triton.jit
+def visible_keys(first, last, m, window, CAUSAL: tl.constexpr):
+    """Edges of the keys that any query sees of those at the places `first` … `last` among m keys."""
+    start, stop = 0, m
+    if CAUSAL:
+        stop = tl.minimum(m, last + 1)
+    if window is not None:
+        start = tl.maximum(0, first - window + 1)
+        if not CAUSAL:
+            stop = tl.minimum(m, last + window)
+    return start, tl.maximum(start, stop)

@@ -4,7 +4,8 @@ Letters: B batch, T queries, S keys, H query heads, G key/value heads, D head di
 """
 
 import random
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from unittest.mock import patch
 
@@ -14,6 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from kernels import Packing, attention, reference
 from kernels.gpu import attention_launch as operators
+from kernels.gpu import launch_table
 from tests.kernels.interpreter import right_bfloat16
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -84,14 +86,18 @@ def check(case: Case) -> None:
     truth = gradients(case, torch.float64, formula)
     plain = gradients(case, case.dtype, formula)
     fused = gradients(case, case.dtype, sdpa) if has_sdpa(case) else with_rounded_delta(case, truth[0], plain)
-    errors, fused = ([largest(b - a) for a, b in zip(truth, theirs, strict=True)] for theirs in (plain, fused))
+    for name, *results in zip(NAMES, truth, plain, fused, run_triton(case), strict=True):
+        judge(name, case, *results)
+
+
+def judge(name: str, case: Case, truth: Tensor, plain: Tensor, fused: Tensor, ours: Tensor) -> None:
+    """Ours may be twice as far from the truth as the worse of PyTorch's two."""
+    assert torch.isfinite(ours).all(), f"{name} is not finite"
+    pytorch, error = max(largest(plain - truth), largest(fused - truth)), largest(ours - truth)
     # Sums of float32 in another order, of the size of the result, of a typical score or of the queries in dk.
     score = abs(case.options.get("scale", case.D**-0.5)) * case.D**0.5
-    for name, a, ours, *pytorch in zip(NAMES, truth, run_triton(case), errors, fused, strict=True):
-        assert torch.isfinite(ours).all(), f"{name} is not finite"
-        allowed = 2 * max(pytorch) + 2e-6 * max(1, largest(a), abs(case.size), score)
-        error = largest(ours - a)
-        assert error <= allowed, f"{name}: error {error:.2e}, PyTorch's {max(pytorch):.2e}, allowed {allowed:.2e}"
+    allowed = 2 * pytorch + 2e-6 * max(1, largest(truth), abs(case.size), score)
+    assert error <= allowed, f"{name}: error {error:.2e}, PyTorch's {pytorch:.2e}, allowed {allowed:.2e}"
 
 
 def largest(x: Tensor) -> float:
@@ -177,13 +183,45 @@ def gradients(case: Case, dtype: torch.dtype, function) -> list[Tensor]:
 
 
 def run_triton(case: Case) -> list[Tensor]:
+    with launched(case):
+        return gradients(case, case.dtype, triton)
+
+
+@contextmanager
+def launched(case: Case, shares: int | None = None) -> Iterator[None]:
+    """With the case's tile in the interpreter, and the keys of a step of generation in so many shares."""
     with ExitStack() as stack:
         if DEVICE == "cpu":
             launch = operators.Launch(*case.tile, 4, 1)
-            stack.enter_context(patch.object(operators, "launches", lambda *_: operators.Launches(*[launch] * 3)))
+            table = launch_table.Launches(*[launch] * 4)
+            stack.enter_context(patch.object(operators, "launches", lambda *_: table))
             if case.dtype == torch.bfloat16:
                 stack.enter_context(right_bfloat16())
-        return gradients(case, case.dtype, triton)
+        if shares is not None:
+            stack.enter_context(patch.object(operators.decode, "count_shares", lambda *_: shares))
+        yield
+
+
+# ---- a step of generation, without gradients ---------------------------------------------------------------
+
+
+def check_decode(case: Case, shares: int) -> None:
+    """As `check`, of the output alone."""
+    truth, plain = (decode(case, dtype, formula) for dtype in (torch.float64, case.dtype))
+    fused = decode(case, case.dtype, sdpa) if has_sdpa(case) else plain
+    judge("out", case, truth, plain, fused, run_decode(case, shares))
+
+
+def run_decode(case: Case, shares: int) -> Tensor:
+    with launched(case, shares):
+        return decode(case, case.dtype, triton)
+
+
+@torch.no_grad()
+def decode(case: Case, dtype: torch.dtype, function) -> Tensor:
+    """The output, in float64."""
+    inputs, layout = case.tensors()
+    return function(case, *(x.to(dtype) for x in inputs), layout).double()
 
 
 # ---- cases -----------------------------------------------------------------------------------------------

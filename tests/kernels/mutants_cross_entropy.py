@@ -31,7 +31,7 @@ MUTANTS = [
     ("cross-entropy in PyTorch: mean over the padding", TORCH, "s[:, :V].mean(-1)", "s.mean(-1)"),
     ("cross-entropy in PyTorch: logits overwritten", TORCH, "copy=True)", "copy=False)"),
     ("cross-entropy in PyTorch: logprob from rounded lse", TORCH, "squeeze(-1).sub_(top)", "squeeze(-1).sub_(top + 1e4).add_(1e4)"),
-    ("cross-entropy in PyTorch: entropy not normalised", TORCH, "total = block.sum(-1)", "total = block.new_ones(())"),
+    ("cross-entropy in PyTorch: entropy without its weights", TORCH, ".log_().mul_(block).sum(-1)", ".log_().sum(-1)"),
     ("cross-entropy in PyTorch: ignored rows in the gradient", TORCH, "norm, g * counted, options", "norm, g, options"),
     ("linear: weight gradient of the last chunk only", LINEAR, "total.addmm_(a, b)", "torch.mm(a, b, out=total)"),
     ("linear: weight gradient summed in 16 bits", LINEAR, "hidden.new_zeros(weight.shape if wanted[1] else 0, dtype=wide)", "hidden.new_zeros(weight.shape if wanted[1] else 0)"),

@@ -10,6 +10,7 @@ pytest.importorskip("triton")
 from kernels import Packing, attention, reference
 from kernels.gpu import attention_launch as operators
 from kernels.gpu.attention import Strides
+from kernels.gpu.launch_table import INTERPRETER
 from tests.kernels.attention_cases import ADVERSARIAL, DEVICE, Case, check, draw_case, run_triton
 from tests.kernels.interpreter import GuardBands, recorded_addresses, reversed_programs
 
@@ -123,7 +124,7 @@ def test_a_window_wider_than_32_bits_hides_nothing(causal, S):
 
 def test_a_soft_cap_of_0_is_no_other_number():
     """`kernels.attention` refuses it; one that came here all the same must become neither 1 nor none."""
-    q, launch = torch.zeros(1, 20, 2, 16), operators.INTERPRETER.forward
+    q, launch = torch.zeros(1, 20, 2, 16), INTERPRETER.forward
     arguments = operators._arguments(q, q, "", 20, 20, 20, False, None, 0.25, 0.0, 0.0, 0, launch)
     assert operators.kernels.Scores(0.25, 0.0, None) in arguments
 
@@ -248,7 +249,7 @@ def test_the_same_bits_every_time():
 
 def raw_arguments(strides: Strides, T: int, H: int, N: int, D: int, bounds: str) -> tuple:
     """What a kernel takes behind its pointers, without any option."""
-    launch = operators.INTERPRETER.forward
+    launch = INTERPRETER.forward
     block = operators.kernels.Block(launch.block_m, launch.block_n, D)
     scores = operators.kernels.Scores(1.0, None, None)
     return strides, strides, T, T, H, N, scores, None, 0, D, 1, bounds, False, block

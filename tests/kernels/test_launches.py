@@ -10,10 +10,11 @@ pytest.importorskip("triton")
 import torch
 
 from bench import machine_code
-from kernels.gpu import attention_launch, cross_entropy
+from kernels.gpu import attention_launch, cross_entropy, decode, launch_table
 
 CAUSAL = "sm_90 attention.forward D64 bf16 causal"
 DROPOUT = "sm_90 attention.forward D64 bf16 lengths dropout"
+STEP, UNSPLIT = "sm_90 decode.split D64 bf16 one query", "sm_90 decode.split D64 bf16 one query unsplit"
 
 
 def in_the_compiler(function, *calls: tuple) -> list[tuple]:
@@ -41,11 +42,29 @@ def launched_attention(T: int, S: int, causal: bool, dropout_p: float, seed: int
     q = torch.empty(2, T, 2, 64, dtype=torch.bfloat16)
     k = torch.empty(2, S, 2, 64, dtype=torch.bfloat16)
     lengths, bounds = (torch.empty(2, dtype=torch.int32), "lengths") if dropout_p else (None, "")
-    launch = attention_launch.choose("sm_90", q.dtype, 64).forward
+    launch = launch_table.choose("sm_90", q.dtype, 64).forward
     options = bounds, T, S, 2 * T, causal, None, 0.125, None, dropout_p, seed
     arguments = q, k, k, q, torch.empty(2, 2 * T), lengths, lengths
     arguments += attention_launch._arguments(q, k, *options, launch)
     return specialized(attention_launch.kernels.forward_kernel, arguments, {})
+
+
+def launched_step(B: int, S: int, room: int, ragged: bool) -> tuple:
+    """Of one query for each sequence over a cache (B,G,room,D) that holds S tokens; unsplit if not ragged."""
+    heads = 8 if ragged else 2
+    q = torch.empty(B, 1, heads, 64, dtype=torch.bfloat16)
+    k = torch.empty(B, 2, room, 64, dtype=torch.bfloat16)[:, :, :S].transpose(1, 2)
+    lengths, bounds = (torch.empty(B, dtype=torch.int32), "lengths") if ragged else (None, "")
+    parts, sums = (torch.empty(1), torch.empty(1)) if ragged else (q, None)
+    launch = decode.narrowed(launch_table.choose("sm_90", q.dtype, 64).decode, heads // 2)
+    options = bounds, 1, S, B, True, None, 0.125, None, 0.0, 0
+    arguments = q, k, k, parts, sums, lengths, lengths, *attention_launch._arguments(q, k, *options, launch)
+    return specialized(decode.split_kernel, arguments, {})
+
+
+def launched_merge(rows: int, shares: int) -> tuple:
+    parts, out = torch.empty(1), torch.empty(1, dtype=torch.bfloat16)
+    return specialized(decode.merge_kernel, (parts, parts, out, rows, shares), {"D": 64, "BLOCK_D": 64})
 
 
 def launched_cross_entropy(N: int) -> tuple:
@@ -66,6 +85,9 @@ def inspected(name: str) -> tuple:
 def test_what_is_inspected_is_what_is_launched():
     launched = in_the_compiler(launched_attention, (128, 128, True, 0.0, 0), (128, 128, False, 0.1, 3))
     assert launched == in_the_compiler(inspected, (CAUSAL,), (DROPOUT,))
+    launched = in_the_compiler(launched_step, (4, 300, 512, True), (4, 300, 512, False))
+    assert launched == in_the_compiler(inspected, (STEP,), (UNSPLIT,))
+    assert in_the_compiler(launched_merge, (8, 3)) == in_the_compiler(inspected, ("sm_90 decode.merge D64 bf16",))
 
 
 def test_ragged_batches_and_other_seeds_compile_nothing_new():
@@ -74,4 +96,13 @@ def test_ragged_batches_and_other_seeds_compile_nothing_new():
     first, *others = in_the_compiler(launched_attention, *shapes)
     assert others == [first] * 3
     first, *others = in_the_compiler(launched_cross_entropy, (128,), (1,), (37,))
+    assert others == [first] * 2
+
+
+def test_a_growing_cache_compiles_nothing_new():
+    """Another token, other sequences, a cache that grew, another number of shares."""
+    steps = (4, 300, 512, True), (1, 1, 32, True), (3, 512, 640, True), (16, 333, 333, True)
+    first, *others = in_the_compiler(launched_step, *steps)
+    assert others == [first] * 3
+    first, *others = in_the_compiler(launched_merge, (8, 3), (1, 1), (128, 16))
     assert others == [first] * 2

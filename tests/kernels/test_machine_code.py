@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 import torch
 
 from bench import machine_code
-from kernels.gpu import attention_launch
+from kernels.gpu import decode, launch_table
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = machine_code.triton_version()
@@ -83,15 +83,19 @@ def test_every_launch_is_inspected(card, dtype):
     seen = {
         (c.kernel, *c.constants["BLOCK"][:2], c.warps, c.stages)
         for c in machine_code.configurations()
-        if c.card == card and "attention" in c.kernel and kind in c.name.split()
+        if c.card == card and "BLOCK" in c.constants and "cross" not in c.kernel and kind in c.name.split()
     }
     for D in range(16, 257, 16):
-        for kernel, launch in attention_launch.choose(card, dtype, D)._asdict().items():
+        launches = launch_table.choose(card, dtype, D)._asdict()
+        step = launches.pop("decode")
+        for rows in (1, 16, 17, 100):
+            assert ("decode.split_kernel", *decode.narrowed(step, rows)) in seen
+        for kernel, launch in launches.items():
             assert (f"attention.{kernel}_kernel", *launch) in seen
 
 
 CARD = machine_code.CARDS["sm_90"]
-CONFIGURATION = machine_code.Configuration("sm_90", "attention.forward_kernel", "D64", {}, {}, warps=8, product=True)
+CONFIGURATION = machine_code.Configuration("sm_90", "attention.forward_kernel", "D64", {}, {}, warps=8, product="HGMMA")
 
 
 @pytest.mark.parametrize(
