@@ -216,11 +216,13 @@ def finish(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer)
             metrics |= flat(measured, split)
             metrics |= {f"{split}_{name}": value for name, value in task.details(examples, answers).items()}
             session.console.print(f"{split}: {figures(measured)} on {len(examples):,} examples never trained on")
-    session.console.print(table := task.table(examples, answers))
+    tables = [table for table in [task.table(examples, answers)] if table.row_count]  # without mistakes there is none
+    for table in tables:
+        session.console.print(table)
     for remark in (remarks := task.remarks(measured)):
         session.console.print(f"note: {remark}", markup=False)
     next_command = task.next_command(session.run.folder)
-    found = findings(task, model, [table], measured, list(baselines), remarks, next_command)
+    found = findings(task, model, tables, measured, list(baselines), remarks, next_command)
     panels = ["loss", "lr", f"dev_{task.headline}"]
     task.end(model)
     conclude(session, metrics, flat(measured, "dev"), panels, f"{task.name}, by example", found)

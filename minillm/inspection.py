@@ -20,6 +20,7 @@ from torch import Tensor
 
 from minillm.batching import IGNORE, Batch, Corpus
 from minillm.errors import UserError
+from minillm.heads import ONE_OUTPUT
 from minillm.report import without_control_characters
 from minillm.start import prepare
 from minillm.tasks.base import Task
@@ -136,4 +137,5 @@ def name_of_label(label: Any, task: Task) -> str:
     classes = task.sequence_classes or task.classes  # of a tagger, the latter are those of the words
     if isinstance(label, list):  # a yes or no for each class
         return " + ".join(name for name, applies in zip(classes, label, strict=True) if applies) or "none"
-    return str(classes[label]) if classes and isinstance(label, int) else str(label)
+    is_class = isinstance(label, int) and classes and classes != ONE_OUTPUT  # else a number, or which of a pair won
+    return str(classes[label]) if is_class else str(label)

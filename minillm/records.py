@@ -145,7 +145,8 @@ def read(path: Path, otherwise: "Reader | None" = None) -> list[Record]:
     reader = READERS.get(extension(path), otherwise)
     if reader is None:
         kinds = ", ".join(f"{name} ({what})" for name, what in KINDS.items())
-        raise UserError(f"{path} is none of {kinds}")
+        what = "a folder: name a file in it," if path.is_dir() else "none of"
+        raise UserError(f"{path} is {what} {kinds}")
     records = list(reader(path, lines_of(path)))
     if not records:
         raise UserError(f"{path} holds no records")

@@ -55,6 +55,14 @@ def test_texts_with_classes(tmp_path):
     assert ", label fine, weight" in text or ", label awful, weight" in text
 
 
+def test_pairs_of_which_one_was_chosen(tmp_path):
+    pytest.importorskip("tokenizers")
+    rows = [f"why {i},because {i},no {i}\n" for i in range(20)]
+    (tmp_path / "a.csv").write_text("prompt,chosen,rejected\n" + "".join(rows))
+    text = shown(1, "preference", of_task=TASKS["preference"].Options(tmp_path / "a.csv"))
+    assert text.index(", label 1, weight") < text.index(", label 0, weight")
+
+
 # ---- broken rules --------------------------------------------------------------------------------
 
 

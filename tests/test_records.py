@@ -131,6 +131,11 @@ def test_wrong_files(tmp_path, name, content, sentence):
         records.read(write(tmp_path, name, content))
 
 
+def test_a_folder(tmp_path):
+    with pytest.raises(UserError, match=r"is a folder: name a file in it, \.jsonl"):
+        records.read(tmp_path)
+
+
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match=r"cannot read .*a\.csv: No such file"):
         records.read(tmp_path / "a.csv")

@@ -74,6 +74,9 @@ def read(path: Path, fields: Fields, known: Collection[str] = ()) -> list[Labell
     """The examples of a file; their labels must be among the known ones, if any are."""
     found = records.read(path)
     roles = ["text", "text2"] if fields.has(found[0], "text2") else ["text"]
+    if isinstance(found[0].value(fields.name("label")), list):
+        place = f"{found[0].place}: {fields.name('label')!r}"
+        raise UserError(f"{place} is a list: where a text has several labels, add --problem multi")
     examples = []
     for record, label in zip(found, records.labels(found, fields.name("label"), known), strict=True):
         if known and label not in known:

@@ -54,6 +54,12 @@ def test_labels_in_tables(tmp_path, labels, expected):
     assert labels_of(tmp_path / "a.csv", content) == expected
 
 
+def test_lists_without_the_option(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": ["x", "y"]}\n')
+    with pytest.raises(UserError, match=r"'label' is a list: .* add --problem multi"):
+        Classify(Options(tmp_path / "a.jsonl"), seed=0)
+
+
 def test_labels_in_lists(tmp_path):
     lists = [["b", "a|c"], [], ["b", "b"], "b", [2, 2.0, "x"]]
     content = "".join(json.dumps({"text": f"text {i}", "label": each}) + "\n" for i, each in enumerate(lists))
