@@ -8,8 +8,8 @@
 random, so that few answers end by themselves and few are alike: nothing is saved by scoring equal ones once. The reward
 is the share of even words. Both sides run in processes of their own that take turns, so that a slow minute hits both.
 TRL is measured twice: without checkpointing and without a KL penalty, as ours is, and with its defaults. Ours is
-`train_rl.train`, whose session waits for its turn before every step. The rate counts drawn tokens, at most; memory is
-the peak of the process, libraries included.
+`train_rl.train`, whose session waits for its turn before every step; where its time goes is printed, too. The rate
+counts drawn tokens, at most; memory is the peak of the process, libraries included.
 """
 
 import argparse
@@ -17,9 +17,11 @@ import random
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from statistics import median
+from typing import Any, ClassVar, NamedTuple
 
 import harness  # first: puts the repository root on the path
 import report
@@ -30,6 +32,7 @@ from train import BENCH, fill, started
 from train_worker import peak_mb, send
 
 import train_rl
+from minillm.episodes import Agent
 from minillm.files import read_json, write_json
 from minillm.gpt import GPT, GPTConfig
 from minillm.metrics import Interval, average
@@ -99,21 +102,51 @@ class Words(WritingTask):
         return {"even": average(self.reward(examples, answers)["even"])}
 
 
+# What a step of ours consists of, and which function each part is.
+PARTS = {
+    "sampling": (Agent, "rollout"),
+    "reward": (train_rl, "judge"),
+    "scoring": (train_rl, "require_parity"),  # in every tenth step
+    "gradient": (train_rl, "climb"),
+    "optimiser": (Session, "update"),
+}
+
+
+def clock(spent: Counter, part: str) -> None:
+    """The milliseconds of a part's calls are added up from now on."""
+    owner, name = PARTS[part]
+    plain = getattr(owner, name)
+
+    def call(*given: Any, **named: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return plain(*given, **named)
+        finally:
+            spent[part] += 1e3 * (time.perf_counter() - start)
+
+    setattr(owner, name, call)
+
+
 class Paced(Session):
     """A step for each line of standard input."""
+
+    spent: ClassVar[Counter] = Counter()
 
     def __iter__(self) -> Iterator[int]:
         send(ready=1)
         for step in super().__iter__():
             if not sys.stdin.readline():
                 sys.exit(0)
+            self.spent.clear()
             start = time.perf_counter()
             yield step
-            send(ms=1e3 * (time.perf_counter() - start), peak_mb=peak_mb())
+            send(ms=1e3 * (time.perf_counter() - start), peak_mb=peak_mb(), parts=self.spent)
 
 
 def work(folder: Path, dtype: str) -> None:
     Words.prompts = read_json(folder / "prompts.json", list)
+    for part in PARTS:
+        clock(Paced.spent, part)
     TASKS["words"], train_rl.Session = Words, Paced
     numbers = {"prompts": PROMPTS, "samples": SAMPLES, "temperature": 1.0, "steps": 10_000, "lr": 1e-5, "watch": 0}
     precision = {"float32": "fp32", "bfloat16": "bf16"}[dtype]
@@ -142,8 +175,15 @@ def measure(case: Case, args: argparse.Namespace) -> list[Row]:
         fill(row := Row(case.name, name, "step"), [s["ms"] for s in taken[WARM:]], PROMPTS * SAMPLES * NEW)
         row.peak_mb = taken[-1]["peak_mb"]
         rows.append(row)
+    print(f"  ours: {shares(steps['ours'][WARM:])}", flush=True)
     harness.add_ratios(rows, BASELINE)
     return rows
+
+
+def shares(taken: Sequence[dict[str, Any]]) -> str:
+    """Where the time of the steps went, in words; medians."""
+    found = {part: median(step["parts"].get(part, 0.0) / step["ms"] for step in taken) for part in PARTS}
+    return ", ".join(f"{part} {share:.0%}" for part, share in found.items())
 
 
 def main() -> int:

@@ -147,7 +147,10 @@ SFT = {
     "too much dropout with init": ({"init": "HERE/done", "dropout": 1.5}, r"--dropout 1\.5"),
     "kind of another task": ({"model": "gpt"}, "--model is for --task classify, .* or preference, not for pronounce"),
     "fields of another task": ({"fields": "text=a"}, "--fields is for --task lm, .* or preference, not for pronounce"),
-    "examples of another task": ({"examples": 5}, "--examples is for --task arithmetic, countdown or points24, not for pronounce"),
+    "examples of another task": (
+        {"examples": 5},
+        "--examples is for --task arithmetic, .* or points24, not for pronounce",
+    ),
     "warmup without end": ({"warmup": 1}, r"--warmup 1\.0 must be a share of the training, from 0 to below 1"),
     "resume nothing": ({"resume": "HERE/nothing"}, "there is no run folder HERE/nothing"),
     "resume no run": ({"resume": "HERE/notes"}, "HERE/notes is not a run"),

@@ -116,7 +116,8 @@ class Recorder:
     update = Session.update
 
     def __init__(self, model):
-        self.model, self.optimizers, self.progress = model, [self], SimpleNamespace(totals={})
+        self.model = self.parts = model
+        self.sharded, self.optimizers, self.progress = None, [self], SimpleNamespace(totals={})
         self.step_taken = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
 
     def step(self):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from experiment.arms import CONTROL
-from experiment.effects import is_told, mean_of, sentence
+from experiment.effects import is_told, mean_of, over_seeds, sentence
 from experiment.pictures import Picture, curve
 from experiment.results import START, Results, title_of, told
 from minillm.metrics import Interval
@@ -229,7 +229,10 @@ def moved(results: Results) -> Question:
 
 
 def stable(results: Results) -> Question:
-    asked = "The same again with other seeds; with verdicts that say nothing; at other learning rates."
+    asked = (
+        "The same again with other seeds; with verdicts that say nothing; at other learning rates; and whether two "
+        "batches agree on where to go."
+    )
     question = Question("How stable is it?", asked)
     before = results.value(START, of="dev")
     series = [Series(title_of(START), [1.0], [before.value])] if before else []
@@ -240,7 +243,9 @@ def stable(results: Results) -> Question:
     question.pictures = [
         Picture("learning_rates", "Right answers by learning rate", "dev, after a short trial; times the usual rate",
                 series, unit="times the usual rate", is_log=True),
+        noise(results),
     ]  # fmt: skip
+    question.sentences.append(signal(results))
     question.sentences += compared(
         results, "shuffled", START, "right", "test", "verdicts that say nothing made more answers right",
         "verdicts that say nothing made fewer answers right: what noise alone does",
@@ -251,6 +256,32 @@ def stable(results: Results) -> Question:
         "true verdicts are behind shuffled ones", "no difference between true verdicts and shuffled ones was seen",
     )  # fmt: skip
     return question
+
+
+def noise(results: Results) -> Picture:
+    """How far two batches agree, by what they are told."""
+    series = []
+    for by in ("labels", "verdicts"):
+        points = [(labels(results, s), results.agreement(by, s)) for s in results.design.shares]
+        points = [(x, over_seeds(cosines, ".3f")) for x, cosines in points if cosines]
+        series += [curve(by, [x for x, _ in points], [value for _, value in points])] if points else []
+    return Picture(
+        "gradient_noise", "Cosine of the gradients of two batches", "at the starts; 1: all signal, 0: all noise",
+        series, unit="labels of the start", is_log=True, has_shares=False,
+    )  # fmt: skip
+
+
+def signal(results: Results) -> str:
+    """Which of the two has less noise in its gradient, at the shared start."""
+    both = [results.agreement(by, results.design.shared) for by in ("labels", "verdicts")]
+    if not all(both):
+        return ""
+    found = over_seeds([a - b for a, b in zip(*both, strict=True)], ".3f")
+    return sentence(
+        found, "batches of labels agree more on where to go than batches of verdicts",
+        "batches of verdicts agree more on where to go than batches of labels",
+        "no difference was seen in how far batches of labels and of verdicts agree on where to go",
+    )  # fmt: skip
 
 
 # ---- what others found -------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import numpy as np
 from experiment import measure, plan
 from experiment.arms import ARMS
 from experiment.effects import effect, mean_of
+from experiment.noise import NOISE
 from experiment.plan import Design, Job
 from experiment.runner import Runner
 from experiment.studies import Study
@@ -107,6 +108,12 @@ class Results:
         seeds = self.seeds((first, share), (second, other_share))
         found = [self.matrix(arm, what, of, s, seeds) for arm, s in ((first, share), (second, other_share)) if seeds]
         return None if len(found) < 2 or any(each is None for each in found) else (found[0], found[1])
+
+    def agreement(self, told: str, share: float) -> list[float]:
+        """Of each seed the mean cosine of the gradients of two batches at its start, of "labels" or of "verdicts"; NaN
+        where a batch taught nothing."""
+        found = [self.row(self.path(START, share, seed), told, NOISE) for seed in self.seeds((START, share))]
+        return [float(row.mean()) for row in found if row is not None]
 
     def failures(self) -> list[str]:
         found = [job for job in self.finished if measure.has_failed(self.work.path(job))]

@@ -11,6 +11,7 @@ from rich.console import Console
 import train_rl
 import train_sft
 from experiment import measure
+from experiment.noise import NOISE, noise
 from experiment.plan import Job
 from experiment.studies import Study
 from minillm import cli
@@ -67,7 +68,9 @@ class Runner:
         if job.kind in ("judge", "half"):
             return measure.save(self.path(job), {})
         sets = ["dev"] if job.kind == "search" else [*self.study.sets]
-        return measure.save(self.path(job), measure.measured(self.study, self.path(job), self.origin(job), sets))
+        found = measure.measured(self.study, self.path(job), self.origin(job), sets)
+        of_gradients = {NOISE: noise(self.study, self.path(job), job)} if job.kind == "start" else {}
+        return measure.save(self.path(job), {**found, **of_gradients})
 
     def origin(self, job: Job) -> Path:
         """The start that an arm went away from, whatever it went through."""

@@ -119,7 +119,8 @@ class Study:
         }
 
     def supervised(self) -> dict[str, Any]:
-        return {"optimizer": "muon", "batch_tokens": self.sizes.batch_tokens, "warmup": 0.05, "evaluations": 6}
+        to_the_end = {"evaluations": 6, "keep": "last", "patience": 6}  # whatever the task would do by itself
+        return {"optimizer": "muon", "batch_tokens": self.sizes.batch_tokens, "warmup": 0.05, **to_the_end}
 
     def reinforced(self) -> dict[str, Any]:
         sizes = {"prompts": self.sizes.prompts, "samples": self.sizes.samples, "reward": self.given.reward}

@@ -154,3 +154,12 @@ def test_files_and_a_reward_of_ones_own(tmp_path):
 def test_missing_data_is_named(tmp_path):
     with pytest.raises(UserError, match=r"--task sentiment needs .*train.jsonl; name the folder"):
         sft_vs_rl.main(["--task", "sentiment", "--data", str(tmp_path), "--out", str(tmp_path / "out")])
+
+
+def test_the_control_learns_to_the_end_whatever_its_task_would_do(tmp_path):
+    """Classifiers keep their best look by default, the start among them: no control, where that is the best."""
+    for kind in studies.STUDIES.values():
+        study = kind(tmp_path, studies.Sizes(), studies.Given())
+        options = study.supervised()
+        assert options["keep"] == "last"
+        assert options["patience"] >= options["evaluations"]
