@@ -46,7 +46,9 @@ class Optimisation:
     embedding_lr: float | None = cli.option(
         None, "peak learning rate of embeddings and norms, or of a classifier's head"
     )
-    optimizer: str | None = cli.option(None, "what moves the weights", choices=tuple(OPTIMIZERS))
+    optimizer: str | None = cli.option(
+        None, "what moves the weights; with another than the task's own, give --lr, too", choices=tuple(OPTIMIZERS)
+    )
     beta2: float | None = cli.option(
         None, "share of its mean of squared gradients that AdamW keeps: nearer to 1 where gradients are noisy"
     )

@@ -261,7 +261,7 @@ def length(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
 
 MARKER = "####"  # behind the last of them stands the answer, as in GSM8K (arXiv:2110.14168)
 NUMBER = re.compile(
-    r"(?<![\w.,/])[-+]?(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?:\.\d{1,18}|/\d{1,18})?(?![\w/]|[.,]\d)", re.ASCII
+    r"(?<![\w.,/])[-+]?[$€]?(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?:\.\d{1,18}|/\d{1,18})?(?![\w/]|[.,]\d)", re.ASCII
 )
 MOST_READ = 10_000  # characters of an answer
 
@@ -281,7 +281,7 @@ def last_number(text: str) -> Fraction | None:
     if len(text) > MOST_READ:
         return None
     _, marker, tail = text.rpartition(MARKER)
-    tail = tail.strip().rstrip(".").rstrip("%€$ ").lstrip("$€ ")
+    tail = tail.replace("−", "-").strip().rstrip(".").rstrip("%€$ ").lstrip("$€ ")
     found = list(NUMBER.finditer(tail))
     if not found or (len(found) > 1 if marker else found[-1].end() != len(tail)):
         return None
@@ -290,7 +290,7 @@ def last_number(text: str) -> Fraction | None:
 
 def exactly(number: str) -> Fraction | None:
     """What NUMBER matched; None of a fraction that can be reduced."""
-    above, bar, below = number.replace(",", "").partition("/")
+    above, bar, below = re.sub("[,$€]", "", number).partition("/")
     if bar and (int(below) < 2 or math.gcd(int(above), int(below)) > 1):
         return None
     return Fraction(above) / int(below or 1)

@@ -100,21 +100,24 @@ def learner(start: nn.Module, placement: Placement, args: Any) -> nn.Module:
 
 def complete_by_reward(args: Args, task: Task, model: nn.Module) -> Args:
     """The options of reinforcement learning with what suits the task and the model, which it starts from, where none
-    was given. What a stranger judges is not pulled towards the task's own answers."""
-    recipe = {} if args.resume else task.rl_recipe(model if args.init else None)
+    was given. UserError for what the data does not allow."""
     names = [split_weight(each)[0] for each in args.reward] or list(task.rewards)[:1]
-    if not task.splits.train or any(name not in task.rewards for name in names):
-        recipe |= {"sft_share": 0.0}
     if any(isinstance(each, Example) and not each.answers for each in task.splits.unlabelled):
         require_judge(names, task)
     if args.sft_share and not task.splits.train:
         raise UserError(f"--sft-share {args.sft_share} learns from given answers, but the training examples have none")
-    if recipe and args.method == "expert":
-        recipe |= recipe_of_experts(args.init, task, model)
-    if recipe and args.lora:
-        recipe |= {"lr": LR_FACTOR * recipe["lr"]}
-    args = complete(args, recipe)
+    args = complete(args, {} if args.resume else recipe_by_reward(args, task, model, names))
     return dataclasses.replace(args, embedding_lr=args.embedding_lr or args.lr)
+
+
+def recipe_by_reward(args: Any, task: Task, model: nn.Module, rewards: Sequence[str]) -> dict[str, Any]:
+    """What a stranger judges is not pulled towards the task's own answers. UserError."""
+    recipe = task.rl_recipe(model if args.init else None)
+    if not task.splits.train or any(name not in task.rewards for name in rewards):
+        recipe |= {"sft_share": 0.0}
+    if args.method == "expert":
+        recipe |= recipe_of_experts(args.init, task, model)
+    return {**recipe, "lr": LR_FACTOR * recipe["lr"]} if args.lora else recipe
 
 
 def require_judge(rewards: Sequence[str], task: Task) -> None:

@@ -122,6 +122,7 @@ def assert_equal_runs(one, two):
         (1, "count", 0, {}, "returned 15 values for 16 answers|returned 31 values for 32 answers"),
         (2, "NaN", 0, {"kl": "k2"}, "returned nan for answer 0"),
         (5, "raises", 3, {}, "failed: line 16: ValueError: no such answer"),
+        (5, "raises", 3, {"lora": 2}, "no such answer"),
         (7, "raises", 2, {"baseline": "greedy"}, "no such answer"),  # at greedy answers, when the others are judged
     ],
 )

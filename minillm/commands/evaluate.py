@@ -78,6 +78,8 @@ class Trial:
 
 def prepare(name: str, args: Examined) -> Trial:
     """The model, its task, and the examples that the options name. UserError where they don't go together."""
+    if args.file and args.split != "dev":
+        raise UserError(f"--split {args.split} is of the run's own examples, and --file names others: leave one out")
     saved = open_checkpoint(resolve(name))
     task = task_of(name, saved, args)
     heads = saved.family.heads

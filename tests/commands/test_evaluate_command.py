@@ -216,6 +216,9 @@ def test_the_examples_of_the_test_split_are_the_runs_own(here):
     code, _, err = command(here, "evaluate", "good", "--split", "test")
     assert code == 2
     assert "good has no test examples of its own: give --file FILE" in err
+    code, _, err = command(here, "evaluate", "words", "--split", "test", "--file", "dev.jsonl")
+    assert code == 2
+    assert "leave one out" in err
 
 
 def test_a_run_is_no_better_than_itself(here):
