@@ -40,7 +40,7 @@ from minillm.objective import backward
 from minillm.optim import optimizers_of, swap_average
 from minillm.options import Common, Supervised, check_common
 from minillm.origin import begin, data_of
-from minillm.report import figures, flat, glance, introduce, score_of
+from minillm.report import figures, flat, glance, introduce, score_of, which_look
 from minillm.run import Run
 from minillm.session import Session
 from minillm.start import OF_SHAPE, prepare, refuse_beside_resume, resumed
@@ -192,8 +192,9 @@ def fit(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: T
 def keep(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> None:
     """Leaves the model with the weights that are to be saved."""
     if args.keep == "best":
-        session.keep_if_best(score_of(task, task.measure(*glance(session, task, model, tokenizer))))
+        session.keep_if_best(score := score_of(task, task.measure(*glance(session, task, model, tokenizer))))
         session.take_best()
+        session.console.print(which_look(task, session.run.read_log(), session.progress.step, score), markup=False)
     else:
         swap_average(session.optimizers)
 

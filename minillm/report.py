@@ -126,6 +126,16 @@ def score_of(task: Any, measured: Mapping[str, Interval]) -> float:
     return -value if task.lower_is_better else value
 
 
+def which_look(task: Any, log: Sequence[Mapping[str, Any]], last: int, score: float) -> str:
+    """Which look at the dev set is the best, in words: of those in the log, and of the one after the last step."""
+    sign, name = (-1 if task.lower_is_better else 1), f"dev_{task.headline}"
+    looks = {record["step"]: sign * record[name] for record in log if name in record}
+    looks.setdefault(last, score)
+    best = max(looks, key=looks.get)  # the first of equal ones
+    when = f"after step {best} of {last}" if best else "before the first step: no training was as good as the start"
+    return f"kept is the model {when}, the best of {len(looks)} looks at dev, whose figure is the better for the choice"
+
+
 def evenly_spaced(examples: Sequence[Any], count: int) -> Sequence[Any]:
     """`count` of the examples, or all where there are fewer, evenly spread."""
     count = min(count, len(examples))

@@ -2,6 +2,7 @@
 
 import io
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -55,3 +56,22 @@ def test_words_with_brackets_are_no_markup():
     text = printed(report.samples_table([Example("[b]x:", (" y",))], [" [red]z"], "samples"))
     assert "[b]x:" in text
     assert "[red]z" in text
+
+
+@pytest.mark.parametrize(
+    ("values", "last", "score", "expected"),
+    [
+        ([0.7, 0.5, 0.6], 30, 0.65, "before the first step: no training was as good as the start, the best of 4 looks"),
+        ([0.5, 0.7, 0.7], 30, 0.7, "after step 10 of 30, the best of 4 looks"),
+        ([0.5, 0.6, 0.7], 30, 0.8, "after step 30 of 30, the best of 4 looks"),
+        ([0.5, 0.6, 0.7], 20, 0.1, "after step 20 of 20, the best of 3 looks"),
+    ],
+)
+def test_which_look_was_kept(values, last, score, expected):
+    log = [{"step": 10 * i, "dev_accuracy": value} for i, value in enumerate(values)] + [{"step": 5, "loss": 1.0}]
+    task = SimpleNamespace(lower_is_better=False, headline="accuracy")
+    assert expected in report.which_look(task, log, last, score)
+    errors = [{**record, "dev_accuracy": -record["dev_accuracy"]} for record in log if "loss" not in record]
+    assert expected in report.which_look(
+        SimpleNamespace(lower_is_better=True, headline="accuracy"), errors, last, score
+    )
