@@ -31,7 +31,8 @@ from minillm.state import Progress
 from minillm.tasks.base import WritingTask
 from minillm.tokenizer import Tokenizer
 
-BATCHES = 4  # of either kind: six pairs
+BATCHES = 8  # of either kind: 28 pairs
+TINY = 1e-30  # no norm of a gradient is as small
 NOISE = "noise"  # beside the sets of examples in what is kept of a run
 
 
@@ -47,8 +48,8 @@ def noise(study: Study, folder: Path, job: Job) -> measure.Arrays:
 
 
 def cosines(gradients: Iterator[Tensor]) -> np.ndarray:
-    """Of each with each; NaN where one of them is 0, as where all answers were equally good."""
-    units = [gradient / gradient.norm() for gradient in gradients]
+    """Of each with each. A batch that teaches nothing, as where all answers were equally good, agrees with none: 0."""
+    units = [gradient / gradient.norm().clamp_min(TINY) for gradient in gradients]
     return np.array([float(a @ b) for a, b in combinations(units, 2)])
 
 

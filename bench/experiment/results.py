@@ -110,8 +110,7 @@ class Results:
         return None if len(found) < 2 or any(each is None for each in found) else (found[0], found[1])
 
     def agreement(self, told: str, share: float) -> list[float]:
-        """Of each seed the mean cosine of the gradients of two batches at its start, of "labels" or of "verdicts"; NaN
-        where a batch taught nothing."""
+        """Of each seed the mean cosine of the gradients of two batches at its start, of "labels" or of "verdicts"."""
         found = [self.row(self.path(START, share, seed), told, NOISE) for seed in self.seeds((START, share))]
         return [float(row.mean()) for row in found if row is not None]
 
