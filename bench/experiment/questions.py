@@ -316,8 +316,9 @@ def headline(results: Results) -> str:
     rows = [(arm, found) for arm in arms if (found := results.difference(arm, CONTROL)) is not None and is_told(found)]
     ahead = [f"{title_of(arm)} by {by(found)}" for arm, found in rows if found.value > 0]
     behind = [f"{title_of(arm)} by {by(found.turned())}" for arm, found in rows if found.value < 0]
-    said = [f"{word} {', '.join(some)}" for word, some in (("ahead are", ahead), ("behind are", behind)) if some]
-    compared = f"{results.study.name}, from {results.design.shared:.0%} of the labels, {len(arms)} arms beside more SFT"
+    said = [f"{word} {', '.join(some)}" for word, some in (("ahead:", ahead), ("behind:", behind)) if some]
+    others = f"{len(arms)} arm{'' if len(arms) == 1 else 's'} beside more SFT"
+    compared = f"{results.study.name}, from {results.design.shared:.0%} of the labels, {others}"
     return f"{compared}: {'; '.join(said) or 'none is told apart from it'}"
 
 

@@ -26,7 +26,7 @@ def test_what_is_true_is_found(made):
     for arm, other in (("rl", "sft"), ("rl", "start"), ("shuffled", "sft")):
         found = results.difference(arm, other)
         assert found.low < trials.TRUTH[arm] - trials.TRUTH[other] < found.high
-    assert "ahead are REINFORCE by " in questions.headline(results)
+    assert "ahead: REINFORCE by " in questions.headline(results)
     said = " ".join(sentence for question in questions.answered(results) for sentence in question.sentences)
     assert "REINFORCE made more answers right than its start: +" in said
     assert "More SFT: no change of right answers was seen: " in said
