@@ -20,7 +20,17 @@ from minillm.metrics.classes import (
 from minillm.metrics.entities import entities, entity_f1, entity_report, token_accuracy
 from minillm.metrics.intervals import Interval, difference
 from minillm.metrics.numbers import average, mean_squared_error, pearson, spearman, unexplained
-from minillm.metrics.rates import bits_per_character, edit_distance, mean, of_sums, pass_at, perplexity, rate, ratio
+from minillm.metrics.rates import (
+    bits_per_character,
+    edit_distance,
+    mean,
+    nats_per_token,
+    of_sums,
+    pass_at,
+    perplexity,
+    rate,
+    ratio,
+)
 from minillm.metrics.texts import bleu, chrf, rouge
 
 __all__ = [
@@ -43,6 +53,7 @@ __all__ = [
     "mean",
     "mean_squared_error",
     "micro_f1",
+    "nats_per_token",
     "of_sums",
     "pass_at",
     "pearson",

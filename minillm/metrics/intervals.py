@@ -108,8 +108,9 @@ def difference(first: Interval, second: Interval) -> Interval:
 
 
 def student(n: int) -> float:
-    """What Z is where the variance is known from n examples only: of Student's distribution, nearly."""
-    return Z + (Z**3 + Z) / 4 / max(1, n - 1)
+    """What Z is where the variance is known from n examples only: of Student's distribution, to 2 % from 5 on."""
+    freedom = max(1, n - 1)
+    return Z + (Z**3 + Z) / 4 / freedom + (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96 / freedom**2
 
 
 def around(value: float, centre: float, variance: float, unit: float, ceiling: float = 1.0) -> Bounds:

@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from minillm.metrics.intervals import Interval, estimated
+from minillm.metrics.intervals import Interval, bias_and_variance, estimated, student
+
+FEW = 8  # texts
 
 
 def edit_distance(first: Sequence, second: Sequence) -> int:
@@ -79,11 +81,25 @@ def of_sums(rows: np.ndarray, function: Callable[[np.ndarray], np.ndarray]) -> I
     return estimated(value, changes, unit=(n * scarce + 1) / (n + 1) / n)
 
 
+def nats_per_token(nats: Sequence[float], tokens: Sequence[float]) -> Interval:
+    """Σ nats / Σ tokens: of texts or windows of a text, by the −log p of each and its number of tokens.
+
+    As a `ratio`, but no text has next to no nats, so that none must be feared to be missing: what is not known but from
+    the examples is the variance, for which the interval has Student's width. It is made of the logarithm, above 0. Of
+    fewer than FEW texts next to nothing is known of the variance, and the interval is that of a ratio."""
+    found = ratio(nats, tokens, form=".3f")
+    if len(found.changes) < FEW or not found.value > 0:
+        return found
+    _, variance = bias_and_variance(found.changes)
+    factor = math.exp(student(len(found.changes)) * variance**0.5 / found.value)
+    return Interval(found.value, found.value / factor, found.value * factor, found.form, found.changes)
+
+
 def perplexity(nats: Sequence[float], tokens: Sequence[int]) -> Interval:
-    """exp(Σ nats / Σ tokens): of texts or windows of a text, by the −log p of each and its number of tokens."""
-    return ratio(nats, tokens).through(np.exp, ".2f")
+    """exp(Σ nats / Σ tokens)."""
+    return nats_per_token(nats, tokens).through(np.exp, ".2f")
 
 
 def bits_per_character(nats: Sequence[float], characters: Sequence[float]) -> Interval:
     """Σ nats / ln 2 / Σ characters: what vocabularies can be compared by."""
-    return ratio(np.asarray(nats) / math.log(2), characters, form=".3f")
+    return nats_per_token(np.asarray(nats) / math.log(2), characters)

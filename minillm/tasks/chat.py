@@ -21,7 +21,7 @@ from minillm import cli, evaluate, records
 from minillm.batching import IGNORE, Document
 from minillm.errors import UserError
 from minillm.gpt import GPT
-from minillm.metrics import Interval, perplexity, rate, ratio
+from minillm.metrics import Interval, nats_per_token, perplexity, rate
 from minillm.published.byte_pairs import learn_byte_pairs, require_subwords
 from minillm.published.chat import ChatTemplate, Message
 from minillm.records import Record
@@ -189,7 +189,7 @@ class Chat(Task):
         nats, tokens = [reply.nats for reply in answers], [reply.tokens for reply in answers]
         written = [reply.is_whole for reply in answers if reply.text is not None]
         ended = {"ended": rate(written)} if written else {}
-        return {"nats": ratio(nats, tokens, form=".3f"), "perplexity": perplexity(nats, tokens), **ended}
+        return {"nats": nats_per_token(nats, tokens), "perplexity": perplexity(nats, tokens), **ended}
 
     def reward(self, examples: Sequence[Conversation], answers: Sequence[Reply]) -> Mapping[str, Sequence[float]]:
         raise UserError("--task chat has no reward: what is said is not right or wrong")

@@ -21,7 +21,7 @@ from minillm.baselines import NGrams
 from minillm.batching import IGNORE, Document
 from minillm.errors import UserError
 from minillm.gpt import GPT, GPTConfig
-from minillm.metrics import Interval, bits_per_character, perplexity, ratio
+from minillm.metrics import Interval, bits_per_character, nats_per_token, perplexity
 from minillm.report import SAMPLES, cells, evenly_spaced, shortened
 from minillm.tasks import files
 from minillm.tasks.base import Shape, Splits, Task
@@ -166,7 +166,7 @@ class LanguageModelling(Task):
         nats, tokens = [answer.nats for answer in answers], [answer.tokens for answer in answers]
         characters = [answer.tokens * example.characters for example, answer in zip(examples, answers, strict=True)]
         return {
-            "nats": ratio(nats, tokens, form=".3f"),
+            "nats": nats_per_token(nats, tokens),
             "perplexity": perplexity(nats, tokens),
             "bits_per_character": bits_per_character(nats, characters),
         }
@@ -181,7 +181,7 @@ class LanguageModelling(Task):
             return {}
         counted = NGrams([text.tolist() for text in texts], ORDER)
         nats = [window.surprise(counted.probability) for window in examples]
-        return {"n_grams": ratio(nats, [window.stop - window.first for window in examples], form=".3f")}
+        return {"n_grams": nats_per_token(nats, [window.stop - window.first for window in examples])}
 
     def remarks(self, measured: dict[str, Interval]) -> list[str]:
         if "n_grams" in measured and measured["nats"].value > measured["n_grams"].value:

@@ -17,7 +17,7 @@ from minillm import cli
 from minillm.batching import IGNORE, Document
 from minillm.errors import UserError
 from minillm.heads import MaskedLM
-from minillm.metrics import Interval, perplexity, ratio
+from minillm.metrics import Interval, nats_per_token, perplexity
 from minillm.modernbert import ModernBERTConfig
 from minillm.published.subwords import learn_vocabulary
 from minillm.tasks import lm
@@ -98,7 +98,7 @@ class MaskedLanguageModelling(LanguageModelling):
     def measure(self, examples: Sequence[Window], answers: Sequence[Scored]) -> dict[str, Interval]:
         """Nats a masked token, and perplexity, which is their exponential."""
         nats, tokens = [answer.nats for answer in answers], [answer.tokens for answer in answers]
-        return {"nats": ratio(nats, tokens, form=".3f"), "perplexity": perplexity(nats, tokens)}
+        return {"nats": nats_per_token(nats, tokens), "perplexity": perplexity(nats, tokens)}
 
     def baselines(self, examples: Sequence[Window]) -> dict[str, Interval]:
         return {}  # n-grams see one side only

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillm import metrics
-from minillm.metrics import Interval, edit_distance, macro_f1, rate, ratio
+from minillm.metrics import Interval, edit_distance, macro_f1, nats_per_token, rate, ratio
 
 words = st.lists(st.sampled_from("abc"), max_size=6).map(tuple)
 
@@ -258,3 +258,23 @@ def test_nothing_has_no_rate(measure):
 
 def test_intervals_read_as_percent():
     assert str(Interval(0.3817, 0.3634, 0.401)) == "38.2% [36.3%, 40.1%]"
+
+
+@pytest.mark.parametrize("n", [8, 30])
+def test_nats_of_few_windows_that_are_alike_have_narrow_intervals_that_hold_the_truth(n):
+    rng = np.random.default_rng(n)
+    truth, held, widths = 2.5, 0, []
+    for _ in range(2000):
+        tokens = rng.integers(50, 200, n)
+        found = nats_per_token(rng.normal(truth, 0.06, n) * tokens, tokens)
+        held += found.low <= truth <= found.high
+        widths.append(found.high - found.low)
+    assert 0.93 <= held / 2000 <= 0.97
+    assert np.mean(widths) < 6 * 0.06 / n**0.5
+
+
+def test_nats_of_next_to_no_texts_say_how_little_is_known():
+    found = nats_per_token([250.0], [100])
+    assert found.low < 2.5 / 2
+    assert found.high > 2.5 * 1.5
+    assert nats_per_token([0.0] * 9, [10] * 9).value == 0
