@@ -229,6 +229,7 @@ def finish(
     if count := skipped(session.run):
         metrics["skipped"] = count
         remarks.append(f"{count} times answers were left out, as the reward failed: see log.jsonl")
+        session.console.print(f"note: {remarks[-1]}", markup=False)
     found = findings(task, model, tables, after["dev"], remarks=remarks)
     conclude(session, metrics, flat(after["dev"], "dev"), panels, f"{task.name}, by reward", found)
     if args.init:
