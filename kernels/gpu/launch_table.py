@@ -102,7 +102,7 @@ LAUNCHES = {
         Launch(32, 64, 4, 3),
     ),
     ("sm_120", 256): Launches(
-        Launch(64, 32, 8, 2),  # 178–251 regs
+        Launch(64, 32, 8, 2),  # 174–251 regs
         Launch(64, 32, 8, 1),  # 207–255 regs
         Launch(32, 32, 8, 1),  # 144–176 regs
         Launch(32, 32, 4, 3),
