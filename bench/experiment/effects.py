@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from minillm.metrics import Interval
-from minillm.metrics.intervals import Z
+from minillm.metrics.intervals import student
 
 TINY = 1e-18
 
@@ -59,20 +59,6 @@ def over_seeds(values: Sequence[float], form: str = ".1%") -> Interval:
         return Interval(float(values.mean()), math.nan, math.nan, form)
     half = student(len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
     return Interval(float(values.mean()), values.mean() - half, values.mean() + half, form)
-
-
-# Quantiles of Student's distribution, 97.5 %, for 1 … 10 degrees of freedom; beyond, its expansion is exact to 0.1 %.
-QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-
-
-def student(freedom: float) -> float:
-    """Between whole degrees, on a line."""
-    if freedom >= len(QUANTILES):
-        g1, g2 = (Z**3 + Z) / 4, (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96
-        return Z + g1 / freedom + g2 / freedom**2
-    low = max(1, int(freedom))
-    part = min(1.0, max(0.0, freedom - low))
-    return QUANTILES[low - 1] + part * (QUANTILES[low] - QUANTILES[low - 1])
 
 
 def is_told(found: Interval) -> bool:

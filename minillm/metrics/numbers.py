@@ -78,7 +78,7 @@ def average(values: Sequence[float]) -> Interval:
     if n == 0:
         raise ValueError("a mean of nothing is undefined: no examples")
     value, changes = float(x.mean()), (x.mean() - x) / max(1, n - 1)
-    half = student(n) * bias_and_variance(changes)[1] ** 0.5 if n > 1 else math.inf
+    half = student(n - 1) * bias_and_variance(changes)[1] ** 0.5 if n > 1 else math.inf
     return Interval(value, value - half, value + half, ".3g", changes)
 
 
@@ -109,5 +109,5 @@ def positive(rows: np.ndarray, function: Callable[[np.ndarray], np.ndarray], for
     with np.errstate(invalid="ignore", divide="ignore"):
         left_out = np.nan_to_num(function(sums - rows), nan=value)
     _, variance = bias_and_variance(np.log(np.maximum(left_out, value / n)) - math.log(value))
-    factor = math.exp(student(n) * variance**0.5)
+    factor = math.exp(student(n - 1) * variance**0.5)
     return Interval(value, value / factor, value * factor, form, left_out - value)

@@ -91,7 +91,7 @@ def nats_per_token(nats: Sequence[float], tokens: Sequence[float]) -> Interval:
     if len(found.changes) < FEW or not found.value > 0:
         return found
     _, variance = bias_and_variance(found.changes)
-    factor = math.exp(student(len(found.changes)) * variance**0.5 / found.value)
+    factor = math.exp(student(len(found.changes) - 1) * variance**0.5 / found.value)
     return Interval(found.value, found.value / factor, found.value * factor, found.form, found.changes)
 
 
