@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from kernels import Packing, attention, choose, reference
+from kernels import Packing, attention, reference
 
 BASELINE = "SDPA"
 Function = Callable[..., Tensor]
@@ -201,16 +201,7 @@ def truth(call: Call, lengths: list[int], causal: bool) -> list[Tensor]:
 
 
 def main() -> int:
-    args = harness.argument_parser(__doc__).parse_args()
-    device = harness.device_of(args)
-    print(f"ours is {choose(device).impl}: {choose(device).reason}")
-    ceilings = harness.ceilings(device, args.quick)
-    rows = []
-    for case in cases(device, args.quick, args.all):
-        if args.only in case.name:
-            print(f"{case.name} …", flush=True)
-            rows += harness.run(case, device, BASELINE, ceilings, args.rounds, args.seconds)
-    return report.finish(rows, "attention", "Attention", args.out, harness.environment(device), ceilings)
+    return report.compare(__doc__, cases, BASELINE, "attention", "Attention")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from harness import BACKWARD, BOTH, FORWARD, Call, Case
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels import choose, cross_entropy, linear_cross_entropy, reference
+from kernels import cross_entropy, linear_cross_entropy, reference
 
 BASELINE = "eager"
 CHECKED = {"cpu": 1100, "cuda": 2500}  # rows of hidden states in the check: several chunks, the truth within seconds
@@ -182,16 +182,7 @@ def no_native() -> dict[str, str]:
 
 
 def main() -> int:
-    args = harness.argument_parser(__doc__).parse_args()
-    device = harness.device_of(args)
-    print(f"ours is {choose(device).impl}: {choose(device).reason}")
-    ceilings = harness.ceilings(device, args.quick)
-    rows = []
-    for case in cases(device, args.quick, args.all):
-        if args.only in case.name:
-            print(f"{case.name} …", flush=True)
-            rows += harness.run(case, device, BASELINE, ceilings, args.rounds, args.seconds)
-    return report.finish(rows, "cross_entropy", "Cross-entropy", args.out, harness.environment(device), ceilings)
+    return report.compare(__doc__, cases, BASELINE, "cross_entropy", "Cross-entropy")
 
 
 if __name__ == "__main__":

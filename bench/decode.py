@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 
-import harness  # first: puts the repository root on the path
 import report
 import torch
 from attention import BACKENDS, BASELINE, Function
@@ -22,7 +21,7 @@ from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from kernels import attention, choose, reference
+from kernels import attention, reference
 
 ROOM = 1.25  # tokens that the buffers have room for, over those there are: minillm.inference.KVCache
 
@@ -102,16 +101,7 @@ def exact(q: Tensor, k: Tensor, v: Tensor, lens: Tensor) -> list[Tensor]:
 
 
 def main() -> int:
-    args = harness.argument_parser(__doc__).parse_args()
-    device = harness.device_of(args)
-    print(f"ours is {choose(device).impl}: {choose(device).reason}")
-    ceilings = harness.ceilings(device, args.quick)
-    rows = []
-    for case in cases(device, args.quick, args.all):
-        if args.only in case.name:
-            print(f"{case.name} …", flush=True)
-            rows += harness.run(case, device, BASELINE, ceilings, args.rounds, args.seconds)
-    return report.finish(rows, "decode", "A step of generation", args.out, harness.environment(device), ceilings)
+    return report.compare(__doc__, cases, BASELINE, "decode", "A step of generation")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,16 @@
 import json
 import os
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import harness
 import targets
 from harness import BACKWARD, BOTH, FORWARD, ROOT, Row
+
+from kernels import choose
 
 RESULTS = ROOT / "bench" / "results"
 HEAD = ("case", "mode", "provider", "ms", "min … max", "rate", "of ceiling", "peak MB", "error", "ratio")
@@ -77,6 +82,21 @@ def rate(x: float | None, unit: str) -> str:
 
 
 # ---- files ---------------------------------------------------------------------------------------------
+
+
+def compare(doc: str, cases: Callable[..., Iterable[Any]], baseline: str, name: str, title: str) -> int:
+    """The command of a script that times kernels: its arguments, its cases one after the other, the report; returns the
+    exit code."""
+    args = harness.argument_parser(doc).parse_args()
+    device = harness.device_of(args)
+    print(f"ours is {choose(device).impl}: {choose(device).reason}")
+    ceilings = harness.ceilings(device, args.quick)
+    rows = []
+    for case in cases(device, args.quick, args.all):
+        if args.only in case.name:
+            print(f"{case.name} …", flush=True)
+            rows += harness.run(case, device, baseline, ceilings, args.rounds, args.seconds)
+    return finish(rows, name, title, args.out, harness.environment(device), ceilings)
 
 
 def finish(rows: list[Row], name: str, title: str, out: Path | None, environment: dict, ceilings: dict) -> int:
