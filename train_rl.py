@@ -38,7 +38,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 import train_sft
 from minillm import actors, cli, estimator, expert, ranks
@@ -51,10 +50,10 @@ from minillm.episodes import (
     judge,
     judge_greedy,
     look,
+    of_all_ranks,
     pieces,
     recalled,
     refer,
-    require_parity,
 )
 from minillm.errors import UserError
 from minillm.expert import Rounds
@@ -74,7 +73,7 @@ from minillm.tasks import TASKS
 from minillm.tasks.base import Judged, WritingTask
 from minillm.unjudged import saying_how_to_go_on, skip
 from minillm.values import appraise, backward_value, follow, gae
-from minillm.watch import finish, look_before, report, sound_alarms
+from minillm.watch import finish, look_before, report, require_parity, sound_alarms
 
 JUDGED = {name: task for name, task in TASKS.items() if actors.is_judged(task)}
 LOOK_EVERY = 10  # steps between looks at the KL to the start, which costs a pass of the starting model
@@ -132,7 +131,7 @@ def fit(args: Args, session: Session, task: Judged, reward: Reward, agent: Agent
     for step in session:
         examples = list(islice(practice, args.prompts))
         try:
-            episodes, greedy = answers(agent, reward, examples, args)
+            episodes = answers(agent, reward, session, examples, args)
         except RewardError as error:
             skip(session, error)
             continue
@@ -143,8 +142,9 @@ def fit(args: Args, session: Session, task: Judged, reward: Reward, agent: Agent
             refer(agent, episodes)
         if args.learns_value:
             appraise(agent, episodes)
-        weigh(episodes, greedy, session, args)
-        given = corpus.step(step, given_tokens, args.micro_tokens) if corpus else []
+        episodes = of_all_ranks(session, episodes, examples, args.samples)
+        weigh(episodes, session, args)
+        given = corpus.step(step, given_tokens, args.micro_tokens, session.rank, session.ranks) if corpus else []
         seen = look(episodes, args.samples) | update(agent, episodes, given, session, args)
         session.progress.numbers["beta"] = args.next_beta(beta_of(session, args), seen.get("kl"))
         session.log({"answers": len(episodes)}, **seen)
@@ -156,15 +156,17 @@ def fit(args: Args, session: Session, task: Judged, reward: Reward, agent: Agent
             sound_alarms(session, task)
 
 
-def answers(agent: Agent, reward: Reward, examples: Sequence, args: Args) -> tuple[list[Episode], Tensor | None]:
-    """Several to each example, drawn and judged; and the rewards of the likeliest ones, for --baseline greedy.
+def answers(agent: Agent, reward: Reward, session: Session, examples: Sequence, args: Args) -> list[Episode]:
+    """Several to each example of this rank's, drawn and judged, for --baseline greedy the likeliest ones, too.
     RewardError, as if nothing had been drawn."""
-    with chance_kept():
-        episodes = judge(reward, agent.rollout(examples, args.samples))
-        return episodes, judge_greedy(reward, agent, examples) if args.baseline == "greedy" else None
+    with chance_kept(session):
+        episodes = judge(reward, agent.rollout(session.own(examples), args.samples))
+        if args.baseline == "greedy":
+            judge_greedy(reward, agent, episodes, args.samples)
+    return episodes
 
 
-def weigh(episodes: list[Episode], greedy: Tensor | None, session: Session, args: Args) -> None:
+def weigh(episodes: list[Episode], session: Session, args: Args) -> None:
     """Fills in the advantage of each token of each answer: of what was earned, less what the options take off it."""
     beta = beta_of(session, args) if args.kl == "reward" else 0.0
     fine = UNFINISHED if args.overlong == "penalise" else 0.0
@@ -174,6 +176,7 @@ def weigh(episodes: list[Episode], greedy: Tensor | None, session: Session, args
             episode.advantages = gae(own, episode.values, args.gae_lambda, args.discount)
         return
     rewards = torch.tensor([sum(each) for each in earned]).view(-1, args.samples)
+    greedy = torch.tensor([episode.greedy for episode in episodes[:: args.samples]])
     average = recalled(session, "average reward", None)
     session.progress.numbers["average reward"] = moved(average, rewards)
     advantages = args.advantages(Rewards(rewards, average or 0.0, greedy)).flatten().tolist()
@@ -189,22 +192,22 @@ def update(
     seen = follow(agent.model, episodes) if args.learns_value else {}
     counted = [each for each in episodes if args.counts(max(each.advantages, default=0.0), each.is_cut)]
     beta, norm, out_of_bounds = beta_of(session, args), 0.0, 0.0
+    share = args.sft_share / max(1, session.total(sum(batch.count for batch in given)))
     for _ in range(args.passes):
         for part in torch.randperm(len(counted)).tensor_split(max(1, min(args.minibatches, len(counted)))):
             some = [counted[i] for i in part.tolist()]  # none, where no answer counts: what was given is still learned
             out_of_bounds += climb(agent, some, beta, args) if some else 0.0
             for batch in given:
-                share = args.sft_share / sum(batch.count for batch in given)
                 backward(agent.model, batch.to(agent.device), share)
             norm = session.update(args.clip, apart=agent.model.value if args.learns_value else None)
     count = args.passes * sum(len(each.answer) for each in counted)
-    beyond = {"ratios_beyond": out_of_bounds / max(count, 1)} if args.uses_ratios else {}
+    beyond = {"ratios_beyond": session.total(out_of_bounds) / max(count, 1)} if args.uses_ratios else {}
     return {**seen, "gradient_norm": norm, **beyond}
 
 
 def climb(agent: Agent, episodes: Sequence[Episode], beta: float, args: Args) -> float:
-    """Adds the gradient of what these answers teach; returns for how many of their tokens the ratio is beyond the
-    bounds of --update clip."""
+    """Adds the gradient of what these answers teach, of which each rank computes a part; returns for how many tokens of
+    that the ratio is beyond the bounds of --update clip."""
     lengths, out_of_bounds = torch.tensor([float(len(each.answer)) for each in episodes]), 0.0
     counts = (1 - args.sft_share) * args.shares(lengths, agent.actor.longest)
     for drawn, tokens, copies, shares, returns in pieces(agent, episodes, counts, args.all_teach):
@@ -228,7 +231,7 @@ def beta_of(session: Session, args: Args) -> float:
 # ---- where it starts, and how it ends ---------------------------------------------------------------
 
 
-def find_start(args: Args, console: Console) -> Path | None:
+def find_start(args: Args, console: Console, team: ranks.Team | None = None) -> Path | None:
     """What to start from; for arithmetic a run is made where there is none. Who only has to choose is right now and
     then by chance and may start from scratch, None; who writes may not: UserError."""
     if args.init or not issubclass(TASKS[args.task], WritingTask):
@@ -236,27 +239,28 @@ def find_start(args: Args, console: Console) -> Path | None:
     if args.task != "arithmetic":
         raise UserError(f"--task {args.task} needs a model to start from: give a run of train_sft.py with --init RUN")
     same = {name: vars(args)[name] for name in ("task", "seed", "precision", "kernels", "options")}
-    return train_sft.made(train_sft.Args(out=Path("runs/arithmetic-sft"), **same), console)
+    return train_sft.made(train_sft.Args(out=Path("runs/arithmetic-sft"), **same), console, team)
 
 
 def train(args: Args, console: Console | None = None) -> Run:
     """From the arguments to the finished run folder. UserError for all that the user can mend."""
-    started = time.monotonic()
-    console, args = console or cli.console(), cli.with_paths(args)
+    started, args = time.monotonic(), cli.with_paths(args)
     refuse_beside_resume(args) if args.resume else check(args)
-    ranks.require_alone("train_rl.py")
-    run = Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-rl", cli.given(args))
-    with run, saying_how_to_go_on(run):
-        args = resumed(args, "rl", TASKS) if args.resume else inheriting(args, find_start(args, console), TASKS)
-        placement = place(args.precision, args.kernels)
+    with ranks.joined() as team, ranks.opened(team, args, "rl") as run, saying_how_to_go_on(run, team):
+        console = ranks.console_of(team, console)
+        if args.resume:
+            args = resumed(dataclasses.replace(args, resume=run.folder), "rl", TASKS)
+        else:
+            args = inheriting(args, find_start(args, console, team), TASKS)
+        placement = ranks.alike(team, place(args.precision, args.kernels))
         args = dataclasses.replace(args, precision=placement.precision)
         task = TASKS[args.task](args.options, args.seed)
         data = data_of(run, task)
         actors.require_actor(task)
         reward = open_rewards(args.reward, task.rewards, placement.device, isinstance(task, WritingTask))
-        args, agent = open_agent(args, run, task, placement)
+        args, agent = open_agent(args, run, task, placement, team)
         check(args)
-        session = Session(args, run, agent.model, optimizers_of(agent.model, args), console)
+        session = Session(args, run, agent.model, optimizers_of(agent.model, args), console, team)
         begin(session, "rl", args, agent.tokenizer, data, started)
         introduce(console, placement, task, agent.model, run)
         before = look_before(args, session, task, reward, agent)

@@ -26,7 +26,7 @@ from statistics import fmean, median_low
 
 from minillm import cli
 from minillm.batching import IGNORE, Corpus, Document, answering
-from minillm.episodes import Agent, Episode, chance_kept, judge, look
+from minillm.episodes import Agent, Episode, chance_kept, judge, look, of_all_ranks
 from minillm.errors import UserError
 from minillm.files import fields_from, write_text
 from minillm.objective import backward
@@ -95,7 +95,7 @@ def fit(args: Rounds, session: Session, task: Task, reward: Reward, agent: Agent
         if count := plan.to_try(session.share, progress.tried):
             model.eval()
             examples, corpus = list(islice(practice, count)), None
-            episodes = attempt(session, reward, agent, examples, args.samples)
+            episodes = attempt(session, reward, agent, examples, args, progress)
             right = finds.add([episode for episode in episodes if episode.reward >= threshold])
             progress = Progress(progress.tried + count, len(finds), step, plan.place(session.share)[1])
             session.progress.numbers.update(vars(progress))
@@ -105,23 +105,29 @@ def fit(args: Rounds, session: Session, task: Task, reward: Reward, agent: Agent
             require_finds(session, args, progress)
             corpus = corpus_of(args, task, agent.tokenizer, finds, progress.first)
             model.train()
-        parts = corpus.step(step - progress.first, args.batch_tokens, args.micro_tokens)
-        count = sum(batch.count for batch in parts)
+        place = session.rank, session.ranks
+        parts = corpus.step(step - progress.first, args.batch_tokens, args.micro_tokens, *place)
+        count = session.total(sum(batch.count for batch in parts))
         loss = sum(backward(model, batch.to(agent.device), 1 / count) for batch in parts)
         session.set_lr(schedule(plan.learned(session.share, progress.begun), args.warmup, args.schedule))
         norm = session.update(args.clip)
-        session.log(loss=float(loss), gradient_norm=norm)
-        if session.evaluation_is_due():
+        session.log(loss=session.total(float(loss)), gradient_norm=norm)
+        if session.evaluation_is_due() and session.leads:
             examples, answers = glance(session, task, model, agent.tokenizer)
             session.report(measured := task.measure(examples, answers), len(examples), samples=finds.last(3))
             keep(session, score_of(task, measured))
 
 
-def attempt(session: Session, reward: Reward, agent: Agent, examples: Sequence, samples: int) -> list[Episode]:
+def attempt(
+    session: Session, reward: Reward, agent: Agent, examples: Sequence, args: Rounds, progress: Progress
+) -> list[Episode]:
     """Answers, judged; none where they could not be and --reward-errors leaves them out."""
+    if session.team:  # of a step there are several attempts
+        session.team.reseed(args.seed, session.progress.step, progress.tried)
     try:
-        with chance_kept():
-            return judge(reward, agent.rollout(examples, samples))
+        with chance_kept(session):
+            episodes = judge(reward, agent.rollout(session.own(examples), args.samples))
+        return of_all_ranks(session, episodes, examples, args.samples)
     except RewardError as error:
         leave_out(session, error)
         return []

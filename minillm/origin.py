@@ -26,7 +26,7 @@ def begin(
         progress.files, progress.data = of_files(run), dict(data)
         progress.numbers |= {"ranks": session.ranks} if session.team else {}
         session.save()
-    session.tracker = open_tracker(args.log_to, run, session.progress.step)
+    session.tracker = open_tracker(args.log_to, run, session.progress.step) if session.leads else None
 
 
 def of_files(run: Run) -> dict[str, str]:

@@ -12,11 +12,10 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from threading import Event
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, TypeVar
 
 import torch
 from rich.console import Console
@@ -36,6 +35,7 @@ from minillm.run import BEST, CHECKPOINT, Run
 from minillm.state import Progress
 from minillm.trackers import Tracker
 
+T = TypeVar("T")
 SAVE_SECONDS = 60  # between checkpoints
 LINE_SECONDS = 10  # between lines of progress where there is no terminal
 SURE_SECONDS, SURE_SHARE = 20, 0.01  # of the training, after either of which it is told how long the rest will take
@@ -113,16 +113,14 @@ class Session:
         """Its sum over all ranks."""
         return self.team.total(value) if self.team else value
 
-    @cached_property
-    def learner(self) -> Any:
-        """The model, or what adds its gradients up over all ranks."""
-        if self.sharded or not self.team:
-            return self.sharded or self.model
-        return self.team.learner(self.model)
+    def own(self, things: Sequence[T]) -> Sequence[T]:
+        """Those of a step that this rank sees to: a stretch, as long as anybody's but for one."""
+        start, end = (len(things) * rank // self.ranks for rank in (self.rank, self.rank + 1))
+        return things[start:end]
 
-    def passes(self, things: Iterable[Any]) -> Iterable[Any]:
-        """These things, each for a backward pass of a step."""
-        return self.learner.passes(things) if self.team else things
+    def exchange(self, value: T) -> list[T]:
+        """What each rank has, the first's first: whatever JSON can hold."""
+        return self.team.exchange(value) if self.team else [value]
 
     def share_done(self) -> float:
         """Of the budget, from 0 to 1 and beyond."""
@@ -147,6 +145,8 @@ class Session:
     def update(self, clip: float | None = None, apart: nn.Module | None = None) -> float:
         """One step of the optimisers along the gradients, which are then forgotten; returns their norm before they
         were cut to a norm of `clip`: of all but those of `apart`, which are cut to it by themselves."""
+        if self.team and not self.sharded:  # which has added them up in its passes
+            self.team.add_up(self.model.parameters())
         learned = [p for p in self.parts.parameters() if p.grad is not None]
         others = {*apart.parameters()} if apart else ()
         parts = [[p for p in learned if (p in others) == is_apart] for is_apart in (False, True)]
@@ -226,12 +226,13 @@ class Session:
             swap_average(self.optimizers)  # the other way round
 
     def evaluation_is_due(self) -> bool:
-        """True once for each of the evaluations that are spread over the training, the last one excepted."""
+        """True once for each of the evaluations that are spread over the training, the last one excepted; on all ranks,
+        of which the first looks."""
         is_due = self.share >= (self.progress.evaluations + 1) / self.budget.evaluations
         self.progress.evaluations += is_due
         if is_due:
             self.gather()
-        return is_due and self.leads
+        return is_due
 
     def gather(self) -> None:
         """Where the model learns in parts, the first rank's whole one gets their weights."""

@@ -19,6 +19,7 @@ from minillm.episodes import Agent
 from minillm.errors import UserError
 from minillm.files import fields_from, write_tensors
 from minillm.lora import LR_FACTOR
+from minillm.ranks import Team
 from minillm.rewards import split_weight
 from minillm.run import START, Run
 from minillm.start import (
@@ -46,14 +47,15 @@ def inheriting(args: Args, init: Path | None, tasks: Mapping[str, type[Task]]) -
     return dataclasses.replace(args, init=init, options=by_reward(options, args.sft_share))
 
 
-def open_agent(args: Args, run: Run, task: Judged, placement: Placement) -> tuple[Args, Agent]:
+def open_agent(args: Args, run: Run, task: Judged, placement: Placement, team: Team | None) -> tuple[Args, Agent]:
     """The options, complete, and who is to learn under them. UserError."""
     start, tokenizer = open_policy(args, run, task)
     args = complete_by_reward(args, task, start)
     actor = actor_of(task, tokenizer)
     model = learner(start, placement, args)
     model = with_value(model) if args.learns_value else model
-    return args, Agent(model, start, tokenizer, actor, args.temperature, args.micro_tokens)
+    place = (team.rank, team.size) if team else (0, 1)
+    return args, Agent(model, start, tokenizer, actor, args.temperature, args.micro_tokens, *place)
 
 
 def given_answers(args: Args, task: Task, tokenizer: Tokenizer) -> tuple[Corpus | None, int]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from minillm.errors import UserError
+from minillm.ranks import Team, gone
 from minillm.rewards import RewardError
 from minillm.run import Run
 from minillm.session import Session
@@ -52,9 +53,11 @@ def skipped(run: Run) -> int:
 
 
 @contextmanager
-def saying_how_to_go_on(run: Run) -> Iterator[None]:
+def saying_how_to_go_on(run: Run, team: Team | None) -> Iterator[None]:
     """UserError for a RewardError within it, with the command for when it is mended."""
     try:
         yield
     except RewardError as error:
+        if team and not team.is_first:  # who works in a copy
+            raise gone() from None
         raise UserError(f"{error}; nothing is lost: mend it, and go on with: {run.resume_command}") from None

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from minillm import state
 from minillm.alarms import new_alarms, raised
-from minillm.episodes import Agent, Episode, judge, refer, rewards_of
+from minillm.episodes import Agent, Episode, judge, refer, rewards_of, row_of
+from minillm.errors import UserError
 from minillm.evaluate import nats
 from minillm.findings import comparison, conclude, findings
 from minillm.metrics import Interval, average, difference, mean, pass_at, ratio
@@ -32,15 +33,46 @@ DRAWN = 8  # answers to each example before and after
 AT_ONCE = 1024  # of them
 AFFORDABLE = 2e12  # multiplications for all of them, at most: a minute or so
 LEAST = 100  # examples, whatever that takes
+PARITY = 128  # answers, about, on which it is looked whether they are those of the model that learns
+APART = {
+    torch.float32: 0.001,
+    torch.bfloat16: 0.1,
+    torch.float16: 0.02,
+}  # nats a token, mean: more is no rounding
 
 Measured = Mapping[str, Interval]
+
+
+def require_parity(agent: Agent, episodes: Sequence[Episode]) -> None:
+    """UserError where the answers were drawn with other probabilities than those that are learned from, but for
+    rounding: what is then climbed would not be the gradient of the expected reward."""
+    if not episodes:
+        return
+    some = episodes[:: max(1, len(episodes) // PARITY)]
+    now, then = agent.logprobs(agent.batch(some)), row_of([e.logprobs for e in some]).float()
+    apart = float((now - then).abs().mean())
+    if not apart <= (most := APART.get(agent.model.compute_dtype, APART[torch.float32])):
+        raise UserError(
+            f"answers were drawn with a log p that differs by {apart:.3f} nats a {agent.actor.draws} from the one that "
+            f"learns, more than the {most} of rounding; try --precision fp32 --kernels reference, and report it"
+        )
 
 
 def report(
     session: Session, task: Judged, reward: Reward, agent: Agent, shown: Sequence[Episode], seen: Mapping[str, float]
 ) -> None:
-    """What the model answers on dev, what it would earn for it, and some of what it tried. RewardError, once all else
-    is seen to."""
+    """What the model answers on dev, what it would earn for it, and some of what it tried, by the first rank.
+    RewardError on all of them, once all else is seen to."""
+    failed = look_at_dev(session, task, reward, agent, shown, seen) if session.leads else None
+    if said := session.exchange(failed and str(failed))[0]:
+        session.save()
+        leave_out_look(session, failed or RewardError(said))
+
+
+def look_at_dev(
+    session: Session, task: Judged, reward: Reward, agent: Agent, shown: Sequence[Episode], seen: Mapping[str, float]
+) -> RewardError | None:
+    """The same; returns why answers have no rewards, if they have none."""
     examples, answers = glance(session, task, agent.model, agent.tokenizer)
     measured, failed, greedy = task.measure(examples, answers), None, {}
     try:
@@ -54,9 +86,7 @@ def report(
     prompts, texts = [e.example for e in shown], [str(e.said) for e in shown]
     session.console.print(samples_table(prompts, texts, "answers drawn in practice"))
     keep(session, score_of(task, measured))
-    if failed:
-        session.save()
-        leave_out_look(session, failed)
+    return failed
 
 
 def describe(seen: Mapping[str, float], draws: str) -> str:
@@ -93,7 +123,9 @@ def take_best(session: Session, task: Judged, agent: Agent) -> None:
 
 def sound_alarms(session: Session, task: Judged, final: Mapping[str, Any] | None = None) -> None:
     """Says what goes wrong when it is first seen, and writes it into the log; `final` is what was measured at the end
-    and does not stand there yet."""
+    and does not stand there yet. The first rank does."""
+    if not session.leads:
+        return
     records = [*session.run.read_log(session.progress.records), *([final] if final else [])]
     for name, says in new_alarms(records, task.headline, task.lower_is_better, final is not None).items():
         session.write(alarm=name, says=says)
@@ -111,7 +143,9 @@ def watched(args: Any, task: Judged, model: nn.Module, longest: int) -> Sequence
 
 
 def look_before(args: Any, session: Session, task: Judged, reward: Reward, agent: Agent) -> dict[str, Measured]:
-    """At the start, also where the training goes on; a new one has it in its log."""
+    """At the start, also where the training goes on; a new one has it in its log. The first rank looks, for all."""
+    if not session.leads:
+        return {}
     before = look_at(args, session, task, reward, replace(agent, model=agent.start))
     if not session.progress.records:
         session.write(**flat(before["dev"], "dev"))
@@ -209,7 +243,10 @@ def table_of(split: str, before: Measured, after: Measured) -> Table:
 def finish(
     args: Any, session: Session, task: Judged, reward: Reward, agent: Agent, before: Mapping[str, Measured]
 ) -> None:
-    """Takes the model that is to be kept, shows and saves what it became and what remains to be saved."""
+    """Takes the model that is to be kept, shows and saves what it became and what remains to be saved; the first rank
+    does."""
+    if not session.leads:
+        return
     take_best(session, task, agent)
     model = without_value(agent.model)
     after = look_at(args, session, task, reward, agent)
