@@ -207,9 +207,10 @@ def rewards_of(reward: Reward, examples: Sequence, answers: Sequence[str]) -> li
 def progress_of(session: Session) -> Progress:
     """What the checkpoint says. UserError where it says something else."""
     numbers, where = session.progress.numbers, session.run.path(CHECKPOINT)
-    if not numbers and session.progress.step == 0:
+    lacking = vars(Progress()).keys() - numbers.keys()
+    if lacking == vars(Progress()).keys() and session.progress.step == 0:
         return Progress()
-    if lacking := vars(Progress()).keys() - numbers.keys():
+    if lacking:
         raise UserError(f"{where} is no checkpoint of this training: it lacks {min(lacking)!r}")
     return Progress(**fields_from(Progress, {name: numbers[name] for name in vars(Progress())}, where))
 
