@@ -172,6 +172,7 @@ def opened(team: Team | None, args: Any, script: str) -> Iterator[Run]:
     folder = args.resume or args.out
     if team is None or team.is_first:
         with run_in(folder) as run:
+            run.processes = team.size if team else 1
             for _ in range(2 if team else 0):  # it is there; the others have their copies
                 team.wait()
             yield run

@@ -111,3 +111,72 @@ def test_two_ranks_learn_what_one_learns(cases, tmp_path):
     finished(torchrun(ROOT / "tests" / "ranks_worker.py", plan, tmp_path / "two"))
     for name in cases:
         same_training(tmp_path / "one" / name, tmp_path / "two" / name, 1e-6)
+
+
+# ---- stopped, failed, gone on with ---------------------------------------------------------------
+
+FAILING = """
+import os, random, time
+from pathlib import Path
+
+calls = 0
+
+def score(examples, answers):
+    global calls
+    calls += 1
+    time.sleep(0.05)
+    if Path(__file__).with_name("wrong").exists() and os.environ["RANK"] == "1" and calls == 3:
+        raise ValueError("no such answer")
+    return [len(answer) % 5 / 4 + 0.1 * random.random() for answer in answers]
+"""
+CHANCY = ["--update", "clip", "--passes", 2, "--minibatches", 2, "--baseline", "moving-average", "--sft-share", 0.5]
+
+
+@pytest.fixture(scope="module")
+def command(data, tmp_path_factory):
+    """Of a training whose reward fails on the second rank while a file `wrong` lies beside it; and that file."""
+    written, files = data["seq2seq"]
+    folder = tmp_path_factory.mktemp("failing")
+    (folder / "reward.py").write_text(FAILING)
+    own = ["--train", files["train"], "--dev", files["dev"], "--reward", f"{folder / 'reward.py'}:score"]
+    usual = ["--prompts", 5, "--samples", 4, "--watch", 0, "--precision", "fp32", "--evaluations", 2]
+    script = [ROOT / "train_rl.py", "--task", "seq2seq", "--init", written["init"]]
+    return [*script, *own, *usual, *CHANCY], folder / "wrong"
+
+
+def test_two_ranks_fail_stop_and_go_on_to_the_same_bits(command, tmp_path):
+    """A reward that fails on one rank stops both, and so does a signal; a reward may draw numbers of its own."""
+    begin, wrong = command
+    finished(torchrun(*begin, "--steps", 20, "--out", tmp_path / "whole", stdout=subprocess.DEVNULL))
+    wrong.touch()
+    failed = torchrun(*begin, "--steps", 20, "--out", tmp_path / "cut", stdout=subprocess.DEVNULL)
+    _, said = failed.communicate(timeout=300)
+    assert failed.returncode != 0
+    assert (
+        f"ValueError: no such answer; nothing is lost: mend it, and go on with: torchrun --nproc-per-node 2 "
+        f"train_rl.py --resume {tmp_path / 'cut'}" in said
+    )
+    assert records(tmp_path / "cut")[-1]["step"] == 2
+    wrong.unlink()
+    going_on = [ROOT / "train_rl.py", "--resume", tmp_path / "cut"]
+    stopped = torchrun(*going_on, stdout=subprocess.DEVNULL)
+    while stopped.poll() is None and len(records(tmp_path / "cut")) < 6:
+        time.sleep(0.05)
+    os.kill(stopped.pid, signal.SIGINT)
+    stopped.communicate(timeout=300)
+    assert stopped.returncode != 0
+    finished(torchrun(*going_on, stdout=subprocess.DEVNULL))
+    assert records(tmp_path / "whole") == records(tmp_path / "cut")
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert weights[0] == weights[1]
+
+
+def test_two_ranks_leave_out_what_one_cannot_judge(command, tmp_path):
+    begin, wrong = command
+    wrong.touch()
+    more = ["--reward-errors", "skip", "--steps", 5, "--out", tmp_path / "run"]
+    finished(torchrun(*begin, *more, stdout=subprocess.DEVNULL))
+    wrong.unlink()
+    lines = records(tmp_path / "run")
+    assert [line["step"] for line in lines if "skipped" in line] == [2]
+    assert [line["step"] for line in lines if "reward" in line] == [1, 2, 4, 5]
