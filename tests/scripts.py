@@ -86,7 +86,7 @@ def torchrun(*command, **how):
 
 
 def finished(process):
-    _, said = process.communicate(timeout=300)
+    _, said = process.communicate(timeout=900)
     assert process.returncode == 0, said
     return said
 

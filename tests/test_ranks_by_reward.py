@@ -2,15 +2,18 @@
 
 import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
 from rich.console import Console
-from scripts import finished, one_thread, same_training, torchrun, write_lines
+from scripts import finished, one_thread, records, same_training, torchrun, write_lines
 from test_objective import ACTOR, ANSWERS, PROMPTS, TOKENIZER, episodes_of
 
 import train_rl
