@@ -1,4 +1,4 @@
-"""Several processes that train one model: torchrun --nproc-per-node 2 train_sft.py …
+"""Several processes that train one model: torchrun --nproc-per-node 2 train_sft.py …, and train_rl.py likewise.
 
 Each process, a rank, has the whole model and knows the whole step, of which it computes its share; before the weights
 move, the gradients of all ranks are added up. What a step is divided by is counted over all ranks, so that many have
