@@ -8,8 +8,8 @@ several of them with weights, each a part with a name of its own.
     --reward exact --reward length=-0.01        both; the second counts a hundredth, and against
 
 A function is called once a step with all answers, of several processes by each with its own. What it does wrong, an
-exception, a wrong count, a NaN, no end, is a RewardError, by which the training ends, saved, in a sentence that says so;
-once it is mended --resume goes on at that very step. With --reward-errors skip the step is left out instead.
+exception, a wrong count, a NaN, no end, is a RewardError, by which the training ends, saved, in a sentence that says
+so; once it is mended --resume goes on at that very step. With --reward-errors skip the step is left out instead.
 """
 
 import importlib.util
