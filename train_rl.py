@@ -43,18 +43,7 @@ import train_sft
 from minillm import actors, cli, estimator, expert, ranks
 from minillm.batching import Batch
 from minillm.device import place
-from minillm.episodes import (
-    Agent,
-    Episode,
-    chance_kept,
-    judge,
-    judge_greedy,
-    look,
-    of_all_ranks,
-    pieces,
-    recalled,
-    refer,
-)
+from minillm.episodes import Agent, Episode, chance_kept, judge, judge_greedy, look, pieces, pooled, recalled, refer
 from minillm.errors import UserError
 from minillm.expert import Rounds
 from minillm.objective import backward
@@ -142,7 +131,7 @@ def fit(args: Args, session: Session, task: Judged, reward: Reward, agent: Agent
             refer(agent, episodes)
         if args.learns_value:
             appraise(agent, episodes)
-        episodes = of_all_ranks(session, episodes, examples, args.samples)
+        episodes = pooled(session, episodes, examples, args.samples)
         weigh(episodes, session, args)
         given = corpus.step(step, given_tokens, args.micro_tokens, session.rank, session.ranks) if corpus else []
         seen = look(episodes, args.samples) | update(agent, episodes, given, session, args)

@@ -199,7 +199,7 @@ def judge_greedy(reward: Reward, agent: Agent, episodes: Sequence[Episode], samp
         episode.greedy = likeliest[i // samples].reward
 
 
-def of_all_ranks(session: Session, episodes: list[Episode], examples: Sequence[Any], samples: int) -> list[Episode]:
+def pooled(session: Session, episodes: list[Episode], examples: Sequence[Any], samples: int) -> list[Episode]:
     """The answers to all examples of a step, so many to each, of which a rank has those to its own. What they mean, as
     people read it. From here on all ranks draw the same random numbers, and know the same."""
     if not session.team:

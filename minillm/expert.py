@@ -26,7 +26,7 @@ from statistics import fmean, median_low
 
 from minillm import cli
 from minillm.batching import IGNORE, Corpus, Document, answering
-from minillm.episodes import Agent, Episode, chance_kept, judge, look, of_all_ranks
+from minillm.episodes import Agent, Episode, chance_kept, judge, look, pooled
 from minillm.errors import UserError
 from minillm.files import fields_from, write_text
 from minillm.held_out import heed
@@ -127,7 +127,7 @@ def attempt(
     try:
         with chance_kept(session):
             episodes = judge(reward, agent.rollout(session.own(examples), args.samples))
-        return of_all_ranks(session, episodes, examples, args.samples)
+        return pooled(session, episodes, examples, args.samples)
     except RewardError as error:
         leave_out(session, error)
         return []
