@@ -151,8 +151,7 @@ def fit(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: T
     device, learner = next(model.parameters()).device, session.sharded or model
     model.train()
     for step in session:
-        place = session.rank, session.ranks, args.shard
-        parts = corpus.step(step, args.batch_tokens, args.micro_tokens, *place)
+        parts = corpus.step(step, args.batch_tokens, args.micro_tokens, session.rank, session.ranks, args.shard)
         batches = [batch.to(device) for batch in parts]
         session.count(parts)
         count = session.total(sum(task.count(batch) for batch in batches if not batch.is_spare))

@@ -105,8 +105,7 @@ def fit(args: Rounds, session: Session, task: Task, reward: Reward, agent: Agent
             require_finds(session, args, progress)
             corpus = corpus_of(args, task, agent.tokenizer, finds, progress.first)
             model.train()
-        place = session.rank, session.ranks
-        parts = corpus.step(step - progress.first, args.batch_tokens, args.micro_tokens, *place)
+        parts = corpus.step(step - progress.first, args.batch_tokens, args.micro_tokens, session.rank, session.ranks)
         count = session.total(sum(batch.count for batch in parts))
         loss = sum(backward(model, batch.to(agent.device), 1 / count) for batch in parts)
         session.set_lr(schedule(plan.learned(session.share, progress.begun), args.warmup, args.schedule))
