@@ -145,7 +145,7 @@ class Session:
     def update(self, clip: float | None = None, apart: nn.Module | None = None) -> float:
         """One step of the optimisers along the gradients, which are then forgotten; returns their norm before they
         were cut to a norm of `clip`: of all but those of `apart`, which are cut to it by themselves."""
-        if self.team and not self.sharded:  # which has added them up in its passes
+        if self.team and not self.sharded:  # whose passes have added them up
             self.team.add_up(self.model.parameters())
         learned = [p for p in self.parts.parameters() if p.grad is not None]
         others = {*apart.parameters()} if apart else ()
