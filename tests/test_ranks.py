@@ -145,6 +145,7 @@ def test_what_no_rank_can_do_with_its_part(options, said, tmp_path, monkeypatch)
     if options:  # refused before a team is asked for anything
         monkeypatch.setattr(ranks, "joined", lambda: contextlib.nullcontext(ranks.Team(0, 1)))
         monkeypatch.setattr(ranks.Team, "reduced", lambda self, values, how: [*values])
+        monkeypatch.setattr(ranks.Team, "exchange", lambda self, value: [value])
     args = train_sft.Args(task="arithmetic", out=tmp_path / "run", shard=True, **{**PARITY, **options})
     with pytest.raises(UserError, match=said):
         train_sft.train(args, Console(quiet=True))
