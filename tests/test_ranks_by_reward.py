@@ -128,8 +128,11 @@ def score(examples, answers):
     global calls
     calls += 1
     time.sleep(0.05)
-    if Path(__file__).with_name("wrong").exists() and os.environ["RANK"] == "1" and calls == 3:
+    is_wrong = Path(__file__).with_name("wrong").exists()
+    if is_wrong and os.environ["RANK"] == "1" and calls == 3:
         raise ValueError("no such answer")
+    if is_wrong and len(answers) == 8:
+        raise ValueError("none to the examples of dev")
     return [len(answer) % 5 / 4 + 0.1 * random.random() for answer in answers]
 """
 CHANCY = ["--update", "clip", "--passes", 2, "--minibatches", 2, "--baseline", "moving-average", "--sft-share", 0.5]
@@ -142,7 +145,7 @@ def command(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("failing")
     (folder / "reward.py").write_text(FAILING)
     own = ["--train", files["train"], "--dev", files["dev"], "--reward", f"{folder / 'reward.py'}:score"]
-    usual = ["--prompts", 5, "--samples", 4, "--watch", 0, "--precision", "fp32", "--evaluations", 2]
+    usual = ["--prompts", 5, "--samples", 3, "--watch", 0, "--precision", "fp32", "--evaluations", 2]
     script = [ROOT / "train_rl.py", "--task", "seq2seq", "--init", written["init"]]
     return [*script, *own, *usual, *CHANCY], folder / "wrong"
 
@@ -175,6 +178,7 @@ def test_two_ranks_fail_stop_and_go_on_to_the_same_bits(command, tmp_path):
 
 
 def test_two_ranks_leave_out_what_one_cannot_judge(command, tmp_path):
+    """A step whose answers the second could not judge, and what the first looked at."""
     begin, wrong = command
     wrong.touch()
     more = ["--reward-errors", "skip", "--steps", 5, "--out", tmp_path / "run"]
@@ -183,3 +187,4 @@ def test_two_ranks_leave_out_what_one_cannot_judge(command, tmp_path):
     lines = records(tmp_path / "run")
     assert [line["step"] for line in lines if "skipped" in line] == [2]
     assert [line["step"] for line in lines if "reward" in line] == [1, 2, 4, 5]
+    assert [line.get("greedy_reward", "none") for line in lines if "samples" in line] == ["none"]
