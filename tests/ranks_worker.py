@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from torch.distributed import init_process_group, is_torchelastic_launched
 
+import minillm.curves
 import train_rl
 import train_sft
 from minillm.episodes import Agent
@@ -23,6 +24,7 @@ def main(cases: Path, folder: Path) -> None:
     if is_torchelastic_launched():
         init_process_group("gloo")
     plant()
+    minillm.curves.draw = lambda *_: None  # which takes longer than the training
     for name, (options, own) in json.loads(cases.read_text()).items():
         script = train_rl if options.pop("by_reward", False) else train_sft
         if "init" in options:
