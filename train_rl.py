@@ -133,7 +133,7 @@ def fit(args: Args, session: Session, task: Judged, reward: Reward, agent: Agent
             appraise(agent, episodes)
         episodes = pooled(session, episodes, examples, args.samples)
         weigh(episodes, session, args)
-        given = corpus.step(step, given_tokens, args.micro_tokens, session.rank, session.ranks) if corpus else []
+        given = corpus.share(step, given_tokens, args.micro_tokens, session.rank, session.ranks) if corpus else []
         seen = look(episodes, args.samples) | update(agent, episodes, given, session, args)
         session.progress.numbers["beta"] = args.next_beta(beta_of(session, args), seen.get("kl"))
         session.log({"answers": len(episodes)}, **seen)
@@ -188,6 +188,7 @@ def update(
             out_of_bounds += climb(agent, some, beta, args) if some else 0.0
             for batch in given:
                 backward(agent.model, batch.to(agent.device), share)
+            session.add_up()
             norm = session.update(args.clip, apart=agent.model.value if args.learns_value else None)
     count = args.passes * sum(len(each.answer) for each in counted)
     beyond = {"ratios_beyond": session.total(out_of_bounds) / max(count, 1)} if args.uses_ratios else {}

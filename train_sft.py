@@ -148,15 +148,15 @@ def look_into(args: Args, console: Console | None = None) -> None:
 
 def fit(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer, corpus: Corpus) -> None:
     """One step after the other until the budget is spent."""
-    device, learner = next(model.parameters()).device, session.sharded or model
+    device, learner = next(model.parameters()).device, session.learner
     model.train()
     for step in session:
-        parts = corpus.step(step, args.batch_tokens, args.micro_tokens, session.rank, session.ranks, args.shard)
+        parts = corpus.step(step, args.batch_tokens, args.micro_tokens, session.rank, session.ranks)
         batches = [batch.to(device) for batch in parts]
         session.count(parts)
         count = session.total(sum(task.count(batch) for batch in batches if not batch.is_spare))
         weights = zip(batches, task.weights(model, batches, count), strict=True)  # 1 / count, or see preference.py
-        loss = sum(backward(learner, *each, 1.0, args.label_smoothing) for each in weights)
+        loss = sum(backward(learner, *each, 1.0, args.label_smoothing) for each in session.passes(weights))
         tokens = sum(len(batch.tokens) for batch in batches if not batch.is_spare)
         loss, tokens = session.total(float(loss)), session.total(tokens)
         session.log({"tokens": tokens}, loss=loss, gradient_norm=session.update(args.clip))

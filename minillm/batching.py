@@ -55,7 +55,7 @@ class Batch:
     segments: Tensor | None  # (N,) int64; None where there are no pairs of texts
     packing: Packing
     count: int  # how many targets and labelled documents there are to learn from
-    is_spare: bool = False  # whether it stands where a rank has none, with a count of 0: see sharding.py
+    is_spare: bool = False  # whether it stands where a rank has none, with a count of 0: see ranks.py
 
     def to(self, device: torch.device) -> "Batch":
         if self.tokens.device == device:
@@ -147,16 +147,10 @@ class Corpus:
         self.epoch, self.first_step, self.steps = -1, 0, []
 
     def step(
-        self,
-        step: int,
-        batch_tokens: int,
-        micro_tokens: int | None = None,
-        rank: int = 0,
-        ranks: int = 1,
-        are_even: bool = False,
+        self, step: int, batch_tokens: int, micro_tokens: int | None = None, rank: int = 0, ranks: int = 1
     ) -> list[Batch]:
         """About `batch_tokens` tokens, in batches of about `micro_tokens`, whose gradients belong together; of several
-        ranks the share of one, if need be in as many batches as all others have."""
+        ranks the share of one, in as many batches as all others have."""
         if step < self.first_step:
             self.epoch, self.first_step, self.steps = -1, 0, []
             self.table = DocumentTable(self.draw(0)) if self.is_redrawn else self.table
@@ -165,8 +159,12 @@ class Corpus:
         examples = self.steps[step - self.first_step]
         shares = [self._parts(examples[r::ranks], micro_tokens) for r in range(ranks)]
         batches = [self.table.batch(part) for part in shares[rank]]
-        spare = [self._spare(examples[:1])] * (max(map(len, shares)) - len(batches)) if are_even else []
+        spare = [self._spare(examples[:1])] * (max(map(len, shares)) - len(batches))
         return batches + spare
+
+    def share(self, *of: int | None) -> list[Batch]:
+        """The batches of `step` that a rank learns from, however many others have."""
+        return [batch for batch in self.step(*of) if not batch.is_spare]
 
     def _parts(self, examples: np.ndarray, micro_tokens: int | None) -> list[np.ndarray]:
         if micro_tokens is None or not len(examples):

@@ -105,10 +105,11 @@ def fit(args: Rounds, session: Session, task: Task, reward: Reward, agent: Agent
             require_finds(session, args, progress)
             corpus = corpus_of(args, task, agent.tokenizer, finds, progress.first)
             model.train()
-        parts = corpus.step(step - progress.first, args.batch_tokens, args.micro_tokens, session.rank, session.ranks)
+        parts = corpus.share(step - progress.first, args.batch_tokens, args.micro_tokens, session.rank, session.ranks)
         count = session.total(sum(batch.count for batch in parts))
         loss = sum(backward(model, batch.to(agent.device), 1 / count) for batch in parts)
         session.set_lr(schedule(plan.learned(session.share, progress.begun), args.warmup, args.schedule))
+        session.add_up()
         norm = session.update(args.clip)
         session.log(loss=session.total(float(loss)), gradient_norm=norm)
         if session.evaluation_is_due() and session.leads:

@@ -1,13 +1,13 @@
 """Several processes that train one model: torchrun --nproc-per-node 2 train_sft.py …, and train_rl.py likewise.
 
-Each process, a rank, has the whole model and knows the whole step, of which it computes its share; before the weights
-move, the gradients of all ranks are added up. What a step is divided by is counted over all ranks, so that many have
-the gradient of one, to rounding. By reward each rank draws and judges the answers to its share of the prompts, and all
-are told what the others drew: whatever depends on a whole step, each computes for itself. The first looks at the dev
-set and writes the run; the others work in copies of its folder, which go when they do.
+Each process, a rank, has the whole model and knows the whole step, of which it computes its share. What a step is
+divided by is counted over all ranks, so that many have the gradient of one, to rounding. The first looks at the dev set
+and writes the run; the others work in copies of its folder, which go when they do.
 
-PyTorch's DistributedDataParallel adds gradients up while they are computed, but wants as many backward passes of each
-rank; here one may have more, or none.
+By example PyTorch's DistributedDataParallel (Li et al. 2020, arXiv:2006.15704) adds the gradients up while they are
+computed. It wants as many backward passes of each rank, and by reward one may have more than others, or none: there
+they are added up when all are done. Each rank draws and judges the answers to its share of the prompts, and all are
+told what the others drew, so that each computes for itself whatever depends on a whole step.
 
 A process alone has no team, and never comes here.
 """
@@ -28,14 +28,18 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
 
 from minillm import cli
+from minillm.batching import Batch
 from minillm.device import Placement
 from minillm.errors import UserError
 from minillm.run import LOCK, Run
 
 PATIENCE = datetime.timedelta(days=7)  # that ranks wait for each other; the first may look at a dev set for hours
+T = TypeVar("T")
 Number = TypeVar("Number", int, float)
 SUM, MAX = dist.ReduceOp.SUM, dist.ReduceOp.MAX
 
@@ -94,6 +98,9 @@ class Team:
         """Until all are here."""
         self.reduced([0], SUM)
 
+    def learner(self, model: nn.Module) -> "Learner":
+        return Learner(model)
+
     def reseed(self, seed: int, step: int, *more: int) -> None:
         """Each rank draws numbers of its own in a step, the same ones whenever that step is done."""
         reseed(seed, step, self.rank, *more)
@@ -109,6 +116,43 @@ def reseed(*numbers: int) -> None:
     torch.manual_seed(int(own))
     random.seed(int(pythons))
     np.random.seed(int(numpys))
+
+
+class Learner:
+    """Has the loss of a model, as `objective.Model` says, but one whose gradients are the sum over all ranks."""
+
+    def __init__(self, model: nn.Module):
+        self.parallel = DistributedDataParallel(Losses(model))
+        self.parallel.register_comm_hook(None, summed)
+
+    def passes(self, things: Iterable[T]) -> Iterator[T]:
+        """These things, each for a backward pass, the last of which adds up what all of them found."""
+        things = [*things]
+        for thing in things[:-1]:
+            with self.parallel.no_sync():
+                yield thing
+        yield things[-1]
+
+    def loss(self, *args: Any) -> Tensor:
+        with heard():
+            return self.parallel(*args)
+
+
+class Losses(nn.Module):
+    """A module whose call is the loss, since that is what DistributedDataParallel gets ready for."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, *args: Any) -> Tensor:
+        losses = self.model.loss(batch, *args)
+        return losses * 0 if batch.is_spare else losses
+
+
+def summed(_: None, bucket: dist.GradBucket) -> Future[Tensor]:
+    """The sum where DistributedDataParallel would take the mean: what it is divided by stands in the weights."""
+    return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])
 
 
 @contextmanager

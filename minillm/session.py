@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from threading import Event
 from typing import Any, Protocol, TextIO, TypeVar
 
@@ -113,6 +114,22 @@ class Session:
         """Its sum over all ranks."""
         return self.team.total(value) if self.team else value
 
+    @cached_property
+    def learner(self) -> Any:
+        """The model, or what adds its gradients up over all ranks in its `passes`."""
+        if self.sharded or not self.team:
+            return self.sharded or self.model
+        return self.team.learner(self.model)
+
+    def passes(self, things: Iterable[Any]) -> Iterable[Any]:
+        """These things, each for a backward pass of a step, of which all ranks have as many."""
+        return self.learner.passes(things) if self.team else things
+
+    def add_up(self) -> None:
+        """Makes the gradients the sum of all ranks', where each had passes of its own."""
+        if self.team:
+            self.team.add_up(self.model.parameters())
+
     def own(self, things: Sequence[T]) -> Sequence[T]:
         """Those of a step that this rank sees to: a stretch, as long as anybody's but for one."""
         start, end = (len(things) * rank // self.ranks for rank in (self.rank, self.rank + 1))
@@ -145,8 +162,6 @@ class Session:
     def update(self, clip: float | None = None, apart: nn.Module | None = None) -> float:
         """One step of the optimisers along the gradients, which are then forgotten; returns their norm before they
         were cut to a norm of `clip`: of all but those of `apart`, which are cut to it by themselves."""
-        if self.team and not self.sharded:  # whose passes have added them up
-            self.team.add_up(self.model.parameters())
         learned = [p for p in self.parts.parameters() if p.grad is not None]
         others = {*apart.parameters()} if apart else ()
         parts = [[p for p in learned if (p in others) == is_apart] for is_apart in (False, True)]

@@ -9,8 +9,8 @@ weights, not what AdamW holds for each, which is three times as much.
 """
 
 import copy
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from minillm.batching import Batch
 from minillm.errors import UserError
 from minillm.ranks import Team, heard
+
+T = TypeVar("T")
 
 
 class Sharded(nn.Module):
@@ -48,6 +50,10 @@ class Sharded(nn.Module):
     def loss(self, *args: Any) -> Tensor:
         with heard():
             return self(*args)
+
+    def passes(self, things: Iterable[T]) -> Iterable[T]:
+        """These things, each for a backward pass. All of them add up what they found: what waited would be whole."""
+        return things
 
     @torch.no_grad()
     def gather(self, whole: nn.Module) -> None:

@@ -113,7 +113,7 @@ def episodes_of(prompts, answers, temperature=1.0):
 class Recorder:
     """A session whose optimiser only writes down the direction it was told to go."""
 
-    update, total = Session.update, Session.total
+    update, total, add_up = Session.update, Session.total, Session.add_up
 
     def __init__(self, model):
         self.model = self.parts = model

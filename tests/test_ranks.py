@@ -37,7 +37,7 @@ def test_shares_are_the_step_and_as_many_batches_each(ranks, micro_tokens):
     alone, shared = (Corpus(lambda epoch: [[d] for d in documents], seed=3) for _ in range(2))
     for step in range(12):
         whole = torch.cat([b.tokens for b in alone.step(step, 30)])
-        parts = [shared.step(step, 30, micro_tokens, rank, ranks, are_even=True) for rank in range(ranks)]
+        parts = [shared.step(step, 30, micro_tokens, rank, ranks) for rank in range(ranks)]
         assert len({len(batches) for batches in parts}) == 1
         batches = [batch for some in parts for batch in some]
         learned = torch.cat([b.tokens for b in batches if not b.is_spare])
@@ -48,7 +48,7 @@ def test_shares_are_the_step_and_as_many_batches_each(ranks, micro_tokens):
 
 def test_a_step_of_one_example_leaves_spare_batches_to_the_others():
     corpus = Corpus(lambda epoch: [[Document([1] * 50, [2] * 50)]], seed=0)
-    assert [b.is_spare for rank in range(3) for b in corpus.step(0, 10, None, rank, 3, True)] == [False, True, True]
+    assert [b.is_spare for rank in range(3) for b in corpus.step(0, 10, None, rank, 3)] == [False, True, True]
 
 
 # ---- two processes -------------------------------------------------------------------------------
