@@ -80,10 +80,14 @@ def read(args: Logged) -> list[Entry]:
     if not args.logged:
         return []
     fields = Fields(args.logged_fields, ("prompt", "answer", "reward"), OPTION)
-    return [entry_of(record._replace(option=OPTION), fields) for record in records.read(args.logged)]
+    return [entry_of(Record(*record), fields) for record in records.read(args.logged)]
 
 
-def entry_of(record: records.Record, fields: Fields) -> Entry:
+class Record(records.Record):
+    option = OPTION
+
+
+def entry_of(record: Record, fields: Fields) -> Entry:
     """An answer is learned to the last blank, and may be empty."""
     reward = record.number(fields.name("reward"))
     if not abs(reward) < MOST_REWARD:

@@ -30,7 +30,7 @@ TAG = re.compile(r"O|[BILUSEM]-\S+")
 class Record(NamedTuple):
     place: str  # FILE:LINE, or which record of FILE, for messages
     fields: dict[str, Any]  # by name; in CSV all of them are texts
-    option: str = "--fields"  # which says what they are for
+    option = "--fields"  # which says what they are for
 
     def value(self, name: str) -> Any:
         """UserError where the record has no such field."""
