@@ -24,9 +24,9 @@ from minillm import cli, records
 from minillm.batching import Batch
 from minillm.episodes import MOST_REWARD, Agent, Episode, pieces
 from minillm.errors import UserError
+from minillm.held_out import look
 from minillm.objective import backward
 from minillm.policy import Estimator
-from minillm.report import glance, score_of
 from minillm.rewards import Reward
 from minillm.session import Session
 from minillm.soft_q import backward_consistency
@@ -34,11 +34,10 @@ from minillm.start_by_reward import given_answers
 from minillm.tasks.base import Example, Task
 from minillm.tasks.files import Fields
 from minillm.tokenizer import Tokenizer
-from minillm.watch import keep, sound_alarms
+from minillm.watch import sound_alarms
 
 OPTION = "--logged-fields"
 STRANGE = ("passes", "minibatches", "overlong", "kl_limit", "shuffle_advantages")  # options of answers that are drawn
-SHOWN = 3  # answers of a step in the report
 
 
 @dataclass(frozen=True)
@@ -110,10 +109,7 @@ def fit(entries: Sequence[Entry], args: Any, session: Session, task: Task, rewar
         loss = climb(agent, some, args) + imitate(agent, given, args.sft_share)
         session.log({"answers": len(some)}, loss=loss, gradient_norm=session.update(args.clip))
         if session.evaluation_is_due():
-            examples, answers = glance(session, task, agent.model, agent.tokenizer)
-            shown = [{"prompt": each.example.prompt, "answer": each.said} for each in some[:SHOWN]]
-            session.report(measured := task.measure(examples, answers), len(examples), samples=shown)
-            keep(session, score_of(task, measured))
+            look(session, task, agent.model, agent.tokenizer)
             sound_alarms(session, task)
 
 

@@ -76,6 +76,15 @@ def test_a_batch_cut_in_any_way_gives_the_same_gradient(options):
     tiny.assert_same(gradients[0], gradients[2])
 
 
+def test_given_answers_take_their_share_off():
+    log, found = with_advantages(everything()[::3]), []
+    for share in (0.0, 0.25):
+        loss = climb(Agent(model := small(1), small(0), None, ACTOR, TEMPERATURE), log, args_of(sft_share=share))
+        found.append((loss, tiny.gradients(model)))
+    assert found[1][0] == pytest.approx(0.75 * found[0][0])
+    tiny.assert_same({name: 0.75 * value for name, value in found[0][1].items()}, found[1][1], tolerance=1e-6)
+
+
 def test_an_epoch_has_each_answer_once():
     for count, size in ((100, 30), (100, 32), (7, 1000), (5, 1)):
         parts = max(1, round(count / size))
