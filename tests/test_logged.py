@@ -209,11 +209,15 @@ def _here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def log(start, capsys):
+def log(start):
     """Of the start's own answers."""
-    rollout.main(rollout.Args(model=str(start), prompts=40, samples=4, temperature=0.8, precision="fp32"))
-    Path("log.jsonl").write_text(capsys.readouterr().out)
+    rollout.main(rollout_of(start))
     return Path("log.jsonl")
+
+
+def rollout_of(start, **options):
+    options = {"prompts": 40, "samples": 4, "temperature": 0.8, "precision": "fp32", **options}
+    return rollout.Args(model=str(start), out=Path("log.jsonl"), **options)
 
 
 def rl(**options):
@@ -233,6 +237,36 @@ def test_what_a_rollout_writes_can_be_learned_from(start, log):
     found = json.loads(Path("run/report.json").read_text())
     assert any(f"{len(rows):,} logged answers to " in note for note in found["notes"])
     assert {"dev_kl", "dev_pass_1", "change_dev_accuracy"} & json.loads(Path("run/metrics.json").read_text()).keys()
+
+
+def test_a_rollout_is_judged_and_comes_again(start, log, monkeypatch):
+    monkeypatch.setattr(rollout, "AT_ONCE", 12)
+    rollout.main(rollout_of(start, reward=("exact", "length=-0.5")))
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    first = log.read_text()
+    rollout.main(rollout_of(start, reward=("exact", "length=-0.5")))
+    assert log.read_text() == first
+    assert all(row["reward"] in (-0.5 * len(row["answer"]), 1 - 0.5 * len(row["answer"])) for row in rows)
+    assert len({row["prompt"] for row in rows}) > 20
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"samples": 0}, "--samples 0 must be positive"),
+        ({"temperature": 0.0}, "--temperature 0.0 must be positive"),
+        ({"reward": ("nothing",)}, "--reward nothing: the task's own are"),
+    ],
+)
+def test_a_rollout_that_makes_no_sense(start, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        rollout.main(rollout_of(start, **options))
+
+
+def test_a_task_that_writes_nothing(start, monkeypatch):
+    monkeypatch.setattr(rollout, "prepare", lambda *_: SimpleNamespace(task=SimpleNamespace(name="classify")))
+    with pytest.raises(UserError, match="learned --task classify, which writes no answers"):
+        rollout.main(rollout_of(start))
 
 
 def test_nothing_is_drawn_while_it_learns(start, log, monkeypatch):
