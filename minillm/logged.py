@@ -5,8 +5,8 @@
 What is asked of the model is the equation of soft_q.py on each of these answers. It holds whoever gave them and however
 likely that was, so that nobody need know whose they are. Where the log has all answers to a prompt, whatever their
 shares, the one solution is π* ∝ π_start · exp(reward / β); of what a log lacks it says nothing but what the model makes
-of the rest. A number added to all rewards changes π* in nothing, so their mean is taken off first: values, which start
-at 0, then have less to learn.
+of the rest. A number added to all rewards changes π* in nothing, so their mean is taken off first: five stars for the
+best or ten, the values, which start at 0, need not learn that.
 
 `python -m minillm rollout RUN` writes such a file, of a model's own answers.
 """
