@@ -27,7 +27,7 @@ from minillm.episodes import Episode, Writer, judge
 from minillm.errors import UserError
 from minillm.files import write_text
 from minillm.generate import Sampling
-from minillm.rewards import open_rewards
+from minillm.rewards import SECONDS, open_rewards
 from minillm.tasks.base import WritingTask
 
 AT_ONCE = 1024  # answers
@@ -41,17 +41,19 @@ class Args:
     samples: int = cli.option(8, "answers drawn for each")
     temperature: float = cli.option(1.0, "of the policy that draws them")
     reward: tuple[str, ...] = cli.option((), "what judges them, as of train_rl.py (default: the task's own)")
+    reward_seconds: float = cli.option(SECONDS, "that a function may take for about a thousand answers")
     seed: int = cli.option(0, "the same seed, options and threads: the same answers")
     precision: str = cli.option("auto", "of the activations; weights stay float32", choices=PRECISIONS)
 
 
 def main(args: Args) -> None:
-    cli.require_positive(args, "prompts", "samples", "temperature")
+    cli.require_positive(args, "prompts", "samples", "temperature", "reward_seconds")
     cli.require_seed(args)
     trial = prepare(args.model, Examined(precision=args.precision))
     if not isinstance(trial.task, WritingTask):
         raise UserError(f"{args.model} learned --task {trial.task.name}, which writes no answers that a reward judges")
-    reward = open_rewards(args.reward, trial.task.rewards, next(trial.model.parameters()).device)
+    device = next(trial.model.parameters()).device
+    reward = open_rewards(args.reward, trial.task.rewards, device, seconds=args.reward_seconds)
     torch.manual_seed(args.seed)
     ended, count = [], 0
     for drawn in rollouts(trial, islice(trial.task.practice(args.seed), args.prompts), args):
