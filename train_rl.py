@@ -264,11 +264,12 @@ def train(args: Args, console: Console | None = None) -> Run:
         reward = open_rewards(args.reward, task.rewards, placement.device, is_text, args.reward_seconds)
         args, agent = open_agent(args, run, task, placement)
         check(args)
+        learn = expert.fit if args.method == "expert" else fit
+        learn = partial(logged.fit, logged.to_learn_from(log, args, task, agent)) if args.logged else learn
         session = Session(args, run, agent.model, optimizers_of(agent.model, args), console)
         begin(session, "rl", args, agent.tokenizer, data, started)
         introduce(console, placement, task, agent.model, run)
         before = look_before(args, session, task, reward, agent)
-        learn = partial(logged.fit, log) if args.logged else expert.fit if args.method == "expert" else fit
         learn(args, session, task, reward, agent)
         finish(args, session, task, reward, agent, before)
     return run

@@ -98,9 +98,8 @@ def entry_of(record: Record, fields: Fields) -> Entry:
 # ---- the algorithm -----------------------------------------------------------------------------------
 
 
-def fit(entries: Sequence[Entry], args: Any, session: Session, task: Task, reward: Reward, agent: Agent) -> None:
-    """Batches of the log, in shuffled epochs, until the budget is spent."""
-    episodes = to_learn_from(entries, args.logged, session, task, agent)
+def fit(episodes: Sequence[Episode], args: Any, session: Session, task: Task, reward: Reward, agent: Agent) -> None:
+    """Batches of the log, see `to_learn_from`, in shuffled epochs, until the budget is spent."""
     corpus, given_tokens = given_answers(args, task, agent.tokenizer)
     agent.model.eval()  # no dropout, as the start that it is compared with has none
     for step in session:
@@ -139,23 +138,22 @@ def imitate(agent: Agent, batches: Sequence[Batch], share: float) -> float:
 # ---- from texts to tokens ----------------------------------------------------------------------------
 
 
-def to_learn_from(entries: Sequence[Entry], path: Path, session: Session, task: Task, agent: Agent) -> list[Episode]:
-    """All of the log but what is held out, and for a person what it is. UserError where it teaches nothing."""
+def to_learn_from(entries: Sequence[Entry], args: Logged, task: Task, agent: Agent) -> list[Episode]:
+    """All of the log but what is held out; among the task's notes what that is. UserError where it teaches nothing."""
     held_out = {example.prompt for example in (*task.splits.dev, *task.splits.test)}
     kept = [entry for entry in entries if entry.prompt not in held_out]
     rewards = [entry.reward for entry in kept]
     if not kept:
-        raise UserError(f"all prompts of --logged {path} are held out, too; there is nothing to learn from")
+        raise UserError(f"all prompts of --logged {args.logged} are held out, too; there is nothing to learn from")
     if min(rewards) == max(rewards):
         raise UserError(
-            f"all answers of --logged {path} are rewarded {rewards[0]:g}: there is nothing to tell good ones from bad "
-            "ones by; learn them with train_sft.py if they are good"
+            f"all answers of --logged {args.logged} are rewarded {rewards[0]:g}: there is nothing to tell good ones "
+            "from bad ones by; learn them with train_sft.py if they are good"
         )
     mean, prompts = fmean(rewards), len({entry.prompt for entry in kept})
     note = f"{len(kept):,} logged answers to {prompts:,} prompts, mean reward {mean:.3g}"
     note += f"; {len(entries) - len(kept):,} more, whose prompts are held out, are left out" if kept != entries else ""
     task.notes = [*task.notes, note]
-    session.console.print(f"logged     {note}", highlight=False, markup=False)
     most = agent.model.config.max_seq_len
     return [episode_of(entry, agent.tokenizer, most, entry.reward - mean) for entry in kept]
 

@@ -100,18 +100,17 @@ def test_an_epoch_has_each_answer_once():
 
 
 def settings(dev=(), longest=100):
-    """A task, an agent and a session, as far as a log needs them."""
+    """Options, a task and an agent, as far as a log needs them."""
     letters = SimpleNamespace(prompt=lambda text: [*map(ord, text)], encode=lambda text: [*map(ord, text)], end=0)
     model = SimpleNamespace(config=SimpleNamespace(max_seq_len=longest))
     task = SimpleNamespace(splits=Splits([], [Example(prompt, ()) for prompt in dev], []), notes=["before"])
-    session = SimpleNamespace(console=SimpleNamespace(print=lambda *_, **__: None))
-    return session, task, SimpleNamespace(tokenizer=letters, model=model)
+    return args_of(logged=Path("f")), task, SimpleNamespace(tokenizer=letters, model=model)
 
 
 def test_rewards_are_taken_from_their_mean_and_what_is_held_out_is_left_out():
     entries = [Entry("f:1", "a", "x", 1.0), Entry("f:2", "b", "", 4.0), Entry("f:3", "held", "z", 100.0)]
-    session, task, agent = settings(dev=["held"])
-    one, two = to_learn_from(entries, Path("f"), session, task, agent)
+    args, task, agent = settings(dev=["held"])
+    one, two = to_learn_from(entries, args, task, agent)
     assert (one.prompt, one.answer, one.advantages, one.reward) == ([97], [120, 0], [-1.5, -1.5], 1.0)
     assert (two.prompt, two.answer, two.advantages) == ([98], [0], [1.5])  # an empty answer is its end
     assert task.notes[0] == "before"
@@ -128,7 +127,7 @@ def test_rewards_are_taken_from_their_mean_and_what_is_held_out_is_left_out():
 )
 def test_a_log_that_teaches_nothing_is_refused(entries, sentence):
     with pytest.raises(UserError, match=sentence):
-        to_learn_from([Entry(f"f:{i}", *e) for i, e in enumerate(entries, 1)], Path("f"), *settings(dev=["held"]))
+        to_learn_from([Entry(f"f:{i}", *e) for i, e in enumerate(entries, 1)], *settings(dev=["held"]))
 
 
 def test_an_answer_may_just_fit():
@@ -308,3 +307,4 @@ def test_a_prompt_that_the_vocabulary_lacks(start, capsys):
         file.write('{"prompt": "Ж:", "answer": " AA", "reward": 0}\n')
     assert rl(init=start, logged="log.jsonl", **RUN, out="run") == 2
     assert "log.jsonl:3: this model does not know what that is written in: the symbol" in capsys.readouterr().err
+    assert not Path("run").exists()
