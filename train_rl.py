@@ -7,6 +7,7 @@
   python train_rl.py --reward my_reward.py:score                 judged by a function of your own
   python train_rl.py --update clip --passes 2 --kl k3            other estimators; bench/estimators.py judges them all
   python train_rl.py --method expert                             or learn what was right like given answers, in rounds
+  python train_rl.py --method soft-q --logged answers.jsonl      or from answers and rewards that others gave
 
 Objective: maximise E[reward] over answers drawn from the model itself. The estimator is REINFORCE (Williams 1992)
 with a leave-one-out baseline: for each of P prompts draw K answers from the policy and step along
@@ -22,7 +23,7 @@ looks whether it is, and stops if it is not.
 
 Where a task's own reward judges, --sft-share of the gradient is that of answers which the data gives, one half unless
 the task says otherwise: rewards alone first cost a model what they don't ask for. With 0 it is REINFORCE alone.
-`--method expert` is another algorithm, in a file of its own: minillm/expert.py.
+`--method expert` and `--logged FILE` are other algorithms, in files of their own: minillm/expert.py, minillm/logged.py.
 """
 
 import minillm  # noqa: F401, first: it sets how threads wait
@@ -33,6 +34,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -40,19 +42,20 @@ import torch
 from rich.console import Console
 
 import train_sft
-from minillm import actors, cli, estimator, expert, ranks
+from minillm import actors, cli, estimator, expert, logged, ranks
 from minillm.batching import Batch
 from minillm.device import place
 from minillm.episodes import Agent, Episode, chance_kept, judge, judge_greedy, look, pieces, pooled, recalled, refer
 from minillm.errors import UserError
 from minillm.expert import Rounds
+from minillm.logged import Logged
 from minillm.objective import backward
 from minillm.optim import optimizers_of
 from minillm.options import Common, Optimisation, check_common, check_draws
 from minillm.origin import begin, data_of
 from minillm.policy import Estimator, Rewards, is_beyond, moved
 from minillm.report import introduce
-from minillm.rewards import Reward, RewardError, open_rewards
+from minillm.rewards import SECONDS, Reward, RewardError, open_rewards
 from minillm.run import Run
 from minillm.session import Session
 from minillm.soft_q import backward_consistency
@@ -70,7 +73,7 @@ UNFINISHED = 1.0  # what an answer that does not end costs with --overlong penal
 
 
 @dataclass(frozen=True)
-class Args(Estimator, Rounds, Optimisation, Common):
+class Args(Estimator, Rounds, Logged, Optimisation, Common):
     task: str = cli.option("arithmetic", "what to learn", choices=tuple(JUDGED))
     init: Path | None = cli.option(
         None,
@@ -85,6 +88,7 @@ class Args(Estimator, Rounds, Optimisation, Common):
         "where a function of yours fails: stop, saved, to go on at that step; or leave it out",
         ("stop", "skip"),
     )
+    reward_seconds: float = cli.option(SECONDS, "that such a function may take for the answers of a step")
     prompts: int | None = cli.option(
         None, "prompts in a step, or tried for one of --method expert (default here and below: what suits the task)"
     )
@@ -104,8 +108,10 @@ def check(args: Args) -> None:
     """UserError for options that make no sense whatever the data is."""
     check_common(args, [name for name, task in TASKS.items() if actors.is_judged(task)])
     check_draws(args)
+    cli.require_positive(args, "reward_seconds")
     estimator.check(args, args.samples)
     expert.check(args)
+    logged.check(args)
     actors.check(args, TASKS[args.task])
 
 
@@ -245,16 +251,20 @@ def train(args: Args, console: Console | None = None) -> Run:
         placement = ranks.alike(team, place(args.precision, args.kernels))
         args = dataclasses.replace(args, precision=placement.precision)
         task = TASKS[args.task](args.options, args.seed)
-        data = data_of(run, task)
+        log = logged.read(args)
+        data = data_of(run, task, log)
         actors.require_actor(task)
-        reward = open_rewards(args.reward, task.rewards, placement.device, isinstance(task, WritingTask))
+        is_text = isinstance(task, WritingTask)
+        reward = open_rewards(args.reward, task.rewards, placement.device, is_text, args.reward_seconds)
         args, agent = open_agent(args, run, task, placement, team)
         check(args)
+        learn = expert.fit if args.method == "expert" else fit
+        learn = partial(logged.fit, logged.to_learn_from(log, args, task, agent)) if args.logged else learn
         session = Session(args, run, agent.model, optimizers_of(agent.model, args), console, team)
         begin(session, "rl", args, agent.tokenizer, data, started)
         introduce(console, placement, task, agent.model, run)
         before = look_before(args, session, task, reward, agent)
-        (expert.fit if args.method == "expert" else fit)(args, session, task, reward, agent)
+        learn(args, session, task, reward, agent)
         finish(args, session, task, reward, agent, before)
     return run
 

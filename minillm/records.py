@@ -30,12 +30,13 @@ TAG = re.compile(r"O|[BILUSEM]-\S+")
 class Record(NamedTuple):
     place: str  # FILE:LINE, or which record of FILE, for messages
     fields: dict[str, Any]  # by name; in CSV all of them are texts
+    option = "--fields"  # which says what they are for
 
     def value(self, name: str) -> Any:
         """UserError where the record has no such field."""
         if name not in self.fields:
             there = ", ".join(map(repr, self.fields))
-            hint = "say what is what with --fields"
+            hint = f"say what is what with {self.option}"
             if len(self.fields) == 1 and not next(iter(self.fields)).isidentifier():  # rather several names than one
                 hint += ", and separate the fields of a table by commas, semicolons or tabs"
             raise UserError(f"{self.place} has no field {name!r}, only {there}; {hint}")
@@ -51,6 +52,11 @@ class Record(NamedTuple):
     def text_or_nothing(self, name: str) -> str:
         """The same, but it may be empty."""
         return self.checked(name, self.value(name))
+
+    def text_as_it_is(self, name: str) -> str:
+        """The same, with all that is around it."""
+        self.text_or_nothing(name)
+        return self.value(name)
 
     def texts(self, name: str) -> tuple[str, ...]:
         """A field that holds one text, or a list of several, none of them empty. A number is what it is written as."""

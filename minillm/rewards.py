@@ -15,15 +15,16 @@ so; once it is mended --resume goes on at that very step. With --reward-errors s
 import importlib.util
 import math
 import numbers
-import re
+import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from fractions import Fraction
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ import torch
 
 from minillm import evaluate
 from minillm.errors import UserError
+from minillm.final_number import last_number
 from minillm.heads import Scorer
 from minillm.metrics import entities
 from minillm.published.checkpoint import open_checkpoint, resolve
@@ -42,7 +44,8 @@ from minillm.tokenizer import Tokenizer
 
 Parts = Mapping[str, Sequence[float]]
 Reward = Callable[[Sequence[Any], Sequence[str]], Parts]  # examples and answers, as many → for each part one an answer
-SECONDS = 120.0  # that a function of a file may take for the answers of a step
+SECONDS = 120.0  # that a function of a file may take for the answers of a step, unless --reward-seconds says otherwise
+SILENT = 10.0  # of them, after which it is told what is waited for
 AGAIN = 1.0  # seconds after which a function that goes on is told so again
 
 
@@ -71,17 +74,21 @@ class Weighted:
 
 
 def open_rewards(
-    options: Sequence[str], own: Mapping[str, Reward], device: torch.device, of_texts: bool = True
+    options: Sequence[str],
+    own: Mapping[str, Reward],
+    device: torch.device,
+    of_texts: bool = True,
+    seconds: float = SECONDS,
 ) -> Reward:
     """What the options ask for, together. `own` are the task's, of which the first is the default; `of_texts`: whether
-    answers are texts, which a model can judge. UserError."""
+    answers are texts, which a model can judge; `seconds`: what a function may take at a time. UserError."""
     if not options:
         return next(iter(own.values()))
-    return Weighted([open_reward(option, own, device, of_texts) for option in options])
+    return Weighted([open_reward(option, own, device, of_texts, seconds) for option in options])
 
 
 def open_reward(
-    option: str, own: Mapping[str, Reward], device: torch.device, of_texts: bool = True
+    option: str, own: Mapping[str, Reward], device: torch.device, of_texts: bool, seconds: float
 ) -> tuple[str, Reward, float]:
     """From `NAME`, `FILE.py:FUNCTION` or a model, with `=WEIGHT` behind it if it is not 1."""
     name, weight = split_weight(option)
@@ -89,7 +96,7 @@ def open_reward(
         return name, own[name], weight
     if ".py" in name:
         path, _, function = name.rpartition(":") if ".py:" in name else (name, "", "score")
-        return name, of_file(Path(path), function), weight
+        return name, of_file(Path(path), function, seconds), weight
     if not Path(name.partition(":")[0]).exists() and "/" not in name:
         there = ", ".join(own) or "none"
         run = " or a run" if of_texts else ""
@@ -115,19 +122,22 @@ def split_weight(option: str) -> tuple[str, float]:
 # ---- a function of a person's file ---------------------------------------------------------------
 
 
-def of_file(path: Path, name: str) -> Reward:
+def of_file(path: Path, name: str, seconds: float) -> Reward:
     """The function `name` of a Python file, which is run for it. Its values are checked at every call. UserError."""
     function = load_function(path, name)
     what = f"{path}:{name}"
+    tell = cache(lambda: say(f"waiting for {what}, which may take {seconds:g} seconds, see --reward-seconds"))  # once
 
     def reward(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
         try:
-            with time_limit(SECONDS):
+            with time_limit(seconds, tell):
                 return checked(what, name, function(list(examples), list(answers)), len(answers))
         except (RewardError, KeyboardInterrupt):
             raise
         except TimeIsUp:
-            raise RewardError(f"{what} took longer than {SECONDS:.0f} seconds for {len(answers)} answers") from None
+            raise RewardError(
+                f"{what} took longer than --reward-seconds {seconds:g} for {len(answers):,} answers"
+            ) from None
         except BaseException as error:  # whatever it raises: SystemExit is no Exception, nor is what asyncio cancels by
             raise RewardError(f"{what} failed: {where(error, path)}{type(error).__name__}: {error}") from None
 
@@ -161,29 +171,37 @@ def where(error: BaseException, path: Path) -> str:
 
 
 @contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float, tell: Callable[[], None] = lambda: None) -> Iterator[None]:
     """TimeIsUp in what takes longer, where the system can interrupt it: in the main thread of a Unix process. Who
-    catches even that is told again, and once more at the end."""
+    catches even that is told again, and once more at the end. `tell` is called where it takes longer than SILENT."""
     if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
         yield
         return
-    rings, is_over = [], False
+    began, is_up, is_over = time.monotonic(), False, False
 
     def ring(*_: object) -> None:
-        rings.append(1)
-        if not is_over:
+        nonlocal is_up
+        is_up = time.monotonic() - began >= seconds
+        if is_up and not is_over:
             raise TimeIsUp
+        tell()
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
+    signal.setitimer(signal.ITIMER_REAL, min(SILENT, seconds), AGAIN)
     try:
         yield
     finally:
         is_over = True
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    if rings:
+    if is_up:
         raise TimeIsUp
+
+
+def say(words: str) -> None:
+    """To whoever waits; not by `print`, which may be at work where a signal interrupts it."""
+    with suppress(OSError):
+        os.write(2, f"{words}\n".encode())
 
 
 def checked(what: str, name: str, found: Any, count: int) -> Parts:
@@ -206,9 +224,22 @@ def numbers_of(what: str, values: Any, count: int) -> list[float]:
         number = f"more than {count}" if len(found) > count else len(found)
         raise RewardError(f"{what} returned {number} values for {count} answers")
     for i, value in enumerate(found):
-        if not isinstance(value, numbers.Real) or not math.isfinite(value):
-            raise RewardError(f"{what} returned {value!r} for answer {i}, but a finite number was expected")
+        if not isinstance(value, numbers.Real) or not is_finite(value):
+            raise RewardError(f"{what} returned {shown(value)} for answer {i}, but a finite number was expected")
     return [float(value) for value in found]
+
+
+def is_finite(value: numbers.Real) -> bool:
+    """Whether a float can hold it: an int or a fraction may be too large for any."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def shown(value: Any) -> str:
+    """For a sentence; Python writes no integer of thousands of digits, nor could anyone read it."""
+    return f"a number of {value.bit_length():,} bits" if isinstance(value, int) and abs(value) >= 2**64 else repr(value)
 
 
 # ---- a model trained here --------------------------------------------------------------------------
@@ -259,41 +290,10 @@ def length(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
     return {"length": [float(len(answer)) for answer in answers]}
 
 
-MARKER = "####"  # behind the last of them stands the answer, as in GSM8K (arXiv:2110.14168)
-NUMBER = re.compile(
-    r"(?<![\w.,/])[-+]?[$€]?(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?:\.\d{1,18}|/\d{1,18})?(?![\w/]|[.,]\d)", re.ASCII
-)
-MOST_READ = 10_000  # characters of an answer
-
-
 def number(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
     """1 where the number that an answer gives, see `last_number`, equals the right one, else 0."""
     right = [{value for each in example.answers if (value := last_number(each)) is not None} for example in examples]
     return {"number": [float(last_number(answer) in those) for answer, those in zip(answers, right, strict=True)]}
-
-
-def last_number(text: str) -> Fraction | None:
-    """The one number behind the last MARKER, whatever words are there, too; or without a marker the number that a text
-    ends with, but for a unit's sign, a full stop and blanks. None where there is none, or several.
-
-    It is exact: 1,250.50 is 2501/2. Nothing is computed, so that a problem is not its own answer: a fraction counts in
-    lowest terms alone."""
-    if len(text) > MOST_READ:
-        return None
-    _, marker, tail = text.rpartition(MARKER)
-    tail = tail.replace("−", "-").strip().rstrip(".").rstrip("%€$ ").lstrip("$€ ")
-    found = list(NUMBER.finditer(tail))
-    if not found or (len(found) > 1 if marker else found[-1].end() != len(tail)):
-        return None
-    return exactly(found[-1].group())
-
-
-def exactly(number: str) -> Fraction | None:
-    """What NUMBER matched; None of a fraction that can be reduced."""
-    above, bar, below = re.sub("[,$€]", "", number).partition("/")
-    if bar and (int(below) < 2 or math.gcd(int(above), int(below)) > 1):
-        return None
-    return Fraction(above) / int(below or 1)
 
 
 SHARED: dict[str, Reward] = {"exact": exact, "number": number, "length": length}

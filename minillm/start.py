@@ -90,11 +90,12 @@ def restrict(model: nn.Module, args: Any) -> None:
         raise UserError(f"{option}: {error}") from None
 
 
-def require_examples(task: Task, by_reward: bool = False) -> None:
-    """UserError for files that are only to be answered, and for prompts alone, unless answers to them are judged."""
+def require_examples(task: Task, by_reward: bool = False, from_log: bool = False) -> None:
+    """UserError for files that are only to be answered, and for prompts alone, unless answers to them are judged; from
+    a log one may learn without either."""
     if not task.splits.train and task.splits.unlabelled and not by_reward:
         raise UserError(f"no training example of --task {task.name} has an answer; train_rl.py learns from rewards")
-    if not task.splits.train and not task.splits.unlabelled:
+    if not task.splits.train and not task.splits.unlabelled and not from_log:
         raise UserError(f"--task {task.name} learns from your own examples: give --train FILE")
     if not task.splits.dev:
         raise UserError(f"--task {task.name} has no examples to watch progress on: give --dev FILE")

@@ -69,7 +69,7 @@ def given_answers(args: Args, task: Task, tokenizer: Tokenizer) -> tuple[Corpus 
 
 def open_policy(args: Args, run: Run, task: Task) -> tuple[nn.Module, Tokenizer]:
     """What reinforcement learning starts from. Its weights are kept in the run, which needs no other folder then."""
-    require_examples(task, by_reward=True)
+    require_examples(task, by_reward=True, from_log=bool(args.logged))
     if args.resume:
         model, tokenizer = resume_start(run.folder, task)
         read_weights(run.path(START), model)
@@ -104,7 +104,7 @@ def complete_by_reward(args: Args, task: Task, model: nn.Module) -> Args:
     """The options of reinforcement learning with what suits the task and the model, which it starts from, where none
     was given. UserError for what the data does not allow."""
     names = [split_weight(each)[0] for each in args.reward] or list(task.rewards)[:1]
-    if any(isinstance(each, Example) and not each.answers for each in task.splits.unlabelled):
+    if not args.logged and any(isinstance(each, Example) and not each.answers for each in task.splits.unlabelled):
         require_judge(names, task)
     if args.sft_share and not task.splits.train:
         raise UserError(f"--sft-share {args.sft_share} learns from given answers, but the training examples have none")

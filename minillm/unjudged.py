@@ -37,6 +37,18 @@ def leave_out_look(session: Session, error: RewardError) -> None:
     tell(session, "a look goes without rewards", error)
 
 
+def require_learned(session: Session) -> None:
+    """UserError where the reward failed in every step: such a run is no success."""
+    log = session.run.read_log()
+    if (failed := [record["skipped"] for record in log if "skipped" in record]) and not any(
+        "lr" in each for each in log
+    ):
+        raise UserError(
+            f"nothing was learned, as the reward failed in every step, at last so: {failed[-1]}; mend it, try it with "
+            "python -m minillm reward, and start a new run"
+        )
+
+
 def tell(session: Session, what: str, error: RewardError) -> None:
     session.console.print(f"step {session.progress.step}: {what}: {error}", markup=False, highlight=False)
 

@@ -26,7 +26,7 @@ from minillm.report import cells, evenly_spaced, flat, glance, named, points, sa
 from minillm.rewards import Reward, RewardError, exact
 from minillm.session import Session
 from minillm.tasks.base import Judged
-from minillm.unjudged import leave_out_look, skipped
+from minillm.unjudged import leave_out_look, require_learned, skipped
 from minillm.values import without_value
 
 PANELS = ("loss", "solved", "finds", "kl", "entropy", "gradient_norm", "groups_without_variance")  # as far as logged
@@ -236,14 +236,18 @@ def finish(
     args: Any, session: Session, task: Judged, reward: Reward, agent: Agent, before: Mapping[str, Measured]
 ) -> None:
     """Takes the model that is to be kept, shows and saves what it became and what remains to be saved; the first rank
-    does."""
+    does. UserError for one that has not learned at all."""
+    require_learned(session)
     if not session.leads:
         return
     take_best(session, task, agent)
     model = without_value(agent.model)
     after = look_at(args, session, task, reward, agent)
+    simple = {split: task.baselines(vars(task.splits)[split]) for split in after}
+    after = {split: {**measured, **simple[split]} for split, measured in after.items()}
     tables = [table_of(split, before[split], after[split]) for split in after]
     tables.append(task.table(*glance(session, task, model, agent.tokenizer)))
+    tables = [table for table in tables if table.row_count]
     for table in tables:
         session.console.print(table)
     metrics: dict[str, Any] = {}
@@ -259,7 +263,8 @@ def finish(
         metrics["skipped"] = count
         remarks.append(f"{count} times answers were left out, as the reward failed: see log.jsonl")
         session.console.print(f"note: {remarks[-1]}", markup=False)
-    found = findings(task, model, tables, after["dev"], remarks=remarks)
+    folder = session.run.folder
+    next_command = comparison(folder, args.init) if args.init else task.next_command(folder)
+    found = findings(task, model, tables, after["dev"], [*simple["dev"]], remarks, next_command)
     conclude(session, metrics, flat(after["dev"], "dev"), panels, f"{task.name}, by reward", found)
-    if args.init:
-        session.console.print(f"next: {comparison(session.run.folder, args.init)}", markup=False)
+    session.console.print(f"next: {next_command}", markup=False)

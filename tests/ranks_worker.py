@@ -27,8 +27,7 @@ def main(cases: Path, folder: Path) -> None:
     minillm.curves.draw = lambda *_: None  # which takes longer than the training
     for name, (options, own) in json.loads(cases.read_text()).items():
         script = train_rl if options.pop("by_reward", False) else train_sft
-        if "init" in options:
-            options |= {"init": Path(options["init"])}
+        options |= {name: Path(options[name]) for name in ("init", "logged") if name in options}
         chosen = TASKS[options["task"]].Options(
             **{key: Path(value) if "/" in str(value) else value for key, value in own.items()}
         )

@@ -68,7 +68,8 @@ def data(tmp_path_factory):
         "classify": [{"text": text, "label": "odd" if len(text) % 2 else "even"} for text in texts],
         "tag": [{"tokens": text.split(), "tags": ["B-x" if w > "m" else "O" for w in text.split()]} for text in texts],
     }
-    found = {"reward": f"{folder / 'reward.py'}:score"}
+    log = [{"prompt": text, "answer": text[:i], "reward": i} for text in texts[:-8] for i in (1, 3)]
+    found = {"reward": f"{folder / 'reward.py'}:score", "log": write_lines(folder / "log.jsonl", log)}
     for task, lines in rows.items():
         files = {"train": write_lines(folder / f"{task}.jsonl", lines[:-8])}
         files["dev"] = write_lines(folder / f"{task}-dev.jsonl", lines[-8:])
@@ -99,6 +100,7 @@ def cases(data):
     for method in ("best-of", "soft-q", "expert"):
         more = {"threshold": 0.9, "steps": 6, "prompts": 3} if method == "expert" else {}
         found[method] = [{**written, "method": method, **more}, files]
+    found["logged"] = [{**written, "method": "soft-q", "logged": data["log"], "sft_share": 0.3}, files]
     for task in ("classify", "tag"):
         found[task] = [*data[task]]
     return found

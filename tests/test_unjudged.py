@@ -191,6 +191,21 @@ def test_too_many_in_a_row_stop(start, monkeypatch):
     assert [record["step"] for record in log("run") if "lr" in record] == [1, 4, 5, 6]
 
 
+def test_its_limit_is_the_options(start, monkeypatch):
+    seen, real = [], train_rl.open_rewards
+    monkeypatch.setattr(train_rl, "open_rewards", lambda *args: seen.append(args[-1]) or real(*args))
+    train(start, {}, steps=1, reward_seconds=7.0)
+    assert seen == [7.0]
+    with pytest.raises(UserError, match="--reward-seconds 0 must be positive"):
+        train_rl.check(train_rl.Args(reward_seconds=0))
+
+
+def test_a_run_whose_reward_never_judged_is_no_success(start):
+    with pytest.raises(UserError, match=r"nothing was learned, as the reward failed in every step.*no such answer"):
+        train(start, dict.fromkeys(range(1, 100), "raises"), reward_errors="skip")
+    assert not Path("run/metrics.json").exists()
+
+
 def test_what_expert_iteration_cannot_judge_it_does_not_find(start, monkeypatch):
     monkeypatch.setattr(expert, "ANSWERS", 15)
     options = {"method": "expert", "rounds": 1, "batch_tokens": 64, "prompts": 4, "threshold": 0.0}

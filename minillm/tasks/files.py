@@ -32,8 +32,9 @@ class Fields:
     A role may be several fields of texts, `prompt=instruction+input`: joined by line breaks, empty ones left out.
     """
 
-    def __init__(self, option: str | None, roles: Sequence[str]):
-        """From `text=review,label=stars`. UserError."""
+    def __init__(self, option: str | None, roles: Sequence[str], flag: str = "--fields"):
+        """From `text=review,label=stars`, the value of such a flag. UserError."""
+        self.flag = flag
         self.names = {role: [role] for role in roles}
         self.given = set()
         for part in option.split(",") if option else ():
@@ -41,12 +42,12 @@ class Fields:
             fields = [field.strip() for field in name.split("+")]
             if role not in roles or not all(fields) or role in self.given:
                 expected = ", ".join(f"{role}=NAME" for role in roles)
-                raise UserError(f"--fields {option}: expected {expected}, separated by commas, each at most once")
+                raise UserError(f"{flag} {option}: expected {expected}, separated by commas, each at most once")
             self.names[role] = fields
             self.given.add(role)
         taken = [field for role, fields in self.names.items() if role in self.given for field in fields]
         if len(set(taken)) < len(taken):
-            raise UserError(f"--fields {option}: different roles must be different fields of the file")
+            raise UserError(f"{flag} {option}: different roles must be different fields of the file")
 
     def has(self, record: Record, role: str) -> bool:
         """Whether --fields names the role, or the record has a field of that name."""
@@ -55,7 +56,7 @@ class Fields:
     def name(self, role: str) -> str:
         """Of a role that is one field. UserError."""
         if len(self.names[role]) > 1:
-            raise UserError(f"--fields: {role} must be one field, not {'+'.join(self.names[role])}")
+            raise UserError(f"{self.flag}: {role} must be one field, not {'+'.join(self.names[role])}")
         return self.names[role][0]
 
     def text(self, record: Record, role: str) -> str:

@@ -19,10 +19,11 @@ from minillm import cli, evaluate, records
 from minillm.baselines import copy, lead
 from minillm.beam import Beams
 from minillm.errors import UserError
+from minillm.final_number import MARKER, last_number
 from minillm.gpt import GPT
 from minillm.metrics import Interval, rate, texts
 from minillm.published.byte_pairs import PROMPT, learn_byte_pairs, require_subwords, set_prompt_format
-from minillm.rewards import MARKER, SHARED, last_number, number
+from minillm.rewards import SHARED, number
 from minillm.tasks import files, from_scratch
 from minillm.tasks.base import Example, Shape, Splits, WritingTask
 from minillm.tasks.files import Fields
