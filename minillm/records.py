@@ -49,7 +49,7 @@ class Record(NamedTuple):
         return text
 
     def text_or_nothing(self, name: str) -> str:
-        """The same, but it may be empty."""
+        """The same, but it may be empty, or null, which is the same."""
         return self.checked(name, self.value(name))
 
     def texts(self, name: str) -> tuple[str, ...]:
@@ -71,7 +71,7 @@ class Record(NamedTuple):
 
     def number(self, name: str) -> float:
         """A field that holds a number, or a text that is one."""
-        value = self.value(name)
+        value = self.known(name)
         try:
             number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
         except (ValueError, OverflowError):
@@ -82,6 +82,8 @@ class Record(NamedTuple):
 
     def checked(self, name: str, value: Any) -> str:
         """What is in the field, or in a list of it, as `text_or_nothing` has it."""
+        if value is None:
+            return ""
         if not isinstance(value, str):
             raise UserError(f"{self.place}: {name!r} is {shown(value)}, but a text was expected")
         if any("\ud800" <= character <= "\udfff" for character in value):
@@ -90,7 +92,7 @@ class Record(NamedTuple):
 
     def label(self, name: str) -> str:
         """The field as the name of a class, as `labels` says, but for texts that are numbers."""
-        value = self.value(name)
+        value = self.known(name)
         if isinstance(value, bool):
             return json.dumps(value)
         if is_number(value):
@@ -98,6 +100,14 @@ class Record(NamedTuple):
         if not isinstance(value, str):
             raise UserError(f"{self.place}: {name!r} is {shown(value)}, but a word or a number was expected")
         return unicodedata.normalize("NFC", self.text(name))
+
+    def known(self, name: str) -> Any:
+        """A field without which there is nothing to learn, and nothing to measure by. UserError where it is empty."""
+        value = self.value(name)
+        if value is None or (isinstance(value, str) and not value.strip(INVISIBLE)):
+            hint = "fill it in or remove the line, or name other data, as test splits of the hub often hide theirs"
+            raise UserError(f"{self.place}: {name!r} is empty, so that this example has no label: {hint}")
+        return value
 
 
 def labels(records: Sequence[Record], name: str, known: Collection[str] = ()) -> list[str]:
