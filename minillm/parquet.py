@@ -32,7 +32,9 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
         for row in table.to_pylist():
             number += 1
             place = f"{path}, row {number}"
-            yield {name: named(value, classes[name], place) if name in classes else value for name, value in row.items()}
+            yield {
+                name: named(value, classes[name], place) if name in classes else value for name, value in row.items()
+            }
 
 
 def classes_of(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:

@@ -22,7 +22,6 @@ import minillm.run
 import minillm.session
 import train_rl
 import train_sft
-from kernels import backend
 from minillm.files import read_state, write_tensors
 from minillm.session import Session
 from minillm.tasks import Pronounce
@@ -39,7 +38,6 @@ def words(tmp_path_factory):
 def _patched():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(minillm.curves, "draw", lambda *_: None)  # slow, and not what this is about
-        patch.setattr(backend, "_default", "auto")
         # So little training earns no real reward; this one always differs, so that every step moves the weights.
         patch.setattr(Pronounce, "reward", lambda self, _, answers: {"made up": [len(a) % 3 / 2 for a in answers]})
         yield

@@ -102,8 +102,8 @@ def test_what_is_not_there_is_said(hub, name, said):
 def cache(tmp_path, monkeypatch):
     """The real library's cache without a network, and of the data set the first of two files."""
     commit, repository = "a" * 40, tmp_path / "hub/datasets--owner--films"
-    monkeypatch.setattr(hub_library.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(hub_library.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     write(repository / "snapshots" / commit / "plain/train/0000.parquet", rows(0, 20), NAMES)
     write_text(repository, "refs/refs/convert/parquet", commit)
     names = [".gitattributes", "plain/train/0000.parquet", "plain/train/0001.parquet"]
@@ -165,8 +165,13 @@ def test_tags_have_names_and_a_number_that_has_none_is_refused(tmp_path):
 def test_a_split_whose_labels_are_hidden_is_no_class_of_its_own(hub, tmp_path):
     """As in most test splits of benchmarks: neither learned from nor measured by."""
     write(hub[0] / "plain/test/0000.parquet", [{"text": "it was so", "label": -1}], NAMES)
-    said = r"hub:owner/films:test, row 1: 'label' is empty, so that this example has no label: .* test splits of the hub"
-    for options in (Options(train="hub:owner/films:test"), Options(train="hub:owner/films", test="hub:owner/films:test")):
+    said = (
+        r"hub:owner/films:test, row 1: 'label' is empty, so that this example has no label: .* test splits of the hub"
+    )
+    for options in (
+        Options(train="hub:owner/films:test"),
+        Options(train="hub:owner/films", test="hub:owner/films:test"),
+    ):
         with pytest.raises(UserError, match=said):
             train_sft.train(train_sft.Args(task="classify", out=tmp_path / "run", options=options), Console(quiet=True))
 

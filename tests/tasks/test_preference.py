@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 import minillm.curves
 import minillm.tasks.preference as preference
 import train_sft
-from kernels import backend
 from minillm import evaluate
 from minillm.batching import IGNORE
 from minillm.errors import UserError
@@ -39,7 +38,6 @@ FAST = {"task": "preference", "precision": "fp32", "evaluations": 2}
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(minillm.curves, "draw", lambda *_: None)
-    monkeypatch.setattr(backend, "_default", "auto")
 
 
 def write(path, number, seed):
