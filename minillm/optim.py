@@ -1,5 +1,6 @@
-"""Optimisers: which rule moves which parameters. Their learning rates follow session.py's schedule."""
+"""Optimisers: which rule moves which parameters, and how their learning rates rise and fall."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -187,3 +188,22 @@ def swap_average(optimizers: Optimizers) -> None:
     for optimizer in optimizers:
         if isinstance(optimizer, Average):
             optimizer.swap()
+
+
+# ---- the learning rate ----
+
+COOLDOWN = 0.2  # share of the training in which the rate of "wsd" falls
+SCHEDULES: dict[str, Callable[[float], float]] = {  # share of the peak, at a point of the training behind the warm-up
+    "linear": lambda x: 1 - x,
+    "cosine": lambda x: (1 + math.cos(math.pi * x)) / 2,  # arXiv:1608.03983
+    # Warm up, stay, decay: arXiv:2404.06395, its fall as in Hägele et al. 2024, arXiv:2405.18392.
+    "wsd": lambda x: 1 - max(0.0, (x - 1 + COOLDOWN) / COOLDOWN) ** 0.5,
+    "constant": lambda x: 1.0,
+}
+
+
+def schedule(share: float, warmup: float, shape: str = "linear") -> float:
+    """Share of the peak learning rate at a point of the training from 0 to 1: linear up, then as one of SCHEDULES."""
+    if share < warmup:
+        return share / warmup
+    return SCHEDULES[shape](min(1.0, (share - warmup) / (1 - warmup)))

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from threading import Event
@@ -29,7 +29,7 @@ from minillm.batching import Batch
 from minillm.errors import UserError
 from minillm.files import write_tensors
 from minillm.metrics import Interval
-from minillm.optim import Optimizers, swap_average
+from minillm.optim import Optimizers, schedule, swap_average
 from minillm.ranks import Team
 from minillm.report import figures, flat
 from minillm.run import BEST, CHECKPOINT, Run
@@ -291,25 +291,6 @@ class Session:
             self.console.print(f"log.jsonl lacks {lost} of its records, lost or spoiled; going on without them")
         self.progress.records = there
         self.gather()
-
-
-# ---- the learning rate ----
-
-COOLDOWN = 0.2  # share of the training in which the rate of "wsd" falls
-SCHEDULES: dict[str, Callable[[float], float]] = {  # share of the peak, at a point of the training behind the warm-up
-    "linear": lambda x: 1 - x,
-    "cosine": lambda x: (1 + math.cos(math.pi * x)) / 2,  # arXiv:1608.03983
-    # Warm up, stay, decay: arXiv:2404.06395, its fall as in Hägele et al. 2024, arXiv:2405.18392.
-    "wsd": lambda x: 1 - max(0.0, (x - 1 + COOLDOWN) / COOLDOWN) ** 0.5,
-    "constant": lambda x: 1.0,
-}
-
-
-def schedule(share: float, warmup: float, shape: str = "linear") -> float:
-    """Share of the peak learning rate at a point of the training from 0 to 1: linear up, then as one of SCHEDULES."""
-    if share < warmup:
-        return share / warmup
-    return SCHEDULES[shape](min(1.0, (share - warmup) / (1 - warmup)))
 
 
 class ProgressBar:

@@ -22,9 +22,10 @@ from minillm.errors import UserError
 from minillm.files import write_tensors
 from minillm.findings import conclude
 from minillm.metrics import Interval
+from minillm.optim import schedule
 from minillm.origin import begin
 from minillm.run import Run
-from minillm.session import BEST, CHECKPOINT, ProgressBar, Session, schedule
+from minillm.session import BEST, CHECKPOINT, ProgressBar, Session
 from minillm.state import Progress, weights_of
 from minillm.tokenizer import SymbolTokenizer
 

@@ -33,7 +33,8 @@ from minillm.report import cells, shortened, values_of
 from minillm.tasks import files
 from minillm.tasks.base import Shape, Splits
 from minillm.tasks.classes import in_order, listed
-from minillm.tasks.classify import LONGEST, WORST, Classify, Options
+from minillm.tasks.classify import WORST, Classify, Options
+from minillm.tasks.encoders import LONGEST, new_config
 from minillm.tasks.files import Fields
 from minillm.tasks.labelled import MOST_CLASSES, SHOWN
 from minillm.tokenizer import Tokenizer
@@ -81,7 +82,7 @@ class MultiLabel(Classify):
         return OneAgainstRest([example.texts for example in train], [example.labels for example in train])
 
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> MultiLabelClassifier:
-        return MultiLabelClassifier(self.new_config(tokenizer, shape), self.classes)
+        return MultiLabelClassifier(new_config(self.kind, tokenizer.vocab_size, shape), self.classes)
 
     def adapt(self, model: MultiLabelClassifier, tokenizer: Tokenizer) -> None:
         """A new head begins with how often each class applies, and not with every second time, which would have to be
