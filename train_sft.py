@@ -47,6 +47,7 @@ from minillm.start import OF_SHAPE, prepare, refuse_beside_resume, resumed
 from minillm.tasks import TASKS
 from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer
+from minillm.wording import counted
 
 UNTIL_EVERY = 10  # steps between looks at whether a training is good enough already
 
@@ -216,7 +217,9 @@ def finish(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer)
             measured = {**task.measure(examples, answers), **baselines}
             metrics |= flat(measured, split)
             metrics |= {f"{split}_{name}": value for name, value in task.details(examples, answers).items()}
-            session.console.print(f"{split}: {figures(measured)} on {len(examples):,} examples never trained on")
+            session.console.print(
+                f"{split}: {figures(measured)} on {counted(len(examples), 'example')} never trained on"
+            )
     tables = [table for table in [task.table(examples, answers)] if table.row_count]  # without mistakes there is none
     for table in tables:
         session.console.print(table)

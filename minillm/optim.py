@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minillm.errors import UserError
+from minillm.wording import counted
 
 Optimizers = list[torch.optim.Optimizer]
 Named = Iterable[tuple[str, nn.Parameter]]
@@ -93,7 +94,7 @@ def freeze(model: nn.Module, count: int) -> None:
     ValueError where there are fewer blocks.
     """
     if count > (most := model.config.num_layers):
-        raise ValueError(f"the model has {most} blocks, of which no {count} can stay as they are")
+        raise ValueError(f"the model has {counted(most, 'block')}, of which no {count} can stay as they are")
     embeddings = ("tokens.", "positions.", "segments.", "embedding_norm.")
     frozen = (*embeddings, *(f"blocks.{i}." for i in range(count)))
     for name, parameter in model.named_parameters():

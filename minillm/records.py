@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from minillm import parquet
 from minillm.errors import UserError
+from minillm.wording import counted
 
 # What no reader sees at the ends of a text: blanks, of zero width too, and marks of direction, which come with copies.
 INVISIBLE = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\xad\u180e\u200b\u200c\u200d\u2060\ufeff"
@@ -256,7 +257,9 @@ def read_csv(path: Path, lines: Iterable[str]) -> Iterator[Record]:
             row.pop()
         if len(row) != len(header):
             wanted = f"but the first line names {len(header)}"
-            raise UserError(f"{place} has {len(row)} fields, {wanted}; they end at {delimiter!r} outside of quotes")
+            raise UserError(
+                f"{place} has {counted(len(row), 'field')}, {wanted}; they end at {delimiter!r} outside of quotes"
+            )
         yield Record(place, {name: cell for name, cell in zip(header, row, strict=True) if name})
 
 

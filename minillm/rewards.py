@@ -39,6 +39,7 @@ from minillm.published.exchanges import Composer
 from minillm.published.vocabularies import load_tokenizer
 from minillm.tagging import Tags
 from minillm.tokenizer import Tokenizer
+from minillm.wording import counted
 
 Parts = Mapping[str, Sequence[float]]
 Reward = Callable[[Sequence[Any], Sequence[str]], Parts]  # examples and answers, as many → for each part one an answer
@@ -127,7 +128,9 @@ def of_file(path: Path, name: str) -> Reward:
         except (RewardError, KeyboardInterrupt):
             raise
         except TimeIsUp:
-            raise RewardError(f"{what} took longer than {SECONDS:.0f} seconds for {len(answers)} answers") from None
+            raise RewardError(
+                f"{what} took longer than {SECONDS:.0f} seconds for {counted(len(answers), 'answer')}"
+            ) from None
         except BaseException as error:  # whatever it raises: SystemExit is no Exception, nor is what asyncio cancels by
             raise RewardError(f"{what} failed: {where(error, path)}{type(error).__name__}: {error}") from None
 
@@ -204,7 +207,7 @@ def numbers_of(what: str, values: Any, count: int) -> list[float]:
     found = list(islice(found, count + 1))  # of what may have no end
     if len(found) != count:
         number = f"more than {count}" if len(found) > count else len(found)
-        raise RewardError(f"{what} returned {number} values for {count} answers")
+        raise RewardError(f"{what} returned {number} values for {counted(count, 'answer')}")
     for i, value in enumerate(found):
         if not isinstance(value, numbers.Real) or not math.isfinite(value):
             raise RewardError(f"{what} returned {value!r} for answer {i}, but a finite number was expected")

@@ -35,6 +35,7 @@ from minillm.report import figures, flat
 from minillm.run import BEST, CHECKPOINT, Run
 from minillm.state import Progress
 from minillm.trackers import Tracker
+from minillm.wording import counted
 
 SAVE_SECONDS = 60  # between checkpoints
 LINE_SECONDS = 10  # between lines of progress where there is no terminal
@@ -241,7 +242,7 @@ class Session:
     def report(self, metrics: Mapping[str, Interval], count: int, **more: Any) -> None:
         """Shows and logs what was measured on so many dev examples."""
         self.write(**flat(metrics, "dev"), **more)
-        self.console.print(f"step {self.progress.step}: {figures(metrics)} on {count} dev examples")
+        self.console.print(f"step {self.progress.step}: {figures(metrics)} on {counted(count, 'dev example')}")
 
     def keep_if_best(self, score: float) -> None:
         """Remember the weights if no score before, of which higher is better, was as high."""

@@ -31,6 +31,7 @@ from minillm.run import Run
 from minillm.tasks import TASKS
 from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer
+from minillm.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ def main(args: Args) -> None:
     if args.json:
         print(as_json(model=args.model, task=trial.task.name, examples=len(answers), metrics=plain(measured)))
     else:
-        Console(soft_wrap=True).print(table_of(f"{trial.task.name}, {len(answers):,} examples", measured))
+        Console(soft_wrap=True).print(table_of(f"{trial.task.name}, {counted(len(answers), 'example')}", measured))
 
 
 @dataclass(frozen=True)

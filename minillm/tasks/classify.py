@@ -36,6 +36,7 @@ from minillm.tasks.encoders import FROM_NOTHING, LONGEST, SHAPE, VOCABULARY, WID
 from minillm.tasks.labelled import Labelled, load
 from minillm.tokenizer import Tokenizer, read_texts
 from minillm.variation import AUGMENTATIONS, augmented
+from minillm.wording import counted
 
 WORST = 10
 PAIRS, WEIGHTS = "learned_pairs", "learned_class_weights"  # keys of tokenizer_config.json
@@ -169,7 +170,8 @@ class Classify(Judged):
         examples = [example for split in vars(self.splits).values() for example in split]
         num_cut = sum(len(tokens) > self.limit for tokens, _ in self.read(examples, tokenizer, limit=None))
         if num_cut:
-            self.notes = [*self.notes, f"{num_cut:,} texts are longer than {self.limit} tokens; their ends are cut"]
+            longer = counted(num_cut, "text is", "texts are")
+            self.notes = [*self.notes, f"{longer} longer than {counted(self.limit, 'token')}; what is beyond is cut"]
 
     def begin(self, model: SequenceClassifier, corpus: Corpus, run: Run) -> None:
         if self.counts_first:

@@ -38,6 +38,7 @@ from minillm.tasks.encoders import LONGEST, new_config
 from minillm.tasks.files import Fields
 from minillm.tasks.labelled import MOST_CLASSES, SHOWN
 from minillm.tokenizer import Tokenizer
+from minillm.wording import counted
 
 THRESHOLD = 0.5  # of the probability of a class that applies
 SEPARATORS = "|;,"  # between the names in a text, the first that a file has
@@ -225,8 +226,8 @@ def notes_on(train: Sequence[MultiLabelled], counts: Counter[str]) -> list[str]:
     more = f" and {len(counts) - SHOWN:,} more" if len(counts) > SHOWN else ""
     mean = sum(len(example.labels) for example in train) / len(train)
     none = sum(not example.labels for example in train)
-    notes = [f"{len(counts):,} classes, {mean:.2f} a text: {shown}{more}"]
-    notes += [f"{none:,} training texts have no label"] if none else []
+    notes = [f"{counted(len(counts), 'class', 'classes')}, {mean:.2f} a text: {shown}{more}"]
+    notes += [f"{counted(none, 'training text has', 'training texts have')} no label"] if none else []
     trained = {name for example in train for name in example.labels}
     if missing := counts.keys() - trained:
         notes.append(f"no example of {listed(missing)} is left to learn from: all are held out")

@@ -12,6 +12,7 @@ from minillm.errors import UserError
 from minillm.tasks import files
 from minillm.tasks.base import Splits
 from minillm.tasks.files import Fields
+from minillm.wording import counted
 
 ALIKE = 0.1  # answers whose lengths differ by less than this share are of equal length
 
@@ -54,7 +55,8 @@ def load(options: files.Options) -> tuple[Splits, list[str]]:
         options, "preference", lambda path, _: read(path, fields, ties), lambda pair: pair.prompt
     )
     if ties:
-        notes.append(f"{len(ties):,} pairs are left out, as both answers are the same; the first is {ties[0]}")
+        left_out = counted(len(ties), "pair is", "pairs are")
+        notes.append(f"{left_out} left out, as both answers are the same; the first is {ties[0]}")
     splits = replace(splits, unlabelled=[])  # nothing is learned from a prompt alone
     return splits, [*notes, *notes_on(splits.train)] if splits.train else notes
 
@@ -79,5 +81,5 @@ def notes_on(train: Sequence[Pair]) -> list[str]:
     notes = [f"the chosen answer is the longer one in {share:.0%} of the pairs"]
     known = {(pair.prompt, pair.chosen, pair.rejected) for pair in train}
     if both := sum((pair.prompt, pair.rejected, pair.chosen) in known for pair in train) // 2:
-        notes.append(f"{both:,} pairs of answers stand in --train both ways round")
+        notes.append(f"{counted(both, 'pair of answers stands', 'pairs of answers stand')} in --train both ways round")
     return notes

@@ -32,6 +32,7 @@ from minillm.tasks.base import Shape, Splits, Task
 from minillm.tasks.encoders import FROM_NOTHING, LONGEST, SHAPE, VOCABULARY
 from minillm.tasks.pairs import Pair, differs, load, longer, mismatched
 from minillm.tokenizer import Tokenizer
+from minillm.wording import counted
 
 REWARD = "reward"
 BETA = 0.1  # unless told otherwise
@@ -105,7 +106,9 @@ class Preference(Task):
     def adapt(self, model: nn.Module, tokenizer: Tokenizer) -> None:
         """Makes documents of all pairs, as far as they fit."""
         if self.context > model.config.max_seq_len and self.context != CONTEXT:
-            raise UserError(f"--context {self.context} is more than the {model.config.max_seq_len} tokens it reads")
+            raise UserError(
+                f"--context {self.context} is more than the {counted(model.config.max_seq_len, 'token')} it reads"
+            )
         if not self.is_judge:
             keep_format(tokenizer)
         compose = Composer(model, tokenizer, self.context)
@@ -121,11 +124,12 @@ class Preference(Task):
         self.splits = Splits(*(self.fitted(split) for split in exchanges.values()))
         require_some(self.splits, compose.limit)
         if cut:
-            which = f"longer than {compose.limit:,} tokens"
-            self.notes = [*self.notes, f"{cut:,} pairs are {which}; the beginnings of their prompts are cut"]
+            which = f"{counted(cut, 'pair is', 'pairs are')} longer than {compose.limit:,} tokens"
+            self.notes = [*self.notes, f"{which}; the prompt's beginning is cut"]
         if out:
-            what = "lose their beginnings, too" if self.is_judge else "are left out"
-            self.notes = [*self.notes, f"{out:,} pairs with an answer longer than {compose.limit:,} tokens {what}"]
+            what = "whose beginning is cut, too" if self.is_judge else "left out"
+            which = f"{counted(out, 'pair has', 'pairs have')} an answer longer than {compose.limit:,} tokens"
+            self.notes = [*self.notes, f"{which}, {what}"]
         if self.method == "kto":
             self.strangers = [compose(*texts).written() for texts in mismatched(self.splits.train)]
 

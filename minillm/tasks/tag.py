@@ -32,6 +32,7 @@ from minillm.tasks.encoders import FROM_NOTHING, SHAPE, VOCABULARY, Options
 from minillm.tasks.files import Fields
 from minillm.tokenizer import Tokenizer
 from minillm.variation import Exchange, Splitter
+from minillm.wording import counted
 
 VARIED = "varied_in_training"  # a key of tokenizer_config.json
 MOST_TAGS = 1000  # more are no tags; most likely the field is another one
@@ -112,8 +113,9 @@ class Tag(Judged):
             self.exchange = Exchange([(each.words, each.tags) for each in self.splits.train], self.classes)
         train = [self.reader.windows(sentence.words) for sentence in self.splits.train]
         if several := sum(len(windows) > 1 for windows in train):
-            text = f"{several:,} sentences have more than the {self.reader.room} tokens that the model reads at once;"
-            self.notes = [*self.notes, f"{text} they are read in overlapping windows"]
+            long = counted(several, "sentence has", "sentences have")
+            text = f"{long} more than the {counted(self.reader.room, 'token')} that the model reads at once;"
+            self.notes = [*self.notes, f"{text} such are read in overlapping windows"]
 
     def documents(self, example: Sentence, tokenizer: Tokenizer, rng: np.random.Generator | None) -> list[Document]:
         """A document for each window. Only those tokens have targets that say what a word is."""
@@ -275,11 +277,11 @@ def notes_on(splits: Splits, tags: Counter[str], intents: Counter[str]) -> list[
     notes = []
     if mark(tags):
         kinds = Counter(kind for sentence in splits.train for kind, _, _ in entities(sentence.tags))
-        notes.append(f"{len(tags):,} tags for {len(kinds):,} types of entities: {listed(kinds)}")
+        notes.append(f"{counted(len(tags), 'tag')} for {counted(len(kinds), 'type')} of entities: {listed(kinds)}")
     else:
-        notes.append(f"{len(tags):,} tags: {listed(tags)}")
+        notes.append(f"{counted(len(tags), 'tag')}: {listed(tags)}")
     if intents:
-        notes.append(f"{len(intents):,} intents: {listed(intents)}")
+        notes.append(f"{counted(len(intents), 'intent')}: {listed(intents)}")
     for split_name in ("dev", "test"):
         found = {tag for sentence in vars(splits)[split_name] for tag in sentence.tags}
         found |= {sentence.intent for sentence in vars(splits)[split_name] if intents}
@@ -315,14 +317,18 @@ def note_on(faults: Sequence[tuple[list[int], str, Sentence]], number: int, path
     (at, *_), place, sentence = faults[0]
     before, after = (sentence.tags[i] if 0 <= i < len(sentence.tags) else "the end" for i in (at - 1, at))
     before = "the beginning" if at == 0 else before
+    have = "has" if len(faults) == 1 else "have"
     return [
-        f"{len(faults):,} of {number:,} sentences of {path.name} have tags that cannot stand so, such as {after} "
-        f"behind {before} ({place}, word {min(at + 1, len(sentence.tags))}); read as CoNLL's script counts entities"
+        f"{len(faults):,} of {counted(number, 'sentence')} of {path.name} {have} tags that cannot stand so, "
+        f"such as {after} behind {before} ({place}, word {min(at + 1, len(sentence.tags))}); "
+        "read as CoNLL's script counts entities"
     ]
 
 
 def words_and_tags(record: Record, fields: Fields) -> tuple[tuple[str, ...], tuple[str, ...]]:
     words, tags = (record.words(fields.name(role)) for role in ("tokens", "tags"))
     if len(words) != len(tags):
-        raise UserError(f"{record.place} has {len(words):,} words but {len(tags):,} tags; give every word one")
+        raise UserError(
+            f"{record.place} has {counted(len(words), 'word')} but {counted(len(tags), 'tag')}; give every word one"
+        )
     return words, tags

@@ -288,7 +288,7 @@ def test_every_bert_embeds(run, name):
 def test_a_text_that_is_cut_is_noted(run, command, name):
     code, _, note = run(command, f"HERE/{name}", "the sky", "the sky " * 5000)
     assert code == 0
-    assert re.search(r"of 2 texts 1 have more than the \d+ tokens this model reads; their ends are cut", note)
+    assert re.search(r"1 of 2 texts has more than the \d+ tokens this model reads; what is beyond is cut", note)
     assert "are cut" not in run(command, f"HERE/{name}", "the sky")[2]
 
 

@@ -244,11 +244,11 @@ def test_answers_that_do_not_fit_are_not_learned_by_what_writes(chat_folder, tmp
     task, _, _ = opened(chat_folder, {"train": path, "dev": dev}, method="dpo")
     assert [each.prompt[0] for each in task.splits.train] == ["q", "c", "d"]
     notes = " ".join(task.notes)
-    assert "1 pairs are longer than 96 tokens; the beginnings of their prompts are cut" in notes
-    assert "1 pairs with an answer longer than 96 tokens are left out" in notes
+    assert "1 pair is longer than 96 tokens; the prompt's beginning is cut" in notes
+    assert "1 pair has an answer longer than 96 tokens, left out" in notes
     judge, _, _ = opened(chat_folder, {"train": path, "dev": dev})
     assert len(judge.splits.train) == 4
-    assert "1 pairs with an answer longer than 96 tokens lose their beginnings, too" in judge.notes
+    assert "1 pair has an answer longer than 96 tokens, whose beginning is cut, too" in judge.notes
     with pytest.raises(UserError, match="--context 200 is more than the 96 tokens"):
         opened(chat_folder, {"train": path, "dev": dev}, context=200)
 
