@@ -30,12 +30,11 @@ from minillm.episodes import Agent, Episode, chance_kept, judge, look
 from minillm.errors import UserError
 from minillm.files import fields_from, write_text
 from minillm.objective import backward
-from minillm.optim import schedule
 from minillm.policy import Estimator
 from minillm.report import evenly_spaced, glance, score_of
 from minillm.rewards import Reward, RewardError
 from minillm.run import CHECKPOINT, FINDS
-from minillm.session import Session
+from minillm.session import Session, schedule
 from minillm.start import documents_of_epoch
 from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer

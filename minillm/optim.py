@@ -1,6 +1,5 @@
-"""Optimisers: which rule moves which parameters, and how their learning rates rise and fall."""
+"""Optimisers: which rule moves which parameters. Their learning rates follow session.py's schedule."""
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -184,27 +183,21 @@ class Average(torch.optim.Optimizer):
             parameter.data, state["average"] = state["average"], parameter.data
 
 
+TENSORS = {torch.optim.AdamW: 2, Muon: 1, Average: 1}  # of a parameter's size, that their state has for each
+
+
+def state_bytes(optimizers: Optimizers) -> int:
+    """What they will hold behind their first step."""
+    return sum(
+        TENSORS[type(optimizer)] * parameter.numel() * parameter.element_size()
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    )
+
+
 def swap_average(optimizers: Optimizers) -> None:
     """The model and the average of its weights, where there is one, change places."""
     for optimizer in optimizers:
         if isinstance(optimizer, Average):
             optimizer.swap()
-
-
-# ---- the learning rate ----
-
-COOLDOWN = 0.2  # share of the training in which the rate of "wsd" falls
-SCHEDULES: dict[str, Callable[[float], float]] = {  # share of the peak, at a point of the training behind the warm-up
-    "linear": lambda x: 1 - x,
-    "cosine": lambda x: (1 + math.cos(math.pi * x)) / 2,  # arXiv:1608.03983
-    # Warm up, stay, decay: arXiv:2404.06395, its fall as in Hägele et al. 2024, arXiv:2405.18392.
-    "wsd": lambda x: 1 - max(0.0, (x - 1 + COOLDOWN) / COOLDOWN) ** 0.5,
-    "constant": lambda x: 1.0,
-}
-
-
-def schedule(share: float, warmup: float, shape: str = "linear") -> float:
-    """Share of the peak learning rate at a point of the training from 0 to 1: linear up, then as one of SCHEDULES."""
-    if share < warmup:
-        return share / warmup
-    return SCHEDULES[shape](min(1.0, (share - warmup) / (1 - warmup)))

@@ -9,7 +9,8 @@ import kernels
 from minillm import cli, trackers
 from minillm.device import PRECISIONS
 from minillm.errors import UserError
-from minillm.optim import OPTIMIZERS, SCHEDULES
+from minillm.optim import OPTIMIZERS
+from minillm.session import SCHEDULES
 
 BUDGETS = ("minutes", "steps", "epochs")  # options, of which one is given
 LEAST_TEMPERATURE = 1e-3  # of the policy: its gradients are divided by it, and soon all its answers are alike

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from threading import Event
@@ -29,7 +29,7 @@ from minillm.batching import Batch
 from minillm.errors import UserError
 from minillm.files import write_tensors
 from minillm.metrics import Interval
-from minillm.optim import Optimizers, schedule, swap_average
+from minillm.optim import Optimizers, swap_average
 from minillm.ranks import Team
 from minillm.report import figures, flat
 from minillm.run import BEST, CHECKPOINT, Run
@@ -70,7 +70,6 @@ class Session:
         self.rank, self.ranks = (team.rank, team.size) if team else (0, 1)
         self.leads = self.rank == 0  # whether this is the process that looks at the dev set and writes the run
         self.progress = Progress()
-        self.kept: float | None = None  # the score of the weights in BEST, which is replaced more often than CHECKPOINT
         self.peak_lrs = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
         self.share = 0.0  # of the training that was over when the step began
         self.log_file: TextIO | None = None
@@ -246,18 +245,17 @@ class Session:
 
     def keep_if_best(self, score: float) -> None:
         """Remember the weights if no score before, of which higher is better, was as high."""
-        self.progress.worse += 1
-        if self.progress.best is None or score > self.progress.best:
-            self.progress.best, self.progress.worse = score, 0
-        # After an interruption a look may be repeated, and by the clock's budget with another result.
-        if self.kept is None or score > self.kept:
-            self.kept = score
+        self.progress.look(score)
+        # The file is replaced more often than the checkpoint: after an interruption a look may be repeated, and by the
+        # clock's budget with another result.
+        path = self.run.path(BEST)
+        if not path.exists() or score > state.read_score(path):
             with self.averaged():
-                write_tensors(self.run.path(BEST), state.weights_of(self.model), {state.SCORE: score})
+                write_tensors(path, state.weights_of(self.model), {state.SCORE: score})
 
     def take_best(self) -> None:
         """The weights that `keep_if_best` remembered."""
-        if self.kept is not None:
+        if self.run.path(BEST).exists():
             state.read_weights(self.run.path(BEST), self.model)
 
     # ---- the run folder ----
@@ -286,12 +284,31 @@ class Session:
         self.progress = Progress.of(saved, path)
         state.require_ranks(self.progress, self.ranks)
         if self.run.path(BEST).exists() or self.progress.best is not None:
-            self.kept = state.read_score(self.run.path(BEST))
+            state.read_score(self.run.path(BEST))  # or it is spoiled
         there = self.run.cut_log(self.progress.records)
         if lost := self.progress.records - there:
             self.console.print(f"log.jsonl lacks {lost} of its records, lost or spoiled; going on without them")
         self.progress.records = there
         self.gather()
+
+
+# ---- the learning rate ----
+
+COOLDOWN = 0.2  # share of the training in which the rate of "wsd" falls
+SCHEDULES: dict[str, Callable[[float], float]] = {  # share of the peak, at a point of the training behind the warm-up
+    "linear": lambda x: 1 - x,
+    "cosine": lambda x: (1 + math.cos(math.pi * x)) / 2,  # arXiv:1608.03983
+    # Warm up, stay, decay: arXiv:2404.06395, its fall as in Hägele et al. 2024, arXiv:2405.18392.
+    "wsd": lambda x: 1 - max(0.0, (x - 1 + COOLDOWN) / COOLDOWN) ** 0.5,
+    "constant": lambda x: 1.0,
+}
+
+
+def schedule(share: float, warmup: float, shape: str = "linear") -> float:
+    """Share of the peak learning rate at a point of the training from 0 to 1: linear up, then as one of SCHEDULES."""
+    if share < warmup:
+        return share / warmup
+    return SCHEDULES[shape](min(1.0, (share - warmup) / (1 - warmup)))
 
 
 class ProgressBar:

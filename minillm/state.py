@@ -47,6 +47,12 @@ class Progress:
     files: dict[str, str] = field(default_factory=dict)  # digests of what it began with, by name
     data: dict[str, str] = field(default_factory=dict)
 
+    def look(self, score: float) -> None:
+        """Counts a look at the dev set, of which a higher score is better."""
+        self.worse += 1
+        if self.best is None or score > self.best:
+            self.best, self.worse = score, 0
+
     @classmethod
     def of(cls, saved: Mapping[str, Any], path: Path) -> "Progress":
         """From what stands in the checkpoint `path`. UserError."""

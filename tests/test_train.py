@@ -21,9 +21,9 @@ from minillm.batching import IGNORE
 from minillm.errors import UserError
 from minillm.gpt import GPT, GPTConfig
 from minillm.metrics import rate
-from minillm.optim import schedule
 from minillm.published import checkpoint
 from minillm.run import Run
+from minillm.session import schedule
 from minillm.start import open_start
 from minillm.tasks import TASKS
 from minillm.tasks.base import Example, Splits, WritingTask

@@ -9,8 +9,9 @@ A run knows its task; a published checkpoint must have the head that --task asks
 than another, use `compare`: whether their intervals overlap says little, as both answer the same examples.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rich.table import Table
 from torch import nn
 
 from minillm import cli
-from minillm.commands.common import MODEL, as_json
+from minillm.commands.common import MODEL, as_json, note
 from minillm.device import PRECISIONS, place
 from minillm.errors import UserError
 from minillm.files import fields_from, write_text
@@ -114,11 +115,28 @@ def task_of(name: str, model: Checkpoint, args: Examined) -> Task:
     options = task.Options(**fields_from(task.Options, {name: learned[name] for name in own & learned.keys()}, where))
     if "problem" in own and "problem" not in learned and model.head_name == "multi":
         options = replace(options, problem="multi")
+    seed = learned.get("seed", 0)
     if args.file:
-        options = only_to_answer(task, options, args)
-    elif not learned:
+        asked = task(only_to_answer(task, options, args), seed)
+        if learned:
+            tell_of_overlap(name, asked, partial(task, options, seed), args.file)
+        return asked
+    if not learned:
         raise UserError(f"{name} was not trained here on --task {task.name}: give --file FILE of examples to answer")
-    return task(options, learned.get("seed", 0))
+    return task(options, seed)
+
+
+def tell_of_overlap(name: str, asked: Task, trained: Callable[[], Task], file: Path) -> None:
+    """A note where the file holds what a run has learned from: what it makes of that says little of anything else."""
+    try:
+        splits = trained().splits
+    except UserError as error:
+        note(f"whether {name} was trained on examples of {file} cannot be told: {error}")
+        return
+    known = set(map(asked.identity, [*splits.train, *splits.unlabelled]))
+    if count := sum(asked.identity(example) in known for example in asked.splits.test):
+        of_all = counted(len(asked.splits.test), "example")
+        note(f"{name} was trained on {count:,} of the {of_all} of {file}: its figures say little of other examples")
 
 
 def only_to_answer(task: type[Task], options: Any, args: Examined) -> Any:

@@ -89,9 +89,11 @@ class Chat(Task):
             raise UserError(f"--context {options.context} must be at least 4")
         self.asked = options.context
         fields = Fields(options.fields, ("messages", "prompt", "answer"))
-        self.splits, self.notes = files.load(
-            options, "chat", lambda path, _: read(path, fields), lambda talk: json.dumps(talk.messages[:-1])
-        )
+        self.splits, self.notes = files.load(options, "chat", lambda path, _: read(path, fields), self.identity)
+
+    def identity(self, example: Conversation) -> str:
+        """All that was said before the last word."""
+        return json.dumps(example.messages[:-1])
 
     def training_texts(self) -> list[str]:
         return [message["content"] for talk in self.splits.train for message in talk.messages]

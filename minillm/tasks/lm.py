@@ -97,6 +97,9 @@ class LanguageModelling(Task):
         self.asked = options.context
         self.splits, self.notes = load(options)
 
+    def identity(self, example: Passage) -> str:
+        return example.text
+
     def tokenizer(self) -> Tokenizer:
         passages = (passage for split in vars(self.splits).values() for passage in split)
         return SymbolTokenizer("characters", r"[\s\S]", sorted(set().union(*(passage.text for passage in passages))))
