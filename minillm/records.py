@@ -33,14 +33,24 @@ class Record(NamedTuple):
     fields: dict[str, Any]  # by name; in CSV all of them are texts
 
     def value(self, name: str) -> Any:
-        """UserError where the record has no such field."""
-        if name not in self.fields:
-            there = ", ".join(map(repr, self.fields))
-            hint = "say what is what with --fields"
-            if len(self.fields) == 1 and not next(iter(self.fields)).isidentifier():  # rather several names than one
-                hint += ", and separate the fields of a table by commas, semicolons or tabs"
-            raise UserError(f"{self.place} has no field {name!r}, only {there}; {hint}")
-        return self.fields[name]
+        """Of the field of this name, or where there is none, for `a.b` what is called b in the field a. UserError where
+        the record has no such field."""
+        if name in self.fields:
+            return self.fields[name]
+        value: Any = self.fields
+        for part in name.split("."):
+            if not isinstance(value, dict) or part not in value:
+                raise UserError(self.without(name))
+            value = value[part]
+        return value
+
+    def without(self, name: str) -> str:
+        """That there is no such field, and why that may be."""
+        there = ", ".join(map(repr, self.fields))
+        hint = "say what is what with --fields"
+        if not all(re.fullmatch(r"[\w.-]{1,40}", each) for each in self.fields):  # rather texts than names
+            hint += "; the first line of a table must name its fields, separated by commas, semicolons or tabs"
+        return f"{self.place} has no field {name!r}, only {there}; {hint}"
 
     def text(self, name: str) -> str:
         """The field as a text that is not empty, without what is invisible around it."""

@@ -23,7 +23,7 @@ Key = Callable[[Any], Hashable]
 @dataclass(frozen=True)
 class Options(Files):
     fields: str | None = cli.option(
-        None, "which field of the files is what, e.g. text=review,label=stars; a+b joins two into one text"
+        None, "which field of the files is what, e.g. text=review,label=stars; a.b is b within a, a+b joins two texts"
     )
 
 

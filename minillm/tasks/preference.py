@@ -5,7 +5,7 @@ methods teach a GPT to write like what was chosen, without a judge in between; t
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -121,8 +121,9 @@ class Preference(Task):
             sum(any(e.cut == part for e in both) for split in exchanges.values() for _, both in split)
             for part in ("prompt", "answer")
         )
-        self.splits = Splits(*(self.fitted(split) for split in exchanges.values()))
-        require_some(self.splits, compose.limit)
+        fitted = {name: self.fitted(split) for name, split in exchanges.items()}
+        require_some(self.splits, fitted, compose.limit)
+        self.splits = Splits(**fitted)
         if cut:
             which = f"{counted(cut, 'pair is', 'pairs are')} longer than {compose.limit:,} tokens"
             self.notes = [*self.notes, f"{which}; the prompt's beginning is cut"]
@@ -268,7 +269,8 @@ def check(options: Options, is_judge: bool) -> None:
         raise UserError(f"--context {options.context} must be at least {LEAST_CONTEXT}")
 
 
-def require_some(splits: Splits, limit: int) -> None:
-    for name in ("train", "dev"):
-        if not vars(splits)[name]:
+def require_some(given: Splits, fitted: Mapping[str, Sequence[Pair]], limit: int) -> None:
+    """UserError for a split of which nothing is left."""
+    for name, pairs in fitted.items():
+        if vars(given)[name] and not pairs:
             raise UserError(f"no pair of --{name} has two answers of at most {limit:,} tokens; raise --context")

@@ -219,10 +219,10 @@ def suitable_metric(splits: Splits) -> tuple[str, str]:
         return "number", f"answers have a number behind {MARKER}"
     prompt, answer = (median(counts) for counts in zip(*map(count_words, examples), strict=True))
     if answer <= FEW_WORDS:
-        return "exact", f"most answers have no more than {answer:.0f} words"
+        return "exact", f"most answers have no more than {counted(round(answer), 'word')}"
     if answer < prompt / 2:
-        return "rouge", f"answers are much shorter than prompts, {answer:.0f} words to {prompt:.0f}"
-    return "bleu", f"answers are about as long as prompts, {answer:.0f} words to {prompt:.0f}"
+        return "rouge", f"answers are much shorter than prompts, {counted(round(answer), 'word')} to {prompt:.0f}"
+    return "bleu", f"answers are about as long as prompts, {counted(round(answer), 'word')} to {prompt:.0f}"
 
 
 def count_words(example: Example) -> tuple[int, int]:

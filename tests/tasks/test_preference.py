@@ -162,7 +162,7 @@ def test_what_looks_like_a_mistake_is_noted(tmp_path):
     dev = tmp_path / "dev.jsonl"
     dev.write_text(json.dumps(pair("held out")) + "\n")
     task = read(tmp_path, pair("a", "yes", "no"), pair("a", "no", "yes"), pair("b", "long one", "x"), dev=dev)
-    assert "1 pairs of answers stand in --train both ways round" in task.notes
+    assert "1 pair of answers stands in --train both ways round" in task.notes
     assert "the chosen answer is the longer one in 67% of the pairs" in task.notes
 
 

@@ -174,7 +174,7 @@ def test_fields_of_other_names(task_of, write):
 
 def test_prompts_alone_are_counted(task_of):
     task = task_of([*pairs(9), {"prompt": "a"}])
-    assert "1 training examples have no answer, and can only be learned from by reward" in task.notes
+    assert "1 training example has no answer, and can only be learned from by reward" in task.notes
     assert [example.prompt for example in task.splits.unlabelled] == ["a"]
 
 
