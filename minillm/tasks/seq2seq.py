@@ -248,6 +248,6 @@ def read(path: Path, fields: Fields, may_lack: bool = False) -> list[Example]:
     """The examples of a file, of which some may be prompts alone, for others to judge what the model answers."""
     name, found = fields.name("answer"), []
     for record in records.read(path):
-        lacks = may_lack and not fields.has(record, "answer")
+        lacks = may_lack and (not fields.has(record, "answer") or record.value(name) is None)
         found.append(Example(fields.text(record, "prompt"), () if lacks else record.texts(name)))
     return found

