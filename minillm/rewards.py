@@ -206,8 +206,8 @@ def numbers_of(what: str, values: Any, count: int) -> list[float]:
         ) from None
     found = list(islice(found, count + 1))  # of what may have no end
     if len(found) != count:
-        number = f"more than {count}" if len(found) > count else len(found)
-        raise RewardError(f"{what} returned {number} values for {counted(count, 'answer')}")
+        number = f"more than {counted(count, 'value')}" if len(found) > count else counted(len(found), "value")
+        raise RewardError(f"{what} returned {number} for {counted(count, 'answer')}")
     for i, value in enumerate(found):
         if not isinstance(value, numbers.Real) or not math.isfinite(value):
             raise RewardError(f"{what} returned {value!r} for answer {i}, but a finite number was expected")
