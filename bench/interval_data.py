@@ -1,4 +1,5 @@
-"""Kinds of data for `bench/intervals.py` whose truth is known from a formula: a draw is an interval and the truth."""
+"""Kinds of data for `bench/intervals.py` whose truth is known, by a formula or from all there is: a draw is an interval
+and the truth."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
