@@ -10,7 +10,7 @@ import numpy as np
 
 from minillm.metrics import Interval, calibration_error, difference, mean, pearson, rate, ratio, spearman, texts
 
-SENTENCES = 10_000  # that there are
+SENTENCES = 2000  # that there are; drawn with replacement
 Draw = Callable[[np.random.Generator], tuple[Interval, float]]
 Cell = tuple[str, str, float, Draw]  # metric, kind, rate
 

@@ -30,7 +30,7 @@ def heed(session: Session, score: float) -> None:
     if best or patience:
         session.keep_if_best(score)
     if patience and session.progress.worse >= patience:
-        session.end(f"the last {patience} looks at the dev set were no better than the best before")
+        session.end(f"no better than the best before in the last {counted(patience, 'look')} at the dev set")
 
 
 def look_first(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> None:

@@ -161,7 +161,7 @@ def by_labels(
     is_seen = [place < share or place in kept for place in places]
     if not any(is_seen):
         of_all = counted(len(train), "training example")
-        raise UserError(f"--labels {share} leaves none of {of_all}; give a larger share")
+        raise UserError(f"--labels {share} leaves none of the {of_all}; give a larger share")
     return list(compress(train, is_seen)), [each for each, seen in zip(train, is_seen, strict=True) if not seen]
 
 
