@@ -33,11 +33,11 @@ class Options(files.Options):
     model: str | None = cli.option(None, "what a model from scratch is (default: modernbert)", choices=tuple(KINDS))
 
 
-def new_config(kind: str | None, vocab_size: int, shape: Shape, longest: int = LONGEST) -> AnyConfig:
-    """Of the kind that --model names. ValueError for a shape that cannot be."""
+def new_config(kind: str | None, vocab_size: int, shape: Shape, longest: int | None = None) -> AnyConfig:
+    """Of the kind that --model names, for texts of LONGEST tokens or as many as are given. ValueError for a shape that cannot be."""
     config, details = KINDS[kind or next(iter(KINDS))]
     sizes = {"num_layers": shape.layers, "width": shape.width, "num_heads": shape.heads}
-    return config(vocab_size, longest, **sizes, **details, **dropout_everywhere(config, shape.dropout))
+    return config(vocab_size, longest or LONGEST, **sizes, **details, **dropout_everywhere(config, shape.dropout))
 
 
 def without_segments(tokenizer: Tokenizer, kind: str | None) -> None:
