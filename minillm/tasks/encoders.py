@@ -34,7 +34,8 @@ class Options(files.Options):
 
 
 def new_config(kind: str | None, vocab_size: int, shape: Shape, longest: int | None = None) -> AnyConfig:
-    """Of the kind that --model names, for texts of LONGEST tokens or as many as are given. ValueError for a shape that cannot be."""
+    """Of the kind that --model names, for texts of LONGEST tokens or as many as are given. ValueError for a shape that
+    cannot be."""
     config, details = KINDS[kind or next(iter(KINDS))]
     sizes = {"num_layers": shape.layers, "width": shape.width, "num_heads": shape.heads}
     return config(vocab_size, longest or LONGEST, **sizes, **details, **dropout_everywhere(config, shape.dropout))
