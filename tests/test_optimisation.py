@@ -28,10 +28,10 @@ from minillm.gpt import GPT
 from minillm.heads import MaskedLM, SequenceClassifier, TokenClassifier
 from minillm.modernbert import ModernBERTConfig
 from minillm.objective import backward
-from minillm.optim import SCHEDULES, Average, freeze, schedule
+from minillm.optim import Average, freeze
 from minillm.options import Optimisation, Supervised, check_optimisation
 from minillm.published import checkpoint
-from minillm.session import Session
+from minillm.session import SCHEDULES, Session, schedule
 from minillm.tasks import Pronounce
 
 CPU = torch.device("cpu")
