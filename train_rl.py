@@ -155,7 +155,7 @@ def answers(agent: Agent, reward: Reward, session: Session, examples: Sequence, 
     """Several to each example of this rank's, drawn and judged, for --baseline greedy the likeliest ones, too.
     RewardError, as if nothing had been drawn."""
     with chance_kept(session):
-        episodes = judge(reward, agent.rollout(session.own(examples), args.samples))
+        episodes = judge(reward, agent.rollout(agent.own(examples), args.samples))
         if args.baseline == "greedy":
             judge_greedy(reward, agent, episodes, args.samples)
     return episodes

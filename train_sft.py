@@ -103,7 +103,7 @@ def train(args: Args, console: Console | None = None) -> Run:
         parts = in_parts(args, model, team)
         session = Session(args, run, model, optimizers_of(parts.model if parts else model, args), console, team, parts)
         begin(session, "sft", args, tokenizer, data, started)
-        introduce(console, placement, task, model, run, memory_lines(model, args, corpus))
+        introduce(console, placement, task, model, run, memory_lines(session, args, corpus))
         if task.looks_first and session.leads:
             held_out.look_first(session, task, model, tokenizer)
         fit(args, session, task, model, tokenizer, corpus)

@@ -114,6 +114,10 @@ class Agent:
             return []
         return self.actor.rollout(self.model, examples, sampling or Sampling(self.temperature), samples)
 
+    def own(self, examples: Sequence[Any]) -> Sequence[Any]:
+        """Those of a step that this process sees to: a stretch, as long as anybody's but for one."""
+        return examples[len(examples) * self.rank // self.ranks : len(examples) * (self.rank + 1) // self.ranks]
+
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device

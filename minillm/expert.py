@@ -40,6 +40,7 @@ from minillm.start import documents_of_epoch
 from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer
 from minillm.unjudged import leave_out
+from minillm.wording import counted
 
 ANSWERS = 1024  # drawn at once
 TRYING = 0.5  # share of a round's time, under --minutes
@@ -126,7 +127,7 @@ def attempt(
         session.team.reseed(args.seed, session.progress.step, progress.tried)
     try:
         with chance_kept(session):
-            episodes = judge(reward, agent.rollout(session.own(examples), args.samples))
+            episodes = judge(reward, agent.rollout(agent.own(examples), args.samples))
         return pooled(session, episodes, examples, args.samples)
     except RewardError as error:
         leave_out(session, error)
@@ -140,8 +141,8 @@ def require_finds(session: Session, args: Rounds, progress: Progress) -> None:
     best = max((record["best_reward"] for record in records if "best_reward" in record), default=None)
     if args.threshold is not None and not progress.finds and best is not None and best < args.threshold:
         raise UserError(
-            f"not one of the answers to {progress.tried:,} prompts reached --threshold {args.threshold:g}, the best "
-            f"was rewarded {best:.3g}: start again with a lower one"
+            f"not one of the answers to {counted(progress.tried, 'prompt')} reached --threshold {args.threshold:g}, "
+            f"the best was rewarded {best:.3g}: start again with a lower one"
         )
 
 
@@ -222,7 +223,8 @@ def tell(session: Session, episodes: Sequence[Episode], prompts: int, right: int
     share = right / prompts
     seen = look(episodes, len(episodes) // prompts)
     session.write(**seen, solved=share, finds=progress.finds)
-    note = f"{progress.tried:,} prompts tried · of the last ones {share:.0%} solved · {progress.finds:,} answers found"
+    tried, found = counted(progress.tried, "prompt"), counted(progress.finds, "answer")
+    note = f"{tried} tried · of the last ones {share:.0%} solved · {found} found"
     session.bar.update(session.share, session.seconds(), note)
 
 
@@ -240,7 +242,9 @@ class Finds:
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path} is spoiled: {error}") from None
         if len(self.found) != count:
-            raise UserError(f"{path} holds {len(self.found)} answers, but {count} were found; start a new run")
+            raise UserError(
+                f"{path} holds {counted(len(self.found), 'answer')}, but {count} were found; start a new run"
+            )
         self.counts: dict[str, int] = {}
         for prompt, _ in self.found:
             self.counts[prompt] = self.counts.get(prompt, 0) + 1

@@ -41,6 +41,7 @@ from minillm.published.exchanges import Composer
 from minillm.published.vocabularies import load_tokenizer
 from minillm.tagging import Tags
 from minillm.tokenizer import Tokenizer
+from minillm.wording import counted
 
 Parts = Mapping[str, Sequence[float]]
 Reward = Callable[[Sequence[Any], Sequence[str]], Parts]  # examples and answers, as many → for each part one an answer
@@ -136,7 +137,7 @@ def of_file(path: Path, name: str, seconds: float) -> Reward:
             raise
         except TimeIsUp:
             raise RewardError(
-                f"{what} took longer than --reward-seconds {seconds:g} for {len(answers):,} answers"
+                f"{what} took longer than --reward-seconds {seconds:g} for {counted(len(answers), 'answer')}"
             ) from None
         except BaseException as error:  # whatever it raises: SystemExit is no Exception, nor is what asyncio cancels by
             raise RewardError(f"{what} failed: {where(error, path)}{type(error).__name__}: {error}") from None
@@ -221,8 +222,8 @@ def numbers_of(what: str, values: Any, count: int) -> list[float]:
         ) from None
     found = list(islice(found, count + 1))  # of what may have no end
     if len(found) != count:
-        number = f"more than {count}" if len(found) > count else len(found)
-        raise RewardError(f"{what} returned {number} values for {count} answers")
+        number = f"more than {counted(count, 'value')}" if len(found) > count else counted(len(found), "value")
+        raise RewardError(f"{what} returned {number} for {counted(count, 'answer')}")
     for i, value in enumerate(found):
         if not isinstance(value, numbers.Real) or not is_finite(value):
             raise RewardError(f"{what} returned {shown(value)} for answer {i}, but a finite number was expected")

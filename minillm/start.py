@@ -238,4 +238,4 @@ def refuse_beside_resume(args: Any) -> None:
     for given in (args, args.options) if args.options else (args,):
         for field in dataclasses.fields(given):
             if field.name not in ("resume", "options", "task") and vars(given)[field.name] != field.default:
-                raise UserError(cli.BESIDE_RESUME.format(field.name.replace("_", "-")))
+                raise UserError(cli.BESIDE_RESUME.format(field.name.replace("_", "-"), quote(str(args.resume))))

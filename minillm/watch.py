@@ -28,6 +28,7 @@ from minillm.session import Session
 from minillm.tasks.base import Judged
 from minillm.unjudged import leave_out_look, require_learned, skipped
 from minillm.values import without_value
+from minillm.wording import counted
 
 PANELS = ("loss", "solved", "finds", "kl", "entropy", "gradient_norm", "groups_without_variance")  # as far as logged
 DRAWN = 8  # answers to each example before and after
@@ -261,7 +262,7 @@ def finish(
     remarks = [f"{name}: {says}" for name, says in raised(session.run.read_log()).items()]
     if count := skipped(session.run):
         metrics["skipped"] = count
-        remarks.append(f"{count} times answers were left out, as the reward failed: see log.jsonl")
+        remarks.append(f"{counted(count, 'time')} answers were left out, as the reward failed: see log.jsonl")
         session.console.print(f"note: {remarks[-1]}", markup=False)
     folder = session.run.folder
     next_command = comparison(folder, args.init) if args.init else task.next_command(folder)

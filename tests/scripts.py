@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kernels import backend
 from minillm import cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +37,6 @@ def main(script, **options):
     """The main of a script in this process: → exit code."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [script.__name__, *command_line(**options)])
-        patch.setattr(backend, "_default", "auto")
         try:
             cli.run(script.main)
         except SystemExit as stop:

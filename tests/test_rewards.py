@@ -67,7 +67,7 @@ WRONG = {
     ),
     "NaN": ("def score(e, a):\n    return [0, float('nan')]\n", "part 'score' returned nan for answer 1"),
     "infinite": ("def score(e, a):\n    return [float('inf'), 0]\n", "returned inf for answer 0"),
-    "count": ("def score(e, a):\n    return [1]\n", "returned 1 values for 2 answers"),
+    "count": ("def score(e, a):\n    return [1]\n", "returned 1 value for 2 answers"),
     "a number": ("def score(e, a):\n    return 1\n", "returned int, but a list"),
     "nothing": ("def score(e, a):\n    pass\n", "returned NoneType, but a list"),
     "too large": (
