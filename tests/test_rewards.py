@@ -225,7 +225,7 @@ def test_a_reward_is_tried_on_a_file(tmp_path, capsys):
     assert "3" in capsys.readouterr().out
     slow = tmp_path / "slow.py"
     slow.write_text("import time\ndef score(e, a):\n    time.sleep(5)\n")
-    with pytest.raises(UserError, match=r"took longer than --reward-seconds 0\.1 for 1 answers"):
+    with pytest.raises(UserError, match=r"took longer than --reward-seconds 0\.1 for 1 answer"):
         command.main(command.Args(reward=f"{slow}:score", answer=("abc",), reward_seconds=0.1))
     with pytest.raises(UserError, match="nothing to reward"):
         command.main(command.Args(reward="length"))
