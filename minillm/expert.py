@@ -24,15 +24,14 @@ from itertools import islice
 from pathlib import Path
 from statistics import fmean, median_low
 
-from minillm import cli
+from minillm import cli, held_out
 from minillm.batching import IGNORE, Corpus, Document, answering
 from minillm.episodes import Agent, Episode, chance_kept, judge, look, pooled
 from minillm.errors import UserError
 from minillm.files import fields_from, write_text
-from minillm.held_out import heed
 from minillm.objective import backward
 from minillm.policy import Estimator
-from minillm.report import evenly_spaced, glance, score_of
+from minillm.report import evenly_spaced
 from minillm.rewards import Reward, RewardError
 from minillm.run import CHECKPOINT, FINDS
 from minillm.session import Session, schedule
@@ -40,6 +39,7 @@ from minillm.start import documents_of_epoch
 from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer
 from minillm.unjudged import leave_out
+from minillm.watch import sound_alarms
 from minillm.wording import counted
 
 ANSWERS = 1024  # drawn at once
@@ -87,7 +87,7 @@ def check(args: Rounds) -> None:
 
 def fit(args: Rounds, session: Session, task: Task, reward: Reward, agent: Agent) -> None:
     """Rounds until the budget is spent. While a round tries, the number of the step stays what it is."""
-    threshold = args.threshold if args.threshold is not None else threshold_of(task, reward)
+    threshold = args.threshold if args.threshold is not None else agreed_threshold(session, task, reward)
     progress, model = progress_of(session), agent.model
     finds = Finds(session.run.path(FINDS), progress.finds)
     practice = islice(task.practice(args.seed), progress.tried, None)
@@ -114,9 +114,8 @@ def fit(args: Rounds, session: Session, task: Task, reward: Reward, agent: Agent
         norm = session.update(args.clip)
         session.log(loss=session.total(float(loss)), gradient_norm=norm)
         if session.evaluation_is_due() and session.leads:
-            examples, answers = glance(session, task, model, agent.tokenizer)
-            session.report(measured := task.measure(examples, answers), len(examples), samples=finds.last(3))
-            heed(session, score_of(task, measured))
+            held_out.look(session, task, model, agent.tokenizer, samples=finds.last(3))
+            sound_alarms(session, task)
 
 
 def attempt(
@@ -184,6 +183,14 @@ def corpus_of(args: Rounds, task: Task, tokenizer: Tokenizer, finds: "Finds", fi
         raise UserError("not one answer was right, and none is given, so that there is nothing to learn from yet")
     draw = lambda epoch: [*documents_of_epoch(task, tokenizer, args.seed, epoch), *found]  # noqa: E731
     return Corpus(draw, args.seed + first, task.is_redrawn)
+
+
+def agreed_threshold(session: Session, task: Task, reward: Reward) -> float:
+    """`threshold_of`, as the first rank finds it: a reward that draws numbers of its own tells each another one, and
+    ranks that find other answers would learn from other steps. RewardError on all of them."""
+    with chance_kept(session):
+        own = threshold_of(task, reward) if session.leads else None
+    return session.exchange(own)[0]
 
 
 def threshold_of(task: Task, reward: Reward) -> float:

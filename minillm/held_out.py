@@ -4,6 +4,7 @@ it goes on, keeps the weights that answer them best, and says in the end how goo
 watch.py is the same for training by reward.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -18,9 +19,11 @@ from minillm.tokenizer import Tokenizer
 from minillm.wording import counted
 
 
-def look(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> None:
-    """At some of the dev examples, now and then."""
-    heed(session, score_of(task, report(session, task, model, tokenizer)))
+def look(
+    session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer, samples: Sequence[Mapping[str, str]] = ()
+) -> None:
+    """At some of the dev examples, now and then; into the log with what else a person may want to see."""
+    heed(session, score_of(task, report(session, task, model, tokenizer, samples=samples)))
 
 
 def heed(session: Session, score: float) -> None:
@@ -44,12 +47,18 @@ def look_first(session: Session, task: Task, model: nn.Module, tokenizer: Tokeni
 
 
 def report(
-    session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer, with_details: bool = False
+    session: Session,
+    task: Task,
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    with_details: bool = False,
+    samples: Sequence[Mapping[str, str]] = (),
 ) -> dict[str, Interval]:
     """Shows and logs the figures of some of the dev examples."""
     examples, answers = glance(session, task, model, tokenizer)
     measured = task.measure(examples, answers)
-    session.report(measured, len(examples), **(task.details(examples, answers) if with_details else {}))
+    more = {**(task.details(examples, answers) if with_details else {}), **({"samples": samples} if samples else {})}
+    session.report(measured, len(examples), **more)
     return measured
 
 

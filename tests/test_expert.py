@@ -18,7 +18,8 @@ import train_sft
 from minillm import expert, watch
 from minillm.episodes import Episode
 from minillm.errors import UserError
-from minillm.expert import Finds, Plan, threshold_of
+from minillm.expert import Finds, Plan, agreed_threshold, threshold_of
+from minillm.rewards import RewardError
 from minillm.session import Session
 from minillm.tasks.base import Example, Splits
 
@@ -172,9 +173,11 @@ def test_a_threshold_that_nothing_reaches_ends_in_a_sentence(start, capsys):
 def test_rounds_without_a_find_are_said(start, monkeypatch):
     """Where right is what is rewarded like given answers, and none of the model's own is."""
     monkeypatch.setattr(expert, "threshold_of", lambda *_: 7.5)
-    assert scripts.main(train_rl, init=start, **FEW | {"steps": 2, "rounds": 1}, out="run") == 0
+    assert scripts.main(train_rl, init=start, **FEW | {"steps": 4, "rounds": 1}, out="run") == 0
     remarks = json.loads(Path("run/report.json").read_text())["remarks"]
     assert any("nothing to learn from: none of the answers was right" in remark for remark in remarks)
+    alarms = [(each["alarm"], each["step"]) for each in read(Path("run/log.jsonl")) if "alarm" in each]
+    assert ("nothing to learn from", 3) in alarms  # at a look, before the end
 
 
 def task_of(answers):
@@ -195,6 +198,21 @@ def test_right_is_what_is_rewarded_like_given_answers():
         threshold_of(task, lambda _, answers: {"length": [float(len(answer)) for answer in answers]})
     with pytest.raises(UserError, match="--threshold"):
         threshold_of(task, lambda _, answers: {"broken": [0.0 for _ in answers]})
+
+
+def test_all_ranks_keep_what_the_first_calls_right(monkeypatch):
+    """A reward that draws numbers of its own says something else to each; one that fails on the first, fails on all."""
+
+    def second(*first_says):
+        said = iter(first_says)
+        return SimpleNamespace(leads=False, exchange=lambda own: [next(said), own])
+
+    monkeypatch.setattr(expert, "threshold_of", lambda *_: 7.5)
+    alone = SimpleNamespace(leads=True, exchange=lambda own: [own])
+    assert agreed_threshold(alone, None, None) == 7.5
+    assert agreed_threshold(second(None, 0.25), None, None) == 0.25
+    with pytest.raises(RewardError, match="no such answer"):
+        agreed_threshold(second("no such answer"), None, None)
 
 
 def args_of(**options):
