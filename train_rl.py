@@ -32,7 +32,7 @@ import minillm  # noqa: F401, first: it sets how threads wait
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -48,14 +48,14 @@ from minillm.device import place
 from minillm.episodes import Agent, Episode, chance_kept, judge, judge_greedy, look, pieces, pooled, recalled, refer
 from minillm.errors import UserError
 from minillm.expert import Rounds
-from minillm.logged import Logged
+from minillm.logged import Entry, Logged
 from minillm.objective import backward
 from minillm.optim import optimizers_of
-from minillm.options import Common, Optimisation, check_common, check_draws
+from minillm.options import Common, Rewarded, check_common, check_rewarded
 from minillm.origin import begin, data_of
 from minillm.policy import Estimator, Rewards, is_beyond, moved
 from minillm.report import introduce
-from minillm.rewards import SECONDS, Reward, RewardError, open_rewards
+from minillm.rewards import Reward, RewardError, open_rewards
 from minillm.run import Run
 from minillm.session import Session
 from minillm.soft_q import backward_consistency
@@ -73,42 +73,19 @@ UNFINISHED = 1.0  # what an answer that does not end costs with --overlong penal
 
 
 @dataclass(frozen=True)
-class Args(Estimator, Rounds, Logged, Optimisation, Common):
+class Args(Estimator, Rounds, Logged, Rewarded, Common):
     task: str = cli.option("arithmetic", "what to learn", choices=tuple(JUDGED))
     init: Path | None = cli.option(
         None,
         "model to start from: a run, a published folder, a .gguf file, an id of the hub "
         "(default: for arithmetic runs/arithmetic-sft, made if missing; for classify and tag from scratch)",
     )
-    reward: tuple[str, ...] = cli.option(
-        (), "of the task by name, FILE.py:FUNCTION, or a run; =WEIGHT behind it; may be given several times"
-    )
-    reward_errors: str = cli.option(
-        "stop",
-        "where a function of yours fails: stop, saved, to go on at that step; or leave it out",
-        ("stop", "skip"),
-    )
-    reward_seconds: float = cli.option(SECONDS, "that such a function may take for the answers of a step")
-    prompts: int | None = cli.option(
-        None, "prompts in a step, or tried for one of --method expert (default here and below: what suits the task)"
-    )
-    samples: int | None = cli.option(None, "answers drawn for each prompt")
-    temperature: float | None = cli.option(
-        None, "of the policy: answers are drawn, and gradients taken, at this temperature"
-    )
-    micro_tokens: int = cli.option(65_536, "tokens computed at once; a step is cut up, with the same gradient")
-    watch: int | None = cli.option(
-        None,
-        "dev examples to which 8 answers are drawn before and after; 0: none (default: all, fewer for large models)",
-    )
-    evaluations: int = cli.option(4, "looks at the dev set after the first, the last one included")
 
 
 def check(args: Args) -> None:
     """UserError for options that make no sense whatever the data is."""
     check_common(args, [name for name, task in TASKS.items() if actors.is_judged(task)])
-    check_draws(args)
-    cli.require_positive(args, "reward_seconds")
+    check_rewarded(args)
     estimator.check(args, args.samples)
     expert.check(args)
     logged.check(args)
@@ -238,6 +215,13 @@ def find_start(args: Args, console: Console, team: ranks.Team | None = None) -> 
     return train_sft.made(train_sft.Args(out=Path("runs/arithmetic-sft"), **same), console, team)
 
 
+def method_of(args: Args, log: Sequence[Entry], task: Judged, agent: Agent) -> Callable[..., None]:
+    """The loop that learns. UserError for a log that teaches nothing, before anything is begun."""
+    if args.logged:
+        return partial(logged.fit, logged.to_learn_from(log, args, task, agent))
+    return expert.fit if args.method == "expert" else fit
+
+
 def train(args: Args, console: Console | None = None) -> Run:
     """From the arguments to the finished run folder. UserError for all that the user can mend."""
     started, args = time.monotonic(), cli.with_paths(args)
@@ -258,8 +242,7 @@ def train(args: Args, console: Console | None = None) -> Run:
         reward = open_rewards(args.reward, task.rewards, placement.device, is_text, args.reward_seconds)
         args, agent = open_agent(args, run, task, placement, team)
         check(args)
-        learn = expert.fit if args.method == "expert" else fit
-        learn = partial(logged.fit, logged.to_learn_from(log, args, task, agent)) if args.logged else learn
+        learn = method_of(args, log, task, agent)
         session = Session(args, run, agent.model, optimizers_of(agent.model, args), console, team)
         begin(session, "rl", args, agent.tokenizer, data, started)
         introduce(console, placement, task, agent.model, run)

@@ -1,4 +1,4 @@
-"""The options that both scripts share, and what makes no sense in either."""
+"""Options of both scripts, of learning by example, and of learning by reward; and what makes no sense among them."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from minillm import cli, trackers
 from minillm.device import PRECISIONS
 from minillm.errors import UserError
 from minillm.optim import OPTIMIZERS
+from minillm.rewards import SECONDS
 from minillm.session import SCHEDULES
 
 BUDGETS = ("minutes", "steps", "epochs")  # options, of which one is given
@@ -73,6 +74,34 @@ class Supervised(Optimisation):
     ema: float | None = cli.option(None, "judge and save a moving average of the weights, of this decay, such as 0.999")
 
 
+@dataclass(frozen=True)
+class Rewarded(Optimisation):
+    """And what learning by reward lets them choose, whatever the method."""
+
+    reward: tuple[str, ...] = cli.option(
+        (), "of the task by name, FILE.py:FUNCTION, or a run; =WEIGHT behind it; may be given several times"
+    )
+    reward_errors: str = cli.option(
+        "stop",
+        "where a function of yours fails: stop, saved, to go on at that step; or leave it out",
+        ("stop", "skip"),
+    )
+    reward_seconds: float = cli.option(SECONDS, "that such a function may take for the answers of a step")
+    prompts: int | None = cli.option(
+        None, "prompts in a step, or tried for one of --method expert (default here and below: what suits the task)"
+    )
+    samples: int | None = cli.option(None, "answers drawn for each prompt")
+    temperature: float | None = cli.option(
+        None, "of the policy: answers are drawn, and gradients taken, at this temperature"
+    )
+    micro_tokens: int = cli.option(65_536, "tokens computed at once; a step is cut up, with the same gradient")
+    watch: int | None = cli.option(
+        None,
+        "dev examples to which 8 answers are drawn before and after; 0: none (default: all, fewer for large models)",
+    )
+    evaluations: int = cli.option(4, "looks at the dev set after the first, the last one included")
+
+
 def check_common(args: Any, tasks: Collection[str]) -> None:
     """UserError for options of a script, which learns these tasks, that make no sense whatever the data is."""
     if args.task not in tasks:
@@ -89,9 +118,9 @@ def check_common(args: Any, tasks: Collection[str]) -> None:
     check_optimisation(args)
 
 
-def check_draws(args: Any) -> None:
-    """UserError for answers that cannot be drawn, so many or so."""
-    cli.require_positive(args, "prompts", "samples", "temperature", "evaluations", "micro_tokens")
+def check_rewarded(args: Rewarded) -> None:
+    """UserError for answers that cannot be drawn, or judged, so many or so."""
+    cli.require_positive(args, "prompts", "samples", "temperature", "evaluations", "micro_tokens", "reward_seconds")
     if args.watch is not None and not 0 <= args.watch <= cli.MOST_COUNTED:
         raise UserError(f"--watch {args.watch} must be 0 or more")
     if (args.prompts or 1) * (args.samples or 1) > MOST_ANSWERS:
