@@ -103,8 +103,8 @@ def learner(start: nn.Module, placement: Placement, args: Any) -> nn.Module:
 def complete_by_reward(args: Args, task: Task, model: nn.Module) -> Args:
     """The options of reinforcement learning with what suits the task and the model, which it starts from, where none
     was given. UserError for what the data does not allow."""
-    names = [split_weight(each)[0] for each in args.reward] or list(task.rewards)[:1]
-    if not args.logged and any(isinstance(each, Example) and not each.answers for each in task.splits.unlabelled):
+    names = judges_of(args.reward, task)
+    if not args.logged:
         require_judge(names, task)
     if args.sft_share and not task.splits.train:
         raise UserError(f"--sft-share {args.sft_share} learns from given answers, but the training examples have none")
@@ -122,9 +122,15 @@ def recipe_by_reward(args: Any, task: Task, model: nn.Module, rewards: Sequence[
     return {**recipe, "lr": LR_FACTOR * recipe["lr"]} if args.lora else recipe
 
 
-def require_judge(rewards: Sequence[str], task: Task) -> None:
-    """UserError where one of these compares with answers, for prompts that have none."""
-    if comparing := [name for name in rewards if name in task.rewards and name != "length"]:
+def judges_of(rewards: Sequence[str], task: Judged) -> list[str]:
+    """Their names, as --reward has them; the task's first where none is given."""
+    return [split_weight(each)[0] for each in rewards] or list(task.rewards)[:1]
+
+
+def require_judge(rewards: Sequence[str], task: Judged) -> None:
+    """UserError where one of these compares with answers, and some prompts have none."""
+    comparing = [name for name in rewards if name in task.rewards and name != "length"]
+    if comparing and any(isinstance(each, Example) and not each.answers for each in task.splits.unlabelled):
         raise UserError(
             f"the reward {comparing[0]!r} compares with given answers, but some training prompts have none: give "
             "--reward FILE.py:FUNCTION, or a run"

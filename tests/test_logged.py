@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -235,7 +236,7 @@ def test_what_a_rollout_writes_can_be_learned_from(start, log):
     assert all(math.isfinite(step["loss"]) and step["gradient_norm"] > 0 for step in steps)
     found = json.loads(Path("run/report.json").read_text())
     assert any(f"{len(rows):,} logged answers to " in note for note in found["notes"])
-    assert {"dev_kl", "dev_pass_1", "change_dev_accuracy"} & json.loads(Path("run/metrics.json").read_text()).keys()
+    assert {"dev_kl", "dev_pass_1", "change_dev_wer"} <= json.loads(Path("run/metrics.json").read_text()).keys()
 
 
 def test_a_rollout_is_judged_and_comes_again(start, log, monkeypatch):
@@ -260,6 +261,22 @@ def test_a_rollout_is_judged_and_comes_again(start, log, monkeypatch):
 def test_a_rollout_that_makes_no_sense(start, options, sentence):
     with pytest.raises(UserError, match=sentence):
         rollout.main(rollout_of(start, **options))
+
+
+def test_a_rollout_to_prompts_without_answers_needs_a_judge(start, monkeypatch):
+    """To whom no answer is given, none would be right, and the log would say so."""
+    real = rollout.prepare
+
+    def prepare(*args):
+        trial = real(*args)
+        trial.task.splits = replace(trial.task.splits, unlabelled=[Example("ab:", ())])
+        return trial
+
+    monkeypatch.setattr(rollout, "prepare", prepare)
+    with pytest.raises(UserError, match="compares with given answers, but some training prompts have none"):
+        rollout.main(rollout_of(start))
+    rollout.main(rollout_of(start, reward=("length",)))
+    assert Path("log.jsonl").exists()
 
 
 def test_a_task_that_writes_nothing(start, monkeypatch):

@@ -28,7 +28,9 @@ from minillm.errors import UserError
 from minillm.files import write_text
 from minillm.generate import Sampling
 from minillm.rewards import SECONDS, open_rewards
+from minillm.start_by_reward import judges_of, require_judge
 from minillm.tasks.base import WritingTask
+from minillm.wording import counted
 
 AT_ONCE = 1024  # answers
 
@@ -52,6 +54,7 @@ def main(args: Args) -> None:
     trial = prepare(args.model, Examined(precision=args.precision))
     if not isinstance(trial.task, WritingTask):
         raise UserError(f"{args.model} learned --task {trial.task.name}, which writes no answers that a reward judges")
+    require_judge(judges_of(args.reward, trial.task), trial.task)
     device = next(trial.model.parameters()).device
     reward = open_rewards(args.reward, trial.task.rewards, device, seconds=args.reward_seconds)
     torch.manual_seed(args.seed)
@@ -61,12 +64,11 @@ def main(args: Args) -> None:
         ended += judge(reward, some) if some else []
         count += len(drawn)
     if not ended:
-        raise UserError(f"not one of {count:,} answers did end, so that there is none to write")
+        raise UserError(f"not one of {counted(count, 'answer')} ended, so that there is none to write")
     write_text(args.out, "".join(line_of(record_of(episode)) for episode in ended))
     mean = fmean(episode.reward for episode in ended)
-    note(
-        f"{args.out}: {len(ended):,} answers, mean reward {mean:.3g}; {count - len(ended):,} that did not end left out"
-    )
+    left_out = f"; {count - len(ended):,} that did not end left out" if count > len(ended) else ""
+    note(f"{args.out}: {counted(len(ended), 'answer')}, mean reward {mean:.3g}{left_out}")
 
 
 def rollouts(trial: Trial, practice: Iterator[Any], args: Args) -> Iterator[Sequence[Episode]]:
