@@ -179,19 +179,10 @@ UPDATES: dict[str, Callable[[Tokens, "Estimator"], Tensor]] = {
 }
 
 
-# ---- KL(policy ‖ reference): estimates, and the losses made of them ---------------------------------
-
-
-def kl_estimate(logprobs: Tensor, reference: Tensor) -> Tensor:
-    """k1 of Schulman 2020 ("Approximating KL Divergence"): log p − log p_ref of tokens that the policy has drawn, whose
-    mean is the KL. As a loss it would teach nothing, for the mean of its gradient is 0; in the reward it is right."""
-    return logprobs - reference
-
-
-def k3_estimate(logprobs: Tensor, reference: Tensor) -> Tensor:
-    """k3: p_ref/p − 1 − log(p_ref/p), whose mean is the KL, too, and which is never negative; but one unlikely token
-    can blow it up once the policy has moved far."""
-    return (reference - logprobs).expm1() - (reference - logprobs)
+# ---- the KL(policy ‖ reference) of tokens as a loss ---------------------------------------------------
+#
+# log p − log p_ref of what the policy has drawn (k1 of Schulman 2020, "Approximating KL Divergence") has the KL as its
+# mean. In the reward it is right, see Episode.earned; as a loss it would teach nothing: the mean of its gradient is 0.
 
 
 def k2_loss(tokens: Tokens) -> Tensor:
@@ -201,8 +192,8 @@ def k2_loss(tokens: Tokens) -> Tensor:
 
 
 def k3_loss(tokens: Tokens) -> Tensor:
-    """The gradient of −k3 (GRPO's), 1 − p_ref/p negated: the mean is that of −KL(reference ‖ policy), the other way
-    round, and so no gradient of the KL that k3 estimates (arXiv:2506.09477)."""
+    """The gradient of −k3 (GRPO's), k3 = p_ref/p − 1 − log(p_ref/p): its mean is that of −KL(reference ‖ policy), the
+    other way round, and so no gradient of the KL, which is the mean of k3 itself (arXiv:2506.09477)."""
     return (tokens.reference - tokens.now).expm1()
 
 
