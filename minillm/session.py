@@ -273,8 +273,6 @@ class Session:
         weights = self.sharded.local() if self.sharded else self.model.parameters()
         if self.total(not all(weight.isfinite().all() for weight in weights)):
             raise UserError(f"the weights became NaN or infinite by step {self.progress.step}; try a lower --lr")
-        if not self.leads and not self.sharded:
-            return
         self.progress.process_seconds = self.process_seconds()
         if self.started is not None:
             self.progress.seconds = self.seconds()
@@ -284,6 +282,8 @@ class Session:
             self.tracker.flush()
         path = self.run.path(CHECKPOINT) if self.leads else None
         state.save(path, self.parts, self.optimizers, vars(self.progress), self.sharded or state.Undivided)
+        if self.team:  # or torchrun, which ends all soon after one has ended, might end the first while it writes
+            self.team.wait()
 
     def restore(self) -> None:
         """The state in which `save` left the training, and its log. UserError."""

@@ -520,6 +520,18 @@ def test_as_many_processes_go_on_as_began(make):
 
 
 @pytest.mark.parametrize("name", vars(Progress()))
+def test_all_processes_wait_until_the_first_has_written(make):
+    """Which alone writes."""
+    seen, session = [], make()
+    path = session.run.path(CHECKPOINT)
+    session.team = SimpleNamespace(total=lambda value: value, wait=lambda: seen.append(path.exists()))
+    session.leads = False
+    session.save()
+    session.leads = True
+    session.save()
+    assert seen == [False, True]
+
+
 def test_a_checkpoint_that_lacks_a_part_of_the_progress_is_named(make, name):
     """Or has one of another type."""
     session = make(steps=9)
