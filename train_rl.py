@@ -101,10 +101,7 @@ class Args(Estimator, Rounds, Logged, Optimisation, Common):
         None,
         "dev examples to which 8 answers are drawn before and after; 0: none (default: all, fewer for large models)",
     )
-    evaluations: int = cli.option(
-        4,
-        "looks at the dev set after the first, the last one included; fewer where they would take over a fifth of --minutes",
-    )
+    evaluations: int = cli.option(4, "looks at the dev set after the first, the last one included")
 
 
 def check(args: Args) -> None:
