@@ -72,6 +72,7 @@ from minillm.start import refuse_beside_resume, resumed
 from minillm.start_by_reward import given_answers, inheriting, open_agent
 from minillm.tasks import TASKS
 from minillm.tasks.base import Judged, WritingTask
+from minillm.turns import TURNS, open_environment
 from minillm.unjudged import saying_how_to_go_on, skip
 from minillm.values import appraise, backward_value, follow, gae
 from minillm.watch import finish, look_before, report, sound_alarms
@@ -97,6 +98,10 @@ class Args(Estimator, Rounds, Optimisation, Common):
         "where a function of yours fails: stop, saved, to go on at that step; or leave it out",
         ("stop", "skip"),
     )
+    environment: str | None = cli.option(
+        None, "FILE.py:FUNCTION that replies to what the model says, which then goes on: answers of several turns"
+    )
+    turns: int | None = cli.option(None, f"of --environment: the most that an answer has (default: {TURNS})")
     prompts: int | None = cli.option(
         None, "prompts in a step, or tried for one of --method expert (default here and below: what suits the task)"
     )
@@ -252,6 +257,8 @@ def train(args: Args, console: Console | None = None) -> Run:
         args = dataclasses.replace(args, precision=placement.precision)
         task = TASKS[args.task](args.options, args.seed)
         data = data_of(run, task)
+        if args.environment:
+            task.environment = open_environment(args.environment, args.turns)
         actors.require_actor(task)
         reward = open_rewards(args.reward, task.rewards, placement.device, isinstance(task, WritingTask))
         args, agent = open_agent(args, run, task, placement)

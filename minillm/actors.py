@@ -17,14 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minillm import cli
 from minillm.batching import IGNORE, Document, pack
 from minillm.episodes import Actor, Drawn, Episode, Writer
 from minillm.errors import UserError
 from minillm.evaluate import of_documents, outputs
 from minillm.generate import Sampling, draw
 from minillm.heads import SequenceClassifier, TokenClassifier
+from minillm.players import Player
 from minillm.tagging import Tags, Window, read_windows
-from minillm.tasks.base import Judged, Task
+from minillm.tasks.base import Judged, Task, WritingTask
 from minillm.tokenizer import Tokenizer
 
 
@@ -37,12 +39,25 @@ def check(args: Any, task: type[Task]) -> None:
     """UserError for options of train_rl.py that do not suit the task."""
     if args.method in ("expert", "soft-q") and task.head != "lm":
         raise UserError(f"--method {args.method} is for answers that are written, not for those of --task {task.name}")
+    check_turns(args, task)
     if args.options and vars(args.options).get("calibrate"):
         raise UserError("--calibrate is for train_sft.py: what a reward makes probabilities mean is another thing")
     if args.options and vars(args.options).get("class_weights"):
         raise UserError("--class-weights is for train_sft.py; by reward give --reward balanced")
     if args.options and vars(args.options).get("augment") and not args.sft_share:
         raise UserError("--augment varies texts whose answers are given, and none are learned: give --sft-share, too")
+
+
+def check_turns(args: Any, task: type[Task]) -> None:
+    """UserError for options of an environment that the task does not take, or the method."""
+    if args.environment and not (issubclass(task, WritingTask) and task.takes_environment):
+        own = "has one of its own" if task.environment else "takes none"
+        raise UserError(f"--environment is for --task seq2seq; --task {task.name} {own}")
+    if args.turns is not None and not args.environment:
+        raise UserError("--turns is of --environment; leave it out, or give that")
+    cli.require_positive(args, "turns")
+    if args.method == "expert" and (args.environment or task.environment):
+        raise UserError("--method expert keeps answers of one turn; from several, learn by another --method")
 
 
 def by_reward(options: Any, sft_share: float | None) -> Any:
@@ -60,7 +75,7 @@ def require_actor(task: Task) -> None:
 
 def actor_of(task: Task, tokenizer: Tokenizer) -> Actor:
     """How models of the head that the task asks for answer by chance."""
-    return ACTORS[task.head](task, tokenizer)
+    return (Player if task.environment else ACTORS[task.head])(task, tokenizer)
 
 
 class Chooser:

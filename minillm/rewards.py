@@ -12,16 +12,10 @@ RewardError, by which the training ends, saved, in a sentence that says so; once
 very step. With --reward-errors skip the step is left out instead.
 """
 
-import importlib.util
 import math
 import numbers
 import re
-import signal
-import sys
-import threading
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -32,6 +26,7 @@ import torch
 
 from minillm import evaluate
 from minillm.errors import UserError
+from minillm.functions import RewardError, function_of
 from minillm.heads import Scorer
 from minillm.metrics import entities
 from minillm.published.checkpoint import open_checkpoint, resolve
@@ -39,19 +34,10 @@ from minillm.published.exchanges import Composer
 from minillm.published.vocabularies import load_tokenizer
 from minillm.tagging import Tags
 from minillm.tokenizer import Tokenizer
+from minillm.turns import last_turn
 
 Parts = Mapping[str, Sequence[float]]
 Reward = Callable[[Sequence[Any], Sequence[str]], Parts]  # examples and answers, as many → for each part one an answer
-SECONDS = 120.0  # that a function of a file may take for the answers of a step
-AGAIN = 1.0  # seconds after which a function that goes on is told so again
-
-
-class RewardError(UserError):
-    """A reward that failed on some answers; others may be judged."""
-
-
-class TimeIsUp(BaseException):
-    """No Exception, so that what a function catches for itself is not this."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +82,7 @@ def open_reward(
         raise UserError(f"--reward {option}: the task's own are {there}; else give FILE.py:FUNCTION{run}")
     if not of_texts:
         raise UserError(f"--reward {option}: a model judges texts, and these answers are none; give FILE.py:FUNCTION")
-    return name, of_model(name, device), weight
+    return name, of_last_turn(of_model(name, device)), weight
 
 
 def split_weight(option: str) -> tuple[str, float]:
@@ -117,73 +103,7 @@ def split_weight(option: str) -> tuple[str, float]:
 
 def of_file(path: Path, name: str) -> Reward:
     """The function `name` of a Python file, which is run for it. Its values are checked at every call. UserError."""
-    function = load_function(path, name)
-    what = f"{path}:{name}"
-
-    def reward(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
-        try:
-            with time_limit(SECONDS):
-                return checked(what, name, function(list(examples), list(answers)), len(answers))
-        except (RewardError, KeyboardInterrupt):
-            raise
-        except TimeIsUp:
-            raise RewardError(f"{what} took longer than {SECONDS:.0f} seconds for {len(answers)} answers") from None
-        except BaseException as error:  # whatever it raises: SystemExit is no Exception, nor is what asyncio cancels by
-            raise RewardError(f"{what} failed: {where(error, path)}{type(error).__name__}: {error}") from None
-
-    return reward
-
-
-def load_function(path: Path, name: str) -> Callable[..., Any]:
-    if not path.is_file():
-        raise UserError(f"there is no file {path} to take a reward from")
-    spec = importlib.util.spec_from_file_location(f"minillm_reward_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.resolve().parent))  # what stands beside it can be imported
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise UserError(f"{path} cannot be run: {where(error, path)}{type(error).__name__}: {error}") from None
-    finally:
-        sys.path.pop(0)
-    function = getattr(module, name, None)
-    if not callable(function):
-        there = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
-        raise UserError(f"{path} has no function {name!r}, only {', '.join(there) or 'none'}")
-    return function
-
-
-def where(error: BaseException, path: Path) -> str:
-    """The line of the file that raised it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if Path(frame.filename) in (path, path.absolute())]
-    return f"line {lines[-1]}: " if lines else ""
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """TimeIsUp in what takes longer, where the system can interrupt it: in the main thread of a Unix process. Who
-    catches even that is told again, and once more at the end."""
-    if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    rings, is_over = [], False
-
-    def ring(*_: object) -> None:
-        rings.append(1)
-        if not is_over:
-            raise TimeIsUp
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
-    try:
-        yield
-    finally:
-        is_over = True
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    if rings:
-        raise TimeIsUp
+    return function_of(path, name, lambda found, count: checked(f"{path}:{name}", name, found, count))
 
 
 def checked(what: str, name: str, found: Any, count: int) -> Parts:
@@ -247,6 +167,11 @@ def of_judge(model: Scorer, tokenizer: Tokenizer) -> Reward:
 
 
 # ---- rewards that tasks share ----------------------------------------------------------------------
+
+
+def of_last_turn(reward: Reward) -> Reward:
+    """The same reward, of what the model said last where its answers have turns: what is compared or read is that."""
+    return lambda examples, answers: reward(examples, [*map(last_turn, answers)])
 
 
 def exact(examples: Sequence[Any], answers: Sequence[str]) -> Parts:

@@ -51,7 +51,7 @@ def report(
     tried = [{"prompt": episode.example.prompt, "answer": str(episode.said)} for episode in shown]
     session.report(measured, len(examples), **greedy, samples=tried)
     session.console.print(describe(seen, agent.actor.draws), highlight=False)
-    prompts, texts = [e.example for e in shown], [str(e.said) for e in shown]
+    prompts, texts = [e.example for e in shown], [e.said for e in shown]
     session.console.print(samples_table(prompts, texts, "answers drawn in practice"))
     keep(session, score_of(task, measured))
     if failed:
@@ -148,7 +148,7 @@ def survey(episodes: Sequence[Episode]) -> dict[str, Interval]:
     letter; the mean reward; the entropy, in nats a draw, such as a token; and where the reference is known the KL to
     it, in nats an answer."""
     rewards = rewards_of(episodes, DRAWN)
-    is_right = exact([e.example for e in episodes], [str(e.said) for e in episodes])["exact"]
+    is_right = exact([e.example for e in episodes], [e.said for e in episodes])["exact"]
     right = torch.tensor(is_right).view(-1, DRAWN).sum(dim=1).int().tolist()
     surprise = -by_example(episodes, lambda e: sum(e.logprobs))
     found = {

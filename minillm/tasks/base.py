@@ -17,14 +17,17 @@ from torch import Tensor, nn
 
 from minillm import cli, evaluate
 from minillm.batching import Batch, Corpus, Document, answering
+from minillm.beam import Beams
 from minillm.errors import UserError
 from minillm.gpt import GPT, GPTConfig
 from minillm.metrics import Interval
 from minillm.objective import Rule
+from minillm.players import Player
 from minillm.report import samples_table
 from minillm.rewards import SHARED, Reward
 from minillm.run import Run
 from minillm.tokenizer import Tokenizer
+from minillm.turns import Environment, Turns, last_turn
 
 
 class Question:
@@ -33,9 +36,10 @@ class Question:
     prompt: str
     answers: tuple[str, ...]  # each of them is right
 
-    def is_right(self, answer: str) -> bool:
-        """Whether it is one of the known ones, but for blanks around it; a subclass may know how to judge others."""
-        return answer.strip() in {each.strip() for each in self.answers}
+    def is_right(self, answer: str | Turns) -> bool:
+        """Whether it, or its last turn, is one of the known ones, but for blanks around it; a subclass may know how to
+        judge others."""
+        return str(last_turn(answer)).strip() in {each.strip() for each in self.answers}
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,8 @@ class Task(Protocol):
 class Judged(Task):
     """A task whose answers can be judged one by one, so that it can be learned by reward, too: see actors.py."""
 
+    environment: Environment | None = None  # that a model speaks with by turns, where an answer has several
+
     def rl_recipe(self, model: nn.Module | None) -> dict[str, Any]:
         """What suits the task: values for options of train_rl.py that were not given. `model` is what --init names;
         None asks for one from scratch, where the task allows that."""
@@ -205,8 +211,8 @@ class Judged(Task):
 
 
 class WritingTask(Judged):
-    """A task whose answers a GPT writes. What is left to write: `name`, `headline`, `__init__(options, seed)` with
-    `splits` of `Example`s, `tokenizer`, `recipe`, `measure`, and `reward`, if it is to be learned from verdicts."""
+    """A task whose answers a GPT writes, at once or, with an `environment`, by turns. What is left to write: `name`,
+    `headline`, `__init__(options, seed)` with `splits` of `Example`s, `tokenizer`, `recipe`, `measure`, and `reward`, if it is to be learned from verdicts."""
 
     head = "lm"
     lower_is_better = False
@@ -214,6 +220,8 @@ class WritingTask(Judged):
     Options = NoOptions
     classes = None
     notes = ()
+    takes_environment: ClassVar[bool] = False  # whether it may be somebody's own
+    beams: Beams | None = None  # how held-out prompts are answered; None: greedily
 
     def recipe(self, model: nn.Module | None, minutes: float | None) -> dict[str, Any]:
         return recipe_of_writers(model)
@@ -270,9 +278,12 @@ class WritingTask(Judged):
         """What train_rl.py's --reward may name; the first is the default."""
         return {"own": self.reward, **SHARED}
 
-    def answer(self, model: GPT, tokenizer: Tokenizer, examples: Sequence[Example]) -> list[str]:
+    def answer(self, model: GPT, tokenizer: Tokenizer, examples: Sequence[Example]) -> list[str] | list[Turns]:
+        """RewardError where an environment fails."""
+        if self.environment:
+            return Player(self, tokenizer).greedy(model, examples, self.beams)
         prompts = [example.prompt for example in examples]
-        return evaluate.write(model, tokenizer, prompts, self.max_answer_tokens(tokenizer))
+        return evaluate.write(model, tokenizer, prompts, self.max_answer_tokens(tokenizer), self.beams)
 
     def details(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Any]:
         return {}

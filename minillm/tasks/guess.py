@@ -1,0 +1,188 @@
+"""Guess a number by turns, `230-244:` → `237` `<` `233` `>` `235`: it is told whether the number is smaller or larger,
+and has four guesses.
+
+Who halves what is left always finds one of 15 numbers. The player whose games are imitated guesses at random within
+what the hints leave, and finds it in `share_found(15, 4)` of his games, 60.4 %; nobody shows how it is done better.
+"""
+
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from minillm import cli
+from minillm.batching import Document, answering
+from minillm.errors import UserError
+from minillm.metrics import Interval, rate
+from minillm.rewards import Reward
+from minillm.tasks.base import Question, Splits, WritingTask
+from minillm.tasks.files import place_of
+from minillm.tokenizer import SymbolTokenizer, Tokenizer
+from minillm.turns import Environment, Turns
+
+DIGITS = 3
+NUMBERS, GUESSES = 15, 4  # of a range; to find one of them: 2^4 − 1 is as many as halving tells apart
+LOWER, HIGHER = "<", ">"  # what is replied: than the guess, the number is …
+HELD_OUT = 0.1  # share of the ranges that dev has, and test
+GAMES = 1000  # in either
+EXAMPLES = 10_000  # games to imitate, unless told otherwise
+
+
+@dataclass(frozen=True)
+class Options:
+    examples: int | None = cli.option(None, f"number of games to learn from (default: {EXAMPLES})")
+
+
+@dataclass(frozen=True)
+class Game(Question):
+    low: int  # the first number of its range
+    number: int  # the hidden one
+    guesses: tuple[int, ...]  # those of somebody who played it
+
+    @property
+    def prompt(self) -> str:
+        return f"{written(self.low)}-{written(self.low + NUMBERS - 1)}:"
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        return (written(self.number),)
+
+    def is_right(self, answer: Sequence[str]) -> bool:
+        """Whether the number is among the turns that the rules allow: so many, and none behind one that is no guess."""
+        for turn in answer[:GUESSES]:
+            if turn == written(self.number) or not GUESS.fullmatch(turn):
+                return turn == written(self.number)
+        return False
+
+    def hint(self, guess: int) -> str:
+        return LOWER if self.number < guess else HIGHER
+
+
+GUESS = re.compile(rf"[0-9]{{{DIGITS}}}")
+
+
+def written(number: int) -> str:
+    return f"{number:0{DIGITS}}"
+
+
+def reply(examples: Sequence[Game], answers: Sequence[Turns]) -> list[str | None]:
+    """A hint; None where the number is found, the guesses are used up, or the last one is none."""
+
+    def to(game: Game, turns: Turns) -> str | None:
+        is_over = turns[-1] == written(game.number) or len(turns) >= GUESSES or not GUESS.fullmatch(turns[-1])
+        return None if is_over else game.hint(int(turns[-1]))
+
+    return [*map(to, examples, answers)]
+
+
+class Guess(WritingTask):
+    name = "guess"
+    headline = "found"
+    Options = Options
+    environment = Environment(reply, GUESSES)
+
+    def __init__(self, options: Options, seed: int):
+        """Dev and test are the same for every seed and number of examples. UserError."""
+        count = EXAMPLES if options.examples is None else options.examples
+        if count < 1:
+            raise UserError(f"--examples {count} must be at least 1")
+        places = [(place_of(low), low) for low in range(10**DIGITS - NUMBERS + 1)]
+        self.practised = [low for place, low in places if place >= 2 * HELD_OUT]
+        dev = [low for place, low in places if place < HELD_OUT]
+        test = [low for place, low in places if HELD_OUT <= place < 2 * HELD_OUT]
+        self.splits = Splits([*islice(dealt(self.practised, f"train {seed}"), count)], *map(held_out, (dev, test)))
+
+    def tokenizer(self) -> SymbolTokenizer:
+        return SymbolTokenizer(self.name, r"[\s\S]", f"0123456789-:{LOWER}{HIGHER}")
+
+    def recipe(self, model: nn.Module | None, minutes: float | None) -> dict[str, Any]:
+        if model:
+            return super().recipe(model, minutes)
+        shape = {"layers": 3, "width": 128, "heads": 4, "dropout": 0.0}
+        rates = {"optimizer": "muon", "lr": 0.005, "embedding_lr": 0.005, "warmup": 0.02}
+        return {**shape, **rates, "batch_tokens": 4096, "steps": 200}
+
+    def rl_recipe(self, model: nn.Module) -> dict[str, Any]:
+        """What is imitated is not what is to be found."""
+        return {**super().rl_recipe(model), "beta2": 0.95, "sft_share": 0.0}
+
+    @property
+    def num_practised(self) -> int:
+        return len(self.practised) * NUMBERS
+
+    def practice(self, seed: int) -> Iterator[Game]:
+        """New games, not only those that were played for supervised learning."""
+        return dealt(self.practised, f"practice {seed}")
+
+    def max_answer_tokens(self, tokenizer: Tokenizer) -> int:
+        """Of a turn: a number, and the token that ends it."""
+        return len(tokenizer.encode(written(0))) + 1
+
+    def tokens_needed(self, tokenizer: Tokenizer) -> int:
+        return GUESSES * (self.max_answer_tokens(tokenizer) + 1) + len(tokenizer.prompt(self.splits.dev[0].prompt))
+
+    def documents(self, example: Game, tokenizer: Tokenizer, rng: np.random.Generator | None) -> list[Document]:
+        """A game that somebody played, of which the hints are only read."""
+        answer: list[int] = []
+        heard: list[tuple[int, list[int]]] = []
+        for guess in example.guesses:
+            answer += [*tokenizer.encode(written(guess)), tokenizer.end]
+            heard.append((len(answer), tokenizer.encode(example.hint(guess))))
+        return [answering(tokenizer.prompt(example.prompt), answer, heard[:-1])]
+
+    @property
+    def rewards(self) -> dict[str, Reward]:
+        return {"found": self.reward}
+
+    def reward(self, examples: Sequence[Game], answers: Sequence[Turns]) -> dict[str, list[float]]:
+        """1 if the number was found, else 0."""
+        return {"found": [float(e.is_right(a)) for e, a in zip(examples, answers, strict=True)]}
+
+    def measure(self, examples: Sequence[Game], answers: Sequence[Turns]) -> dict[str, Interval]:
+        return {"found": rate([e.is_right(a) for e, a in zip(examples, answers, strict=True)])}
+
+    def baselines(self, examples: Sequence[Game]) -> dict[str, Interval]:
+        """The player who is imitated."""
+        return {"random_player": rate([e.number in e.guesses for e in examples])}
+
+
+# ---- games -----------------------------------------------------------------------------------------
+
+
+def dealt(ranges: Sequence[int], seed: str) -> Iterator[Game]:
+    """Games without end, of these ranges, each played at random."""
+    rng = random.Random(seed)
+    while True:
+        low = rng.choice(ranges)
+        number = low + rng.randrange(NUMBERS)
+        yield Game(low, number, played(low, number, rng))
+
+
+def held_out(ranges: Sequence[int]) -> list[Game]:
+    return [*islice(dealt(ranges, "held out"), GAMES)]
+
+
+def played(low: int, number: int, rng: random.Random) -> tuple[int, ...]:
+    """The guesses of a player who takes any number that the hints leave, each as likely as any other."""
+    high, guesses = low + NUMBERS - 1, []
+    while len(guesses) < GUESSES and number not in guesses:
+        guess = rng.randint(low, high)
+        guesses.append(guess)
+        low, high = (low, guess - 1) if number < guess else (guess + 1, high)
+    return tuple(guesses)
+
+
+@cache
+def share_found(numbers: int, guesses: int) -> Fraction:
+    """How many of so many equally likely numbers that player finds in so many guesses, on average."""
+    if not numbers or not guesses:
+        return Fraction(0)
+    found = sum(1 + sum(n * share_found(n, guesses - 1) for n in (i, numbers - 1 - i)) for i in range(numbers))
+    return Fraction(found) / numbers**2
