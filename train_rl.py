@@ -5,6 +5,8 @@
   python train_rl.py --task arithmetic --init MODEL              or from any GPT: a published folder, a .gguf file
   python train_rl.py --task classify --train a.csv               a classifier, from "right" or "wrong" alone
   python train_rl.py --reward my_reward.py:score                 judged by a function of your own
+  python train_rl.py --task guess --init runs/guess-sft          a game of several turns
+  python train_rl.py --task seq2seq --environment my_game.py:reply --reward my_game.py:score    or one of your own
   python train_rl.py --update clip --passes 2 --kl k3            other estimators; bench/estimators.py judges them all
   python train_rl.py --method expert                             or learn what was right like given answers, in rounds
 
@@ -13,7 +15,8 @@ with a leave-one-out baseline: for each of P prompts draw K answers from the pol
 
     1/(P·K) Σ (reward − mean reward of the prompt's other answers) · ∇ Σ log p(token | prompt, tokens before)
 
-where the inner sum runs over all tokens of the answer, the end token included. The policy is the model at
+where the inner sum runs over all tokens of the answer, the end token included; of an answer of several turns over those
+of every turn, and not over what an environment replies between them (minillm/turns.py). The policy is the model at
 --temperature: answers are drawn from it, and log p differentiated, at that same temperature. Unless options ask for
 it, there is no division by lengths or standard deviations, no clipping of ratios, no KL penalty, and every answer is
 used once, by the model that drew it. So this is an unbiased estimate of the gradient of the expected reward, which

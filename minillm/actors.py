@@ -26,8 +26,9 @@ from minillm.generate import Sampling, draw
 from minillm.heads import SequenceClassifier, TokenClassifier
 from minillm.players import Player
 from minillm.tagging import Tags, Window, read_windows
-from minillm.tasks.base import Judged, Task, WritingTask
+from minillm.tasks.base import Judged, Task
 from minillm.tokenizer import Tokenizer
+from minillm.turns import require_taken
 
 
 def is_judged(task: type[Task]) -> bool:
@@ -49,10 +50,9 @@ def check(args: Any, task: type[Task]) -> None:
 
 
 def check_turns(args: Any, task: type[Task]) -> None:
-    """UserError for options of an environment that the task does not take, or the method."""
-    if args.environment and not (issubclass(task, WritingTask) and task.takes_environment):
-        own = "has one of its own" if task.environment else "takes none"
-        raise UserError(f"--environment is for --task seq2seq; --task {task.name} {own}")
+    """UserError for options of an environment that the task, or the method, does not take."""
+    if args.environment:
+        require_taken(args.environment, task)
     if args.turns is not None and not args.environment:
         raise UserError("--turns is of --environment; leave it out, or give that")
     cli.require_positive(args, "turns")

@@ -21,7 +21,6 @@ from typing import Any
 from minillm.errors import UserError
 from minillm.functions import RewardError, function_of
 
-
 TURNS = 4  # of an answer, unless told otherwise
 
 
@@ -68,6 +67,13 @@ def open_environment(option: str, turns: int | None) -> Environment:
         raise UserError(f"--environment {option}: give FILE.py:FUNCTION")
     reply = function_of(Path(path), name, lambda found, count: checked(option, found, count))
     return Environment(reply, turns or TURNS)
+
+
+def require_taken(option: str, task: Any) -> None:
+    """UserError for a task that speaks with no such environment."""
+    if not task.takes_environment:
+        own = "has one of its own" if task.environment else "takes none"
+        raise UserError(f"--environment {option} is for --task seq2seq; --task {task.name} {own}")
 
 
 def checked(what: str, found: Any, count: int) -> list[str | None]:

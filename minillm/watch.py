@@ -41,7 +41,12 @@ def report(
 ) -> None:
     """What the model answers on dev, what it would earn for it, and some of what it tried. RewardError, once all else
     is seen to."""
-    examples, answers = glance(session, task, agent.model, agent.tokenizer)
+    try:
+        examples, answers = glance(session, task, agent.model, agent.tokenizer)
+    except RewardError as error:  # of an environment, without which there are no answers
+        session.save()
+        leave_out_look(session, error)
+        return
     measured, failed, greedy = task.measure(examples, answers), None, {}
     try:
         earned = [sum(parts) for parts in zip(*reward(examples, [*map(task.said, answers)]).values(), strict=True)]

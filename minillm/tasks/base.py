@@ -88,6 +88,8 @@ class Task(Protocol):
 
     name: ClassVar[str]
     headline: ClassVar[str]  # the metric that counts
+    environment: Environment | None = None  # that a model speaks with by turns, where an answer has several
+    takes_environment: ClassVar[bool] = False  # whether a person may name one
     lower_is_better: ClassVar[bool]  # of that metric
     head: ClassVar[str]  # the kind of model that learns it, as in published/families: "lm", "classify", …
     Options: ClassVar[type]  # a dataclass of cli.options: the task's own flags
@@ -181,8 +183,6 @@ class Task(Protocol):
 class Judged(Task):
     """A task whose answers can be judged one by one, so that it can be learned by reward, too: see actors.py."""
 
-    environment: Environment | None = None  # that a model speaks with by turns, where an answer has several
-
     def rl_recipe(self, model: nn.Module | None) -> dict[str, Any]:
         """What suits the task: values for options of train_rl.py that were not given. `model` is what --init names;
         None asks for one from scratch, where the task allows that."""
@@ -212,7 +212,8 @@ class Judged(Task):
 
 class WritingTask(Judged):
     """A task whose answers a GPT writes, at once or, with an `environment`, by turns. What is left to write: `name`,
-    `headline`, `__init__(options, seed)` with `splits` of `Example`s, `tokenizer`, `recipe`, `measure`, and `reward`, if it is to be learned from verdicts."""
+    `headline`, `__init__(options, seed)` with `splits` of `Example`s, `tokenizer`, `recipe`, `measure`, and `reward`,
+    if it is to be learned from verdicts."""
 
     head = "lm"
     lower_is_better = False
@@ -220,7 +221,6 @@ class WritingTask(Judged):
     Options = NoOptions
     classes = None
     notes = ()
-    takes_environment: ClassVar[bool] = False  # whether it may be somebody's own
     beams: Beams | None = None  # how held-out prompts are answered; None: greedily
 
     def recipe(self, model: nn.Module | None, minutes: float | None) -> dict[str, Any]:
