@@ -7,10 +7,11 @@ from fractions import Fraction
 import pytest
 import torch
 
-import minillm.rewards
+import minillm.functions
 from minillm.commands import reward as command
 from minillm.errors import UserError
-from minillm.rewards import SHARED, RewardError, exact, last_number, number, open_rewards, time_limit
+from minillm.functions import RewardError, time_limit
+from minillm.rewards import SHARED, exact, last_number, number, open_rewards
 from minillm.tasks.base import Example
 
 CPU = torch.device("cpu")
@@ -110,8 +111,8 @@ WRONG = {
 
 @pytest.mark.parametrize(("code", "sentence"), WRONG.values(), ids=WRONG)
 def test_wrong_functions(write, monkeypatch, code, sentence):
-    monkeypatch.setattr(minillm.rewards, "SECONDS", 0.2)
-    monkeypatch.setattr(minillm.rewards, "AGAIN", 0.1)
+    monkeypatch.setattr(minillm.functions, "SECONDS", 0.2)
+    monkeypatch.setattr(minillm.functions, "AGAIN", 0.1)
     path = write(code)
     with pytest.raises(UserError, match=sentence):
         judged([f"{path}:score"], ["a", "b"])

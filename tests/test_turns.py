@@ -409,7 +409,9 @@ def start(tmp_path_factory):
     options = seq2seq.Options(train=folder / "train.jsonl", dev=folder / "dev.jsonl", context=64, max_answer_tokens=6)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(minillm.curves, "draw", lambda *_: None)
-        args = train_sft.Args(task="seq2seq", **SMALL, steps=60, lr=0.02, embedding_lr=0.02, options=options, out=folder / "start")
+        args = train_sft.Args(
+            task="seq2seq", **SMALL, steps=60, lr=0.02, embedding_lr=0.02, options=options, out=folder / "start"
+        )
         yield train_sft.train(args, Console(quiet=True)).folder
 
 

@@ -1,5 +1,5 @@
-"""Guess a number by turns, `230-244:` → `237` `<` `233` `>` `235`: it is told whether the number is smaller or larger,
-and has four guesses.
+"""Guess a number by turns, `23-37:` → `30` `<` `26` `>` `28`: it is told whether the number is smaller or larger, and
+has four guesses.
 
 Who halves what is left always finds one of 15 numbers. The player whose games are imitated guesses at random within
 what the hints leave, and finds it in `share_found(15, 4)` of his games, 60.4 %; nobody shows how it is done better.
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,10 @@ from minillm.tasks.files import place_of
 from minillm.tokenizer import SymbolTokenizer, Tokenizer
 from minillm.turns import Environment, Turns
 
-DIGITS = 3
+DIGITS = 2
 NUMBERS, GUESSES = 15, 4  # of a range; to find one of them: 2^4 − 1 is as many as halving tells apart
 LOWER, HIGHER = "<", ">"  # what is replied: than the guess, the number is …
-HELD_OUT = 0.1  # share of the ranges that dev has, and test
-GAMES = 1000  # in either
+HELD_OUT = 0.15  # share of the ranges that dev has, and test
 EXAMPLES = 10_000  # games to imitate, unless told otherwise
 
 
@@ -54,39 +53,36 @@ class Game(Question):
     def answers(self) -> tuple[str, ...]:
         return (written(self.number),)
 
-    def is_right(self, answer: Sequence[str]) -> bool:
-        """Whether the number is among the turns that the rules allow: so many, and none behind one that is no guess."""
-        for turn in answer[:GUESSES]:
-            if turn == written(self.number) or not GUESS.fullmatch(turn):
-                return turn == written(self.number)
-        return False
+    def is_right(self, answer: Turns | str) -> bool:
+        """Whether it is among the turns that the rules allow: so many, and none behind one that is no guess."""
+        turns = (answer,) if isinstance(answer, str) else answer[:GUESSES]
+        return written(self.number) in takewhile(GUESS.fullmatch, turns)
+
+    def reply(self, turns: Turns) -> str | None:
+        """A hint; None where the number is found, the guesses are used up, or the last one is none."""
+        is_over = self.is_right(turns) or len(turns) >= GUESSES or not GUESS.fullmatch(turns[-1])
+        return None if is_over else self.hint(int(turns[-1]))
 
     def hint(self, guess: int) -> str:
         return LOWER if self.number < guess else HIGHER
 
 
-GUESS = re.compile(rf"[0-9]{{{DIGITS}}}")
+GUESS = re.compile(f"[0-9]{{{DIGITS}}}")
 
 
 def written(number: int) -> str:
     return f"{number:0{DIGITS}}"
 
 
-def reply(examples: Sequence[Game], answers: Sequence[Turns]) -> list[str | None]:
-    """A hint; None where the number is found, the guesses are used up, or the last one is none."""
-
-    def to(game: Game, turns: Turns) -> str | None:
-        is_over = turns[-1] == written(game.number) or len(turns) >= GUESSES or not GUESS.fullmatch(turns[-1])
-        return None if is_over else game.hint(int(turns[-1]))
-
-    return [*map(to, examples, answers)]
+def replies(games: Sequence[Game], answers: Sequence[Turns]) -> list[str | None]:
+    return [game.reply(turns) for game, turns in zip(games, answers, strict=True)]
 
 
 class Guess(WritingTask):
     name = "guess"
     headline = "found"
     Options = Options
-    environment = Environment(reply, GUESSES)
+    environment = Environment(replies, GUESSES)
 
     def __init__(self, options: Options, seed: int):
         """Dev and test are the same for every seed and number of examples. UserError."""
@@ -166,7 +162,10 @@ def dealt(ranges: Sequence[int], seed: str) -> Iterator[Game]:
 
 
 def held_out(ranges: Sequence[int]) -> list[Game]:
-    return [*islice(dealt(ranges, "held out"), GAMES)]
+    """One game for each number of each of these ranges."""
+    rng = random.Random("held out")
+    numbers = [(low, low + i) for low in ranges for i in range(NUMBERS)]
+    return [Game(low, number, played(low, number, rng)) for low, number in numbers]
 
 
 def played(low: int, number: int, rng: random.Random) -> tuple[int, ...]:
