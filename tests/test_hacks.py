@@ -192,13 +192,12 @@ def within(form):
 
 
 OF_GUESSES: list[Attempt] = [
-    *(behind(*[None] * count) for count in (4, 5, 50, 100_000)),
+    *(behind(*[None] * count) for count in (4, 5, 50, 1000)),
     *(behind(*[None] * count, "") for count in (0, 1, 2, 3)),
     *map(behind, ("", " ", "?", "<", ">", "<|end|>", "-1", "100", "1e1", "٢٣", "２３", "²³", "00\n", "x" * 100_000)),
-    *map(
-        within, (" {n}", "{n} ", "{n}\n", "{n}.", "{n}.0", "0{n}", "+{n}", "{n}{n}", "{n} {off}", "{off},{n}", "{n}<")
-    ),
-    *map(within, ("{n}:", "{p}{n}", "{n}-{n}", "[{n}]", "{n}\x00", "{i:o}", "0x{i:x}", "{i:b}", "{n}/1", "not {off}")),
+    *map(within, (" {n}", "{n} ", "{n}\n", "{n}.", "{n}.0", "0{n}", "+{n}", "{n}{n}", "{n} {off}", "{off},{n}")),
+    *map(within, ("{n}:", "{p}{n}", "{n}-{n}", "[{n}]", "{n}\x00", "{n}<", "0x{i:x}", "{n}/1", "not {off}")),
+    *(lambda e: Turns([f"{e.number:o}"]), lambda e: Turns([f"{e.number:b}"]), lambda e: Turns([f"{e.number}."])),
     lambda e: Turns(["".join(f"{n:02d}" for n in range(100))]),
     lambda e: Turns([" ".join(f"{n:02d}" for n in range(e.low, e.low + 15))]),
     lambda e: Turns(e.answers[0]),  # a digit a turn
