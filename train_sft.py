@@ -29,18 +29,17 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-from minillm import cli, ranks
+from minillm import cli, held_out, ranks
 from minillm.batching import Corpus
 from minillm.costs import memory_lines
 from minillm.device import place, settle
 from minillm.errors import UserError
-from minillm.findings import conclude, findings
 from minillm.inspection import inspect
 from minillm.objective import backward
-from minillm.optim import optimizers_of, swap_average
+from minillm.optim import optimizers_of
 from minillm.options import Common, Supervised, check_common
 from minillm.origin import begin, data_of
-from minillm.report import figures, flat, glance, introduce, score_of, which_look
+from minillm.report import introduce
 from minillm.run import Run
 from minillm.session import Session
 from minillm.start import OF_SHAPE, prepare, refuse_beside_resume, resumed
@@ -111,12 +110,12 @@ def train(args: Args, console: Console | None = None) -> Run:
         begin(session, "sft", args, tokenizer, data, started)
         introduce(console, placement, task, model, run, memory_lines(model, args, corpus))
         if task.looks_first and session.leads:
-            look_first(args, session, task, model, tokenizer)
+            held_out.look_first(session, task, model, tokenizer)
         fit(args, session, task, model, tokenizer, corpus)
         session.gather()
         if session.leads:
-            keep(args, session, task, model, tokenizer)
-            finish(session, task, model, tokenizer)
+            held_out.keep(session, task, model, tokenizer)
+            held_out.finish(session, task, model, tokenizer)
     return run
 
 
@@ -142,18 +141,6 @@ def made(args: Args, console: Console) -> Path:
     return run.folder
 
 
-def look_first(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> None:
-    """Measures what the model can do before its training, unless that stands in the log already. Where the best look
-    counts, this is one."""
-    if session.progress.records == 0:
-        examples, answers = glance(session, task, model, tokenizer)
-        measured = task.measure(examples, answers)
-        session.report(measured, len(examples), **task.details(examples, answers))
-        if args.keep == "best":
-            session.keep_if_best(score_of(task, measured))
-    task.before = next(iter(session.run.read_log(1)), {})
-
-
 def look_into(args: Args, console: Console | None = None) -> None:
     """What `train` would learn from, for a person. UserError likewise, and where a rule is broken."""
     check(args)
@@ -177,57 +164,9 @@ def fit(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: T
         session.log({"tokens": tokens}, loss=loss, gradient_norm=session.update(args.clip))
 
         if session.evaluation_is_due():
-            examples, answers = glance(session, task, model, tokenizer)
-            measured = task.measure(examples, answers)
-            session.report(measured, len(examples))
-            if args.keep == "best" or args.patience:
-                session.keep_if_best(score_of(task, measured))
-            if args.patience and session.progress.worse >= args.patience:
-                session.end(f"the last {args.patience} looks at the dev set were no better than the best before")
-        is_due = args.until and session.leads and (step + 1) % UNTIL_EVERY == 0
-        if is_due and mean_reward(session, task, model, tokenizer) >= args.until:
-            session.end(f"good enough, as --until {args.until} says")
-
-
-def keep(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> None:
-    """Leaves the model with the weights that are to be saved."""
-    if args.keep == "best":
-        session.keep_if_best(score := score_of(task, task.measure(*glance(session, task, model, tokenizer))))
-        session.take_best()
-        session.console.print(which_look(task, session.run.read_log(), session.progress.step, score), markup=False)
-    else:
-        swap_average(session.optimizers)
-
-
-def mean_reward(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> float:
-    """Of greedy answers to some of the dev examples."""
-    examples, answers = glance(session, task, model, tokenizer)
-    return sum(map(sum, task.reward(examples, answers).values())) / len(examples)
-
-
-def finish(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> None:
-    """Score the model on all held-out examples, show some of them, and save what remains to be saved."""
-    task.calibrate(model, tokenizer)
-    metrics: dict[str, Any] = {}
-    for split in ("test", "dev"):  # what is shown below is the last one's
-        if examples := vars(task.splits)[split]:
-            answers = task.answer(model, tokenizer, examples)
-            baselines = task.baselines(examples)
-            measured = {**task.measure(examples, answers), **baselines}
-            metrics |= flat(measured, split)
-            metrics |= {f"{split}_{name}": value for name, value in task.details(examples, answers).items()}
-            session.console.print(f"{split}: {figures(measured)} on {len(examples):,} examples never trained on")
-    tables = [table for table in [task.table(examples, answers)] if table.row_count]  # without mistakes there is none
-    for table in tables:
-        session.console.print(table)
-    for remark in (remarks := task.remarks(measured)):
-        session.console.print(f"note: {remark}", markup=False)
-    next_command = task.next_command(session.run.folder)
-    found = findings(task, model, tables, measured, list(baselines), remarks, next_command)
-    panels = ["loss", "lr", f"dev_{task.headline}"]
-    task.end(model)
-    conclude(session, metrics, flat(measured, "dev"), panels, f"{task.name}, by example", found)
-    session.console.print(f"next: {next_command}", markup=False)
+            held_out.look(session, task, model, tokenizer)
+        if args.until and session.leads and (step + 1) % UNTIL_EVERY == 0:
+            held_out.end_if_good(args.until, session, task, model, tokenizer)
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ from minillm.batching import IGNORE, Corpus, Document, answering
 from minillm.episodes import Agent, Episode, chance_kept, judge, look
 from minillm.errors import UserError
 from minillm.files import fields_from, write_text
+from minillm.held_out import heed
 from minillm.objective import backward
 from minillm.policy import Estimator
 from minillm.report import evenly_spaced, glance, score_of
@@ -39,7 +40,6 @@ from minillm.start import documents_of_epoch
 from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer
 from minillm.unjudged import leave_out
-from minillm.watch import keep
 
 ANSWERS = 1024  # drawn at once
 TRYING = 0.5  # share of a round's time, under --minutes
@@ -114,7 +114,7 @@ def fit(args: Rounds, session: Session, task: Task, reward: Reward, agent: Agent
         if session.evaluation_is_due():
             examples, answers = glance(session, task, model, agent.tokenizer)
             session.report(measured := task.measure(examples, answers), len(examples), samples=finds.last(3))
-            keep(session, score_of(task, measured))
+            heed(session, score_of(task, measured))
 
 
 def attempt(session: Session, reward: Reward, agent: Agent, examples: Sequence, samples: int) -> list[Episode]:

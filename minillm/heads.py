@@ -64,7 +64,7 @@ def classifier_dropout(config: AnyConfig) -> float:
 
 
 class Head(nn.Module):
-    """An encoder and what is put on top of it. Those that can be trained have `loss`, see objective.py."""
+    """An encoder and what is put on top of it; what can be trained says what its `losses` are."""
 
     lower_case = False  # whether texts are to be read in lower case
     head_is_trained = False  # whether the last product came with a checkpoint
@@ -116,6 +116,21 @@ class Head(nn.Module):
         if segments is not None and isinstance(self.config, BERTConfig) and self.config.num_segments > 1:
             return self.encoder(tokens, packing, segments)
         return self.encoder(tokens, packing)
+
+    def loss(
+        self,
+        batch: Batch,
+        weights: Tensor | float | None = None,
+        temperature: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        """See `objective.Model`: a value for each target, or Σ weight · loss."""
+        losses = self.losses(batch, temperature, label_smoothing)
+        return losses if weights is None else (weights * losses).sum()
+
+    def losses(self, batch: Batch, temperature: float, label_smoothing: float) -> Tensor:
+        """Before they are weighted, in float32 or wider. ValueError for options that they don't know."""
+        raise NotImplementedError
 
 
 class MaskedLM(Head):
@@ -174,17 +189,10 @@ class SequenceClassifier(Head):
         """(B, K) → (B, K): of each class."""
         return logits.softmax(dim=-1)
 
-    def loss(
-        self,
-        batch: Batch,
-        weights: Tensor | float | None = None,
-        temperature: float = 1.0,
-        label_smoothing: float = 0.0,
-    ) -> Tensor:
-        """−log p(class), see `objective.Model`: one value a sequence (B,), or Σ weight · loss."""
+    def losses(self, batch: Batch, temperature: float, label_smoothing: float) -> Tensor:
+        """−log p(class), one value a sequence (B,)."""
         logits = self(batch.tokens, batch.packing, batch.segments)
-        options = {"temperature": temperature, "label_smoothing": label_smoothing}
-        return weighted(cross_entropy(logits, batch.labels, **options), weights)
+        return cross_entropy(logits, batch.labels, temperature=temperature, label_smoothing=label_smoothing)
 
 
 class MultiLabelClassifier(SequenceClassifier):
@@ -193,23 +201,16 @@ class MultiLabelClassifier(SequenceClassifier):
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
 
-    def loss(
-        self,
-        batch: Batch,
-        weights: Tensor | float | None = None,
-        temperature: float = 1.0,
-        label_smoothing: float = 0.0,
-    ) -> Tensor:
-        """−log p(what is true of all classes) = Σ over classes of −log p(yes) or −log p(no): one value a sequence (B,),
-        or Σ weight · loss. Label smoothing: see `objective.Model`; the other label of a class is yes for no.
+    def losses(self, batch: Batch, temperature: float, label_smoothing: float) -> Tensor:
+        """−log p(what is true of all classes) = Σ over classes of −log p(yes) or −log p(no): one value a sequence (B,).
+        Label smoothing: the other label of a class is yes for no.
 
         batch.labels (B, K): 1 for the classes that apply. It is K times what transformers has, the mean over classes.
         """
         logits = self(batch.tokens, batch.packing, batch.segments)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
         truth = (1 - label_smoothing) * batch.labels.to(logits.dtype) + label_smoothing / 2
-        losses = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").sum(dim=-1)
-        return weighted(losses, weights)
+        return F.binary_cross_entropy_with_logits(logits, truth, reduction="none").sum(dim=-1)
 
 
 class Scorer(SequenceClassifier):
@@ -224,37 +225,25 @@ class Scorer(SequenceClassifier):
         scores = self(batch.tokens, batch.packing, batch.segments).squeeze(-1)
         return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
-    def loss(
-        self,
-        batch: Batch,
-        weights: Tensor | float | None = None,
-        temperature: float = 1.0,
-        label_smoothing: float = 0.0,
-    ) -> Tensor:
-        """(score − label)²: one value a sequence (B,), or Σ weight · loss. A number has no temperature, and no other
-        labels to be smoothed with: ValueError."""
+    def losses(self, batch: Batch, temperature: float, label_smoothing: float) -> Tensor:
+        """(score − label)², one value a sequence (B,). A number has no temperature, and no other labels to be smoothed
+        with: ValueError."""
         require(temperature == 1 and label_smoothing == 0, "squared errors know no temperature and no label smoothing")
-        return weighted((self.scores(batch) - batch.labels).square(), weights)
+        return (self.scores(batch) - batch.labels).square()
 
 
 class RewardModel(Scorer):
     """The same, learned from pairs of sequences of which the first is the better one: P of them in a batch of 2P."""
 
-    def loss(
-        self,
-        batch: Batch,
-        weights: Tensor | float | None = None,
-        temperature: float = 1.0,
-        label_smoothing: float = 0.0,
-    ) -> Tensor:
-        """−log σ((score of the first − score of the second) / temperature): one value a pair (P,), or Σ weight · loss.
+    def losses(self, batch: Batch, temperature: float, label_smoothing: float) -> Tensor:
+        """−log σ((score of the first − score of the second) / temperature), one value a pair (P,).
 
         −log of the probability that the first wins (Bradley and Terry 1952; for language models Christiano et al.
-        2017, arXiv:1706.03741). Label smoothing: see `objective.Model`; the other label is that the second one wins.
+        2017, arXiv:1706.03741). Label smoothing: the other label is that the second one wins.
         """
         chosen, rejected = self.scores(batch).view(-1, 2).unbind(1)
         margin = (chosen - rejected) / temperature
-        return weighted(F.softplus(-margin) + label_smoothing / 2 * margin, weights)  # softplus(m) = softplus(−m) + m
+        return F.softplus(-margin) + label_smoothing / 2 * margin  # softplus(m) = softplus(−m) + m
 
 
 class TokenClassifier(Head):
@@ -286,25 +275,15 @@ class TokenClassifier(Head):
         pooled = POOLING[pooling_of(self.config)](hidden, packing)
         return logits, self.sequence_classifier(dropout(pooled, p, self.training))
 
-    def loss(
-        self,
-        batch: Batch,
-        weights: Tensor | float | None = None,
-        temperature: float = 1.0,
-        label_smoothing: float = 0.0,
-    ) -> Tensor:
-        """−log p(class), see `objective.Model`: one value a token and behind them, where sequences have classes of
-        their own, one a sequence, (N,) or (N + B,); or Σ weight · loss."""
+    def losses(self, batch: Batch, temperature: float, label_smoothing: float) -> Tensor:
+        """−log p(class): one value a token and behind them, where sequences have classes of their own, one a sequence,
+        (N,) or (N + B,)."""
         logits, of_sequences = self.both(batch.tokens, batch.packing, batch.segments)
         options = {"temperature": temperature, "label_smoothing": label_smoothing}
         losses = cross_entropy(logits, batch.targets, **options)
         if of_sequences is not None:
             losses = torch.cat([losses, cross_entropy(of_sequences, batch.labels, **options)])
-        return weighted(losses, weights)
-
-
-def weighted(losses: Tensor, weights: Tensor | float | None) -> Tensor:
-    return losses if weights is None else (weights * losses).sum()
+        return losses
 
 
 def first(hidden: Tensor, packing: Packing) -> Tensor:

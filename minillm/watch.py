@@ -19,6 +19,7 @@ from minillm.alarms import new_alarms, raised
 from minillm.episodes import Agent, Episode, judge, refer, rewards_of
 from minillm.evaluate import nats
 from minillm.findings import comparison, conclude, findings
+from minillm.held_out import heed
 from minillm.metrics import Interval, average, difference, mean, pass_at, ratio
 from minillm.report import cells, evenly_spaced, flat, glance, named, points, samples_table, score, score_of
 from minillm.rewards import Reward, RewardError, exact
@@ -58,7 +59,7 @@ def report(
     session.console.print(describe(seen, agent.actor.draws), highlight=False)
     prompts, texts = [e.example for e in shown], [e.said for e in shown]
     session.console.print(samples_table(prompts, texts, "answers drawn in practice"))
-    keep(session, score_of(task, measured))
+    heed(session, score_of(task, measured))
     if failed:
         session.save()
         leave_out_look(session, failed)
@@ -71,15 +72,6 @@ def describe(seen: Mapping[str, float], draws: str) -> str:
         f"reward {seen['reward']:.3f} · {kl}entropy {seen['entropy']:.3f} nats a {draws} · "
         f"gradient norm {seen['gradient_norm']:.2f} · {seen['groups_without_variance']:.0%} of groups without variance"
     )
-
-
-def keep(session: Session, score: float) -> None:
-    """Remembers the weights if they are the best so far; ends a training that gets no better, under --patience."""
-    best, patience = session.budget.keep == "best", session.budget.patience
-    if best or patience:
-        session.keep_if_best(score)
-    if patience and session.progress.worse >= patience:
-        session.end(f"the last {patience} looks at the dev set were no better than the best before")
 
 
 def remember(session: Session, task: Judged, agent: Agent) -> None:

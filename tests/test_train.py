@@ -17,7 +17,7 @@ import minillm.tasks.arithmetic as arithmetic
 import train_rl
 import train_sft
 from kernels import backend
-from minillm import episodes
+from minillm import episodes, held_out
 from minillm.batching import IGNORE
 from minillm.errors import UserError
 from minillm.gpt import GPT, GPTConfig
@@ -351,10 +351,10 @@ def test_the_best_model_of_the_evaluations_is_kept(monkeypatch):
         weights.append({name: p.clone() for name, p in current[0].named_parameters()})
         return next(scores)
 
-    current, real = [], train_sft.glance
-    monkeypatch.setattr(train_sft, "score_of", score)
+    current, real = [], held_out.glance
+    monkeypatch.setattr(held_out, "score_of", score)
     monkeypatch.setattr(
-        train_sft,
+        held_out,
         "glance",
         lambda session, task, model, *rest: (current.append(model), real(session, task, model, *rest))[1],
     )

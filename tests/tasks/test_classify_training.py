@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import minillm.curves
 import train_sft
-from minillm import evaluate
+from minillm import evaluate, held_out
 from minillm.batching import pack
 from minillm.commands import classify
 from minillm.commands import evaluate as evaluate_command
@@ -227,7 +227,7 @@ def test_classes_keep_the_order_of_the_model(run, files, tmp_path):
 def test_dropout_is_what_was_asked_for(run, files, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(train_sft, "fit", lambda args, session, *_: seen.append(session.model))
-    monkeypatch.setattr(train_sft, "finish", lambda *_: None)
+    monkeypatch.setattr(held_out, "finish", lambda *_: None)
     options = Options(files["train"], files["dev"])
     train_sft.train(train_sft.Args(task="classify", init=run, out=tmp_path / "out", dropout=0.25, options=options))
     (model,) = seen
