@@ -1,5 +1,5 @@
-"""Who answers by chance, by the head of a model: a GPT writes token by token (episodes.py), a classifier draws one of
-its classes, a tagger a tag for every word.
+"""Who answers by chance, by the head of a model: a GPT writes token by token (episodes.py), or by
+turns (players.py), a classifier draws one of its classes, a tagger a tag for every word.
 
 All are policies in the same sense: what is drawn has a log p, and the model learns from Σ weight · log p of it (see
 episodes.Actor). An answer of a classifier is one draw from softmax(logits / T). Tags, and what the whole is, are drawn

@@ -18,6 +18,7 @@ import minillm.curves
 import minillm.functions
 import train_rl
 import train_sft
+from minillm import watch
 from minillm.batching import IGNORE, answering
 from minillm.commands import evaluate as command
 from minillm.episodes import Agent, Episode, distinct, refer, require_parity
@@ -480,6 +481,28 @@ def test_it_stops_where_the_environment_fails_and_goes_on_there(start, whole, tm
     Path(tmp_path / "game" / "wrong.json").unlink()
     train_rl.train(train_rl.Args(resume=tmp_path / "game" / "run"), Console(quiet=True))
     assert_equal_runs(whole, tmp_path / "game" / "run")
+
+
+@pytest.mark.parametrize("errors", ["stop", "skip"])
+def test_a_look_without_replies_is_left_out(start, whole, tmp_path, monkeypatch, errors):
+    real, calls = watch.glance, []
+
+    def glance(*args):
+        calls.append(1)
+        if len(calls) == 1:
+            raise RewardError("no such move")
+        return real(*args)
+
+    monkeypatch.setattr(watch, "glance", glance)
+    if errors == "stop":
+        with pytest.raises(UserError, match=r"no such move; nothing is lost: .*--resume"):
+            train(start, tmp_path / "game")
+        train_rl.train(train_rl.Args(resume=tmp_path / "game" / "run"), Console(quiet=True))
+    else:
+        train(start, tmp_path / "game", reward_errors="skip")
+    run = tmp_path / "game" / "run"
+    assert [r for r in records(run) if "lr" in r] == [r for r in records(whole) if "lr" in r]
+    assert sum("dev_exact" in r for r in records(whole)) == 1 + sum("dev_exact" in r for r in records(run))
 
 
 @pytest.mark.parametrize("options", [{"baseline": "greedy"}, {"baseline": "value"}, {"method": "soft-q"}], ids=str)

@@ -93,6 +93,8 @@ class Guess(WritingTask):
         self.practised = [low for place, low in places if place >= 2 * HELD_OUT]
         dev = [low for place, low in places if place < HELD_OUT]
         test = [low for place, low in places if HELD_OUT <= place < 2 * HELD_OUT]
+        by_chance = float(share_found(NUMBERS, GUESSES))
+        self.notes = [f"the player to imitate finds {by_chance:.1%} of the numbers, one who halves what is left all"]
         self.splits = Splits([*islice(dealt(self.practised, f"train {seed}"), count)], *map(held_out, (dev, test)))
 
     def tokenizer(self) -> SymbolTokenizer:
@@ -103,11 +105,12 @@ class Guess(WritingTask):
             return super().recipe(model, minutes)
         shape = {"layers": 3, "width": 128, "heads": 4, "dropout": 0.0}
         rates = {"optimizer": "muon", "lr": 0.005, "embedding_lr": 0.005, "warmup": 0.02}
-        return {**shape, **rates, "batch_tokens": 4096, "steps": 200}
+        return {**shape, **rates, "batch_tokens": 2048, "steps": 400}
 
     def rl_recipe(self, model: nn.Module) -> dict[str, Any]:
-        """What is imitated is not what is to be found."""
-        return {**super().rl_recipe(model), "beta2": 0.95, "sft_share": 0.0}
+        """Leans on no games of the player who is to be outdone."""
+        lr = 1e-3 * min(1.0, 128 / model.config.width)
+        return {**super().rl_recipe(model), "lr": lr, "beta2": 0.95, "prompts": 64, "sft_share": 0.0}
 
     @property
     def num_practised(self) -> int:
