@@ -188,7 +188,7 @@ class Session:
         shown = " · ".join(f"{name} {value:.3f}" for name, value in list(values.items())[:1])
         rates = "".join(f" · {total / progress.seconds:,.0f} {name}/s" for name, total in progress.totals.items())
         rate = rates or f" · {progress.step / progress.seconds:.1f} steps/s"
-        self.bar.update(self.share, progress.seconds, f"step {progress.step} · {shown}{rate}")
+        self.bar.update(self.share_done(), progress.seconds, f"step {progress.step} · {shown}{rate}")
 
     def write(self, **values: Any) -> None:
         """A line of log.jsonl. UserError if it cannot be written."""

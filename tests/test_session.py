@@ -593,3 +593,11 @@ def test_what_a_step_learns_from_is_counted(make, clock):
     assert session.progress.lengths == {"3": 4, "5": 2}
     assert session.progress.targets == 2 * (11 - 3)
     assert session.progress.of_steps == 10.0
+
+
+def test_the_first_of_few_long_steps_tells_how_long_the_rest_takes(make, clock):
+    session = make(minutes=4.0)
+    for _ in session:
+        clock.now += 40.0
+        session.log(loss=1.0)
+    assert said(session).splitlines()[0] == " 17%  step 1 · loss 1.000 · 0.0 steps/s · 3:20 left"
