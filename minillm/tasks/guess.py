@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from itertools import islice, takewhile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,10 @@ class Guess(WritingTask):
         """Leans on no games of the player who is to be outdone."""
         lr = 1e-3 * min(1.0, 128 / model.config.width)
         return {**super().rl_recipe(model), "lr": lr, "beta2": 0.95, "prompts": 64, "sft_share": 0.0}
+
+    def next_command(self, folder: Path) -> str:
+        """By chance some guesses win for a while: without a bonus for entropy, others are soon no more tried."""
+        return f"{super().next_command(folder)} --entropy 0.02"
 
     @property
     def num_practised(self) -> int:
