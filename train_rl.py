@@ -5,7 +5,7 @@
   python train_rl.py --task arithmetic --init MODEL              or from any GPT: a published folder, a .gguf file
   python train_rl.py --task classify --train a.csv               a classifier, from "right" or "wrong" alone
   python train_rl.py --reward my_reward.py:score                 judged by a function of your own
-  python train_rl.py --task guess --init runs/guess-sft          a game of several turns: it learns to halve what is left
+  python train_rl.py --task guess --init runs/guess-sft          a game of several turns, in which it learns to halve
   python train_rl.py --task seq2seq --environment my_game.py:reply --reward my_game.py:score    or one of your own
   python train_rl.py --update clip --passes 2 --kl k3            other estimators; bench/estimators.py judges them all
   python train_rl.py --method expert                             or learn what was right like given answers, in rounds
