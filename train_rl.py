@@ -9,6 +9,7 @@
   python train_rl.py --task seq2seq --environment my_game.py:reply --reward my_game.py:score    or one of your own
   python train_rl.py --update clip --passes 2 --kl k3            other estimators; bench/estimators.py judges them all
   python train_rl.py --method expert                             or learn what was right like given answers, in rounds
+  python train_rl.py --method soft-q --logged answers.jsonl      or from answers and rewards that others gave
 
 Objective: maximise E[reward] over answers drawn from the model itself. The estimator is REINFORCE (Williams 1992)
 with a leave-one-out baseline: for each of P prompts draw K answers from the policy and step along
@@ -25,7 +26,7 @@ looks whether it is, and stops if it is not.
 
 Where a task's own reward judges, --sft-share of the gradient is that of answers which the data gives, one half unless
 the task says otherwise: rewards alone first cost a model what they don't ask for. With 0 it is REINFORCE alone.
-`--method expert` is another algorithm, in a file of its own: minillm/expert.py.
+`--method expert` and `--logged FILE` are other algorithms, in files of their own: minillm/expert.py, minillm/logged.py.
 """
 
 import minillm  # noqa: F401, first: it sets how threads wait
@@ -36,38 +37,28 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 import train_sft
-from minillm import actors, cli, estimator, expert, ranks
+from minillm import actors, cli, estimator, expert, logged, ranks
 from minillm.batching import Batch
 from minillm.device import place
-from minillm.episodes import (
-    Agent,
-    Episode,
-    chance_kept,
-    judge,
-    judge_greedy,
-    look,
-    pieces,
-    recalled,
-    refer,
-    require_parity,
-)
+from minillm.episodes import Agent, Episode, chance_kept, judge, judge_greedy, look, pieces, pooled, recalled, refer
 from minillm.errors import UserError
 from minillm.expert import Rounds
+from minillm.logged import Logged
 from minillm.objective import backward
 from minillm.optim import optimizers_of
 from minillm.options import Common, Optimisation, check_common, check_draws
 from minillm.origin import begin, data_of
 from minillm.policy import Estimator, Rewards, is_beyond, moved
 from minillm.report import introduce
-from minillm.rewards import Reward, RewardError, open_rewards
+from minillm.rewards import SECONDS, Reward, RewardError, open_rewards
 from minillm.run import Run
 from minillm.session import Session
 from minillm.soft_q import backward_consistency
@@ -78,7 +69,7 @@ from minillm.tasks.base import Judged, WritingTask
 from minillm.turns import TURNS, open_environment
 from minillm.unjudged import saying_how_to_go_on, skip
 from minillm.values import appraise, backward_value, follow, gae
-from minillm.watch import finish, look_before, report, sound_alarms
+from minillm.watch import finish, look_before, report, require_parity, sound_alarms
 
 JUDGED = {name: task for name, task in TASKS.items() if actors.is_judged(task)}
 LOOK_EVERY = 10  # steps between looks at the KL to the start, which costs a pass of the starting model
@@ -86,7 +77,7 @@ UNFINISHED = 1.0  # what an answer that does not end costs with --overlong penal
 
 
 @dataclass(frozen=True)
-class Args(Estimator, Rounds, Optimisation, Common):
+class Args(Estimator, Rounds, Logged, Optimisation, Common):
     task: str = cli.option("arithmetic", "what to learn", choices=tuple(JUDGED))
     init: Path | None = cli.option(
         None,
@@ -101,6 +92,7 @@ class Args(Estimator, Rounds, Optimisation, Common):
         "where a function of yours fails: stop, saved, to go on at that step; or leave it out",
         ("stop", "skip"),
     )
+    reward_seconds: float = cli.option(SECONDS, "that a function of yours may take for the answers of a step")
     environment: str | None = cli.option(
         None, "FILE.py:FUNCTION that replies to what the model says, which then goes on: answers of several turns"
     )
@@ -124,8 +116,10 @@ def check(args: Args) -> None:
     """UserError for options that make no sense whatever the data is."""
     check_common(args, [name for name, task in TASKS.items() if actors.is_judged(task)])
     check_draws(args)
+    cli.require_positive(args, "reward_seconds")
     estimator.check(args, args.samples)
     expert.check(args)
+    logged.check(args)
     actors.check(args, TASKS[args.task])
 
 
@@ -140,7 +134,7 @@ def fit(args: Args, session: Session, task: Judged, reward: Reward, agent: Agent
     for step in session:
         examples = list(islice(practice, args.prompts))
         try:
-            episodes, greedy = answers(agent, reward, examples, args)
+            episodes = answers(agent, reward, session, examples, args)
         except RewardError as error:
             skip(session, error)
             continue
@@ -151,8 +145,9 @@ def fit(args: Args, session: Session, task: Judged, reward: Reward, agent: Agent
             refer(agent, episodes)
         if args.learns_value:
             appraise(agent, episodes)
-        weigh(episodes, greedy, session, args)
-        given = corpus.step(step, given_tokens, args.micro_tokens) if corpus else []
+        episodes = pooled(session, episodes, examples, args.samples)
+        weigh(episodes, session, args)
+        given = corpus.share(step, given_tokens, args.micro_tokens, session.rank, session.ranks) if corpus else []
         seen = look(episodes, args.samples) | update(agent, episodes, given, session, args)
         session.progress.numbers["beta"] = args.next_beta(beta_of(session, args), seen.get("kl"))
         session.log({"answers": len(episodes)}, **seen)
@@ -164,15 +159,17 @@ def fit(args: Args, session: Session, task: Judged, reward: Reward, agent: Agent
             sound_alarms(session, task)
 
 
-def answers(agent: Agent, reward: Reward, examples: Sequence, args: Args) -> tuple[list[Episode], Tensor | None]:
-    """Several to each example, drawn and judged; and the rewards of the likeliest ones, for --baseline greedy.
+def answers(agent: Agent, reward: Reward, session: Session, examples: Sequence, args: Args) -> list[Episode]:
+    """Several to each example of this rank's, drawn and judged, for --baseline greedy the likeliest ones, too.
     RewardError, as if nothing had been drawn."""
-    with chance_kept():
-        episodes = judge(reward, agent.rollout(examples, args.samples))
-        return episodes, judge_greedy(reward, agent, examples) if args.baseline == "greedy" else None
+    with chance_kept(session):
+        episodes = judge(reward, agent.rollout(agent.own(examples), args.samples))
+        if args.baseline == "greedy":
+            judge_greedy(reward, agent, episodes, args.samples)
+    return episodes
 
 
-def weigh(episodes: list[Episode], greedy: Tensor | None, session: Session, args: Args) -> None:
+def weigh(episodes: list[Episode], session: Session, args: Args) -> None:
     """Fills in the advantage of each token of each answer: of what was earned, less what the options take off it."""
     beta = beta_of(session, args) if args.kl == "reward" else 0.0
     fine = UNFINISHED if args.overlong == "penalise" else 0.0
@@ -182,6 +179,7 @@ def weigh(episodes: list[Episode], greedy: Tensor | None, session: Session, args
             episode.advantages = gae(own, episode.values, args.gae_lambda, args.discount)
         return
     rewards = torch.tensor([sum(each) for each in earned]).view(-1, args.samples)
+    greedy = torch.tensor([episode.greedy for episode in episodes[:: args.samples]])
     average = recalled(session, "average reward", None)
     session.progress.numbers["average reward"] = moved(average, rewards)
     advantages = args.advantages(Rewards(rewards, average or 0.0, greedy)).flatten().tolist()
@@ -197,22 +195,23 @@ def update(
     seen = follow(agent.model, episodes) if args.learns_value else {}
     counted = [each for each in episodes if args.counts(max(each.advantages, default=0.0), each.is_cut)]
     beta, norm, out_of_bounds = beta_of(session, args), 0.0, 0.0
+    share = args.sft_share / max(1, session.total(sum(batch.count for batch in given)))
     for _ in range(args.passes):
         for part in torch.randperm(len(counted)).tensor_split(max(1, min(args.minibatches, len(counted)))):
             some = [counted[i] for i in part.tolist()]  # none, where no answer counts: what was given is still learned
             out_of_bounds += climb(agent, some, beta, args) if some else 0.0
             for batch in given:
-                share = args.sft_share / sum(batch.count for batch in given)
                 backward(agent.model, batch.to(agent.device), share)
+            session.add_up()
             norm = session.update(args.clip, apart=agent.model.value if args.learns_value else None)
     count = args.passes * sum(len(each.answer) for each in counted)
-    beyond = {"ratios_beyond": out_of_bounds / max(count, 1)} if args.uses_ratios else {}
+    beyond = {"ratios_beyond": session.total(out_of_bounds) / max(count, 1)} if args.uses_ratios else {}
     return {**seen, "gradient_norm": norm, **beyond}
 
 
 def climb(agent: Agent, episodes: Sequence[Episode], beta: float, args: Args) -> float:
-    """Adds the gradient of what these answers teach; returns for how many of their tokens the ratio is beyond the
-    bounds of --update clip."""
+    """Adds the gradient of what these answers teach, of which each rank computes a part; returns for how many tokens of
+    that the ratio is beyond the bounds of --update clip."""
     lengths, out_of_bounds = torch.tensor([float(len(each.answer)) for each in episodes]), 0.0
     counts = (1 - args.sft_share) * args.shares(lengths, agent.actor.longest)
     for drawn, tokens, copies, shares, returns in pieces(agent, episodes, counts, args.all_teach):
@@ -236,7 +235,7 @@ def beta_of(session: Session, args: Args) -> float:
 # ---- where it starts, and how it ends ---------------------------------------------------------------
 
 
-def find_start(args: Args, console: Console) -> Path | None:
+def find_start(args: Args, console: Console, team: ranks.Team | None = None) -> Path | None:
     """What to start from; for arithmetic a run is made where there is none. Who only has to choose is right now and
     then by chance and may start from scratch, None; who writes may not: UserError."""
     if args.init or not issubclass(TASKS[args.task], WritingTask):
@@ -244,33 +243,38 @@ def find_start(args: Args, console: Console) -> Path | None:
     if args.task != "arithmetic":
         raise UserError(f"--task {args.task} needs a model to start from: give a run of train_sft.py with --init RUN")
     same = {name: vars(args)[name] for name in ("task", "seed", "precision", "kernels", "options")}
-    return train_sft.made(train_sft.Args(out=Path("runs/arithmetic-sft"), **same), console)
+    return train_sft.made(train_sft.Args(out=Path("runs/arithmetic-sft"), **same), console, team)
 
 
 def train(args: Args, console: Console | None = None) -> Run:
     """From the arguments to the finished run folder. UserError for all that the user can mend."""
-    started = time.monotonic()
-    console, args = console or cli.console(), cli.with_paths(args)
+    started, args = time.monotonic(), cli.with_paths(args)
     refuse_beside_resume(args) if args.resume else check(args)
-    ranks.require_alone("train_rl.py")
-    run = Run.open(args.resume) if args.resume else Run.create(args.out, f"{args.task}-rl", cli.given(args))
-    with run, saying_how_to_go_on(run):
-        args = resumed(args, "rl", TASKS) if args.resume else inheriting(args, find_start(args, console), TASKS)
-        placement = place(args.precision, args.kernels)
+    with ranks.joined() as team, ranks.opened(team, args, "rl") as run, saying_how_to_go_on(run, team):
+        console = ranks.console_of(team, console)
+        if args.resume:
+            args = resumed(dataclasses.replace(args, resume=run.folder), "rl", TASKS)
+        else:
+            args = inheriting(args, find_start(args, console, team), TASKS)
+        placement = ranks.alike(team, place(args.precision, args.kernels))
         args = dataclasses.replace(args, precision=placement.precision)
         task = TASKS[args.task](args.options, args.seed)
-        data = data_of(run, task)
+        log = logged.read(args)
+        data = data_of(run, task, log)
         if args.environment:
-            task.environment = open_environment(args.environment, args.turns)
+            task.environment = open_environment(args.environment, args.turns, args.reward_seconds)
         actors.require_actor(task)
-        reward = open_rewards(args.reward, task.rewards, placement.device, isinstance(task, WritingTask))
-        args, agent = open_agent(args, run, task, placement)
+        is_text = isinstance(task, WritingTask)
+        reward = open_rewards(args.reward, task.rewards, placement.device, is_text, args.reward_seconds)
+        args, agent = open_agent(args, run, task, placement, team)
         check(args)
-        session = Session(args, run, agent.model, optimizers_of(agent.model, args), console)
+        learn = expert.fit if args.method == "expert" else fit
+        learn = partial(logged.fit, logged.to_learn_from(log, args, task, agent)) if args.logged else learn
+        session = Session(args, run, agent.model, optimizers_of(agent.model, args), console, team)
         begin(session, "rl", args, agent.tokenizer, data, started)
         introduce(console, placement, task, agent.model, run)
         before = look_before(args, session, task, reward, agent)
-        (expert.fit if args.method == "expert" else fit)(args, session, task, reward, agent)
+        learn(args, session, task, reward, agent)
         finish(args, session, task, reward, agent, before)
     return run
 

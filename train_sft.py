@@ -89,15 +89,10 @@ def train(args: Args, console: Console | None = None) -> Run:
     """From the arguments to the finished run folder. UserError for all that the user can mend."""
     started, args = time.monotonic(), cli.with_paths(args)
     refuse_beside_resume(args) if args.resume else check(args)
-
-    def open_run(folder: Path | None) -> Run:
-        return Run.open(folder) if args.resume else Run.create(folder, f"{args.task}-sft", cli.given(args))
-
-    with ranks.joined() as team, ranks.opened(team, args.resume or args.out, open_run) as run:
-        console = Console(quiet=True) if team and not team.is_first else console or cli.console()
+    with ranks.joined() as team, ranks.opened(team, args, "sft") as run:
+        console = ranks.console_of(team, console)
         args = resumed(dataclasses.replace(args, resume=run.folder), "sft", TASKS) if args.resume else args
-        placement = place(args.precision, args.kernels)
-        placement = team.alike(placement) if team else placement
+        placement = ranks.alike(team, place(args.precision, args.kernels))
         options = args.options or TASKS[args.task].Options()
         args = dataclasses.replace(args, precision=placement.precision, options=options)
         task = TASKS[args.task](options, args.seed)
@@ -108,7 +103,7 @@ def train(args: Args, console: Console | None = None) -> Run:
         parts = in_parts(args, model, team)
         session = Session(args, run, model, optimizers_of(parts.model if parts else model, args), console, team, parts)
         begin(session, "sft", args, tokenizer, data, started)
-        introduce(console, placement, task, model, run, memory_lines(model, args, corpus))
+        introduce(console, placement, task, model, run, memory_lines(session, args, corpus))
         if task.looks_first and session.leads:
             held_out.look_first(session, task, model, tokenizer)
         fit(args, session, task, model, tokenizer, corpus)
@@ -128,16 +123,19 @@ def in_parts(args: Args, model: nn.Module, team: ranks.Team | None) -> Any:
     return sharding.sharded(model, team, args)
 
 
-def made(args: Args, console: Console) -> Path:
+def made(args: Args, console: Console, team: ranks.Team | None = None) -> Path:
     """The finished run in the folder --out, as it is where there is one: another training starts from it."""
     run = Run(args.out)
-    if run.is_finished:
-        return run.folder
-    if run.is_unfinished:  # its making was interrupted
-        return train(Args(resume=run.folder), console).folder
-    console.print(f"there is no {run.folder} to start from, so supervised training comes first\n")
-    train(args, console)
-    console.print("\nand now reinforcement learning from there\n")
+    there = run.is_finished, run.is_unfinished
+    is_finished, is_unfinished = team.exchange(there)[0] if team else there  # before any of them begins
+    if is_unfinished:  # its making was interrupted
+        train(Args(resume=run.folder), console)
+    elif not is_finished:
+        console.print(f"there is no {run.folder} to start from, so supervised training comes first\n")
+        train(args, console)
+        console.print("\nand now reinforcement learning from there\n")
+    if team:
+        team.wait()  # for the first, who writes it
     return run.folder
 
 
@@ -163,7 +161,7 @@ def fit(args: Args, session: Session, task: Task, model: nn.Module, tokenizer: T
         loss, tokens = session.total(float(loss)), session.total(tokens)
         session.log({"tokens": tokens}, loss=loss, gradient_norm=session.update(args.clip))
 
-        if session.evaluation_is_due():
+        if session.evaluation_is_due() and session.leads:
             held_out.look(session, task, model, tokenizer)
         if args.until and session.leads and (step + 1) % UNTIL_EVERY == 0:
             held_out.end_if_good(args.until, session, task, model, tokenizer)

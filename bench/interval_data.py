@@ -1,18 +1,22 @@
-"""Kinds of data for `bench/intervals.py` whose truth is known from a formula: a draw is an interval and the truth."""
+"""Kinds of data for `bench/intervals.py` whose truth is known, by a formula or from all there is: a draw is an interval
+and the truth."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Any
 
 import numpy as np
 
-from minillm.metrics import Interval, calibration_error, difference, mean, pearson, rate, ratio, spearman
+from minillm.metrics import Interval, calibration_error, difference, mean, pearson, rate, ratio, spearman, texts
 
+SENTENCES = 2000  # that there are; drawn with replacement
 Draw = Callable[[np.random.Generator], tuple[Interval, float]]
 Cell = tuple[str, str, float, Draw]  # metric, kind, rate
 
 
 def cells(n: int) -> Iterator[Cell]:
-    for kind in (entities, rouge, correlations, probabilities, two_models):
+    for kind in (entities, rouge, correlations, probabilities, two_models, two_translators):
         yield from kind(n)
 
 
@@ -79,6 +83,44 @@ def two_models(n: int) -> Iterator[Cell]:
     for first, gap, alone in ((0.9, 0.0, 0.1), (0.8, 0.1, 0.02), (0.97, 0.02, 0.0), (0.6, 0.05, 0.2)):
         yield "difference", "of rates", first, bound(rates, first, gap, alone)
     yield "difference", "of means", 2 / 3, means
+
+
+def two_translators(n: int) -> Iterator[Cell]:
+    """BLEU of sentences, hard ones among them, in which words are left out, put in and replaced; and by how much more
+    that happens to one translator than to another."""
+    metric, first, second = translations()
+    truths = [texts.of_statistics(metric, rows).value for rows in (first, second)]
+
+    def draw(rng: np.random.Generator, compared: bool) -> tuple[Interval, float]:
+        chosen = rng.integers(0, SENTENCES, n)
+        better, worse = (texts.of_statistics(metric, rows[chosen]) for rows in (first, second))
+        return (difference(better, worse), truths[0] - truths[1]) if compared else (better, truths[0])
+
+    yield "BLEU", "sentences", truths[0] / 100, bound(draw, False)
+    yield "difference", "of BLEU", truths[0] / 100, bound(draw, True)
+
+
+@cache
+def translations() -> tuple[Any, np.ndarray, np.ndarray]:
+    """BLEU, and its statistics of all sentences that there are, by two translators."""
+    rng, metric = np.random.default_rng(0), texts.sacrebleu().BLEU()
+    shares = 1 / np.arange(1, 401)  # of words, as Zipf has them
+    rows = []
+    for _ in range(SENTENCES):
+        sentence, hard = rng.choice(400, rng.integers(4, 30), p=shares / shares.sum()), rng.beta(1.5, 2.5)
+        answers = [spoiled(rng, sentence, min(0.95, 2 * hard * level)) for level in (0.4, 0.45)]
+        rows.append(texts.statistics(metric, [[" ".join(map(str, sentence))]] * 2, answers))
+    first, second = np.stack(rows, axis=1)
+    return metric, first, second
+
+
+def spoiled(rng: np.random.Generator, sentence: np.ndarray, share: float) -> str:
+    """Of the words that are wrong, half are others, a quarter are missing, and a quarter have another behind them."""
+    chances = [1 - share, share / 2, share / 4, share / 4]
+    words: list[int] = []
+    for word, what in zip(sentence, rng.choice(4, len(sentence), p=chances), strict=True):
+        words += [[word], [rng.integers(400)], [], [word, rng.integers(400)]][what]
+    return " ".join(map(str, words))
 
 
 def bound(draw: Callable, *arguments: float | bool | Callable | Sequence) -> Draw:

@@ -10,6 +10,7 @@
   python -m minillm fill MODEL "The [MASK] is blue."              the words that a BERT would put there
   python -m minillm merge ADAPTER --base MODEL --out FOLDER       LoRA's pairs into the weights that they are for
   python -m minillm reward FILE.py:score "an answer"              what a reward for train_rl.py says of answers
+  python -m minillm rollout RUN                                   answers that it draws, with their rewards
   python -m minillm evaluate RUN --file FILE                      how good its answers are, with intervals
   python -m minillm compare RUN RUN                               whether one is better than the other
   python -m minillm report RUN                                    the page of a run, made anew
@@ -42,6 +43,7 @@ COMMANDS = (
     "fill",
     "merge",
     "reward",
+    "rollout",
     "evaluate",
     "compare",
     "report",

@@ -56,8 +56,10 @@ def check_turns(args: Any, task: type[Task]) -> None:
     if args.turns is not None and not args.environment:
         raise UserError("--turns is of --environment; leave it out, or give that")
     cli.require_positive(args, "turns")
-    if args.method == "expert" and (args.environment or task.environment):
-        raise UserError("--method expert keeps answers of one turn; from several, learn by another --method")
+    if args.environment or task.environment:
+        for option, is_given in (("--method expert", args.method == "expert"), ("--logged", args.logged)):
+            if is_given:
+                raise UserError(f"{option} learns from answers of one turn; leave it out to learn from several")
 
 
 def by_reward(options: Any, sft_share: float | None) -> Any:

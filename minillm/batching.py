@@ -177,6 +177,10 @@ class Corpus:
         spare = [self._spare(examples[:1])] * (max(map(len, shares)) - len(batches))
         return batches + spare
 
+    def share(self, *of: int | None) -> list[Batch]:
+        """The batches of `step` that a rank learns from, however many others have."""
+        return [batch for batch in self.step(*of) if not batch.is_spare]
+
     def _parts(self, examples: np.ndarray, micro_tokens: int | None) -> list[np.ndarray]:
         if micro_tokens is None or not len(examples):
             return [examples] if len(examples) else []

@@ -20,7 +20,10 @@ from minillm.errors import UserError, require_path
 
 Args = TypeVar("Args")
 MOST_COUNTED, LARGEST = 2**31 - 1, 3e38  # of whole numbers, and of others
-BESIDE_RESUME = "--resume goes on under the options that the run was started with; leave out --{}"
+BESIDE_RESUME = (
+    "--resume goes on under the options that the run was started with: leave out --{}, or, where the run is finished, "
+    "train its model further in a new one with --init {}"
+)
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -62,7 +65,7 @@ def parse_with_task(
     found, others = first.parse_known_args(argv)
     given = [*filter(None, map(option_of, others)), *(["task"] if found.task else [])]
     if found.resume and given and "help" not in given:
-        raise UserError(BESIDE_RESUME.format(given[0].replace("_", "-")))
+        raise UserError(BESIDE_RESUME.format(given[0].replace("_", "-"), shlex.quote(found.resume)))
     asked = found.task
     task = tasks.get(asked or default, tasks[default])
     parser = argparse.ArgumentParser(

@@ -24,6 +24,7 @@ from minillm.layers import Linear, SwiGLU
 from minillm.lora import Adapted
 from minillm.modernbert import Block as ModernBERTBlock
 from minillm.modernbert import ModernBERT
+from minillm.optim import Optimizers, state_bytes
 
 READ, LEARNED = 2, 6  # operations a weight takes for a token that is read or drawn, and for one that is learned from
 LEAST_SECONDS = 10.0  # of steps; a share of what took less says more about its beginning
@@ -75,7 +76,7 @@ def applications(model: nn.Module, name: str, lengths: Mapping[int, int], target
 
 def seen(model: nn.Module, name: str, lengths: Mapping[int, int]) -> float:
     """Pairs of a token and one that it sees, in the attention of this name."""
-    encoder = model if isinstance(model, GPT) else model.encoder
+    encoder = encoder_of(model)
     if isinstance(encoder, GPT):
         return sum(count * n * (n + 1) / 2 for n, count in lengths.items())
     w = max(lengths, default=0)  # a token sees those less than this away
@@ -121,21 +122,25 @@ def work_done(model: nn.Module, lengths: Mapping[int, int], targets: float, seco
 # ---- memory ----------------------------------------------------------------------------------------
 
 
-def memory_lines(model: nn.Module, args: Any, corpus: Corpus) -> list[str]:
+def memory_lines(session: Any, args: Any, corpus: Corpus) -> list[str]:
     """For a person, where training will take much of the memory that is free."""
-    device = next(model.parameters()).device
-    needed, free = memory(model, args, corpus), free_memory(device)
+    model = session.model
+    needed = memory(model, session.optimizers, args, corpus, session.ranks)
+    free = free_memory(next(model.parameters()).device)
     if free is None or needed < MUCH_MEMORY * free:
         return []
     hint = "; --micro-tokens N, --checkpointing and --lora N need less" if needed > free else ""
     return [f"memory     about {needed / GIB:.1f} GiB to train, of {free / GIB:.1f} that are free{hint}"]
 
 
-def memory(model: nn.Module, args: Any, corpus: Corpus) -> float:
-    """Bytes that training needs at its peak beside the weights: gradients, the optimiser's state, and what the backward
-    pass needs of the largest batch that is computed at once."""
-    copies = 3 + bool(args.ema)  # the gradient, two moments, an average
-    of_weights = copies * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+def memory(model: nn.Module, optimizers: Optimizers, args: Any, corpus: Corpus, ranks: int = 1) -> float:
+    """Bytes that training needs in each process at its peak beside the weights: gradients, the optimisers' state, and
+    what the backward pass needs of the largest batch that is computed at once."""
+    of_weights = sum(map(size, filter(learns, model.parameters()))) + state_bytes(optimizers)
+    if args.shard:  # of which each has a part; but a block is whole while it computes, and what is in no block always
+        blocks = [sum(map(size, block.parameters())) for block in encoder_of(model).blocks]
+        together = sum(map(size, model.parameters())) - sum(blocks) + max(blocks)
+        of_weights = of_weights / ranks + 2 * together  # with its gradient
     if model.compute_dtype:  # in which products have copies of them
         of_weights += sum(model.compute_dtype.itemsize * p.numel() for p in model.parameters() if p.ndim == 2)
     longest = float(corpus.table.lengths.max())
@@ -144,17 +149,31 @@ def memory(model: nn.Module, args: Any, corpus: Corpus) -> float:
     return of_weights + tokens * activations(model, args.checkpointing) + logits
 
 
+def size(parameter: Tensor) -> int:
+    """In bytes."""
+    return parameter.numel() * parameter.element_size()
+
+
+def learns(parameter: Tensor) -> bool:
+    return parameter.requires_grad
+
+
+def encoder_of(model: nn.Module) -> nn.Module:
+    """What has the blocks: a GPT is its own."""
+    return model if isinstance(model, GPT) else model.encoder
+
+
 def activations(model: nn.Module, recomputes: bool) -> float:
     """Bytes that the backward pass needs of each token: in every block what its norms, products, its attention and its
     activation have read; of recomputed blocks what they read, and one of them whole."""
     weight = next(model.parameters())
-    size = (model.compute_dtype or weight.dtype).itemsize
-    encoder = model if isinstance(model, GPT) else model.encoder
+    itemsize = (model.compute_dtype or weight.dtype).itemsize
+    encoder = encoder_of(model)
     is_turned = encoder.config.positions == "rope" if isinstance(encoder, GPT) else isinstance(encoder, ModernBERT)
     of_blocks = [sum(kept(block, is_turned)) for block in encoder.blocks]
     if recomputes:
-        return size * (len(of_blocks) * encoder.config.width + max(of_blocks))
-    return size * sum(of_blocks)
+        return itemsize * (len(of_blocks) * encoder.config.width + max(of_blocks))
+    return itemsize * sum(of_blocks)
 
 
 def kept(block: nn.Module, is_turned: bool) -> Iterator[int]:
@@ -172,9 +191,14 @@ def has_dropout(block: nn.Module) -> bool:
 
 
 def free_memory(device: torch.device) -> float | None:
-    """Bytes; None where the system does not tell."""
+    """Bytes for this process, whose likes on the machine get as much; None where the system does not tell."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
+    free = free_memory_of_host()
+    return free and free / int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # which torchrun sets
+
+
+def free_memory_of_host() -> float | None:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))

@@ -8,6 +8,7 @@ from torch import nn
 
 import kernels
 from minillm.errors import UserError
+from minillm.wording import counted
 
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -26,7 +27,7 @@ def place(precision: str, implementation: str = "auto") -> Placement:
         where = torch.cuda.get_device_name(device)
     else:
         device = torch.device("cpu")
-        where = f"CPU, {torch.get_num_threads()} threads, because PyTorch sees no CUDA GPU"
+        where = f"CPU, {counted(torch.get_num_threads(), 'thread')}, because PyTorch sees no CUDA GPU"
     dtype, why = choose_dtype(device, precision)
     kernels.set_default(implementation)
     try:

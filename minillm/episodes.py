@@ -1,8 +1,6 @@
 """An agent and the answers that it gave: what is kept of each, and what is learned from and watched of them.
 
-Ids travel, texts are made for rewards and for people only.
-
-Letters: E answers, M tokens of answers.
+Ids travel, texts are made for rewards and for people only. Letters: E answers, M tokens of answers.
 """
 
 import math
@@ -16,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minillm.batching import IGNORE, Batch, Heard, answering, by_length, in_order, pack
+from minillm.batching import IGNORE, Batch, Heard, answering, by_length, pack
 from minillm.errors import UserError
 from minillm.generate import GREEDY, Sample, Sampling, generate
 from minillm.gpt import GPT
@@ -28,12 +26,6 @@ from minillm.session import Session
 from minillm.tokenizer import Tokenizer
 
 MOST_REWARD = 1e15  # whose square float32 can hold
-PARITY = 128  # answers, about, on which it is looked whether they are those of the model that learns
-APART = {
-    torch.float32: 0.001,
-    torch.bfloat16: 0.1,
-    torch.float16: 0.02,
-}  # nats a token, mean: more is no rounding
 
 
 @dataclass
@@ -52,16 +44,12 @@ class Episode:
     reference: Sequence[float] = ()  # log p of the same under the reference, where that is asked for
     values: Sequence[float] = ()  # what was expected before each of them, where that is learned
     advantages: Sequence[float] = ()  # of each of them, once they are weighed
+    greedy: float = 0.0  # the reward of the prompt's likeliest answer, where that is asked for
 
     @property
     def size(self) -> int:
         """How many tokens there are, with the prompt and what was heard."""
         return len(self.prompt) + len(self.answer) + sum(len(reply) for _, reply in self.heard)
-
-    @property
-    def tokens(self) -> list[int]:
-        """All of them in their order."""
-        return in_order(self.prompt, self.answer, self.heard)[0]
 
     @property
     def key(self) -> tuple:
@@ -120,11 +108,19 @@ class Agent:
     actor: Actor
     temperature: float = 1.0
     micro_tokens: int = 65_536  # computed at once
+    rank: int = 0  # which of the processes it is that train the model together, see ranks.py …
+    ranks: int = 1  # … and how many they are
 
     def rollout(self, examples: Sequence[Any], samples: int, sampling: Sampling | None = None) -> list[Episode]:
         """So many answers to each example, in a row, drawn from the policy as it is unless `sampling` says otherwise;
         not judged yet."""
+        if not examples:  # more ranks than prompts
+            return []
         return self.actor.rollout(self.model, examples, sampling or Sampling(self.temperature), samples)
+
+    def own(self, examples: Sequence[Any]) -> Sequence[Any]:
+        """Those of a step that this process sees to: a stretch, as long as anybody's but for one."""
+        return examples[len(examples) * self.rank // self.ranks : len(examples) * (self.rank + 1) // self.ranks]
 
     @property
     def device(self) -> torch.device:
@@ -188,6 +184,8 @@ def to_batch(episodes: Sequence[Episode], device: torch.device) -> Batch:
 
 def judge(reward: Reward, episodes: list[Episode]) -> list[Episode]:
     """Fills in the reward of each and its parts, all of them judged at once; returns the same episodes. RewardError."""
+    if not episodes:
+        return episodes
     parts = reward([episode.example for episode in episodes], [episode.said for episode in episodes])
     for i, episode in enumerate(episodes):
         episode.parts = {name: float(values[i]) for name, values in parts.items()}
@@ -197,9 +195,27 @@ def judge(reward: Reward, episodes: list[Episode]) -> list[Episode]:
     return episodes
 
 
-def judge_greedy(reward: Reward, agent: Agent, examples: Sequence[Any]) -> Tensor:
-    """(P,) the rewards of the likeliest answers to P examples. RewardError."""
-    return rewards_of(judge(reward, agent.rollout(examples, 1, GREEDY)), 1).flatten()
+def judge_greedy(reward: Reward, agent: Agent, episodes: Sequence[Episode], samples: int) -> None:
+    """Fills in the rewards of the likeliest answers to the same prompts, of which there are so many episodes in a row
+    each. RewardError."""
+    likeliest = judge(reward, agent.rollout([episode.example for episode in episodes[::samples]], 1, GREEDY))
+    for i, episode in enumerate(episodes):
+        episode.greedy = likeliest[i // samples].reward
+
+
+def pooled(session: Session, episodes: list[Episode], examples: Sequence[Any], samples: int) -> list[Episode]:
+    """The answers to all examples of a step, so many to each, of which a rank has those to its own. What they mean, as
+    people read it. From here on all ranks draw the same random numbers, and know the same."""
+    if not session.team:
+        return episodes
+    own = [{**vars(episode), "example": None, "said": str(episode.said)} for episode in episodes]
+    every = [Episode(**each) for of_rank in session.exchange(own) for each in of_rank]
+    for i, episode in enumerate(every):
+        episode.example = examples[i // samples]
+    if session.leads:  # who shows some of its own, which come first, as they are
+        every[: len(episodes)] = episodes
+    session.team.reseed_alike(session.budget.seed, session.progress.step)
+    return every
 
 
 def tokens_of(episodes: Sequence[Episode]) -> Tokens:
@@ -237,9 +253,10 @@ class Piece(NamedTuple):
 
 def pieces(agent: Agent, episodes: Sequence[Episode], shares: Tensor, all_teach: bool) -> Iterator[Piece]:
     """A step's answers, each token of which counts for `shares`, (E,), but for those without advantage, unless they
-    all teach something."""
+    all teach something; of several ranks what one of them computes."""
     copies = distinct(episodes)
     taught = [i for i in copies if all_teach or any(episodes[i].advantages)]
+    taught = sorted(taught, key=lambda i: episodes[i].size)[agent.rank :: agent.ranks]
     for part in by_length([episodes[i].size for i in taught], agent.micro_tokens):
         at = [taught[j] for j in part]
         some = [episodes[i] for i in at]
@@ -270,22 +287,23 @@ def refer(agent: Agent, episodes: Sequence[Episode]) -> None:
 
 
 @contextmanager
-def chance_kept() -> Iterator[None]:
-    """Where a reward fails within it, all that is random goes on as if nothing had been drawn."""
+def chance_kept(session: Session) -> Iterator[None]:
+    """Where a reward fails within it, it does on all ranks, and all that is random goes on as if nothing had been
+    drawn."""
     on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    before, failed = (torch.get_rng_state(), random.getstate(), np.random.get_state()), None
     try:
         yield
-    except RewardError:
+    except RewardError as error:
+        failed = error
+    said = [each for each in session.exchange(failed and str(failed)) if each]
+    if said:
         torch.set_rng_state(before[0])
         random.setstate(before[1])
         np.random.set_state(before[2])
         for i, state in enumerate(on_gpus):
             torch.cuda.set_rng_state(state, i)
-        raise
-
-
-# ---- what is remembered ----------------------------------------------------------------------------
+        raise failed or RewardError(said[0])
 
 
 def recalled(session: Session, name: str, at_first: float | None) -> float | None:
@@ -299,19 +317,6 @@ def recalled(session: Session, name: str, at_first: float | None) -> float | Non
 
 
 # ---- what is watched -------------------------------------------------------------------------------
-
-
-def require_parity(agent: Agent, episodes: Sequence[Episode]) -> None:
-    """UserError where the answers were drawn with other probabilities than those that are learned from, but for
-    rounding: what is then climbed would not be the gradient of the expected reward."""
-    some = episodes[:: max(1, len(episodes) // PARITY)]
-    now, then = agent.logprobs(agent.batch(some)), row_of([e.logprobs for e in some]).float()
-    apart = float((now - then).abs().mean())
-    if not apart <= (most := APART.get(agent.model.compute_dtype, APART[torch.float32])):
-        raise UserError(
-            f"answers were drawn with a log p that differs by {apart:.3f} nats a {agent.actor.draws} from the one that "
-            f"learns, more than the {most} of rounding; try --precision fp32 --kernels reference, and report it"
-        )
 
 
 def verdict_bits(p_right: float) -> float:

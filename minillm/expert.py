@@ -26,7 +26,7 @@ from statistics import fmean, median_low
 
 from minillm import cli
 from minillm.batching import IGNORE, Corpus, Document, answering
-from minillm.episodes import Agent, Episode, chance_kept, judge, look
+from minillm.episodes import Agent, Episode, chance_kept, judge, look, pooled
 from minillm.errors import UserError
 from minillm.files import fields_from, write_text
 from minillm.held_out import heed
@@ -40,6 +40,7 @@ from minillm.start import documents_of_epoch
 from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer
 from minillm.unjudged import leave_out
+from minillm.wording import counted
 
 ANSWERS = 1024  # drawn at once
 TRYING = 0.5  # share of a round's time, under --minutes
@@ -95,7 +96,7 @@ def fit(args: Rounds, session: Session, task: Task, reward: Reward, agent: Agent
         if count := plan.to_try(session.share, progress.tried):
             model.eval()
             examples, corpus = list(islice(practice, count)), None
-            episodes = attempt(session, reward, agent, examples, args.samples)
+            episodes = attempt(session, reward, agent, examples, args, progress)
             right = finds.add([episode for episode in episodes if episode.reward >= threshold])
             progress = Progress(progress.tried + count, len(finds), step, plan.place(session.share)[1])
             session.progress.numbers.update(vars(progress))
@@ -105,23 +106,29 @@ def fit(args: Rounds, session: Session, task: Task, reward: Reward, agent: Agent
             require_finds(session, args, progress)
             corpus = corpus_of(args, task, agent.tokenizer, finds, progress.first)
             model.train()
-        parts = corpus.step(step - progress.first, args.batch_tokens, args.micro_tokens)
-        count = sum(batch.count for batch in parts)
+        parts = corpus.share(step - progress.first, args.batch_tokens, args.micro_tokens, session.rank, session.ranks)
+        count = session.total(sum(batch.count for batch in parts))
         loss = sum(backward(model, batch.to(agent.device), 1 / count) for batch in parts)
         session.set_lr(schedule(plan.learned(session.share, progress.begun), args.warmup, args.schedule))
+        session.add_up()
         norm = session.update(args.clip)
-        session.log(loss=float(loss), gradient_norm=norm)
-        if session.evaluation_is_due():
+        session.log(loss=session.total(float(loss)), gradient_norm=norm)
+        if session.evaluation_is_due() and session.leads:
             examples, answers = glance(session, task, model, agent.tokenizer)
             session.report(measured := task.measure(examples, answers), len(examples), samples=finds.last(3))
             heed(session, score_of(task, measured))
 
 
-def attempt(session: Session, reward: Reward, agent: Agent, examples: Sequence, samples: int) -> list[Episode]:
+def attempt(
+    session: Session, reward: Reward, agent: Agent, examples: Sequence, args: Rounds, progress: Progress
+) -> list[Episode]:
     """Answers, judged; none where they could not be and --reward-errors leaves them out."""
+    if session.team:  # of a step there are several attempts
+        session.team.reseed(args.seed, session.progress.step, progress.tried)
     try:
-        with chance_kept():
-            return judge(reward, agent.rollout(examples, samples))
+        with chance_kept(session):
+            episodes = judge(reward, agent.rollout(agent.own(examples), args.samples))
+        return pooled(session, episodes, examples, args.samples)
     except RewardError as error:
         leave_out(session, error)
         return []
@@ -134,8 +141,8 @@ def require_finds(session: Session, args: Rounds, progress: Progress) -> None:
     best = max((record["best_reward"] for record in records if "best_reward" in record), default=None)
     if args.threshold is not None and not progress.finds and best is not None and best < args.threshold:
         raise UserError(
-            f"not one of the answers to {progress.tried:,} prompts reached --threshold {args.threshold:g}, the best "
-            f"was rewarded {best:.3g}: start again with a lower one"
+            f"not one of the answers to {counted(progress.tried, 'prompt')} reached --threshold {args.threshold:g}, "
+            f"the best was rewarded {best:.3g}: start again with a lower one"
         )
 
 
@@ -201,9 +208,10 @@ def rewards_of(reward: Reward, examples: Sequence, answers: Sequence[str]) -> li
 def progress_of(session: Session) -> Progress:
     """What the checkpoint says. UserError where it says something else."""
     numbers, where = session.progress.numbers, session.run.path(CHECKPOINT)
-    if not numbers and session.progress.step == 0:
+    lacking = vars(Progress()).keys() - numbers.keys()
+    if lacking == vars(Progress()).keys() and session.progress.step == 0:
         return Progress()
-    if lacking := vars(Progress()).keys() - numbers.keys():
+    if lacking:
         raise UserError(f"{where} is no checkpoint of this training: it lacks {min(lacking)!r}")
     return Progress(**fields_from(Progress, {name: numbers[name] for name in vars(Progress())}, where))
 
@@ -215,7 +223,8 @@ def tell(session: Session, episodes: Sequence[Episode], prompts: int, right: int
     share = right / prompts
     seen = look(episodes, len(episodes) // prompts)
     session.write(**seen, solved=share, finds=progress.finds)
-    note = f"{progress.tried:,} prompts tried · of the last ones {share:.0%} solved · {progress.finds:,} answers found"
+    tried, found = counted(progress.tried, "prompt"), counted(progress.finds, "answer")
+    note = f"{tried} tried · of the last ones {share:.0%} solved · {found} found"
     session.bar.update(session.share, session.seconds(), note)
 
 
@@ -233,7 +242,9 @@ class Finds:
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path} is spoiled: {error}") from None
         if len(self.found) != count:
-            raise UserError(f"{path} holds {len(self.found)} answers, but {count} were found; start a new run")
+            raise UserError(
+                f"{path} holds {counted(len(self.found), 'answer')}, but {count} were found; start a new run"
+            )
         self.counts: dict[str, int] = {}
         for prompt, _ in self.found:
             self.counts[prompt] = self.counts.get(prompt, 0) + 1

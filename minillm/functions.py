@@ -4,19 +4,24 @@ It may raise, leave, hang, or return what makes no sense. A training ends then, 
 """
 
 import importlib.util
+import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from minillm.errors import UserError
+from minillm.wording import counted
 
 Checked = TypeVar("Checked")
-SECONDS = 120.0  # that a function of a file may take for the answers of a step
+SECONDS = 120.0  # that a function of a file may take for the answers of a step, unless --reward-seconds says otherwise
+SILENT = 10.0  # of them, after which it is told what is waited for
 AGAIN = 1.0  # seconds after which a function that goes on is told so again
 
 
@@ -29,21 +34,25 @@ class TimeIsUp(BaseException):
 
 
 def function_of(
-    path: Path, name: str, check: Callable[[Any, int], Checked]
+    path: Path, name: str, check: Callable[[Any, int], Checked], seconds: float
 ) -> Callable[[Sequence[Any], Sequence[Any]], Checked]:
     """The function `name` of a Python file, which is run for it: of examples and of as many answers. What it returns
-    is what `check` makes of it, given how many answers there were. UserError; a call's is a RewardError."""
+    is what `check` makes of it, given how many answers there were. `seconds`: that it may take at a time. UserError; a
+    call's is a RewardError."""
     function = load_function(path, name)
     what = f"{path}:{name}"
+    tell = cache(lambda: say(f"waiting for {what}, which may take {seconds:g} seconds, see --reward-seconds"))  # once
 
     def call(examples: Sequence[Any], answers: Sequence[Any]) -> Checked:
         try:
-            with time_limit(SECONDS):
+            with time_limit(seconds, tell):
                 return check(function(list(examples), list(answers)), len(answers))
         except (RewardError, KeyboardInterrupt):
             raise
         except TimeIsUp:
-            raise RewardError(f"{what} took longer than {SECONDS:.0f} seconds for {len(answers)} answers") from None
+            raise RewardError(
+                f"{what} took longer than --reward-seconds {seconds:g} for {counted(len(answers), 'answer')}"
+            ) from None
         except BaseException as error:  # whatever it raises: SystemExit is no Exception, nor is what asyncio cancels by
             raise RewardError(f"{what} failed: {where(error, path)}{type(error).__name__}: {error}") from None
 
@@ -78,26 +87,34 @@ def where(error: BaseException, path: Path) -> str:
 
 
 @contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float, tell: Callable[[], None] = lambda: None) -> Iterator[None]:
     """TimeIsUp in what takes longer, where the system can interrupt it: in the main thread of a Unix process. Who
-    catches even that is told again, and once more at the end."""
+    catches even that is told again, and once more at the end. `tell` is called where it takes longer than SILENT."""
     if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
         yield
         return
-    rings, is_over = [], False
+    began, is_up, is_over = time.monotonic(), False, False
 
     def ring(*_: object) -> None:
-        rings.append(1)
-        if not is_over:
+        nonlocal is_up
+        is_up = time.monotonic() - began >= seconds
+        if is_up and not is_over:
             raise TimeIsUp
+        tell()
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
+    signal.setitimer(signal.ITIMER_REAL, min(SILENT, seconds), AGAIN)
     try:
         yield
     finally:
         is_over = True
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    if rings:
+    if is_up:
         raise TimeIsUp
+
+
+def say(words: str) -> None:
+    """To whoever waits; not by `print`, which may be at work where a signal interrupts it."""
+    with suppress(OSError):
+        os.write(2, f"{words}\n".encode())

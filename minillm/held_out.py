@@ -15,6 +15,7 @@ from minillm.report import figures, flat, glance, score_of, which_look
 from minillm.session import Session
 from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer
+from minillm.wording import counted
 
 
 def look(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> None:
@@ -29,7 +30,7 @@ def heed(session: Session, score: float) -> None:
     if best or patience:
         session.keep_if_best(score)
     if patience and session.progress.worse >= patience:
-        session.end(f"the last {patience} looks at the dev set were no better than the best before")
+        session.end(f"no better than the best before in the last {counted(patience, 'look')} at the dev set")
 
 
 def look_first(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> None:
@@ -81,7 +82,8 @@ def finish(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer)
             measured = {**task.measure(examples, answers), **baselines}
             metrics |= flat(measured, split)
             metrics |= {f"{split}_{name}": value for name, value in task.details(examples, answers).items()}
-            session.console.print(f"{split}: {figures(measured)} on {len(examples):,} examples never trained on")
+            count = counted(len(examples), "example")
+            session.console.print(f"{split}: {figures(measured)} on {count} never trained on")
     tables = [table for table in [task.table(examples, answers)] if table.row_count]  # without mistakes there is none
     for table in tables:
         session.console.print(table)

@@ -25,6 +25,7 @@ from minillm.report import without_control_characters
 from minillm.start import prepare
 from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer
+from minillm.wording import counted
 
 
 class Row(NamedTuple):
@@ -58,7 +59,8 @@ def inspect(args: Any, task: Task, console: Console) -> None:
                 console.print(table_of(document, task, tokenizer, f"example {example}", fault))
             if fault:
                 raise UserError(f"example {example}, token {fault[0]}: {fault[1]}")
-    console.print(f"{number + 1:,} examples keep the rules: targets, ends and positions are as they should be")
+    kept = counted(number + 1, "example keeps", "examples keep")
+    console.print(f"{kept} the rules: targets, ends and positions are as they should be")
 
 
 def examples_of(args: Any, task: Task, tokenizer: Tokenizer, corpus: Corpus) -> Iterator[tuple[int, list[Seen]]]:

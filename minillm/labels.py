@@ -5,6 +5,8 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
+from minillm.wording import counted
+
 # How programs and people write that a value is missing.
 MISSING = {
     "nan",
@@ -35,7 +37,8 @@ def suspicious(counts: Mapping[str, int]) -> list[str]:
 
 def missing(counts: Mapping[str, int]) -> list[str]:
     return [
-        f"the class {name!r} ({count:,} examples) is how programs write a missing value; remove the lines if it is none"
+        f"the class {name!r} ({counted(count, 'example')}) is how programs write a missing value; "
+        "remove the lines if it is none"
         for name, count in counts.items()
         if name.casefold() in MISSING
     ]

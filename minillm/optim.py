@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from minillm.errors import UserError
+from minillm.wording import counted
 
 Optimizers = list[torch.optim.Optimizer]
 Named = Iterable[tuple[str, nn.Parameter]]
@@ -92,7 +93,7 @@ def freeze(model: nn.Module, count: int) -> None:
     ValueError where there are fewer blocks.
     """
     if count > (most := model.config.num_layers):
-        raise ValueError(f"the model has {most} blocks, of which no {count} can stay as they are")
+        raise ValueError(f"the model has {counted(most, 'block')}, of which no {count} can stay as they are")
     embeddings = ("tokens.", "positions.", "segments.", "embedding_norm.")
     frozen = (*embeddings, *(f"blocks.{i}." for i in range(count)))
     for name, parameter in model.named_parameters():
@@ -180,6 +181,19 @@ class Average(torch.optim.Optimizer):
         """The model gets the average, which gets the model's weights, until the next call."""
         for parameter, state in self.state.items():
             parameter.data, state["average"] = state["average"], parameter.data
+
+
+TENSORS = {torch.optim.AdamW: 2, Muon: 1, Average: 1}  # of a parameter's size, that their state has for each
+
+
+def state_bytes(optimizers: Optimizers) -> int:
+    """What they will hold behind their first step."""
+    return sum(
+        TENSORS[type(optimizer)] * parameter.numel() * parameter.element_size()
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    )
 
 
 def swap_average(optimizers: Optimizers) -> None:

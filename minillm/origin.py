@@ -1,6 +1,6 @@
 """What a run began with, as digests, so that it never goes on with anything else: its files, and its data as read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minillm.errors import UserError
@@ -26,7 +26,7 @@ def begin(
         progress.files, progress.data = of_files(run), dict(data)
         progress.numbers |= {"ranks": session.ranks} if session.team else {}
         session.save()
-    session.tracker = open_tracker(args.log_to, run, session.progress.step)
+    session.tracker = open_tracker(args.log_to, run, session.progress.step) if session.leads else None
 
 
 def of_files(run: Run) -> dict[str, str]:
@@ -35,13 +35,14 @@ def of_files(run: Run) -> dict[str, str]:
     return {name: digest([run.path(name).read_bytes()]) for name in names if run.path(name).is_file()}
 
 
-def data_of(run: Run, task: Task) -> dict[str, str]:
-    """Of all examples in their order, by their `repr`, and of the classes, before a model has given them another one.
+def data_of(run: Run, task: Task, log: Sequence = ()) -> dict[str, str]:
+    """Of all examples in their order, by their `repr`, and of the classes, before a model has given them another one;
+    and of the answers that were logged, if it learns from any.
 
     UserError where the run goes on and began with others.
     """
     parts = {**{f"{name} examples": split for name, split in vars(task.splits).items()}, "classes": task.classes or ()}
-    parts |= task.sources
+    parts |= {**task.sources, **({"logged answers": log} if log else {})}
     data = {name: digest(repr(each).encode() for each in part) for name, part in parts.items()}
     if run.is_unfinished:
         require_same(run, "data", data)

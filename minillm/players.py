@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from minillm import evaluate
+from minillm.batching import in_order
 from minillm.beam import Beams
 from minillm.episodes import Episode, Writer
 from minillm.functions import RewardError
@@ -19,6 +20,11 @@ from minillm.tokenizer import Tokenizer
 from minillm.turns import Turns
 
 Speak = Callable[[Sequence[Sequence[int]]], Sequence[Sample]]  # all that was said, as token ids → a turn to each
+
+
+def tokens_of(episode: Episode) -> list[int]:
+    """All that was said in it."""
+    return in_order(episode.prompt, episode.answer, episode.heard)[0]
 
 
 class Player(Writer):
@@ -51,7 +57,7 @@ class Player(Writer):
             episode.said = Turns([episode.said])
         games, room = [e for e in episodes if not e.is_cut], max_seq_len - self.turn_limit + 1  # the last is not read
         while games := self.hear(games, room):
-            for episode, turn in zip(games, speak([e.tokens for e in games]), strict=True):
+            for episode, turn in zip(games, speak([tokens_of(e) for e in games]), strict=True):
                 self.say(episode, turn)
             games = [e for e in games if not e.is_cut]
         return episodes

@@ -1,17 +1,23 @@
-"""Several processes that train one model: torchrun --nproc-per-node 2 train_sft.py …
+"""Several processes that train one model: torchrun --nproc-per-node 2 train_sft.py …, and train_rl.py likewise.
 
-Each process, a rank, has the whole model and knows the whole step, of whose examples it takes its share. PyTorch's
-DistributedDataParallel (Li et al. 2020, arXiv:2006.15704) adds the gradients up while they are computed. What a step is
+Each process, a rank, has the whole model and knows the whole step, of which it computes its share. What a step is
 divided by is counted over all ranks, so that many have the gradient of one, to rounding. The first looks at the dev set
 and writes the run; the others work in copies of its folder, which go when they do.
+
+By example PyTorch's DistributedDataParallel (Li et al. 2020, arXiv:2006.15704) adds the gradients up while they are
+computed. It wants as many backward passes of each rank, and by reward one may have more than others, or none: there
+they are added up when all are done. Each rank draws and judges the answers to its share of the prompts, and all are
+told what the others drew, so that each computes for itself whatever depends on a whole step.
 
 A process alone has no team, and never comes here.
 """
 
 import datetime
+import json
 import os
+import random
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,10 +27,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
+from rich.console import Console
 from torch import Tensor, nn
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from minillm import cli
 from minillm.batching import Batch
 from minillm.device import Placement
 from minillm.errors import UserError
@@ -33,6 +41,7 @@ from minillm.run import LOCK, Run
 PATIENCE = datetime.timedelta(days=7)  # that ranks wait for each other; the first may look at a dev set for hours
 T = TypeVar("T")
 Number = TypeVar("Number", int, float)
+SUM, MAX = dist.ReduceOp.SUM, dist.ReduceOp.MAX
 
 
 class Team:
@@ -47,13 +56,13 @@ class Team:
 
     def total(self, value: Number) -> Number:
         """The sum of all ranks' values."""
-        return type(value)(self.reduced([value], dist.ReduceOp.SUM)[0])
+        return type(value)(self.reduced([value], SUM)[0])
 
     def led(self, share: float, is_over: bool, stop: Event) -> tuple[float, bool]:
         """The first's share of the training that is done, by its clock, and whether it is over; a signal that any of
         them got, all have got."""
         own = (share, is_over) if self.is_first else (0.0, False)
-        share, is_over, is_asked = self.reduced([*own, stop.is_set()], dist.ReduceOp.MAX)
+        share, is_over, is_asked = self.reduced([*own, stop.is_set()], MAX)
         if is_asked:
             stop.set()
         return share, bool(is_over)
@@ -64,22 +73,49 @@ class Team:
             dist.all_reduce(numbers, how)
         return numbers.tolist()
 
+    def exchange(self, value: Any) -> list[Any]:
+        """What each rank has, the first's first: whatever JSON can hold."""
+        own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = [int(size) for size in self.reduced([len(own) * (r == self.rank) for r in range(self.size)], SUM)]
+        texts = own.new_zeros(self.size, max(sizes))
+        texts[self.rank, : len(own)] = own
+        with heard():
+            dist.all_reduce(texts, SUM)
+        return [json.loads(bytes(text[:size].numpy())) for text, size in zip(texts, sizes, strict=True)]
+
+    def add_up(self, parameters: Iterable[Tensor]) -> None:
+        """Makes each gradient the sum of all ranks'; one that no rank has stays none."""
+        parameters = [*parameters]
+        are_known = self.reduced([p.grad is not None for p in parameters], MAX)
+        learned = [p for p, is_known in zip(parameters, are_known, strict=True) if is_known]
+        with heard():
+            for parameter in learned:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            for work in [dist.all_reduce(parameter.grad, SUM, async_op=True) for parameter in learned]:
+                work.wait()
+
     def wait(self) -> None:
         """Until all are here."""
-        self.reduced([0], dist.ReduceOp.SUM)
-
-    def alike(self, placement: Placement) -> Placement:
-        """With the precision that the first has chosen, by its own clock."""
-        is_bf16 = self.reduced([self.is_first and placement.dtype == torch.bfloat16], dist.ReduceOp.MAX)[0]
-        dtype, precision = (torch.bfloat16, "bf16") if is_bf16 else (torch.float32, "fp32")
-        return placement._replace(dtype=dtype, precision=precision)
-
-    def reseed(self, seed: int, step: int) -> None:
-        """Each rank draws numbers of its own in a step, the same ones whenever that step is done."""
-        torch.manual_seed(int(np.random.default_rng((seed, step, self.rank)).integers(2**63)))
+        self.reduced([0], SUM)
 
     def learner(self, model: nn.Module) -> "Learner":
         return Learner(model)
+
+    def reseed(self, seed: int, step: int, *more: int) -> None:
+        """Each rank draws numbers of its own in a step, the same ones whenever that step is done."""
+        reseed(seed, step, self.rank, *more)
+
+    def reseed_alike(self, seed: int, step: int) -> None:
+        """From here on in a step all ranks draw the same numbers, which are those of none of them."""
+        reseed(seed, step, self.size)
+
+
+def reseed(*numbers: int) -> None:
+    """All generators, also those that a reward of somebody's may draw from."""
+    own, pythons, numpys = np.random.default_rng(numbers).integers(2**32, size=3)
+    torch.manual_seed(int(own))
+    random.seed(int(pythons))
+    np.random.seed(int(numpys))
 
 
 class Learner:
@@ -155,17 +191,32 @@ def joined() -> Iterator[Team | None]:
         dist.destroy_process_group()
 
 
-def require_alone(script: str) -> None:
-    """UserError where several processes were started for what one does."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_torchelastic_launched():
-        raise UserError(f"{script} trains in one process; start it with python, not with torchrun")
+def console_of(team: Team | None, console: Console | None) -> Console:
+    """Where a process says what happens: those that are not the first, nowhere."""
+    return Console(quiet=True) if team and not team.is_first else console or cli.console()
+
+
+def alike(team: Team | None, placement: Placement) -> Placement:
+    """With the precision that the first has chosen, by its own clock."""
+    if team is None:
+        return placement
+    is_bf16 = team.exchange(placement.dtype == torch.bfloat16)[0]
+    dtype, precision = (torch.bfloat16, "bf16") if is_bf16 else (torch.float32, "fp32")
+    return placement._replace(dtype=dtype, precision=precision)
 
 
 @contextmanager
-def opened(team: Team | None, folder: Path | None, make: Callable[[Path | None], Run]) -> Iterator[Run]:
-    """The run that `make` makes of the folder; with a team it is the first rank's, of which the others have copies."""
+def opened(team: Team | None, args: Any, script: str) -> Iterator[Run]:
+    """The run of a script's options, a new one or that of --resume; with a team it is the first rank's, of which the
+    others have copies. UserError."""
+
+    def run_in(folder: Path | None) -> Run:
+        return Run.open(folder) if args.resume else Run.create(folder, f"{args.task}-{script}", cli.given(args))
+
+    folder = args.resume or args.out
     if team is None or team.is_first:
-        with make(folder) as run:
+        with run_in(folder) as run:
+            run.processes = team.size if team else 1
             for _ in range(2 if team else 0):  # it is there; the others have their copies
                 team.wait()
             yield run
@@ -176,5 +227,5 @@ def opened(team: Team | None, folder: Path | None, make: Callable[[Path | None],
         if folder and folder.exists():  # to be gone on with
             shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(LOCK))
         team.wait()
-        with make(copy) as run:
+        with run_in(copy) as run:
             yield run

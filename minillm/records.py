@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from minillm import parquet
 from minillm.errors import UserError
+from minillm.wording import counted
 
 # What no reader sees at the ends of a text: blanks, of zero width too, and marks of direction, which come with copies.
 INVISIBLE = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\xad\u180e\u200b\u200c\u200d\u2060\ufeff"
@@ -30,16 +31,27 @@ TAG = re.compile(r"O|[BILUSEM]-\S+")
 class Record(NamedTuple):
     place: str  # FILE:LINE, or which record of FILE, for messages
     fields: dict[str, Any]  # by name; in CSV all of them are texts
+    option = "--fields"  # which says what they are for
 
     def value(self, name: str) -> Any:
-        """UserError where the record has no such field."""
-        if name not in self.fields:
-            there = ", ".join(map(repr, self.fields))
-            hint = "say what is what with --fields"
-            if len(self.fields) == 1 and not next(iter(self.fields)).isidentifier():  # rather several names than one
-                hint += ", and separate the fields of a table by commas, semicolons or tabs"
-            raise UserError(f"{self.place} has no field {name!r}, only {there}; {hint}")
-        return self.fields[name]
+        """Of the field of this name, or where there is none, for `a.b` what is called b in the field a. UserError where
+        the record has no such field."""
+        if name in self.fields:
+            return self.fields[name]
+        value: Any = self.fields
+        for part in name.split("."):
+            if not isinstance(value, dict) or part not in value:
+                raise UserError(self.without(name))
+            value = value[part]
+        return value
+
+    def without(self, name: str) -> str:
+        """That there is no such field, and why that may be."""
+        there = ", ".join(map(repr, self.fields))
+        hint = f"say what is what with {self.option}"
+        if not all(re.fullmatch(r"[\w.-]{1,40}", each) for each in self.fields):  # rather texts than names
+            hint += "; the first line of a table must name its fields, separated by commas, semicolons or tabs"
+        return f"{self.place} has no field {name!r}, only {there}; {hint}"
 
     def text(self, name: str) -> str:
         """The field as a text that is not empty, without what is invisible around it."""
@@ -49,8 +61,12 @@ class Record(NamedTuple):
         return text
 
     def text_or_nothing(self, name: str) -> str:
-        """The same, but it may be empty."""
+        """The same, but it may be empty, or null, which is the same."""
         return self.checked(name, self.value(name))
+
+    def text_as_it_is(self, name: str) -> str:
+        """The same, with all that is around it."""
+        return self.text_or_nothing(name) and self.value(name)
 
     def texts(self, name: str) -> tuple[str, ...]:
         """A field that holds one text, or a list of several, none of them empty. A number is what it is written as."""
@@ -71,7 +87,7 @@ class Record(NamedTuple):
 
     def number(self, name: str) -> float:
         """A field that holds a number, or a text that is one."""
-        value = self.value(name)
+        value = self.known(name)
         try:
             number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
         except (ValueError, OverflowError):
@@ -82,6 +98,8 @@ class Record(NamedTuple):
 
     def checked(self, name: str, value: Any) -> str:
         """What is in the field, or in a list of it, as `text_or_nothing` has it."""
+        if value is None:
+            return ""
         if not isinstance(value, str):
             raise UserError(f"{self.place}: {name!r} is {shown(value)}, but a text was expected")
         if any("\ud800" <= character <= "\udfff" for character in value):
@@ -90,7 +108,7 @@ class Record(NamedTuple):
 
     def label(self, name: str) -> str:
         """The field as the name of a class, as `labels` says, but for texts that are numbers."""
-        value = self.value(name)
+        value = self.known(name)
         if isinstance(value, bool):
             return json.dumps(value)
         if is_number(value):
@@ -98,6 +116,14 @@ class Record(NamedTuple):
         if not isinstance(value, str):
             raise UserError(f"{self.place}: {name!r} is {shown(value)}, but a word or a number was expected")
         return unicodedata.normalize("NFC", self.text(name))
+
+    def known(self, name: str) -> Any:
+        """A field without which there is nothing to learn, and nothing to measure by. UserError where it is empty."""
+        value = self.value(name)
+        if value is None or (isinstance(value, str) and not value.strip(INVISIBLE)):
+            hint = "fill it in or remove the line, or name other data, as test splits of the hub often hide theirs"
+            raise UserError(f"{self.place}: {name!r} is empty, so that this example has no label: {hint}")
+        return value
 
 
 def labels(records: Sequence[Record], name: str, known: Collection[str] = ()) -> list[str]:
@@ -114,9 +140,7 @@ def labels(records: Sequence[Record], name: str, known: Collection[str] = ()) ->
     names = [record.label(name) for record in records]
     values = [by_value(name) if NUMBER.fullmatch(name) else name for name in names]
     if known:
-        return [
-            value if value in known and name not in known else name for name, value in zip(names, values, strict=True)
-        ]
+        return [v if v in known and name not in known else name for name, v in zip(names, values, strict=True)]
     return values if all(map(NUMBER.fullmatch, names)) else names
 
 
@@ -164,9 +188,8 @@ def extension(path: Path) -> str:
 def lines_of(path: Path) -> Iterator[str]:
     """The lines of a text in UTF-8, unpacked where its name ends in .gz, with their ends. UserError."""
     try:
-        with (gzip.open if path.suffix.lower() == ".gz" else open)(
-            path, "rt", encoding="utf-8-sig", newline=""
-        ) as file:
+        opened = gzip.open if path.suffix.lower() == ".gz" else open
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
             yield from without_nul(path, file)
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text; convert it") from None
@@ -245,8 +268,8 @@ def read_csv(path: Path, lines: Iterable[str]) -> Iterator[Record]:
         while len(row) > len(header) and not row[-1]:
             row.pop()
         if len(row) != len(header):
-            wanted = f"but the first line names {len(header)}"
-            raise UserError(f"{place} has {len(row)} fields, {wanted}; they end at {delimiter!r} outside of quotes")
+            wanted = f"but the first line names {len(header)}; they end at {delimiter!r} outside of quotes"
+            raise UserError(f"{place} has {counted(len(row), 'field')}, {wanted}")
         yield Record(place, {name: cell for name, cell in zip(header, row, strict=True) if name})
 
 

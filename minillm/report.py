@@ -13,6 +13,7 @@ from minillm.device import Placement
 from minillm.metrics import Interval
 from minillm.run import Run
 from minillm.tokenizer import Tokenizer
+from minillm.wording import counted
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 SAMPLES = 10
@@ -53,7 +54,8 @@ def introduce(
     """Everything that was decided before the first step, with the reasons, and what `more` there is to say."""
     config, splits = model.config, task.splits
     size = sum(p.numel() for p in model.parameters())
-    shape = f"{config.num_layers} layers × {config.width}, {config.num_heads} heads, {config.vocab_size:,} symbols"
+    blocks, heads = counted(config.num_layers, "layer"), counted(config.num_heads, "head")
+    shape = f"{blocks} × {config.width}, {heads}, {counted(config.vocab_size, 'symbol')}"
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     of_them = f", of which {learning:,} learn" if learning < size else ""
     family = type(config).__name__.removesuffix("Config")
@@ -109,7 +111,7 @@ def score(console: Console, task: Any, model: nn.Module, tokenizer: Tokenizer, w
     for split in ("dev", "test"):
         if examples := vars(task.splits)[split]:
             found[split] = task.measure(examples, task.answer(model, tokenizer, examples))
-            console.print(f"{when}: {split} {figures(found[split])} on {len(examples):,} held-out examples")
+            console.print(f"{when}: {split} {figures(found[split])} on {counted(len(examples), 'held-out example')}")
     return found
 
 
@@ -133,7 +135,8 @@ def which_look(task: Any, log: Sequence[Mapping[str, Any]], last: int, score: fl
     looks.setdefault(last, score)
     best = max(looks, key=looks.get)  # the first of equal ones
     when = f"after step {best} of {last}" if best else "before the first step: no training was as good as the start"
-    return f"kept is the model {when}, the best of {len(looks)} looks at dev, whose figure is the better for the choice"
+    of_looks = f"the best of {counted(len(looks), 'look')} at dev"
+    return f"kept is the model {when}, {of_looks}, whose figure is the better for the choice"
 
 
 def evenly_spaced(examples: Sequence[Any], count: int) -> Sequence[Any]:

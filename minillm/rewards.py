@@ -7,17 +7,15 @@ several of them with weights, each a part with a name of its own.
     --reward runs/preference-sft        what a reward model gives it
     --reward exact --reward length=-0.01        both; the second counts a hundredth, and against
 
-A function is called once a step with all answers. What it does wrong, an exception, a wrong count, a NaN, no end, is a
-RewardError, by which the training ends, saved, in a sentence that says so; once it is mended --resume goes on at that
-very step. With --reward-errors skip the step is left out instead.
+A function is called once a step with all answers, of several processes by each with its own. What it does wrong, an
+exception, a wrong count, a NaN, no end, is a RewardError, by which the training ends, saved, in a sentence that says
+so; once it is mended --resume goes on at that very step. With --reward-errors skip the step is left out instead.
 """
 
 import math
 import numbers
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,8 @@ import torch
 
 from minillm import evaluate
 from minillm.errors import UserError
-from minillm.functions import RewardError, function_of
+from minillm.final_number import last_number
+from minillm.functions import SECONDS, RewardError, function_of
 from minillm.heads import Scorer
 from minillm.metrics import entities
 from minillm.published.checkpoint import open_checkpoint, resolve
@@ -35,6 +34,7 @@ from minillm.published.vocabularies import load_tokenizer
 from minillm.tagging import Tags
 from minillm.tokenizer import Tokenizer
 from minillm.turns import last_turn
+from minillm.wording import counted
 
 Parts = Mapping[str, Sequence[float]]
 Reward = Callable[[Sequence[Any], Sequence[str]], Parts]  # examples and answers, as many → for each part one an answer
@@ -57,17 +57,21 @@ class Weighted:
 
 
 def open_rewards(
-    options: Sequence[str], own: Mapping[str, Reward], device: torch.device, of_texts: bool = True
+    options: Sequence[str],
+    own: Mapping[str, Reward],
+    device: torch.device,
+    of_texts: bool = True,
+    seconds: float = SECONDS,
 ) -> Reward:
     """What the options ask for, together. `own` are the task's, of which the first is the default; `of_texts`: whether
-    answers are texts, which a model can judge. UserError."""
+    answers are texts, which a model can judge; `seconds`: what a function may take at a time. UserError."""
     if not options:
         return next(iter(own.values()))
-    return Weighted([open_reward(option, own, device, of_texts) for option in options])
+    return Weighted([open_reward(option, own, device, of_texts, seconds) for option in options])
 
 
 def open_reward(
-    option: str, own: Mapping[str, Reward], device: torch.device, of_texts: bool = True
+    option: str, own: Mapping[str, Reward], device: torch.device, of_texts: bool, seconds: float
 ) -> tuple[str, Reward, float]:
     """From `NAME`, `FILE.py:FUNCTION` or a model, with `=WEIGHT` behind it if it is not 1."""
     name, weight = split_weight(option)
@@ -75,7 +79,7 @@ def open_reward(
         return name, own[name], weight
     if ".py" in name:
         path, _, function = name.rpartition(":") if ".py:" in name else (name, "", "score")
-        return name, of_file(Path(path), function), weight
+        return name, of_file(Path(path), function, seconds), weight
     if not Path(name.partition(":")[0]).exists() and "/" not in name:
         there = ", ".join(own) or "none"
         run = " or a run" if of_texts else ""
@@ -101,9 +105,9 @@ def split_weight(option: str) -> tuple[str, float]:
 # ---- a function of a person's file ---------------------------------------------------------------
 
 
-def of_file(path: Path, name: str) -> Reward:
+def of_file(path: Path, name: str, seconds: float) -> Reward:
     """The function `name` of a Python file, which is run for it. Its values are checked at every call. UserError."""
-    return function_of(path, name, lambda found, count: checked(f"{path}:{name}", name, found, count))
+    return function_of(path, name, lambda found, count: checked(f"{path}:{name}", name, found, count), seconds)
 
 
 def checked(what: str, name: str, found: Any, count: int) -> Parts:
@@ -123,12 +127,25 @@ def numbers_of(what: str, values: Any, count: int) -> list[float]:
         ) from None
     found = list(islice(found, count + 1))  # of what may have no end
     if len(found) != count:
-        number = f"more than {count}" if len(found) > count else len(found)
-        raise RewardError(f"{what} returned {number} values for {count} answers")
+        number = f"more than {counted(count, 'value')}" if len(found) > count else counted(len(found), "value")
+        raise RewardError(f"{what} returned {number} for {counted(count, 'answer')}")
     for i, value in enumerate(found):
-        if not isinstance(value, numbers.Real) or not math.isfinite(value):
-            raise RewardError(f"{what} returned {value!r} for answer {i}, but a finite number was expected")
+        if not isinstance(value, numbers.Real) or not is_finite(value):
+            raise RewardError(f"{what} returned {shown(value)} for answer {i}, but a finite number was expected")
     return [float(value) for value in found]
+
+
+def is_finite(value: numbers.Real) -> bool:
+    """Whether a float can hold it: an int or a fraction may be too large for any."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def shown(value: Any) -> str:
+    """For a sentence; Python writes no integer of thousands of digits, nor could anyone read it."""
+    return f"a number of {value.bit_length():,} bits" if isinstance(value, int) and abs(value) >= 2**64 else repr(value)
 
 
 # ---- a model trained here --------------------------------------------------------------------------
@@ -184,41 +201,10 @@ def length(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
     return {"length": [float(len(answer)) for answer in answers]}
 
 
-MARKER = "####"  # behind the last of them stands the answer, as in GSM8K (arXiv:2110.14168)
-NUMBER = re.compile(
-    r"(?<![\w.,/])[-+]?[$€]?(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?:\.\d{1,18}|/\d{1,18})?(?![\w/]|[.,]\d)", re.ASCII
-)
-MOST_READ = 10_000  # characters of an answer
-
-
 def number(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
     """1 where the number that an answer gives, see `last_number`, equals the right one, else 0."""
     right = [{value for each in example.answers if (value := last_number(each)) is not None} for example in examples]
     return {"number": [float(last_number(answer) in those) for answer, those in zip(answers, right, strict=True)]}
-
-
-def last_number(text: str) -> Fraction | None:
-    """The one number behind the last MARKER, whatever words are there, too; or without a marker the number that a text
-    ends with, but for a unit's sign, a full stop and blanks. None where there is none, or several.
-
-    It is exact: 1,250.50 is 2501/2. Nothing is computed, so that a problem is not its own answer: a fraction counts in
-    lowest terms alone."""
-    if len(text) > MOST_READ:
-        return None
-    _, marker, tail = text.rpartition(MARKER)
-    tail = tail.replace("−", "-").strip().rstrip(".").rstrip("%€$ ").lstrip("$€ ")
-    found = list(NUMBER.finditer(tail))
-    if not found or (len(found) > 1 if marker else found[-1].end() != len(tail)):
-        return None
-    return exactly(found[-1].group())
-
-
-def exactly(number: str) -> Fraction | None:
-    """What NUMBER matched; None of a fraction that can be reduced."""
-    above, bar, below = re.sub("[,$€]", "", number).partition("/")
-    if bar and (int(below) < 2 or math.gcd(int(above), int(below)) > 1):
-        return None
-    return Fraction(above) / int(below or 1)
 
 
 SHARED: dict[str, Reward] = {"exact": exact, "number": number, "length": length}

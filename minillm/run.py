@@ -58,6 +58,7 @@ class Run:
     def __init__(self, folder: Path):
         self.folder = folder
         self.given: dict[str, Any] = {}  # of a new one: the options that somebody gave
+        self.processes = 1  # that work on it together, see ranks.py
         self.lock: TextIO | None = None  # while this process is the one that works here
         self.is_new = False  # whether this process claimed it
         self.made: list[Path] = []  # folders that were made for it
@@ -192,7 +193,8 @@ class Run:
 
     @property
     def resume_command(self) -> str:
-        return f"python train_{self.options().get('script', 'sft')}.py --resume {shlex.quote(str(self.folder))}"
+        launcher = f"torchrun --nproc-per-node {self.processes}" if self.processes > 1 else "python"
+        return f"{launcher} train_{self.options().get('script', 'sft')}.py --resume {shlex.quote(str(self.folder))}"
 
     def save_model(self, model: nn.Module) -> None:
         """With what LoRA has learned merged into it, and that by itself in a folder `adapter`, too."""

@@ -35,6 +35,7 @@ from minillm.report import figures, flat
 from minillm.run import BEST, CHECKPOINT, Run
 from minillm.state import Progress
 from minillm.trackers import Tracker
+from minillm.wording import counted
 
 SAVE_SECONDS = 60  # between checkpoints
 LINE_SECONDS = 10  # between lines of progress where there is no terminal
@@ -69,7 +70,6 @@ class Session:
         self.rank, self.ranks = (team.rank, team.size) if team else (0, 1)
         self.leads = self.rank == 0  # whether this is the process that looks at the dev set and writes the run
         self.progress = Progress()
-        self.kept: float | None = None  # the score of the weights in BEST, which is replaced more often than CHECKPOINT
         self.peak_lrs = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
         self.share = 0.0  # of the training that was over when the step began
         self.log_file: TextIO | None = None
@@ -115,14 +115,21 @@ class Session:
 
     @cached_property
     def learner(self) -> Any:
-        """The model, or what adds its gradients up over all ranks."""
-        if self.sharded or not self.team:
-            return self.sharded or self.model
-        return self.team.learner(self.model)
+        """The model, or what adds its gradients up over all ranks in its `passes`."""
+        return self.sharded or (self.team.learner(self.model) if self.team else self.model)
 
     def passes(self, things: Iterable[Any]) -> Iterable[Any]:
-        """These things, each for a backward pass of a step."""
+        """These things, each for a backward pass of a step, of which all ranks have as many."""
         return self.learner.passes(things) if self.team else things
+
+    def add_up(self) -> None:
+        """Makes the gradients the sum of all ranks', where each had passes of its own."""
+        if self.team:
+            self.team.add_up(self.model.parameters())
+
+    def exchange(self, value: Any) -> list[Any]:
+        """What each rank has, the first's first: whatever JSON can hold."""
+        return self.team.exchange(value) if self.team else [value]
 
     def share_done(self) -> float:
         """Of the budget, from 0 to 1 and beyond."""
@@ -226,12 +233,13 @@ class Session:
             swap_average(self.optimizers)  # the other way round
 
     def evaluation_is_due(self) -> bool:
-        """True once for each of the evaluations that are spread over the training, the last one excepted."""
+        """True once for each of the evaluations that are spread over the training, the last one excepted; on all ranks,
+        of which the first looks."""
         is_due = self.share >= (self.progress.evaluations + 1) / self.budget.evaluations
         self.progress.evaluations += is_due
         if is_due:
             self.gather()
-        return is_due and self.leads
+        return is_due
 
     def gather(self) -> None:
         """Where the model learns in parts, the first rank's whole one gets their weights."""
@@ -241,22 +249,21 @@ class Session:
     def report(self, metrics: Mapping[str, Interval], count: int, **more: Any) -> None:
         """Shows and logs what was measured on so many dev examples."""
         self.write(**flat(metrics, "dev"), **more)
-        self.console.print(f"step {self.progress.step}: {figures(metrics)} on {count} dev examples")
+        self.console.print(f"step {self.progress.step}: {figures(metrics)} on {counted(count, 'dev example')}")
 
     def keep_if_best(self, score: float) -> None:
         """Remember the weights if no score before, of which higher is better, was as high."""
-        self.progress.worse += 1
-        if self.progress.best is None or score > self.progress.best:
-            self.progress.best, self.progress.worse = score, 0
-        # After an interruption a look may be repeated, and by the clock's budget with another result.
-        if self.kept is None or score > self.kept:
-            self.kept = score
+        self.progress.look(score)
+        # The file is replaced more often than the checkpoint: after an interruption a look may be repeated, and by the
+        # clock's budget with another result.
+        path = self.run.path(BEST)
+        if not path.exists() or score > state.read_score(path):
             with self.averaged():
-                write_tensors(self.run.path(BEST), state.weights_of(self.model), {state.SCORE: score})
+                write_tensors(path, state.weights_of(self.model), {state.SCORE: score})
 
     def take_best(self) -> None:
         """The weights that `keep_if_best` remembered."""
-        if self.kept is not None:
+        if self.run.path(BEST).exists():
             state.read_weights(self.run.path(BEST), self.model)
 
     # ---- the run folder ----
@@ -285,7 +292,7 @@ class Session:
         self.progress = Progress.of(saved, path)
         state.require_ranks(self.progress, self.ranks)
         if self.run.path(BEST).exists() or self.progress.best is not None:
-            self.kept = state.read_score(self.run.path(BEST))
+            state.read_score(self.run.path(BEST))  # or it is spoiled
         there = self.run.cut_log(self.progress.records)
         if lost := self.progress.records - there:
             self.console.print(f"log.jsonl lacks {lost} of its records, lost or spoiled; going on without them")
@@ -317,14 +324,8 @@ class ProgressBar:
 
     def __init__(self, console: Console):
         self.console = console
-        self.bar = RichProgress(
-            BarColumn(bar_width=24),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        columns = BarColumn(bar_width=24), TaskProgressColumn(), TextColumn("{task.fields[note]}")
+        self.bar = RichProgress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self.task = self.bar.add_task("", total=1.0, note="")
         self.last_line = time.monotonic()
 

@@ -90,11 +90,12 @@ def restrict(model: nn.Module, args: Any) -> None:
         raise UserError(f"{option}: {error}") from None
 
 
-def require_examples(task: Task, by_reward: bool = False) -> None:
-    """UserError for files that are only to be answered, and for prompts alone, unless answers to them are judged."""
+def require_examples(task: Task, by_reward: bool = False, from_log: bool = False) -> None:
+    """UserError for files that are only to be answered, and for prompts alone, unless answers to them are judged; from
+    a log one may learn without either."""
     if not task.splits.train and task.splits.unlabelled and not by_reward:
         raise UserError(f"no training example of --task {task.name} has an answer; train_rl.py learns from rewards")
-    if not task.splits.train and not task.splits.unlabelled:
+    if not task.splits.train and not task.splits.unlabelled and not from_log:
         raise UserError(f"--task {task.name} learns from your own examples: give --train FILE")
     if not task.splits.dev:
         raise UserError(f"--task {task.name} has no examples to watch progress on: give --dev FILE")
@@ -237,4 +238,4 @@ def refuse_beside_resume(args: Any) -> None:
     for given in (args, args.options) if args.options else (args,):
         for field in dataclasses.fields(given):
             if field.name not in ("resume", "options", "task") and vars(given)[field.name] != field.default:
-                raise UserError(cli.BESIDE_RESUME.format(field.name.replace("_", "-")))
+                raise UserError(cli.BESIDE_RESUME.format(field.name.replace("_", "-"), quote(str(args.resume))))

@@ -19,6 +19,7 @@ from minillm.episodes import Agent
 from minillm.errors import UserError
 from minillm.files import fields_from, write_tensors
 from minillm.lora import LR_FACTOR
+from minillm.ranks import Team
 from minillm.rewards import split_weight
 from minillm.run import START, Run
 from minillm.start import (
@@ -46,14 +47,15 @@ def inheriting(args: Args, init: Path | None, tasks: Mapping[str, type[Task]]) -
     return dataclasses.replace(args, init=init, options=by_reward(options, args.sft_share))
 
 
-def open_agent(args: Args, run: Run, task: Judged, placement: Placement) -> tuple[Args, Agent]:
+def open_agent(args: Args, run: Run, task: Judged, placement: Placement, team: Team | None) -> tuple[Args, Agent]:
     """The options, complete, and who is to learn under them. UserError."""
     start, tokenizer = open_policy(args, run, task)
     args = complete_by_reward(args, task, start)
     actor = actor_of(task, tokenizer)
     model = learner(start, placement, args)
     model = with_value(model) if args.learns_value else model
-    return args, Agent(model, start, tokenizer, actor, args.temperature, args.micro_tokens)
+    place = (team.rank, team.size) if team else (0, 1)
+    return args, Agent(model, start, tokenizer, actor, args.temperature, args.micro_tokens, *place)
 
 
 def given_answers(args: Args, task: Task, tokenizer: Tokenizer) -> tuple[Corpus | None, int]:
@@ -67,7 +69,7 @@ def given_answers(args: Args, task: Task, tokenizer: Tokenizer) -> tuple[Corpus 
 
 def open_policy(args: Args, run: Run, task: Task) -> tuple[nn.Module, Tokenizer]:
     """What reinforcement learning starts from. Its weights are kept in the run, which needs no other folder then."""
-    require_examples(task, by_reward=True)
+    require_examples(task, by_reward=True, from_log=bool(args.logged))
     if args.resume:
         model, tokenizer = resume_start(run.folder, task)
         read_weights(run.path(START), model)
@@ -102,7 +104,7 @@ def complete_by_reward(args: Args, task: Task, model: nn.Module) -> Args:
     """The options of reinforcement learning with what suits the task and the model, which it starts from, where none
     was given. UserError for what the data does not allow."""
     names = [split_weight(each)[0] for each in args.reward] or list(task.rewards)[:1]
-    if any(isinstance(each, Example) and not each.answers for each in task.splits.unlabelled):
+    if not args.logged and any(isinstance(each, Example) and not each.answers for each in task.splits.unlabelled):
         require_judge(names, task)
     if args.sft_share and not task.splits.train:
         raise UserError(f"--sft-share {args.sft_share} learns from given answers, but the training examples have none")

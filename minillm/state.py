@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from minillm.errors import UserError
 from minillm.files import fields_from, read_state, read_tensors, write_tensors
+from minillm.wording import counted
 
 FORMAT = 4  # of the file; one of another number is refused
 WEIGHTS = "model."
@@ -45,6 +46,12 @@ class Progress:
     targets: float = 0.0  # in them; both of this rank's share
     files: dict[str, str] = field(default_factory=dict)  # digests of what it began with, by name
     data: dict[str, str] = field(default_factory=dict)
+
+    def look(self, score: float) -> None:
+        """Counts a look at the dev set, of which a higher score is better."""
+        self.worse += 1
+        if self.best is None or score > self.best:
+            self.best, self.worse = score, 0
 
     @classmethod
     def of(cls, saved: Mapping[str, Any], path: Path) -> "Progress":
@@ -114,7 +121,9 @@ def require_ranks(progress: Progress, ranks: int) -> None:
     """UserError where other than so many processes began a training: each draws random numbers of its own."""
     if (began := progress.numbers.get("ranks", 1)) != ranks:
         how = f"torchrun --nproc-per-node {began:.0f}" if began > 1 else "python"
-        raise UserError(f"this run was begun by {began:.0f} processes, not by {ranks}; go on with {how}")
+        raise UserError(
+            f"this run was begun by {counted(round(began), 'process', 'processes')}, not by {ranks}; go on with {how}"
+        )
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from minillm.errors import UserError
-from minillm.functions import RewardError, function_of
+from minillm.functions import SECONDS, RewardError, function_of
+from minillm.wording import counted
 
 TURNS = 4  # of an answer, unless told otherwise
 
@@ -60,12 +61,12 @@ class Environment:
     turns: int  # the most that an answer has
 
 
-def open_environment(option: str, turns: int | None) -> Environment:
-    """From `FILE.py:FUNCTION`, whose replies are checked at every call. UserError."""
+def open_environment(option: str, turns: int | None, seconds: float = SECONDS) -> Environment:
+    """From `FILE.py:FUNCTION`, whose replies are checked at every call, for which it has so many seconds. UserError."""
     path, _, name = option.rpartition(":") if ".py:" in option else (option, "", "reply")
     if not path.endswith(".py"):
         raise UserError(f"--environment {option}: give FILE.py:FUNCTION")
-    reply = function_of(Path(path), name, lambda found, count: checked(option, found, count))
+    reply = function_of(Path(path), name, lambda found, count: checked(option, found, count), seconds)
     return Environment(reply, turns or TURNS)
 
 
@@ -84,7 +85,7 @@ def checked(what: str, found: Any, count: int) -> list[str | None]:
     replies = list(islice(found, count + 1))  # of what may have no end
     if len(replies) != count:
         number = f"more than {count}" if len(replies) > count else len(replies)
-        raise RewardError(f"{what} returned {number} replies to {count} answers")
+        raise RewardError(f"{what} returned {number} of {counted(count, 'reply', 'replies')}")
     for i, reply in enumerate(replies):
         if not isinstance(reply, str | None):
             raise RewardError(f"{what} returned {reply!r} for answer {i}, but a text, or None, was expected")

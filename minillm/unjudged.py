@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from minillm.errors import UserError
+from minillm.ranks import Team, gone
 from minillm.rewards import RewardError
 from minillm.run import Run
 from minillm.session import Session
@@ -36,6 +37,18 @@ def leave_out_look(session: Session, error: RewardError) -> None:
     tell(session, "a look goes without rewards", error)
 
 
+def require_learned(session: Session) -> None:
+    """UserError where the reward failed in every step: such a run is no success."""
+    log = session.run.read_log()
+    if (failed := [record["skipped"] for record in log if "skipped" in record]) and not any(
+        "lr" in each for each in log
+    ):
+        raise UserError(
+            f"nothing was learned, as the reward failed in every step, at last so: {failed[-1]}; mend it, try it with "
+            "python -m minillm reward, and start a new run"
+        )
+
+
 def tell(session: Session, what: str, error: RewardError) -> None:
     session.console.print(f"step {session.progress.step}: {what}: {error}", markup=False, highlight=False)
 
@@ -52,9 +65,11 @@ def skipped(run: Run) -> int:
 
 
 @contextmanager
-def saying_how_to_go_on(run: Run) -> Iterator[None]:
+def saying_how_to_go_on(run: Run, team: Team | None) -> Iterator[None]:
     """UserError for a RewardError within it, with the command for when it is mended."""
     try:
         yield
     except RewardError as error:
+        if team and not team.is_first:  # who works in a copy
+            raise gone() from None
         raise UserError(f"{error}; nothing is lost: mend it, and go on with: {run.resume_command}") from None

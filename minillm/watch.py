@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from minillm import state
 from minillm.alarms import new_alarms, raised
-from minillm.episodes import Agent, Episode, judge, refer, rewards_of
+from minillm.episodes import Agent, Episode, judge, refer, rewards_of, row_of
+from minillm.errors import UserError
 from minillm.evaluate import nats
 from minillm.findings import comparison, conclude, findings
 from minillm.held_out import heed
@@ -25,29 +26,59 @@ from minillm.report import cells, evenly_spaced, flat, glance, named, points, sa
 from minillm.rewards import Reward, RewardError, exact
 from minillm.session import Session
 from minillm.tasks.base import Judged
-from minillm.unjudged import leave_out_look, skipped
+from minillm.unjudged import leave_out_look, require_learned, skipped
 from minillm.values import without_value
+from minillm.wording import counted
 
 PANELS = ("loss", "solved", "finds", "kl", "entropy", "gradient_norm", "groups_without_variance")  # as far as logged
 DRAWN = 8  # answers to each example before and after
 AT_ONCE = 1024  # of them
 AFFORDABLE = 2e12  # multiplications for all of them, at most: a minute or so
 LEAST = 100  # examples, whatever that takes
+PARITY = 128  # answers, about, on which it is looked whether they are those of the model that learns
+APART = {
+    torch.float32: 0.001,
+    torch.bfloat16: 0.1,
+    torch.float16: 0.02,
+}  # nats a token, mean: more is no rounding
 
 Measured = Mapping[str, Interval]
+
+
+def require_parity(agent: Agent, episodes: Sequence[Episode]) -> None:
+    """UserError where the answers were drawn with other probabilities than those that are learned from, but for
+    rounding: what is then climbed would not be the gradient of the expected reward."""
+    if not episodes:
+        return
+    some = episodes[:: max(1, len(episodes) // PARITY)]
+    now, then = agent.logprobs(agent.batch(some)), row_of([e.logprobs for e in some]).float()
+    apart = float((now - then).abs().mean())
+    if not apart <= (most := APART.get(agent.model.compute_dtype, APART[torch.float32])):
+        raise UserError(
+            f"answers were drawn with a log p that differs by {apart:.3f} nats a {agent.actor.draws} from the one that "
+            f"learns, more than the {most} of rounding; try --precision fp32 --kernels reference, and report it"
+        )
 
 
 def report(
     session: Session, task: Judged, reward: Reward, agent: Agent, shown: Sequence[Episode], seen: Mapping[str, float]
 ) -> None:
-    """What the model answers on dev, what it would earn for it, and some of what it tried. RewardError, once all else
-    is seen to."""
+    """What the model answers on dev, what it would earn for it, and some of what it tried, by the first rank.
+    RewardError on all of them, once all else is seen to."""
+    failed = look_at_dev(session, task, reward, agent, shown, seen) if session.leads else None
+    if said := session.exchange(failed and str(failed))[0]:
+        session.save()
+        leave_out_look(session, failed or RewardError(said))
+
+
+def look_at_dev(
+    session: Session, task: Judged, reward: Reward, agent: Agent, shown: Sequence[Episode], seen: Mapping[str, float]
+) -> RewardError | None:
+    """The same; returns why answers have no rewards, if they have none."""
     try:
         examples, answers = glance(session, task, agent.model, agent.tokenizer)
     except RewardError as error:  # of an environment, without which there are no answers
-        session.save()
-        leave_out_look(session, error)
-        return
+        return error
     measured, failed, greedy = task.measure(examples, answers), None, {}
     try:
         earned = [sum(parts) for parts in zip(*reward(examples, [*map(task.said, answers)]).values(), strict=True)]
@@ -60,9 +91,7 @@ def report(
     prompts, texts = [e.example for e in shown], [e.said for e in shown]
     session.console.print(samples_table(prompts, texts, "answers drawn in practice"))
     heed(session, score_of(task, measured))
-    if failed:
-        session.save()
-        leave_out_look(session, failed)
+    return failed
 
 
 def describe(seen: Mapping[str, float], draws: str) -> str:
@@ -90,7 +119,9 @@ def take_best(session: Session, task: Judged, agent: Agent) -> None:
 
 def sound_alarms(session: Session, task: Judged, final: Mapping[str, Any] | None = None) -> None:
     """Says what goes wrong when it is first seen, and writes it into the log; `final` is what was measured at the end
-    and does not stand there yet."""
+    and does not stand there yet. The first rank does."""
+    if not session.leads:
+        return
     records = [*session.run.read_log(session.progress.records), *([final] if final else [])]
     for name, says in new_alarms(records, task.headline, task.lower_is_better, final is not None).items():
         session.write(alarm=name, says=says)
@@ -108,7 +139,9 @@ def watched(args: Any, task: Judged, model: nn.Module, longest: int) -> Sequence
 
 
 def look_before(args: Any, session: Session, task: Judged, reward: Reward, agent: Agent) -> dict[str, Measured]:
-    """At the start, also where the training goes on; a new one has it in its log."""
+    """At the start, also where the training goes on; a new one has it in its log. The first rank looks, for all."""
+    if not session.leads:
+        return {}
     before = look_at(args, session, task, reward, replace(agent, model=agent.start))
     if not session.progress.records:
         session.write(**flat(before["dev"], "dev"))
@@ -206,12 +239,19 @@ def table_of(split: str, before: Measured, after: Measured) -> Table:
 def finish(
     args: Any, session: Session, task: Judged, reward: Reward, agent: Agent, before: Mapping[str, Measured]
 ) -> None:
-    """Takes the model that is to be kept, shows and saves what it became and what remains to be saved."""
+    """Takes the model that is to be kept, shows and saves what it became and what remains to be saved; the first rank
+    does. UserError for one that has not learned at all."""
+    require_learned(session)
+    if not session.leads:
+        return
     take_best(session, task, agent)
     model = without_value(agent.model)
     after = look_at(args, session, task, reward, agent)
+    simple = {split: task.baselines(vars(task.splits)[split]) for split in after}
+    after = {split: {**measured, **simple[split]} for split, measured in after.items()}
     tables = [table_of(split, before[split], after[split]) for split in after]
     tables.append(task.table(*glance(session, task, model, agent.tokenizer)))
+    tables = [table for table in tables if table.row_count]
     for table in tables:
         session.console.print(table)
     metrics: dict[str, Any] = {}
@@ -225,9 +265,10 @@ def finish(
     remarks = [f"{name}: {says}" for name, says in raised(session.run.read_log()).items()]
     if count := skipped(session.run):
         metrics["skipped"] = count
-        remarks.append(f"{count} times answers were left out, as the reward failed: see log.jsonl")
+        remarks.append(f"{counted(count, 'time')} answers were left out, as the reward failed: see log.jsonl")
         session.console.print(f"note: {remarks[-1]}", markup=False)
-    found = findings(task, model, tables, after["dev"], remarks=remarks)
+    folder = session.run.folder
+    next_command = comparison(folder, args.init) if args.init else task.next_command(folder)
+    found = findings(task, model, tables, after["dev"], [*simple["dev"]], remarks, next_command)
     conclude(session, metrics, flat(after["dev"], "dev"), panels, f"{task.name}, by reward", found)
-    if args.init:
-        session.console.print(f"next: {comparison(session.run.folder, args.init)}", markup=False)
+    session.console.print(f"next: {next_command}", markup=False)

@@ -7,6 +7,7 @@ spins = {} if "GOMP_SPINCOUNT" in os.environ else {"GOMP_SPINCOUNT": "3000"}
 os.environ |= spins
 if "PYTEST_XDIST_WORKER" in os.environ:  # `pytest -n 2`: each process has a core of its own, as has what it starts
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+import pytest  # noqa: E402
 import torch  # noqa: E402
 
 for name in spins:
@@ -17,3 +18,12 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(autouse=True)
+def _kernels_as_they_were():
+    """Behind a test, what it or a script that it ran has set as their default is forgotten, with what came of it."""
+    yield
+    from kernels import backend  # not before the variable above is set
+
+    backend.set_default("auto")

@@ -8,8 +8,9 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from kernels import backend
 from minillm import cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +37,6 @@ def main(script, **options):
     """The main of a script in this process: → exit code."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [script.__name__, *command_line(**options)])
-        patch.setattr(backend, "_default", "auto")
         try:
             cli.run(script.main)
         except SystemExit as stop:
@@ -68,6 +68,51 @@ def run(script, folder, **options):
     process = start(script, folder, **options)
     out, err = process.communicate(timeout=120)
     return process.returncode, out, err
+
+
+# ---- several processes that train one model ------------------------------------------------------
+
+
+def one_thread():
+    return {**environment(), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def torchrun(*command, **how):
+    """Two processes, each with one thread, as a process to wait for."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.Popen([*launcher, *map(str, command)], env=one_thread(), text=True, stderr=subprocess.PIPE, **how)
+
+
+def finished(process):
+    _, said = process.communicate(timeout=900)
+    assert process.returncode == 0, said
+    return said
+
+
+def same_training(one, two, tolerance):
+    """Whether two runs have the same figures, in every record, and the same weights, but for rounding."""
+    assert len(records(one)) == len(records(two)) > 3, one.name
+    for a, b in zip(records(one), records(two), strict=True):
+        assert a.keys() == b.keys(), one.name
+        for name in (key for key in a if isinstance(a[key], int | float)):
+            assert b[name] == pytest.approx(a[name], rel=2 * tolerance, abs=tolerance / 10), (one.name, name)
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, two))
+    assert first.keys() == second.keys(), one.name
+    for name in first:
+        torch.testing.assert_close(second[name], first[name], rtol=0, atol=tolerance, msg=f"{one.name}: {name}")
+
+
+# ---- what a run leaves behind --------------------------------------------------------------------
+
+
+def write_lines(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def records(folder):
+    """The log, without the clock."""
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in read_log(folder)]
 
 
 def read_log(folder):

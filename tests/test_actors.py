@@ -15,13 +15,14 @@ from tiny import assert_same, bert_config, gradients, shake
 from kernels import Packing
 from minillm.actors import Chooser, Tagger, by_reward
 from minillm.batching import Document
-from minillm.episodes import Agent, Episode, logprobs_of, look, refer, require_parity, verdict_bits
+from minillm.episodes import Agent, Episode, logprobs_of, look, refer, verdict_bits
 from minillm.errors import UserError
 from minillm.generate import GREEDY, Sampling
 from minillm.heads import SequenceClassifier, TokenClassifier
 from minillm.policy import Rewards
 from minillm.tagging import Tags, Window
 from minillm.tasks import arithmetic, classify
+from minillm.watch import require_parity
 from train_rl import Args, climb
 
 T = 0.7

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 
 import pytest
 from rich.console import Console
@@ -25,18 +26,18 @@ def files_of_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[set[Path]]]
     """The files of ours that each step enters, the script's included; a step ends where the next one begins."""
     steps: list[set[Path]] = []
     entered: set[str] = set()
-    begin = Session.share_done
+    begin = Session.goes_on
 
-    def begin_step(session: Session) -> float:
+    def begin_step(session: Session, stop: Event) -> bool:
         steps.append({Path(name) for name in tuple(entered) if name.startswith(OURS)})
         entered.clear()
-        return begin(session)
+        return begin(session, stop)
 
     def enter(frame, event: str, _: object) -> None:
         if event == "call":
             entered.add(frame.f_code.co_filename)
 
-    monkeypatch.setattr(Session, "share_done", begin_step)
+    monkeypatch.setattr(Session, "goes_on", begin_step)
     sys.setprofile(enter)
     try:
         yield steps

@@ -136,6 +136,7 @@ def test_quick_simulation_of_intervals():
     assert done.returncode == 0, done.stderr
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()[2:]]
     known = {"rate", "ratio", "macro-F1", "entity F1", "mean", "Pearson", "Spearman", "calibration error", "difference"}
+    known |= {"BLEU"}
     assert {metric for metric, *_ in cells} == known
     assert all(float(mean.rstrip("%")) > 85 for *_, mean, _ in cells)
 

@@ -70,10 +70,10 @@ def one_by_one(model, parts):
 
 @every_head
 @pytest.mark.parametrize("impl", ["torch", "eager"])
-def test_packed_is_one_by_one(head, impl, monkeypatch):
+def test_packed_is_one_by_one(head, impl):
     model, parts = make(head), sequences(LENGTHS)
     truth = one_by_one(model, parts)
-    monkeypatch.setattr(backend, "_default", impl)
+    backend.set_default(impl)
     assert_same(truth, run(model, *packed(parts)))
 
 

@@ -257,7 +257,8 @@ def test_options_of_another_task_are_named(line, sentence):
     ],
 )
 def test_nothing_may_be_given_beside_resume(line, name):
-    with pytest.raises(UserError, match=f"^--resume goes on under the options .*; leave out --{name}$"):
+    said = f"^--resume goes on under the options .*: leave out --{name}, or, .* in a new one with --init x$"
+    with pytest.raises(UserError, match=said):
         parse(line)
 
 

@@ -23,7 +23,7 @@ from minillm.heads import MaskedLM, RewardModel, SequenceClassifier, TokenClassi
 from minillm.lora import adapted
 from minillm.modernbert import ModernBERTConfig
 from minillm.objective import backward
-from minillm.optim import freeze
+from minillm.optim import freeze, optimizers_of
 from minillm.tasks.arithmetic import Options
 
 SHAPE = {"vocab_size": 11, "max_seq_len": 128, "num_layers": 3, "width": 16, "num_heads": 4}
@@ -54,8 +54,6 @@ HELD = {
 def _eager():
     """Products of matrices that PyTorch's counter sees: those of operators of ours it does not."""
     kernels.set_default("eager")
-    yield
-    kernels.set_default("auto")
 
 
 def counted(model, n):
@@ -140,29 +138,58 @@ def corpus(n=40):
 
 
 def args(**choices):
-    return SimpleNamespace(**{"micro_tokens": None, "batch_tokens": 400, "checkpointing": False, "ema": None} | choices)
+    usual = {"micro_tokens": None, "batch_tokens": 400, "checkpointing": False, "shard": False, "ema": None}
+    rates = {"optimizer": "adamw", "lr": 0.01, "embedding_lr": 0.01, "weight_decay": None, "beta2": None}
+    return SimpleNamespace(**usual | rates | choices)
 
 
-def test_memory_is_that_of_weights_and_of_the_largest_batch():
-    model = gpt()
-    whole = costs.memory(model, args(), corpus())
-    assert costs.memory(model, args(batch_tokens=800), corpus()) - whole == 400 * costs.activations(model, False)
-    assert costs.memory(model, args(batch_tokens=800, micro_tokens=400), corpus()) == whole
+def memory(model, ranks=1, **choices):
+    return costs.memory(model, optimizers_of(model, args(**choices)), args(**choices), corpus(), ranks)
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_memory_is_that_of_weights_and_of_the_largest_batch(optimizer, ema):
+    """What optimisers hold is seen in them behind a step."""
+    model, choices = gpt(), {"optimizer": optimizer, "ema": ema}
+    whole = memory(model, **choices)
+    assert memory(model, batch_tokens=800, **choices) - whole == 400 * costs.activations(model, False)
+    assert memory(model, batch_tokens=800, micro_tokens=400, **choices) == whole
     weights = 4 * sum(p.numel() for p in model.parameters())
-    assert costs.memory(model, args(ema=0.9), corpus()) - whole == weights
+    optimizers = optimizers_of(model, args(**choices))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    for each in optimizers:
+        each.step()
+    states = [state for each in optimizers for state in each.state.values()]
+    held = sum(costs.size(x) for state in states for x in state.values() if torch.is_tensor(x) and x.ndim)
     model.requires_grad_(False)
-    assert whole - costs.memory(model, args(), corpus()) == 3 * weights
+    assert whole - costs.memory(model, [], args(), corpus()) == weights + held
+
+
+def test_of_a_model_in_parts_each_process_has_its_share():
+    """But for what is put together while it computes, with its gradient: a block, and what is in none."""
+    model = gpt()
+    of_blocks = [4 * sum(p.numel() for p in block.parameters()) for block in model.blocks]
+    weights = 4 * sum(p.numel() for p in model.parameters())
+    together = 2 * (weights - sum(of_blocks) + of_blocks[0])
+    assert memory(model) - memory(model, ranks=4, shard=True) == pytest.approx(3 * weights * 3 / 4 - together)
 
 
 def test_much_memory_is_said(monkeypatch):
-    needed = costs.memory(gpt(), args(), corpus())
+    model = gpt()
+    session = SimpleNamespace(model=model, optimizers=optimizers_of(model, args()), ranks=1)
+    needed = memory(model)
     for free, said in ((3 * needed, []), (1.5 * needed, ["to train, of"]), (0.9 * needed, ["--checkpointing"])):
-        monkeypatch.setattr(costs, "free_memory", lambda _, free=free: free)
-        lines = costs.memory_lines(gpt(), args(), corpus())
+        monkeypatch.setattr(costs, "free_memory_of_host", lambda free=free: free)
+        lines = costs.memory_lines(session, args(), corpus())
         assert len(lines) == len(said)
         assert all(part in line for part, line in zip(said, lines, strict=True))
-    monkeypatch.setattr(costs, "free_memory", lambda _: None)
-    assert costs.memory_lines(gpt(), args(), corpus()) == []
+    monkeypatch.setattr(costs, "free_memory_of_host", lambda: 3 * needed)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # processes that share it
+    assert "--checkpointing" in costs.memory_lines(session, args(), corpus())[0]
+    monkeypatch.setattr(costs, "free_memory_of_host", lambda: None)
+    assert costs.memory_lines(session, args(), corpus()) == []
 
 
 def test_some_memory_is_free():

@@ -26,32 +26,34 @@ EXAMPLE = Example("ab", ())
 
 WRONG = {
     "raises": ("def reply(e, a):\n    return [][3]\n", "failed: line 2: IndexError"),
-    "count": ("def reply(e, a):\n    return ['a']\n", "returned 1 replies to 2 answers"),
+    "count": ("def reply(e, a):\n    return ['a']\n", "returned 1 of 2 replies"),
     "more and more": (
         "import itertools\ndef reply(e, a):\n    return map(str, itertools.count())\n",
-        "returned more than 2 replies to 2 answers",
+        "returned more than 2 of 2 replies",
     ),
     "a text": ("def reply(e, a):\n    return 'ab'\n", "returned str, but a list with a text, or None, for each"),
     "nothing": ("def reply(e, a):\n    pass\n", "returned NoneType, but a list"),
     "numbers": ("def reply(e, a):\n    return [None, 4]\n", "returned 4 for answer 1, but a text, or None"),
     "arguments": ("def reply(a):\n    return ['', '']\n", "failed: TypeError"),
     "leaves": ("import sys\ndef reply(e, a):\n    sys.exit(3)\n", "failed: line 3: SystemExit"),
-    "hangs": ("def reply(e, a):\n    while True:\n        pass\n", "took longer than 0 seconds for 2 answers"),
+    "hangs": (
+        "def reply(e, a):\n    while True:\n        pass\n",
+        "took longer than --reward-seconds 0.2 for 2 answers",
+    ),
     "hangs later": (
         "def replies():\n    while True:\n        pass\n    yield ''\ndef reply(e, a):\n    return replies()\n",
-        "took longer than 0 seconds",
+        "took longer than --reward-seconds 0.2",
     ),
 }
 
 
 @pytest.mark.parametrize(("code", "sentence"), WRONG.values(), ids=WRONG)
 def test_wrong_environments(tmp_path, monkeypatch, code, sentence):
-    monkeypatch.setattr(minillm.functions, "SECONDS", 0.2)
     monkeypatch.setattr(minillm.functions, "AGAIN", 0.1)
     path = tmp_path / "game.py"
     path.write_text(code)
     with pytest.raises(RewardError, match=rf"game\.py:reply {sentence}"):
-        open_environment(f"{path}:reply", None).reply([EXAMPLE] * 2, [Turns(["a"])] * 2)
+        open_environment(f"{path}:reply", None, 0.2).reply([EXAMPLE] * 2, [Turns(["a"])] * 2)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +77,9 @@ def test_environments_that_cannot_be_opened(option, sentence):
         ({"task": "guess", "environment": "g.py:reply"}, "--task guess has one of its own"),
         ({"task": "seq2seq", "turns": 3}, "--turns is of --environment"),
         ({"task": "seq2seq", "environment": "g.py:reply", "turns": 0}, "--turns 0 must be positive"),
-        ({"task": "guess", "method": "expert"}, "--method expert keeps answers of one turn"),
-        ({"task": "seq2seq", "environment": "g.py:reply", "method": "expert"}, "keeps answers of one turn"),
+        ({"task": "guess", "method": "expert"}, "--method expert learns from answers of one turn"),
+        ({"task": "guess", "method": "soft-q", "logged": Path("a.jsonl")}, "--logged learns from answers of one turn"),
+        ({"task": "seq2seq", "environment": "g.py:reply", "method": "expert"}, "learns from answers of one turn"),
     ],
 )
 def test_options_that_do_not_go_together(options, sentence):
@@ -172,7 +175,7 @@ def test_a_game_of_ones_own_is_played_and_measured(whole, capsys):
 
 def test_to_evaluate_it_the_environment_is_named_once_more(whole, tmp_path):
     """It is code, and a run may be a stranger's."""
-    with pytest.raises(UserError, match=r"learned to answer by turns: say to whom with --environment FILE.py:FUNCTION"):
+    with pytest.raises(UserError, match=r"learned to answer by turns: evaluate it with --environment FILE.py:FUNCTION"):
         command.main(command.Args(model=str(whole)))
     environment, answers = f"{whole.parent / 'game.py'}:reply", tmp_path / "answers.jsonl"
     (whole.parent / "wrong.json").unlink(missing_ok=True)

@@ -12,7 +12,6 @@ from rich.console import Console
 
 import minillm.curves
 import train_rl
-from kernels import backend
 from minillm.gpt import GPT, GPTConfig
 from minillm.metrics import rate
 from minillm.policy import BASELINES
@@ -27,7 +26,6 @@ def _quick(tmp_path, monkeypatch):
     """In an empty folder, without pictures."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(minillm.curves, "draw", lambda *_: None)
-    monkeypatch.setattr(backend, "_default", "auto")
     for task in (Bandit, Copy):
         monkeypatch.setitem(TASKS, task.name, task)
 

@@ -53,8 +53,8 @@ def assert_logprobs(model, prompt, sample, temperature, tolerance):
 @every_choice
 @plain_and_ready
 @pytest.mark.parametrize("impl", ["torch", "eager"])
-def test_greedy_is_greedy_without_cache(choices, prepare, impl, monkeypatch):
-    monkeypatch.setattr(backend, "_default", impl)
+def test_greedy_is_greedy_without_cache(choices, prepare, impl):
+    backend.set_default(impl)
     lengths = set()
     for seed in range(4):
         model = small(seed, **choices)

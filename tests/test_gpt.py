@@ -65,10 +65,10 @@ def one_by_one(model, parts):
 
 @every_choice
 @pytest.mark.parametrize("impl", ["torch", "eager"])
-def test_packed_is_one_by_one(choices, impl, monkeypatch):
+def test_packed_is_one_by_one(choices, impl):
     model, parts = gpt(**choices), sequences(LENGTHS)
     truth = one_by_one(model, parts)
-    monkeypatch.setattr(backend, "_default", impl)
+    backend.set_default(impl)
     assert_same(truth, run(model, *packed(parts)))
 
 

@@ -48,7 +48,7 @@ def read(model, cache, parts, seen, until):
     ids=["at once", "ragged", "rectangular", "pieces", "late", "level", "level by one", "one alone"],
 )
 def test_pieces_are_the_whole(choices, impl, stops, monkeypatch):
-    monkeypatch.setattr(backend, "_default", impl)
+    backend.set_default(impl)
     monkeypatch.setattr(inference, "AHEAD", 1)  # so that it grows often
     model, parts = gpt(**choices), sequences(LENGTHS)
     truth = whole(model, parts)
@@ -60,13 +60,6 @@ def test_pieces_are_the_whole(choices, impl, stops, monkeypatch):
         assert cache.lengths == until
 
 
-@pytest.fixture
-def _default_is_restored():
-    yield
-    backend.set_default("auto")
-
-
-@pytest.mark.usefixtures("_default_is_restored")
 @torch.no_grad()
 def test_steps_on_a_gpu_are_the_whole(monkeypatch):
     """Prompts are read by one kernel and what follows by that of few queries, in the interpreter where there is no

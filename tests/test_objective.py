@@ -20,7 +20,6 @@ from minillm.episodes import (
     judge,
     logprobs_of,
     refer,
-    require_parity,
     rewards_of,
     to_batch,
 )
@@ -32,6 +31,7 @@ from minillm.session import Session
 from minillm.tasks import TASKS
 from minillm.tasks.base import Example
 from minillm.tokenizer import SymbolTokenizer
+from minillm.watch import require_parity
 
 TOKENIZER = SymbolTokenizer("tiny", r"[\s\S]", "ab")
 END, LIMIT = TOKENIZER.end, 3  # tokens of an answer at most
@@ -113,11 +113,11 @@ def episodes_of(prompts, answers, temperature=1.0):
 class Recorder:
     """A session whose optimiser only writes down the direction it was told to go."""
 
-    update = Session.update
+    update, total, add_up = Session.update, Session.total, Session.add_up
 
     def __init__(self, model):
         self.model = self.parts = model
-        self.sharded, self.optimizers, self.progress = None, [self], SimpleNamespace(totals={})
+        self.sharded, self.team, self.optimizers, self.progress = None, None, [self], SimpleNamespace(totals={})
         self.step_taken = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
 
     def step(self):

@@ -19,7 +19,6 @@ from torch import nn
 import minillm.curves
 import train_rl
 import train_sft
-from kernels import backend
 from minillm import lora, optim
 from minillm.batching import IGNORE
 from minillm.device import Placement, settle
@@ -305,7 +304,6 @@ def test_options_of_supervised_learning_that_make_no_sense(options, sentence):
 def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(minillm.curves, "draw", lambda *_: None)  # slow, and not what this is about
-    monkeypatch.setattr(backend, "_default", "auto")
     made_up = lambda self, _, answers: {"made up": [len(a) % 3 / 2 for a in answers]}  # noqa: E731
     monkeypatch.setattr(Pronounce, "reward", made_up)
 

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
-from scripts import environment
+from scripts import finished, one_thread, records, same_training, torchrun, write_lines
 
 import train_sft
 from minillm import ranks
@@ -25,25 +24,6 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = {"layers": 1, "width": 16, "heads": 2, "dropout": 0.0, "precision": "fp32", "steps": 3, "evaluations": 2}
 RATES = {"optimizer": "adamw", "lr": 0.001, "embedding_lr": 0.001, "clip": 0.3}
 PARITY = {**RATES, "batch_tokens": 60, "micro_tokens": 20, **TINY}
-
-
-def torchrun(*command, **how):
-    """Two processes, each with one thread, as a process to wait for."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    env = {**environment(), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*launcher, *map(str, command)], env=env, text=True, stderr=subprocess.PIPE, **how)
-
-
-def finished(process):
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    return said
-
-
-def records(folder):
-    """The log, without the clock."""
-    lines = (folder / "log.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
 
 
 # ---- the shares of a step ------------------------------------------------------------------------
@@ -72,11 +52,6 @@ def test_a_step_of_one_example_leaves_spare_batches_to_the_others():
 
 
 # ---- two processes -------------------------------------------------------------------------------
-
-
-def write_lines(path, records):
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +86,7 @@ def alone(cases, tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
     (folder / "cases.json").write_text(json.dumps(cases))
     command = [sys.executable, ROOT / "tests" / "ranks_worker.py", folder / "cases.json", folder]
-    subprocess.run(
-        [*map(str, command)], env={**environment(), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, check=True
-    )
+    subprocess.run([*map(str, command)], env=one_thread(), check=True)
     return folder
 
 
@@ -125,16 +98,7 @@ def test_two_ranks_learn_what_one_learns(cases, alone, more, tmp_path):
     plan.write_text(json.dumps({name: [{**options, **more}, own] for name, (options, own) in cases.items()}))
     finished(torchrun(ROOT / "tests" / "ranks_worker.py", plan, tmp_path / "two"))
     for name in cases:
-        one, two = records(alone / name), records(tmp_path / "two" / name)
-        assert len(one) == len(two) > 3, name
-        for a, b in zip(one, two, strict=True):
-            assert a.keys() == b.keys(), name
-            for value in (key for key in a if isinstance(a[key], int | float)):
-                assert b[value] == pytest.approx(a[value], rel=2e-4, abs=1e-5), (name, value)
-        first, second = (load_file(folder / name / "model.safetensors") for folder in (alone, tmp_path / "two"))
-        assert first.keys() == second.keys(), name
-        for each in first:
-            torch.testing.assert_close(second[each], first[each], rtol=0, atol=1e-4, msg=f"{name}: {each}")
+        same_training(alone / name, tmp_path / "two" / name, 1e-4)
 
 
 @pytest.mark.parametrize("more", [[], ["--shard", "--optimizer", "adamw", "--lr", 1e-3, "--keep", "best"]])
@@ -181,6 +145,7 @@ def test_what_no_rank_can_do_with_its_part(options, said, tmp_path, monkeypatch)
     if options:  # refused before a team is asked for anything
         monkeypatch.setattr(ranks, "joined", lambda: contextlib.nullcontext(ranks.Team(0, 1)))
         monkeypatch.setattr(ranks.Team, "reduced", lambda self, values, how: [*values])
+        monkeypatch.setattr(ranks.Team, "exchange", lambda self, value: [value])
     args = train_sft.Args(task="arithmetic", out=tmp_path / "run", shard=True, **{**PARITY, **options})
     with pytest.raises(UserError, match=said):
         train_sft.train(args, Console(quiet=True))

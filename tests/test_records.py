@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from minillm import records
 from minillm.errors import UserError
+from minillm.records import Record
 
 
 def write(folder, name, content):
@@ -99,11 +101,11 @@ WRONG = {
     ),
     "quote within": ("a.csv", 'text,label\n"a"b,1\n', r"a\.csv:2: .*quoted\?"),
     "too many fields": ("a.csv", "text,label\nwell, well,1\n", r"a\.csv:2 has 3 fields, but the first line names 2"),
-    "too few fields": ("a.csv", "text,label\nwell\n", r"a\.csv:2 has 1 fields, but the first line names 2"),
+    "too few fields": ("a.csv", "text,label\nwell\n", r"a\.csv:2 has 1 field, but the first line names 2"),
     "same name": ("a.csv", "text,text\na,b\n", r"a\.csv:1 names the field 'text' twice"),
     "same name but for blanks": ("a.csv", "text,text\u200b\na,b\n", r"a\.csv:1 names the field 'text' twice"),
     "same name in json": ("a.jsonl", '{"a": 1}\n{"a": 1, "b": 2, "b": 3}\n', r"a\.jsonl:2 .* names 'b' twice"),
-    "other delimiter": ("a.csv", "text;label\na,b\n", r"a\.csv:2 has 1 fields, but .* names 2; they end at ';'"),
+    "other delimiter": ("a.csv", "text;label\na,b\n", r"a\.csv:2 has 1 field, but .* names 2; they end at ';'"),
     "behind sep": ("a.csv", "sep=;\ntext;label\na;b;c\n", r"a\.csv:3 has 3 fields"),
     "sep only": ("a.csv", "sep=;\n", r"a\.csv holds no records"),
     "NUL": ("a.csv", "text,label\na,b\n\0\0\0,b\n", r"a\.csv:3 holds NUL bytes: .* damaged, or not UTF-8"),
@@ -214,7 +216,7 @@ def test_texts():
     )  # as it is
     for value, sentence in (
         ("  ", "a.jsonl:7: 'a' is empty"),
-        (None, "a.jsonl:7: 'a' is null, but a text"),
+        (None, "a.jsonl:7: 'a' is empty"),
         (3, "a.jsonl:7: 'a' is 3, but a text"),
         ("\ud800", "a.jsonl:7: 'a' holds half a surrogate pair"),
     ):
@@ -283,11 +285,37 @@ def test_numbers_in_csv_are_the_same_classes_as_in_jsonl(tmp_path):
 
 def test_a_table_of_one_column_asks_for_its_delimiter(tmp_path):
     (first,) = records.read(write(tmp_path, "a.csv", "text/label\na/b\n"))
-    with pytest.raises(UserError, match=r"a\.csv:2 has no field 'label', only 'text/label'; .*separate the fields"):
+    with pytest.raises(UserError, match=r"a\.csv:2 has no field 'label', only 'text/label'; .*by commas, semicolons"):
         first.label("label")
     (first,) = records.read(write(tmp_path, "a.jsonl", '{"text": "a"}'))
     with pytest.raises(UserError, match=r"only 'text'; say what is what with --fields$"):
         first.label("label")
+
+
+def test_a_table_without_names_asks_for_them(tmp_path):
+    (first,) = records.read(write(tmp_path, "a.tsv", "it was dull\tbad\nit was fine\tgood\n"))
+    with pytest.raises(UserError, match=r"a\.tsv:2 has no field 'text', .* first line of a table must name its fields"):
+        first.text("text")
+
+
+def test_a_field_within_a_field():
+    found = record(review={"body": "x", "stars": [1]}, **{"review.body": "y", "a.b": {"c": "z"}, "n": None})
+    assert found.text("review.body") == "y"  # a name as it stands comes first
+    assert found.value("review.stars") == [1]
+    for name in ("review.title", "review.body.x", "n.x", "review.", ".review"):
+        with pytest.raises(UserError, match=rf"has no field '{re.escape(name)}', only 'review', 'review.body'"):
+            found.value(name)
+
+
+def test_null_is_empty(tmp_path):
+    """As tables have it, of which some cells hold nothing."""
+    assert record(a=None).text_or_nothing("a") == ""
+    for read in (Record.text, Record.texts, Record.words):
+        with pytest.raises(UserError, match=r"'a' is empty|'a' must hold words"):
+            read(record(a=None), "a")
+    for read, value in ((Record.label, None), (Record.label, " "), (Record.number, None), (Record.number, "")):
+        with pytest.raises(UserError, match=r"'a' is empty, so that this example has no label: fill it in or remove"):
+            read(record(a=value), "a")
 
 
 def test_a_missing_field_tells_what_there_is():

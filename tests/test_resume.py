@@ -22,7 +22,7 @@ import minillm.run
 import minillm.session
 import train_rl
 import train_sft
-from kernels import backend
+from minillm import held_out
 from minillm.files import read_state, write_tensors
 from minillm.session import Session
 from minillm.tasks import Pronounce
@@ -39,7 +39,6 @@ def words(tmp_path_factory):
 def _patched():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(minillm.curves, "draw", lambda *_: None)  # slow, and not what this is about
-        patch.setattr(backend, "_default", "auto")
         # So little training earns no real reward; this one always differs, so that every step moves the weights.
         patch.setattr(Pronounce, "reward", lambda self, _, answers: {"made up": [len(a) % 3 / 2 for a in answers]})
         yield
@@ -245,8 +244,9 @@ def test_a_real_signal_to_a_real_process(tmp_path, words, kind):
 def test_a_process_that_dies_leaves_a_run_that_goes_on(training, call, monkeypatch, when):
     """Not by a signal, which it could wait for: there is a checkpoint before the first step."""
     script, options, whole = training
+    where = held_out if (script, when) == (train_sft, "finish") else script
     with monkeypatch.context() as patch:
-        patch.setattr(script, when, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(where, when, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         assert call(script, **options, out="cut")[0] == 130
     assert Path("cut/checkpoint.safetensors").exists()
     assert call(script, resume="cut")[0] == 0
@@ -289,7 +289,10 @@ def test_other_options_beside_resume_are_refused_by_name(training, call, monkeyp
     task = {"task": "pronounce"} if script is train_rl and name == "dev" else {}
     code, _, err = call(script, resume="cut", **task, **given)
     assert code == 2
-    assert err == (f"error: --resume goes on under the options that the run was started with; leave out --{name}\n")
+    assert err.startswith(
+        f"error: --resume goes on under the options that the run was started with: leave out --{name}"
+    )
+    assert err.endswith("train its model further in a new one with --init cut\n")
     assert call(script, resume="cut")[0] == 0
     assert_equal_runs(whole, "cut")
 
@@ -441,12 +444,12 @@ def test_with_its_data_and_files_back_it_goes_on(interrupted, training, call):
 def test_what_is_good_enough_stays_so(words, call, monkeypatch):
     """--until was reached and the end was being scored: no step is taken any more."""
     monkeypatch.setattr(train_sft, "UNTIL_EVERY", 3)
-    monkeypatch.setattr(train_sft, "mean_reward", lambda *_: 0.75)
+    monkeypatch.setattr(Pronounce, "reward", lambda self, examples, _: {"made up": [0.75] * len(examples)})
     options = {**words, **SMALL, "steps": STEPS, "until": 0.75}
     assert call(train_sft, **options, out="whole")[0] == 0
     assert scripts.steps_of(Path("whole")) == [1, 2, 3]
     with monkeypatch.context() as patch:
-        patch.setattr(train_sft, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(held_out, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         assert call(train_sft, **options, out="cut")[0] == 130
     assert call(train_sft, resume="cut")[0] == 0
     assert weights("whole").keys() == weights("cut").keys()

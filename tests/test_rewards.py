@@ -10,8 +10,9 @@ import torch
 import minillm.functions
 from minillm.commands import reward as command
 from minillm.errors import UserError
+from minillm.final_number import last_number
 from minillm.functions import RewardError, time_limit
-from minillm.rewards import SHARED, exact, last_number, number, open_rewards
+from minillm.rewards import SHARED, exact, number, open_rewards
 from minillm.tasks.base import Example
 
 CPU = torch.device("cpu")
@@ -28,8 +29,8 @@ def write(tmp_path):
     return write
 
 
-def judged(options, answers, own=SHARED, examples=EXAMPLES):
-    return open_rewards(options, own, CPU)(examples, answers)
+def judged(options, answers, own=SHARED, examples=EXAMPLES, **more):
+    return open_rewards(options, own, CPU, **more)(examples, answers)
 
 
 # ---- which, and how much each counts -----------------------------------------------------------------
@@ -67,14 +68,25 @@ WRONG = {
     ),
     "NaN": ("def score(e, a):\n    return [0, float('nan')]\n", "part 'score' returned nan for answer 1"),
     "infinite": ("def score(e, a):\n    return [float('inf'), 0]\n", "returned inf for answer 0"),
-    "count": ("def score(e, a):\n    return [1]\n", "returned 1 values for 2 answers"),
+    "count": ("def score(e, a):\n    return [1]\n", "returned 1 value for 2 answers"),
     "a number": ("def score(e, a):\n    return 1\n", "returned int, but a list"),
     "nothing": ("def score(e, a):\n    pass\n", "returned NoneType, but a list"),
+    "too large": (
+        "def score(e, a):\n    return [1, 10**5000]\n",
+        "returned a number of 16,610 bits for answer 1, but a finite number was expected",
+    ),
+    "too large a fraction": (
+        "from fractions import Fraction\ndef score(e, a):\n    return [1, Fraction(10**400, 3)]\n",
+        "for answer 1, but a finite number was expected",
+    ),
     "texts": ("def score(e, a):\n    return ['good', 'bad']\n", "returned 'good' for answer 0, but a finite number"),
     "no parts": ("def score(e, a):\n    return {}\n", "returned no reward"),
     "arguments": ("def score(answers):\n    return [1, 1]\n", "failed: TypeError"),
     "leaves": ("import sys\ndef score(e, a):\n    sys.exit(3)\n", "failed: line 3: SystemExit"),
-    "hangs": ("def score(e, a):\n    while True:\n        pass\n", "took longer than 0 seconds for 2 answers"),
+    "hangs": (
+        "def score(e, a):\n    while True:\n        pass\n",
+        "took longer than --reward-seconds 0.2 for 2 answers",
+    ),
     "more and more": (
         "import itertools\ndef score(e, a):\n    return itertools.count()\n",
         "returned more than 2 values for 2 answers",
@@ -87,21 +99,21 @@ WRONG = {
     "hangs, and catches every Exception": (
         "def score(e, a):\n    while True:\n        try:\n            while True:\n                pass\n"
         "        except Exception:\n            pass\n",
-        "took longer than 0 seconds for 2 answers",
+        "took longer than --reward-seconds 0.2 for 2 answers",
     ),
     "hangs, and catches all once": (
         "def score(e, a):\n    try:\n        while True:\n            pass\n    except BaseException:\n"
         "        while True:\n            pass\n",
-        "took longer than 0 seconds",
+        "took longer than --reward-seconds 0.2",
     ),
     "hangs, and makes something of it": (
         "def score(e, a):\n    try:\n        while True:\n            pass\n    except BaseException:\n"
         "        return [1, 1]\n",
-        "took longer than 0 seconds",
+        "took longer than --reward-seconds 0.2",
     ),
     "hangs later": (
         "def values():\n    while True:\n        pass\n    yield 1\ndef score(e, a):\n    return values()\n",
-        "took longer than 0 seconds",
+        "took longer than --reward-seconds 0.2",
     ),
     "no such function": ("def other(e, a):\n    return [1, 1]\n", "has no function 'score', only other"),
     "syntax": ("def score(\n", "cannot be run: .*SyntaxError"),
@@ -111,11 +123,20 @@ WRONG = {
 
 @pytest.mark.parametrize(("code", "sentence"), WRONG.values(), ids=WRONG)
 def test_wrong_functions(write, monkeypatch, code, sentence):
-    monkeypatch.setattr(minillm.functions, "SECONDS", 0.2)
     monkeypatch.setattr(minillm.functions, "AGAIN", 0.1)
     path = write(code)
     with pytest.raises(UserError, match=sentence):
-        judged([f"{path}:score"], ["a", "b"])
+        judged([f"{path}:score"], ["a", "b"], seconds=0.2)
+
+
+def test_who_waits_is_told_for_what_once(write, monkeypatch, capfd):
+    monkeypatch.setattr(minillm.functions, "SILENT", 0.02)
+    monkeypatch.setattr(minillm.functions, "AGAIN", 0.02)
+    path = write("import time\ndef score(e, a):\n    time.sleep(0.1)\n    return [1, 2]\n")
+    reward = open_rewards([f"{path}:score"], SHARED, CPU, seconds=50.0)
+    for _ in range(2):
+        assert reward([Example("", ())] * 2, ["a", "b"]) == {"score": [1.0, 2.0]}
+    assert capfd.readouterr().err == f"waiting for {path}:score, which may take 50 seconds, see --reward-seconds\n"
 
 
 def test_what_fails_at_the_answers_is_told_from_what_cannot_be_used(write):
@@ -174,6 +195,17 @@ def test_honest_answers_are_right():
         *(("−3", -3.0), ("it lost -$5.", -5.0), ("#### −€5", -5.0), ("$-5", -5.0), ("10 − 3 = 7", 7.0)),
         *(("1/2/3", None), ("0.1", Fraction(1, 10)), ("0.10000000000000001", Fraction(10**16 + 1, 10**17))),
         *(("1" + ",000" * 3000, None), ("1" + ",000" * 5, 1e15), ("-0", 0.0)),
+        *(("1 1/2", Fraction(3, 2)), ("so −2 3/4 km.", None), ("#### −2 3/4 km", Fraction(-11, 4))),
+        *(
+            ("-0 1/2", Fraction(-1, 2)),
+            ("1 2/4", None),
+            ("1 3/2", None),
+            ("1,000 1/2", Fraction(2001, 2)),
+            ("1 8", 8.0),
+        ),
+        *(("3-5", None), ("3–5", None), ("3 – 5", None), ("$3-$5", None), ("50%-60%", None), ("#### 3-5", None)),
+        *(("9+9", None), ("9 + 9", None), ("3 × 6", None), ("1/2-3/4", None), ("10:30", None), ("1e-5", None)),
+        *(("10-3=7", 7.0), ("10 - 3 = 7", 7.0), ("2: 5", 5.0), ("Answer:5", 5.0), ("from 7 to -5", -5.0)),
     ],
 )
 def test_the_number_at_the_end(text, value):
@@ -192,5 +224,9 @@ def test_a_reward_is_tried_on_a_file(tmp_path, capsys):
     assert [line["reward"] for line in lines] == [1.0, 0.0]
     command.main(command.Args(reward="length", answer=("abc",)))
     assert "3" in capsys.readouterr().out
+    slow = tmp_path / "slow.py"
+    slow.write_text("import time\ndef score(e, a):\n    time.sleep(5)\n")
+    with pytest.raises(UserError, match=r"took longer than --reward-seconds 0\.1 for 1 answer"):
+        command.main(command.Args(reward=f"{slow}:score", answer=("abc",), reward_seconds=0.1))
     with pytest.raises(UserError, match="nothing to reward"):
         command.main(command.Args(reward="length"))

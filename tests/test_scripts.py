@@ -18,6 +18,7 @@ import train_sft
 from minillm.published import checkpoint
 from minillm.published.vocabularies import load_tokenizer
 from minillm.run import Run
+from minillm.wording import counted
 
 FILES = {
     "args.json",
@@ -103,12 +104,12 @@ def in_one_line(text):
 def test_sft_tells_a_person_what_it_does(sft):
     _, out = sft
     for piece in (
-        f"device CPU, {torch.get_num_threads()} threads, because PyTorch sees no CUDA GPU",
+        f"device CPU, {counted(torch.get_num_threads(), 'thread')}, because PyTorch sees no CUDA GPU",
         "precision float32 (as asked for)",
         "kernels torch (PyTorch's own kernels, because Triton ",
         "task pronounce: 64 train, 27 dev, 16 test examples",
         "model GPT, ",
-        "parameters (1 layers × 16, 2 heads, 70 symbols)",
+        "parameters (1 layer × 16, 2 heads, 70 symbols)",
         "run runs/pronounce-sft",
         "dev: WER ",
         " on 27 examples never trained on",

@@ -244,7 +244,7 @@ def test_what_is_measured_is_shown_and_logged(make):
         session.report({"wer": Interval(0.5, 0.25, 0.75)}, 1234, samples=["a"])
     record = session.run.read_log()[-1]
     assert (record["step"], record["dev_wer"], record["dev_wer_low"], record["samples"]) == (1, 0.5, 0.25, ["a"])
-    assert "step 1: WER 50.0% [25.0%, 75.0%] on 1234 dev examples" in said(session)
+    assert "step 1: WER 50.0% [25.0%, 75.0%] on 1,234 dev examples" in said(session)
 
 
 def test_the_best_model_is_kept(make):

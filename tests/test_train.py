@@ -16,7 +16,6 @@ import minillm.curves
 import minillm.tasks.arithmetic as arithmetic
 import train_rl
 import train_sft
-from kernels import backend
 from minillm import episodes, held_out
 from minillm.batching import IGNORE
 from minillm.errors import UserError
@@ -39,7 +38,6 @@ def _quick(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(minillm.curves, "draw", lambda *_: None)
     monkeypatch.setattr(arithmetic, "HELD_OUT", 30)
-    monkeypatch.setattr(backend, "_default", "auto")
 
 
 # ---- a task of one's own -------------------------------------------------------------------------

@@ -58,14 +58,22 @@ def metrics(folder):
     return json.loads((folder / "metrics.json").read_text())
 
 
-def test_a_classifier_learns_from_right_or_wrong_alone(files, tmp_path):
+def test_a_classifier_learns_from_right_or_wrong_alone(files, tmp_path, capsys):
     assert main(task="classify", **files, steps=40, out=tmp_path / "run") == 0
+    said = capsys.readouterr().out
+    assert "naive Bayes" in said
+    assert said.splitlines()[-1] == f"""next: python -m minillm classify {tmp_path / "run"} "a text of your own\""""
     found = metrics(tmp_path / "run")
     assert found["start_dev_accuracy"] < 0.7 < 0.95 < found["dev_accuracy"]
     assert found["answers"] == 40 * 32 * 4
     steps = [record for record in scripts.read_log(tmp_path / "run") if "lr" in record]
     assert steps[0]["verdict_bits"] > 0.5 > steps[-1]["verdict_bits"]
     assert (tmp_path / "run" / "report.html").exists()
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["baselines"] == ["naive_bayes", "majority"]
+    assert all(f"dev_{name}" in found for name in report["baselines"])
+    assert all(table["rows"] for table in report["tables"]), "an empty table shows nothing"
+    assert report["next"].startswith("python -m minillm classify")
 
 
 @pytest.mark.parametrize(("options", "metric"), [({}, "f1"), (WITH_INTENT, "intent_accuracy")], ids=["tags", "intents"])

@@ -11,17 +11,18 @@ from tiny import Packing, assert_same, gpt, gradients
 
 import train_rl
 from minillm.batching import IGNORE, answering
-from minillm.episodes import Agent, Episode, distinct, refer, require_parity
+from minillm.episodes import Agent, Episode, distinct, refer
 from minillm.errors import UserError
 from minillm.functions import RewardError
 from minillm.generate import GREEDY, Sample, Sampling
-from minillm.players import Player
+from minillm.players import Player, tokens_of
 from minillm.rewards import SHARED, open_rewards
 from minillm.tasks import seq2seq
 from minillm.tasks.base import Example
 from minillm.tokenizer import SymbolTokenizer
 from minillm.turns import Environment, Turns, last_turn
 from minillm.values import appraise, with_value
+from minillm.watch import require_parity
 
 TOKENIZER = SymbolTokenizer("tiny", r"[\s\S]", "abr")
 A, B, R, END = *TOKENIZER.encode("abr"), TOKENIZER.end
@@ -72,7 +73,7 @@ def test_a_batch_asks_for_the_draws_of_all_turns():
     assert R not in batch.targets.tolist()
     assert list(batch.packing.lengths) == [7, 1, 4]
     assert (size, [e.size for e in episodes]) == (12, [8, 2, 5])
-    assert episodes[0].tokens == [A, B, A, END, R, R, B, END]
+    assert tokens_of(episodes[0]) == [A, B, A, END, R, R, B, END]
 
 
 # ---- the gradient, by going through all that can be said -------------------------------------------
@@ -135,7 +136,7 @@ def test_a_reply_that_is_learned_would_be_another_gradient(model):
     train_rl.climb(agent_of(model, player()), episodes, 0.0, args)
     truth = gradients(model)
     for episode in episodes:
-        tokens = episode.tokens[len(episode.prompt) :]
+        tokens = tokens_of(episode)[len(episode.prompt) :]
         episode.answer, episode.heard, episode.advantages = tokens, (), [worth(episode)] * len(tokens)
         episode.logprobs = [0.0] * len(tokens)
     train_rl.climb(agent_of(model, player()), episodes, 0.0, args)

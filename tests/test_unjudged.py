@@ -191,6 +191,21 @@ def test_too_many_in_a_row_stop(start, monkeypatch):
     assert [record["step"] for record in log("run") if "lr" in record] == [1, 4, 5, 6]
 
 
+def test_its_limit_is_the_options(start, monkeypatch):
+    seen, real = [], train_rl.open_rewards
+    monkeypatch.setattr(train_rl, "open_rewards", lambda *args: seen.append(args[-1]) or real(*args))
+    train(start, {}, steps=1, reward_seconds=7.0)
+    assert seen == [7.0]
+    with pytest.raises(UserError, match="--reward-seconds 0 must be positive"):
+        train_rl.check(train_rl.Args(reward_seconds=0))
+
+
+def test_a_run_whose_reward_never_judged_is_no_success(start):
+    with pytest.raises(UserError, match=r"nothing was learned, as the reward failed in every step.*no such answer"):
+        train(start, dict.fromkeys(range(1, 100), "raises"), reward_errors="skip")
+    assert not Path("run/metrics.json").exists()
+
+
 def test_what_expert_iteration_cannot_judge_it_does_not_find(start, monkeypatch):
     monkeypatch.setattr(expert, "ANSWERS", 15)
     options = {"method": "expert", "rounds": 1, "batch_tokens": 64, "prompts": 4, "threshold": 0.0}
@@ -212,6 +227,8 @@ def test_a_reward_that_no_gradient_can_follow(value):
 
 
 def test_chance_goes_on_as_it_was_where_a_reward_fails():
+    alone = SimpleNamespace(exchange=lambda value: [value])
+
     def numbers():
         return random.random(), float(np.random.random()), float(torch.rand(()))
 
@@ -219,13 +236,13 @@ def test_chance_goes_on_as_it_was_where_a_reward_fails():
         raise RewardError(str(numbers()))
 
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    with chance_kept():
+    with chance_kept(alone):
         first = numbers()
     second = numbers()
     random.setstate(before[0])
     np.random.set_state(before[1])
     torch.set_rng_state(before[2])
-    with pytest.raises(RewardError, match=str(first[0])), chance_kept():
+    with pytest.raises(RewardError, match=str(first[0])), chance_kept(alone):
         fail()
     assert (numbers(), numbers()) == (first, second)
 

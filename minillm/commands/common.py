@@ -21,6 +21,7 @@ from minillm.published.checkpoint import Checkpoint, load_ready, open_checkpoint
 from minillm.published.vocabularies import load_tokenizer
 from minillm.report import without_control_characters
 from minillm.tokenizer import Tokenizer, read_texts
+from minillm.wording import counted
 
 MODEL = "folder in Hugging Face's layout, run of train_sft.py or train_rl.py, id on the hub, or .gguf file"
 NEEDS = {  # what a command looks for, by the name of the head
@@ -102,9 +103,8 @@ def note_what_is_cut(model: Head, tokenizer: Tokenizer, texts: Sequence[Texts]) 
     """`read` keeps of a text what the model reads; whoever asks should know."""
     limit = min(model.max_seq_len, tokenizer.limit)
     if number := sum(len(ids) > limit for ids, _ in read_texts(tokenizer, texts, model.config.vocab_size)):
-        note(
-            f"of {len(texts):,} texts {number:,} have more than the {limit} tokens this model reads; their ends are cut"
-        )
+        long = f"{number:,} of {counted(len(texts), 'text')} {'has' if number == 1 else 'have'}"
+        note(f"{long} more than the {limit} tokens this model reads; what is beyond is cut")
 
 
 def texts_of(given: Sequence[str], file: Path | None, name: str, may_be_empty: bool = False) -> list[str]:

@@ -21,6 +21,7 @@ from minillm.commands.evaluate import Examined, Trial, plain, prepare
 from minillm.errors import UserError
 from minillm.metrics import Interval, difference
 from minillm.report import cells, named, points
+from minillm.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,9 @@ def main(args: Args) -> None:
         print(as_json(models=args.models, task=task.name, examples=count, **figures))
         return
     names = short_names(args.models)
-    table = Table("metric", *names, "", title=f"{task.name}, the same {count:,} examples", title_justify="left")
+    table = Table(
+        "metric", *names, "", title=f"{task.name}, the same {counted(count, 'example')}", title_justify="left"
+    )
     for name, pair in pairs.items():
         sense = None if name != task.headline else not task.lower_is_better
         verdict = in_words(differences[name], names, count, sense) if name in differences else ""
@@ -67,7 +70,7 @@ def short_names(names: Sequence[str]) -> list[str]:
 def in_words(found: Interval, names: Sequence[str], count: int, higher_is_better: bool | None) -> str:
     """Which is better, or where nobody says what is good, higher; with the interval of by how much."""
     if found.low <= 0 <= found.high:
-        return f"no difference can be told from {count:,} examples: {points(found)}"
+        return f"no difference can be told from {counted(count, 'example')}: {points(found)}"
     if found.value < 0:
         return in_words(found.turned(), names[::-1], count, higher_is_better)
     if higher_is_better is None:

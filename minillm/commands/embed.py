@@ -25,6 +25,7 @@ from minillm.errors import UserError
 from minillm.evaluate import read
 from minillm.files import replacing
 from minillm.report import cells, shortened
+from minillm.wording import counted
 
 FEW = 8  # texts of which a table of all cosines fits on a terminal
 PIECE = 256  # texts compared with all others at a time
@@ -62,7 +63,7 @@ def main(args: Args) -> None:
 def save(path: Path, vectors: np.ndarray) -> None:
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.save(file, vectors)
-    note(f"{len(vectors)} embeddings of width {vectors.shape[1]} saved to {path}")
+    note(f"{counted(len(vectors), 'embedding')} of width {vectors.shape[1]} saved to {path}")
 
 
 def comparable(vectors: np.ndarray, similarity: str) -> tuple[str, np.ndarray]:

@@ -10,8 +10,9 @@ answers have several turns is code, which is run only where --environment names 
 is better than another, use `compare`: whether their intervals overlap says little, as both answer the same examples.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rich.table import Table
 from torch import nn
 
 from minillm import cli
-from minillm.commands.common import MODEL, as_json
+from minillm.commands.common import MODEL, as_json, note
 from minillm.device import PRECISIONS, place
 from minillm.errors import UserError
 from minillm.files import fields_from, write_text
@@ -33,6 +34,7 @@ from minillm.tasks import TASKS
 from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer
 from minillm.turns import Environment, open_environment, require_taken
+from minillm.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,7 @@ def main(args: Args) -> None:
     if args.json:
         print(as_json(model=args.model, task=trial.task.name, examples=len(answers), metrics=plain(measured)))
     else:
-        Console(soft_wrap=True).print(table_of(f"{trial.task.name}, {len(answers):,} examples", measured))
+        Console(soft_wrap=True).print(table_of(f"{trial.task.name}, {counted(len(answers), 'example')}", measured))
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ def prepare(name: str, args: Examined) -> Trial:
     if args.file and args.split != "dev":
         raise UserError(f"--split {args.split} is of the run's own examples, and --file names others: leave one out")
     saved = open_checkpoint(resolve(name))
-    task = task_of(name, saved, args)
+    task, trained = task_of(name, saved, args)
+    asked = task.splits.test  # as they stand in the file, before the model has cut them to what it reads
     heads = saved.family.heads
     own, needed = heads[saved.head_name], heads.get(task.head)
     if needed is None or own.architecture != needed.architecture:  # which several heads may share
@@ -100,12 +103,14 @@ def prepare(name: str, args: Examined) -> Trial:
     examples = vars(task.splits)["test" if args.file else args.split]
     if not examples:
         raise UserError(f"{name} has no {args.split} examples of its own: give --file FILE")
+    if trained:
+        tell_of_overlap(name, task, asked, trained, args.file)
     return Trial(task, model, tokenizer, examples)
 
 
-def task_of(name: str, model: Checkpoint, args: Examined) -> Task:
-    """The task with the run's own options, but for the files where --file names one. A published classifier says itself
-    whether it gives several labels at once."""
+def task_of(name: str, model: Checkpoint, args: Examined) -> tuple[Task, Callable[[], Task] | None]:
+    """The task with the run's own options, but for the files where --file names one; and then, of a run, how to get
+    the task as it was trained. A published classifier says itself whether it gives several labels at once."""
     where = model.path / "args.json"
     saved = Run(model.path).options() if where.exists() else {}
     task = TASKS.get(args.task or saved.get("task"))
@@ -116,13 +121,12 @@ def task_of(name: str, model: Checkpoint, args: Examined) -> Task:
     options = task.Options(**fields_from(task.Options, {name: learned[name] for name in own & learned.keys()}, where))
     if "problem" in own and "problem" not in learned and model.head_name == "multi":
         options = replace(options, problem="multi")
-    if args.file:
-        options = only_to_answer(task, options, args)
-    elif not learned:
+    if not learned and not args.file:
         raise UserError(f"{name} was not trained here on --task {task.name}: give --file FILE of examples to answer")
-    made = task(options, learned.get("seed", 0))
+    seed = learned.get("seed", 0)
+    made = task(only_to_answer(task, options, args) if args.file else options, seed)
     made.environment = environment_of(made, name, learned, args)
-    return made
+    return made, partial(task, options, seed) if learned and args.file else None
 
 
 def environment_of(task: Task, name: str, learned: Mapping[str, Any], args: Examined) -> Environment | None:
@@ -133,8 +137,21 @@ def environment_of(task: Task, name: str, learned: Mapping[str, Any], args: Exam
         turns = learned.get("turns")
         return open_environment(args.environment, turns if isinstance(turns, int) else None)
     if theirs := learned.get("environment"):
-        raise UserError(f"{name} learned to answer by turns: say to whom with --environment FILE.py:FUNCTION, {theirs}")
+        raise UserError(f"{name} learned to answer by turns: evaluate it with --environment FILE.py:FUNCTION, {theirs}")
     return task.environment
+
+
+def tell_of_overlap(name: str, task: Task, asked: Sequence[Any], trained: Callable[[], Task], file: Path) -> None:
+    """A note where the file holds what a run has learned from: what it makes of that says little of anything else."""
+    try:
+        splits = trained().splits
+    except UserError as error:
+        note(f"whether {name} was trained on examples of {file} cannot be told: {error}")
+        return
+    known = set(map(task.identity, [*splits.train, *splits.unlabelled]))
+    if count := sum(task.identity(example) in known for example in asked):
+        of_all = counted(len(asked), "example")
+        note(f"{name} was trained on {count:,} of the {of_all} of {file}: its figures say little of other examples")
 
 
 def only_to_answer(task: type[Task], options: Any, args: Examined) -> Any:

@@ -24,6 +24,7 @@ from minillm.errors import NOT_FINITE, UserError
 from minillm.heads import MaskedLM
 from minillm.report import cells, shortened
 from minillm.tokenizer import Tokenizer, read_texts
+from minillm.wording import counted
 
 MASK = "[MASK]"
 
@@ -62,7 +63,7 @@ def candidates(model: MaskedLM, tokenizer: Tokenizer, text: str, top: int) -> li
     if not places:
         raise UserError(f"there is no {MASK} in {shortened(text, 60)!r}: write it where a word is to be filled in")
     if len(ids) > (limit := model.config.max_seq_len):
-        raise UserError(f"the text has {len(ids)} tokens, but this model reads at most {limit}; shorten it")
+        raise UserError(f"the text has {counted(len(ids), 'token')}, but this model reads at most {limit}; shorten it")
     device = model.output.weight.device
     tokens, kinds = torch.tensor(ids, device=device), torch.tensor(segments, device=device)
     hidden = model(tokens, Packing.from_lengths([len(ids)], device), kinds)[places]

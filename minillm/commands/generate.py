@@ -36,6 +36,7 @@ from minillm.commands.conversation import Conversation
 from minillm.commands.text_generation import TextGenerator
 from minillm.errors import UserError
 from minillm.generate import Sampling
+from minillm.wording import counted
 
 BATCH = 32  # prompts answered at once
 
@@ -61,7 +62,9 @@ def main(args: Args) -> None:
     else:
         count, failed = answer_all(texts, text_generator, args, sampling, rng)
     seconds = time.monotonic() - started
-    note(f"{count} tokens in {seconds:.2f} s, {count / seconds:.1f} tokens/s, the reading of prompts included")
+    note(
+        f"{counted(count, 'token')} in {seconds:.2f} s, {count / seconds:.1f} tokens/s, the reading of prompts included"
+    )
     complain(failed)
 
 

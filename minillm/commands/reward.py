@@ -20,7 +20,7 @@ from minillm import cli, records
 from minillm.commands.common import as_json
 from minillm.errors import UserError
 from minillm.report import cells, shortened
-from minillm.rewards import SHARED, open_rewards
+from minillm.rewards import SECONDS, SHARED, open_rewards
 from minillm.tasks.base import Example
 from minillm.tasks.files import Fields
 
@@ -31,17 +31,19 @@ class Args:
     answer: tuple[str, ...] = cli.argument("an answer", default=())
     file: Path | None = cli.option(None, "file of records with answers, and prompts and right answers if they matter")
     fields: str | None = cli.option(None, "which of its fields are answer, prompt and truth, e.g. answer=output")
+    reward_seconds: float = cli.option(SECONDS, "that a function may take")
     json: bool = cli.option(False, "print a line of JSON for each answer")
 
 
 def main(args: Args) -> None:
+    cli.require_positive(args, "reward_seconds")
     examples, answers = [Example("", ()) for _ in args.answer], list(args.answer)
     for example, answer in read(args.file, args.fields) if args.file else ():
         examples.append(example)
         answers.append(answer)
     if not answers:
         raise UserError("there is nothing to reward: give ANSWER, or --file FILE")
-    parts = open_rewards([args.reward], SHARED, torch.device("cpu"))(examples, answers)
+    parts = open_rewards([args.reward], SHARED, torch.device("cpu"), seconds=args.reward_seconds)(examples, answers)
     rows = [{name: values[i] for name, values in parts.items()} for i in range(len(answers))]
     if args.json:
         for answer, row in zip(answers, rows, strict=True):

@@ -24,6 +24,7 @@ from minillm.evaluate import score
 from minillm.published.exchanges import Composer
 from minillm.report import cells, shortened
 from minillm.tasks.files import Fields
+from minillm.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,8 @@ def main(args: Args) -> None:
     model, tokenizer = load_reader(open_model(args.model, "score", "score"), "score", args.precision)
     compose = Composer(model, tokenizer)
     if number := sum(compose(*each).cut is not None for each in zip(prompts, answers, strict=True)):
-        note(f"of {len(answers):,} answers with their prompts {number:,} are too long; the prompts' beginnings are cut")
+        long = f"{number:,} of {counted(len(answers), 'answer')} {'is' if number == 1 else 'are'} too long"
+        note(f"{long} with its prompt; the prompt's beginning is cut")
     scores = score(model, tokenizer, prompts, answers, compose).tolist()
     if args.json:
         for prompt, answer, value in zip(prompts, answers, scores, strict=True):

@@ -13,6 +13,7 @@ from minillm.gpt import GPT
 from minillm.inference import KVCache, ready
 from minillm.published.chat import ChatTemplate
 from minillm.tokenizer import Stream, Tokenizer, beginning, read_texts
+from minillm.wording import counted
 
 DEFAULT_NEW_TOKENS = 256
 
@@ -49,13 +50,12 @@ class TextGenerator:
             raise UserError("the prompt is empty, and this model has no token that begins a text: give it a beginning")
         most = self.max_seq_len - len(prompt) + 1  # the last token of an answer is not read
         if most < 1:
-            raise UserError(
-                f"the prompt has {len(prompt)} tokens, but this model reads at most {self.max_seq_len}; shorten it"
-            )
+            length = counted(len(prompt), "token")
+            raise UserError(f"the prompt has {length}, but this model reads at most {self.max_seq_len}; shorten it")
         if asked is not None and asked > most:
             raise UserError(
-                f"a prompt of {len(prompt)} tokens and --max-new-tokens {asked} go beyond the {self.max_seq_len} "
-                f"tokens that this model reads; ask for at most {most}"
+                f"a prompt of {counted(len(prompt), 'token')} and --max-new-tokens {asked} go beyond the "
+                f"{self.max_seq_len} tokens that this model reads; ask for at most {most}"
             )
         return asked or min(DEFAULT_NEW_TOKENS, most)
 

@@ -11,6 +11,9 @@ sensible where nothing or everything is right, and are skewed as they should be.
 effective sample size of survey statistics: Korn and Graubard 1998). Under five successes or failures the bound that
 they set is nearly the exact one.
 
+Each example counts as drawn by itself. Copies that somebody made of it are not: they make intervals too narrow, and
+tasks/files.py says how many there are.
+
 How it was checked: `bench/intervals.py` simulates over a thousand kinds of data; its results stand in bench/results.
 """
 

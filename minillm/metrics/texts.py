@@ -43,9 +43,17 @@ def sacrebleu() -> ModuleType:
 
 
 def by_sacrebleu(metric, references: Sequence[Answers], answers: Sequence[str]) -> Interval:
-    """The corpus's score, which sacrebleu computes from sums over sentences; those of a sentence are not in what it
-    has public, but are what its own significance tests use."""
-    rows = np.array(metric._extract_corpus_statistics(list(answers), streams(references)))
+    return of_statistics(metric, statistics(metric, references, answers))
+
+
+def statistics(metric, references: Sequence[Answers], answers: Sequence[str]) -> np.ndarray:
+    """(n, S): what each sentence adds to the sums that sacrebleu computes a corpus's score from. They are not in what
+    it has public, but are what its own significance tests use."""
+    return np.array(metric._extract_corpus_statistics(list(answers), streams(references)))
+
+
+def of_statistics(metric, rows: np.ndarray) -> Interval:
+    """The score of a corpus whose sentences have these `statistics`."""
 
     def score(sums: np.ndarray) -> np.ndarray:
         return np.apply_along_axis(lambda each: metric._compute_score_from_stats(each.tolist()).score / 100, -1, sums)

@@ -32,6 +32,7 @@ from minillm.pages.blocks import (
 from minillm.pages.charts import Series, Value
 from minillm.report import named
 from minillm.run import Run
+from minillm.wording import counted
 
 OF_FIGURES = "Lines are 95 % intervals. Grey: what the model is to be compared with."
 OF_CURVES = "Over the steps of the training. The band of a measurement is its 95 % interval; that of what every step \
@@ -148,7 +149,7 @@ def headline(options: Mapping[str, Any], found: Mapping[str, Any], metrics: Mapp
     if value is None:
         return f"{options.get('task')}: finished"
     came_from = f"{before.value:{before.form}} → " if before else ""
-    examples = f"{found['examples'].get(split, 0):,} {split} examples"
+    examples = counted(found["examples"].get(split, 0), f"{split} example")
     rules = [
         f"{named(other)} {rule.value:{rule.form}}"
         for other in found["baselines"]
@@ -164,11 +165,11 @@ def in_short(found: Mapping[str, Any], metrics: Mapping[str, Any], log: Sequence
     seconds = metrics.get("seconds") or max((record["seconds"] for record in log), default=0)
     parts: list[Any] = []
     if model := found.get("model"):
-        size = f"{model['parameters']:,} parameters, {model['layers']} layers × {model['width']}"
+        size = f"{model['parameters']:,} parameters, {counted(model['layers'], 'layer')} × {model['width']}"
         parts.append(f"A {model['family']} of {size}. ")
     share = metrics.get("matrix_share")
     of_rate = [", at ", clock(f"{share:.0%}"), " of the machine's matrix rate"] if charts.is_number(share) else []
-    return joined([*parts, f"{steps:,} steps in ", clock(duration(seconds)), *of_rate, "."])
+    return joined([*parts, f"{counted(steps, 'step')} in ", clock(duration(seconds)), *of_rate, "."])
 
 
 def duration(seconds: float) -> str:
@@ -299,7 +300,7 @@ def recipe(options: Mapping[str, Any], found: Mapping[str, Any]) -> list[Html]:
         for name, value in options.items()
         if name not in (*given, "given", "script", "task", "resume", "out") and value not in (None, [])
     }
-    data = {name: f"{count:,} examples" for name, count in found.get("examples", {}).items() if count}
+    data = {name: counted(count, "example") for name, count in found.get("examples", {}).items() if count}
     if found.get("notes"):
         data["of them"] = "; ".join(found["notes"])
     texts = {

@@ -22,6 +22,7 @@ from minillm.lora import adapters
 from minillm.published.checkpoint import Checkpoint, family_of
 from minillm.published.families.base import Family, Fields, Head
 from minillm.published.weights import listed, shares, sources
+from minillm.wording import counted
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
@@ -140,7 +141,8 @@ def completed(base: Checkpoint, spec: Head, whole: dict[str, Tensor], classes: S
         count = len(whole[classifier])
         own = base.classes if len(base.classes) == count else [f"LABEL_{i}" for i in range(count)]
         if len(classes or own) != count:
-            raise UserError(f"the classifier of the adapter has {count} outputs, but there are {len(classes)} names")
+            outputs, names = counted(count, "output"), counted(len(classes), "name")
+            raise UserError(f"the classifier of the adapter has {outputs}, but there are {names}")
         fields["id2label"] = dict(enumerate(classes or own))
     return replace(base, fields=fields, tensors=tensors)
 

@@ -5,7 +5,7 @@ tasks share whose answers are written, token by token, by a GPT.
 """
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -137,6 +137,10 @@ class Task(Protocol):
     def importance(self, batch: Batch) -> Tensor | float:
         """How much the losses of a batch count: one number for all, or one each."""
         return 1.0
+
+    def identity(self, example: Any) -> Hashable:
+        """What makes two examples the same one, to whoever knows one of them by heart: its question."""
+        return example.prompt
 
     def count(self, batch: Batch) -> float:
         """The sum of their importance, what a step is divided by."""

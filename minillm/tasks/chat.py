@@ -30,6 +30,7 @@ from minillm.tasks import files, from_scratch
 from minillm.tasks.base import Shape, Splits, Task, recipe_of_writers
 from minillm.tasks.files import Fields
 from minillm.tokenizer import Tokenizer
+from minillm.wording import counted
 
 CONTEXT = 2048  # tokens of a conversation, unless told otherwise or the model reads fewer
 WRITTEN = 50  # held-out conversations in which the model says the last word itself
@@ -88,9 +89,11 @@ class Chat(Task):
             raise UserError(f"--context {options.context} must be at least 4")
         self.asked = options.context
         fields = Fields(options.fields, ("messages", "prompt", "answer"))
-        self.splits, self.notes = files.load(
-            options, "chat", lambda path, _: read(path, fields), lambda talk: json.dumps(talk.messages[:-1])
-        )
+        self.splits, self.notes = files.load(options, "chat", lambda path, _: read(path, fields), self.identity)
+
+    def identity(self, example: Conversation) -> str:
+        """All that was said before the last word."""
+        return json.dumps(example.messages[:-1])
 
     def training_texts(self) -> list[str]:
         return [message["content"] for talk in self.splits.train for message in talk.messages]
@@ -107,7 +110,7 @@ class Chat(Task):
         require_subwords(tokenizer, self.name)
         most = model.config.max_seq_len
         if self.asked and self.asked > most:
-            raise UserError(f"--context {self.asked} is more than the {most} tokens that the model reads")
+            raise UserError(f"--context {self.asked} is more than the {counted(most, 'token')} that the model reads")
         if tokenizer.vocab_size > model.config.vocab_size:
             raise UserError(
                 f"the vocabulary has {tokenizer.vocab_size} tokens, but the model knows {model.config.vocab_size}"
@@ -125,9 +128,11 @@ class Chat(Task):
         cut = sum(len(new.messages) < len(old.messages) for new, old in zip(fitted, split, strict=True) if new)
         which = f"{self.limit:,} tokens"
         if cut:
-            self.notes = [*self.notes, f"{cut:,} conversations are longer than {which}; their last turns are left out"]
+            longer = counted(cut, "conversation is", "conversations are")
+            self.notes = [*self.notes, f"{longer} longer than {which}; the last turns are left out"]
         if out := len(split) - len(kept):
-            self.notes = [*self.notes, f"{out:,} conversations are left out: up to the first answer over {which}"]
+            left_out = counted(out, "conversation is", "conversations are")
+            self.notes = [*self.notes, f"{left_out} left out: up to the first answer over {which}"]
         if split and not kept:
             raise UserError(f"no conversation has a first answer within {which}; raise --context")
         return kept

@@ -19,47 +19,31 @@ from torch import Tensor, nn
 from minillm import cli, evaluate
 from minillm.batching import Batch, Corpus, Document, DocumentTable
 from minillm.bayes_start import JUDGED, NARROWEST, begin_as_naive_bayes, counting_tells
-from minillm.bert import BERTConfig
 from minillm.errors import UserError
-from minillm.gpt import GPTConfig
-from minillm.heads import AnyConfig, SequenceClassifier
-from minillm.layers import dropout_everywhere
+from minillm.heads import SequenceClassifier
 from minillm.metrics import Interval, calibration_error, class_report, fitted_temperature, macro_f1, rate, ratio
 from minillm.metrics.classes import TEMPERATURES
-from minillm.modernbert import ModernBERTConfig
 from minillm.naive_bayes import NaiveBayes
 from minillm.proposals import Proposals, digest_of, proposals
 from minillm.published.subwords import learn_vocabulary
 from minillm.report import evenly_spaced, mistakes_table, values_of
 from minillm.rewards import Reward, balanced, right_class
 from minillm.run import Run
-from minillm.tasks import files
+from minillm.tasks import encoders
 from minillm.tasks.base import Judged, Shape
 from minillm.tasks.classes import weights_of
+from minillm.tasks.encoders import FROM_NOTHING, LONGEST, SHAPE, VOCABULARY, WIDTH
 from minillm.tasks.labelled import Labelled, load
 from minillm.tokenizer import Tokenizer, read_texts
 from minillm.variation import AUGMENTATIONS, augmented
+from minillm.wording import counted
 
-KINDS = {
-    "modernbert": (ModernBERTConfig, {"pooling": "mean"}),
-    "bert": (BERTConfig, {}),
-    "gpt": (GPTConfig, {"positions": "learned", "bias": True}),
-}  # of models from scratch; the mean over a text learns most from few texts
-LONGEST = 512  # tokens of a text that a model from scratch reads
-VOCABULARY = 8000  # words, or pieces of them, learned from the training texts
-WIDTH = 128  # of such a model
-FROM_NOTHING = {"optimizer": "muon", "lr": 5e-3, "embedding_lr": 1e-3}  # AdamW learns neither order nor pairs of texts
 WORST = 10
 PAIRS, WEIGHTS = "learned_pairs", "learned_class_weights"  # keys of tokenizer_config.json
 
 
 @dataclass(frozen=True)
-class OfTexts(files.Options):
-    model: str | None = cli.option(None, "what a model from scratch is (default: modernbert)", choices=tuple(KINDS))
-
-
-@dataclass(frozen=True)
-class Options(OfTexts):
+class Options(encoders.Options):
     problem: str = cli.option(
         "single",
         "of one class each, or of any number of labels: a list, or in a table names joined by | (or by ; or , where "
@@ -147,8 +131,7 @@ class Classify(Judged):
     def tokenizer(self) -> Tokenizer:
         texts = [text for example in self.splits.train for text in example.texts]
         tokenizer = learn_vocabulary(texts, VOCABULARY)
-        if self.kind == "gpt":  # or transformers would hand its GPT-2 segments, and that would add them
-            tokenizer.config = {**tokenizer.config, "model_input_names": ["input_ids", "attention_mask"]}
+        encoders.without_segments(tokenizer, self.kind)
         self.vocab_size = tokenizer.vocab_size
         if self.head == "classify" and self.kind in (None, "modernbert") and not self.is_of_pairs:
             some = evenly_spaced(self.splits.train, JUDGED)  # each of one class, and a mean over tokens can say which
@@ -160,35 +143,22 @@ class Classify(Judged):
         """A published model learns slowly, as does one that begins as naive Bayes, others faster. Few texts need a
         least number of steps, many a most; of all looks at the dev set, that before the first step included, the best
         counts, and five that bring nothing end the training."""
-        if model and self.kind:
-            raise UserError(
-                f"--model {self.kind} is for a model from scratch, but --init brings its own; leave one out"
-            )
+        encoders.refuse_beside_init(self.kind, model)
+        count = len(self.splits.train)
         both = {"optimizer": "adamw-head", "warmup": 0.06, "evaluations": 12, "keep": "best", "patience": 5}
         if model:
             rates = {"lr": 6e-5, "embedding_lr": 1e-3, "dropout": 0.1}
-            return {**both, **rates, "batch_examples": 32, "epochs": self.epochs(4.0, 32, least=150, most=10_000)}
-        shape = {"layers": 2, "width": WIDTH, "heads": 4, "dropout": 0.3}
+            return {**both, **rates, "batch_examples": 32, "epochs": encoders.epochs(4.0, count, 32, 150, 10_000)}
         rates = {"lr": 5e-5, "embedding_lr": 5e-5} if self.counts_first else FROM_NOTHING
-        return {**both, **shape, **rates, "batch_examples": 64, "epochs": self.epochs(6.0, 64, least=400, most=6000)}
+        return {**both, **SHAPE, **rates, "batch_examples": 64, "epochs": encoders.epochs(6.0, count, 64, 400, 6000)}
 
     def rl_recipe(self, model: nn.Module | None) -> dict[str, Any]:
         rates = {"lr": 6e-5, "embedding_lr": 1e-3} if model else {"lr": 5e-4, "embedding_lr": 5e-4}
         both = {"optimizer": "adamw-head", "warmup": 0.06, "temperature": 1.0, "sft_share": 0.0}
         return {**both, **rates, "prompts": 32, "samples": 4, "minutes": 5.0}
 
-    def epochs(self, usual: float, batch: int, least: int, most: int) -> float:
-        """As usual, but not fewer steps than `least` nor more than `most`."""
-        per_step = batch / len(self.splits.train)
-        return min(max(usual, least * per_step), most * per_step)
-
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> SequenceClassifier:
-        return SequenceClassifier(self.new_config(tokenizer, shape), self.classes)
-
-    def new_config(self, tokenizer: Tokenizer, shape: Shape) -> AnyConfig:
-        kind, details = KINDS[self.kind or next(iter(KINDS))]
-        sizes = {"num_layers": shape.layers, "width": shape.width, "num_heads": shape.heads}
-        return kind(tokenizer.vocab_size, LONGEST, **sizes, **details, **dropout_everywhere(kind, shape.dropout))
+        return SequenceClassifier(encoders.new_config(self.kind, tokenizer.vocab_size, shape), self.classes)
 
     def adapt(self, model: SequenceClassifier, tokenizer: Tokenizer) -> None:
         """Take over the order of the model's classes and what it reads of a text; keep for later whether of pairs, and
@@ -200,7 +170,8 @@ class Classify(Judged):
         examples = [example for split in vars(self.splits).values() for example in split]
         num_cut = sum(len(tokens) > self.limit for tokens, _ in self.read(examples, tokenizer, limit=None))
         if num_cut:
-            self.notes = [*self.notes, f"{num_cut:,} texts are longer than {self.limit} tokens; their ends are cut"]
+            longer = counted(num_cut, "text is", "texts are")
+            self.notes = [*self.notes, f"{longer} longer than {counted(self.limit, 'token')}; what is beyond is cut"]
 
     def begin(self, model: SequenceClassifier, corpus: Corpus, run: Run) -> None:
         if self.counts_first:

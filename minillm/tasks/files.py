@@ -1,7 +1,7 @@
 """Tasks that learn from a person's files: which field is what, what is held out, and what to say of the data."""
 
 import hashlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -13,6 +13,7 @@ from minillm import cli
 from minillm.errors import UserError
 from minillm.records import Record
 from minillm.tasks.base import Files, Splits
+from minillm.wording import counted
 
 FEW = 20  # training examples; of fewer a person should hear
 HELD_OUT = 0.1  # share of --train that is taken for want of --dev
@@ -22,7 +23,7 @@ Key = Callable[[Any], Hashable]
 @dataclass(frozen=True)
 class Options(Files):
     fields: str | None = cli.option(
-        None, "which field of the files is what, e.g. text=review,label=stars; a+b joins two into one text"
+        None, "which field of the files is what, e.g. text=review,label=stars; a.b is b within a, a+b joins two texts"
     )
 
 
@@ -32,8 +33,9 @@ class Fields:
     A role may be several fields of texts, `prompt=instruction+input`: joined by line breaks, empty ones left out.
     """
 
-    def __init__(self, option: str | None, roles: Sequence[str]):
-        """From `text=review,label=stars`. UserError."""
+    def __init__(self, option: str | None, roles: Sequence[str], flag: str = "--fields"):
+        """From `text=review,label=stars`, the value of such a flag. UserError."""
+        self.flag = flag
         self.names = {role: [role] for role in roles}
         self.given = set()
         for part in option.split(",") if option else ():
@@ -41,12 +43,12 @@ class Fields:
             fields = [field.strip() for field in name.split("+")]
             if role not in roles or not all(fields) or role in self.given:
                 expected = ", ".join(f"{role}=NAME" for role in roles)
-                raise UserError(f"--fields {option}: expected {expected}, separated by commas, each at most once")
+                raise UserError(f"{flag} {option}: expected {expected}, separated by commas, each at most once")
             self.names[role] = fields
             self.given.add(role)
         taken = [field for role, fields in self.names.items() if role in self.given for field in fields]
         if len(set(taken)) < len(taken):
-            raise UserError(f"--fields {option}: different roles must be different fields of the file")
+            raise UserError(f"{flag} {option}: different roles must be different fields of the file")
 
     def has(self, record: Record, role: str) -> bool:
         """Whether --fields names the role, or the record has a field of that name."""
@@ -55,7 +57,7 @@ class Fields:
     def name(self, role: str) -> str:
         """Of a role that is one field. UserError."""
         if len(self.names[role]) > 1:
-            raise UserError(f"--fields: {role} must be one field, not {'+'.join(self.names[role])}")
+            raise UserError(f"{self.flag}: {role} must be one field, not {'+'.join(self.names[role])}")
         return self.names[role][0]
 
     def text(self, record: Record, role: str) -> str:
@@ -93,26 +95,49 @@ def load(
             f"no example of {options.train} has an answer: say what is what with --fields, or give --dev FILE"
         )
     test = read(options.test, examples) if options.test else []
-    train = without(examples, test, key)
+    train, notes = without(examples, test, key), []
     if options.dev:
         if same_file(options.train, options.dev):
             raise UserError(f"--dev is the file of --train, {options.train}: leave it out, so that a part is held out")
         dev = read(options.dev, examples)
-        train, taken, notes = without(train, dev, key), 0, []
+        train = without(train, dev, key)
+        notes += note_on_leaks({"dev": dev, "test": test}, everything, key)
     else:
         train, dev = divide(train, HELD_OUT, key, stratum)
-        taken = len(dev)
-        notes = [f"--dev is not given: {len(dev):,} examples of --train are held out instead"]
+        held_out = counted(len(dev), "example of --train is", "examples of --train are")
+        notes.append(f"--dev is not given: {held_out} held out instead")
+        notes += note_on_leaks({"test": test}, everything, key)
+    notes += note_on_copies({"dev": dev, "test": test}, key)
     if bare:
-        notes.append(f"{len(bare):,} training examples have no answer, and can only be learned from by reward")
+        have = counted(len(bare), "training example has", "training examples have")
+        notes.append(f"{have} no answer, and can only be learned from by reward")
     if examples and not train:
         raise UserError(f"all examples of {options.train} are held out, too; there is nothing to learn from")
-    if twice := len(examples) - len(train) - taken:
-        notes.append(f"{twice:,} training examples are held out, too; not trained on")
     train, unlabelled = by_labels(train, options.labels, key, stratum) if train else ([], [])
     if len(train) < FEW and not bare:
-        notes.append(f"only {len(train):,} examples to learn from: what comes of them is mostly chance")
+        notes.append(f"only {counted(len(train), 'example')} to learn from: what comes of that is mostly chance")
     return Splits(train, dev, test, [*unlabelled, *without(bare, [*dev, *test], key)]), notes
+
+
+def note_on_leaks(held_out: Mapping[str, Collection[Any]], train: Iterable[Any], key: Key) -> list[str]:
+    """How many examples of each held-out file stand in --train, too."""
+    known = set(map(key, train))
+    leaks = shares({name: sum(key(each) in known for each in split) for name, split in held_out.items()}, held_out)
+    return [f"in --train, too, and not trained on there: {leaks}"] if leaks else []
+
+
+def note_on_copies(held_out: Mapping[str, Sequence[Any]], key: Key) -> list[str]:
+    """How many held-out examples are copies of others there. Intervals take each of them for one that was met by
+    itself. That is right where texts recur in what the model is for, such as short commands, and too narrow where
+    somebody copied lines; nobody can tell from the file, so intervals stay as they are."""
+    copies = shares({name: len(split) - len(set(map(key, split))) for name, split in held_out.items()}, held_out)
+    unless = "unless that is how often they are met, the intervals are too narrow"
+    return [f"with the text or prompt of another one: {copies}; {unless}"] if copies else []
+
+
+def shares(found: Mapping[str, int], of: Mapping[str, Collection[Any]]) -> str:
+    """Of each split in which some were found, how many."""
+    return " and ".join(f"{n:,} of {counted(len(of[name]), f'{name} example')}" for name, n in found.items() if n)
 
 
 def by_labels(
@@ -136,7 +161,8 @@ def by_labels(
     kept = set(firsts.values())
     is_seen = [place < share or place in kept for place in places]
     if not any(is_seen):
-        raise UserError(f"--labels {share} leaves none of the {len(train):,} training examples; give a larger share")
+        of_all = counted(len(train), "training example")
+        raise UserError(f"--labels {share} leaves none of the {of_all}; give a larger share")
     return list(compress(train, is_seen)), [each for each, seen in zip(train, is_seen, strict=True) if not seen]
 
 

@@ -11,6 +11,7 @@ from minillm.tasks import files
 from minillm.tasks.base import Question, Splits
 from minillm.tasks.classes import in_order, listed
 from minillm.tasks.files import Fields
+from minillm.wording import counted
 
 MOST_CLASSES = 1000  # more are no classes; most likely the field is not the label
 SHOWN = 20  # classes that are listed with their number of examples
@@ -66,7 +67,7 @@ def notes_on(train: Sequence[Labelled], counts: Counter[str]) -> list[str]:
         of_text.setdefault(example.texts, set()).add(example.label)
     notes = [f"{len(counts):,} classes: {shown}{more}", *labels.suspicious(counts)]
     if contradictory := sum(len(names) > 1 for names in of_text.values()):
-        notes.append(f"{contradictory:,} texts stand in --train with different labels")
+        notes.append(f"{counted(contradictory, 'text stands', 'texts stand')} in --train with different labels")
     return notes
 
 

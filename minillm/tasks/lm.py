@@ -27,6 +27,7 @@ from minillm.tasks import files
 from minillm.tasks.base import Shape, Splits, Task
 from minillm.tasks.files import Fields
 from minillm.tokenizer import SymbolTokenizer, Tokenizer
+from minillm.wording import counted
 
 ORDER = 5  # of the n-grams that stand beside the result
 MOST_COUNTED = 3_000_000  # tokens
@@ -96,6 +97,9 @@ class LanguageModelling(Task):
         self.asked = options.context
         self.splits, self.notes = load(options)
 
+    def identity(self, example: Passage) -> str:
+        return example.text
+
     def tokenizer(self) -> Tokenizer:
         passages = (passage for split in vars(self.splits).values() for passage in split)
         return SymbolTokenizer("characters", r"[\s\S]", sorted(set().union(*(passage.text for passage in passages))))
@@ -117,7 +121,7 @@ class LanguageModelling(Task):
         """Cuts the texts into windows that this model reads."""
         most = model.config.max_seq_len
         if self.asked and self.asked > most:
-            raise UserError(f"--context {self.asked} is more than the {most} tokens that the model reads")
+            raise UserError(f"--context {self.asked} is more than the {counted(most, 'token')} that the model reads")
         self.context, self.decode = self.asked or min(CONTEXT, most), tokenizer.decode
         # In training, one begins where the one before ends, give or take what is drawn; held out, at half of it.
         size = self.window_size()

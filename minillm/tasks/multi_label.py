@@ -33,10 +33,12 @@ from minillm.report import cells, shortened, values_of
 from minillm.tasks import files
 from minillm.tasks.base import Shape, Splits
 from minillm.tasks.classes import in_order, listed
-from minillm.tasks.classify import LONGEST, WORST, Classify, Options
+from minillm.tasks.classify import WORST, Classify, Options
+from minillm.tasks.encoders import LONGEST, new_config
 from minillm.tasks.files import Fields
 from minillm.tasks.labelled import MOST_CLASSES, SHOWN
 from minillm.tokenizer import Tokenizer
+from minillm.wording import counted
 
 THRESHOLD = 0.5  # of the probability of a class that applies
 SEPARATORS = "|;,"  # between the names in a text, the first that a file has
@@ -81,7 +83,7 @@ class MultiLabel(Classify):
         return OneAgainstRest([example.texts for example in train], [example.labels for example in train])
 
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> MultiLabelClassifier:
-        return MultiLabelClassifier(self.new_config(tokenizer, shape), self.classes)
+        return MultiLabelClassifier(new_config(self.kind, tokenizer.vocab_size, shape), self.classes)
 
     def adapt(self, model: MultiLabelClassifier, tokenizer: Tokenizer) -> None:
         """A new head begins with how often each class applies, and not with every second time, which would have to be
@@ -224,8 +226,8 @@ def notes_on(train: Sequence[MultiLabelled], counts: Counter[str]) -> list[str]:
     more = f" and {len(counts) - SHOWN:,} more" if len(counts) > SHOWN else ""
     mean = sum(len(example.labels) for example in train) / len(train)
     none = sum(not example.labels for example in train)
-    notes = [f"{len(counts):,} classes, {mean:.2f} a text: {shown}{more}"]
-    notes += [f"{none:,} training texts have no label"] if none else []
+    notes = [f"{counted(len(counts), 'class', 'classes')}, {mean:.2f} a text: {shown}{more}"]
+    notes += [f"{counted(none, 'training text has', 'training texts have')} no label"] if none else []
     trained = {name for example in train for name in example.labels}
     if missing := counts.keys() - trained:
         notes.append(f"no example of {listed(missing)} is left to learn from: all are held out")

@@ -5,8 +5,8 @@ methods teach a GPT to write like what was chosen, without a judge in between; t
 """
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +16,10 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from minillm import cli, evaluate, records
+from minillm import cli, evaluate
 from minillm.batching import Batch, Corpus, Document
 from minillm.errors import UserError
 from minillm.heads import ONE_OUTPUT, RewardModel
-from minillm.layers import dropout_everywhere
 from minillm.metrics import Interval, average, rate
 from minillm.objective import Rule
 from minillm.preference import METHODS, log_p, rule
@@ -28,21 +27,21 @@ from minillm.published.exchanges import CONTEXT, Composer, Exchange, keep_format
 from minillm.published.subwords import learn_vocabulary
 from minillm.report import cells, shortened
 from minillm.run import REFERENCE, Run
-from minillm.tasks import files
+from minillm.tasks import encoders
 from minillm.tasks.base import Shape, Splits, Task
-from minillm.tasks.classify import FROM_NOTHING, KINDS, LONGEST, VOCABULARY
-from minillm.tasks.files import Fields
+from minillm.tasks.encoders import FROM_NOTHING, LONGEST, SHAPE, VOCABULARY
+from minillm.tasks.pairs import Pair, differs, load, longer, mismatched
 from minillm.tokenizer import Tokenizer
+from minillm.wording import counted
 
 REWARD = "reward"
 BETA = 0.1  # unless told otherwise
 LEAST_CONTEXT = 16
-ALIKE = 0.1  # answers whose lengths differ by less than this share are of equal length
 WORST = 10
 
 
 @dataclass(frozen=True)
-class Options(files.Options):
+class Options(encoders.Options):
     method: str | None = cli.option(
         None, "what is learned: a reward model (default), or by a GPT what to write", choices=(REWARD, *METHODS)
     )
@@ -50,20 +49,6 @@ class Options(files.Options):
         None, f"of the other methods: how near the model stays to its start; for orpo, what pairs weigh ({BETA})"
     )
     context: int | None = cli.option(None, f"most tokens of a prompt with an answer (default: {CONTEXT})")
-    model: str | None = cli.option(None, "what a model from scratch is (default: modernbert)", choices=tuple(KINDS))
-
-
-@dataclass(frozen=True)
-class Pair:
-    prompt: str
-    chosen: str
-    rejected: str
-    documents: tuple[Document, ...] = field(default=(), repr=False, compare=False)  # once the vocabulary is known
-    start: tuple[float, ...] = field(default=(), repr=False, compare=False)  # log p of both by the model as it was
-
-    @property
-    def answers(self) -> tuple[str, str]:
-        return self.chosen, self.rejected
 
 
 class Judged(NamedTuple):
@@ -101,34 +86,29 @@ class Preference(Task):
     def recipe(self, model: nn.Module | None, minutes: float | None) -> dict[str, Any]:
         """A judge learns as a classifier does. What writes learns slowly, without dropout: log p at the start, which
         it is compared with, has none."""
-        if model and self.kind:
-            raise UserError(f"--model {self.kind} is for a model from scratch, but --init brings its own")
+        encoders.refuse_beside_init(self.kind, model)
         both = {"batch_examples": 16, "evaluations": 8, "keep": "best"}
         if not self.is_judge:
             rates = {"optimizer": "adamw", "lr": 2e-5, "embedding_lr": 2e-5, "warmup": 0.1, "dropout": 0.0}
             return {**both, **rates, "epochs": 2.0}
         rates = {"optimizer": "adamw-head", "warmup": 0.06}
+        epochs = partial(encoders.epochs, examples=len(self.splits.train), batch=both["batch_examples"], least=150)
         if model:
-            return {**both, **rates, "lr": 6e-5, "embedding_lr": 1e-3, "dropout": 0.1, "epochs": self.epochs(3.0)}
-        shape = {"layers": 2, "width": 128, "heads": 4, "dropout": 0.3}
-        return {**both, **rates, **shape, **FROM_NOTHING, "epochs": self.epochs(6.0)}
-
-    def epochs(self, usual: float) -> float:
-        """As usual, but not fewer than 150 steps."""
-        return max(usual, 150 * 16 / len(self.splits.train))
+            return {**both, **rates, "lr": 6e-5, "embedding_lr": 1e-3, "dropout": 0.1, "epochs": epochs(3.0)}
+        return {**both, **rates, **SHAPE, **FROM_NOTHING, "epochs": epochs(6.0)}
 
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> RewardModel:
-        kind, details = KINDS[self.kind or next(iter(KINDS))]
-        sizes = {"num_layers": shape.layers, "width": shape.width, "num_heads": shape.heads}
-        sizes |= details | dropout_everywhere(kind, shape.dropout)
-        return RewardModel(kind(tokenizer.vocab_size, min(LONGEST, self.context), **sizes))
+        longest = min(LONGEST, self.context)
+        return RewardModel(encoders.new_config(self.kind, tokenizer.vocab_size, shape, longest))
 
     # ---- what is learned ----
 
     def adapt(self, model: nn.Module, tokenizer: Tokenizer) -> None:
         """Makes documents of all pairs, as far as they fit."""
         if self.context > model.config.max_seq_len and self.context != CONTEXT:
-            raise UserError(f"--context {self.context} is more than the {model.config.max_seq_len} tokens it reads")
+            raise UserError(
+                f"--context {self.context} is more than the {counted(model.config.max_seq_len, 'token')} it reads"
+            )
         if not self.is_judge:
             keep_format(tokenizer)
         compose = Composer(model, tokenizer, self.context)
@@ -141,14 +121,16 @@ class Preference(Task):
             sum(any(e.cut == part for e in both) for split in exchanges.values() for _, both in split)
             for part in ("prompt", "answer")
         )
-        self.splits = Splits(*(self.fitted(split) for split in exchanges.values()))
-        require_some(self.splits, compose.limit)
+        fitted = {name: self.fitted(split) for name, split in exchanges.items()}
+        require_some(self.splits, fitted, compose.limit)
+        self.splits = Splits(**fitted)
         if cut:
-            which = f"longer than {compose.limit:,} tokens"
-            self.notes = [*self.notes, f"{cut:,} pairs are {which}; the beginnings of their prompts are cut"]
+            which = f"{counted(cut, 'pair is', 'pairs are')} longer than {compose.limit:,} tokens"
+            self.notes = [*self.notes, f"{which}; the prompt's beginning is cut"]
         if out:
-            what = "lose their beginnings, too" if self.is_judge else "are left out"
-            self.notes = [*self.notes, f"{out:,} pairs with an answer longer than {compose.limit:,} tokens {what}"]
+            what = "whose beginning is cut, too" if self.is_judge else "left out"
+            which = f"{counted(out, 'pair has', 'pairs have')} an answer longer than {compose.limit:,} tokens"
+            self.notes = [*self.notes, f"{which}, {what}"]
         if self.method == "kto":
             self.strangers = [compose(*texts).written() for texts in mismatched(self.splits.train)]
 
@@ -265,34 +247,14 @@ def is_right(judged: Judged) -> bool:
     return judged.chosen > judged.rejected
 
 
-def longer(pair: Pair) -> int:
-    """1 where the chosen answer has more characters, −1 where it has fewer."""
-    return int(np.sign(len(pair.chosen) - len(pair.rejected)))
-
-
-def differs(pair: Pair) -> bool:
-    """Whether the lengths of the answers do, by a share that is worth speaking of."""
-    short, long = sorted(map(len, pair.answers))
-    return long - short > ALIKE * long
-
-
 def worst_mistakes(examples: Sequence[Pair], answers: Sequence[Judged]) -> list[tuple[Pair, Judged]]:
     """The wrong ones, the surest first."""
     wrong = [each for each in zip(examples, answers, strict=True) if not is_right(each[1])]
     return sorted(wrong, key=lambda each: each[1].chosen - each[1].rejected)[:WORST]
 
 
-def mismatched(pairs: Sequence[Pair]) -> list[tuple[str, str]]:
-    """Every prompt with an answer to the next one, chosen and rejected in turn."""
-    others = [*pairs[1:], *pairs[:1]]
-    return [(pair.prompt, other.answers[i % 2]) for i, (pair, other) in enumerate(zip(pairs, others, strict=True))]
-
-
 def with_start(pairs: Sequence[Pair], start: np.ndarray) -> list[Pair]:
     return [replace(pair, start=tuple(both)) for pair, both in zip(pairs, start.reshape(-1, 2).tolist(), strict=True)]
-
-
-# ---- the data ------------------------------------------------------------------------------------
 
 
 def check(options: Options, is_judge: bool) -> None:
@@ -307,44 +269,8 @@ def check(options: Options, is_judge: bool) -> None:
         raise UserError(f"--context {options.context} must be at least {LEAST_CONTEXT}")
 
 
-def require_some(splits: Splits, limit: int) -> None:
-    for name in ("train", "dev"):
-        if not vars(splits)[name]:
+def require_some(given: Splits, fitted: Mapping[str, Sequence[Pair]], limit: int) -> None:
+    """UserError for a split of which nothing is left."""
+    for name, pairs in fitted.items():
+        if vars(given)[name] and not pairs:
             raise UserError(f"no pair of --{name} has two answers of at most {limit:,} tokens; raise --context")
-
-
-def load(options: Options) -> tuple[Splits, list[str]]:
-    """Splits, and notes for a person. UserError says what is wrong with the files, and where."""
-    fields = Fields(options.fields, ("prompt", "chosen", "rejected"))
-    ties: list[str] = []
-    splits, notes = files.load(
-        options, "preference", lambda path, _: read(path, fields, ties), lambda pair: pair.prompt
-    )
-    if ties:
-        notes.append(f"{len(ties):,} pairs are left out, as both answers are the same; the first is {ties[0]}")
-    splits = replace(splits, unlabelled=[])  # nothing is learned from a prompt alone
-    return splits, [*notes, *notes_on(splits.train)] if splits.train else notes
-
-
-def read(path: Path, fields: Fields, ties: list[str]) -> list[Pair]:
-    """The pairs of a file; the places of those with equal answers, of which neither can be preferred, go to `ties`."""
-    pairs = []
-    for record in records.read(path):
-        pair = Pair(*(fields.text(record, role) for role in ("prompt", "chosen", "rejected")))
-        if pair.chosen == pair.rejected:
-            ties.append(record.place)
-        else:
-            pairs.append(pair)
-    if not pairs:
-        raise UserError(f"{path}: in every record the chosen and the rejected answer are the same")
-    return pairs
-
-
-def notes_on(train: Sequence[Pair]) -> list[str]:
-    """What of the pairs looks like a mistake, or might be learned in place of what is meant."""
-    share = sum(longer(pair) > 0 for pair in train) / len(train)
-    notes = [f"the chosen answer is the longer one in {share:.0%} of the pairs"]
-    known = {(pair.prompt, pair.chosen, pair.rejected) for pair in train}
-    if both := sum((pair.prompt, pair.rejected, pair.chosen) in known for pair in train) // 2:
-        notes.append(f"{both:,} pairs of answers stand in --train both ways round")
-    return notes

@@ -66,11 +66,10 @@ class Pronounce(WritingTask):
         test_words = read_file(test, arpabet) if test else {} if train else in_bucket(words, 1)
         for entries in (words, dev_words, test_words):
             check_symbols(entries, *self.symbols)
+        given = {name: entries for name, path, entries in (("dev", dev, dev_words), ("test", test, test_words)) if path}
+        self.notes = files.note_on_leaks(given, words, str)
         # What is held out is never seen, also where the files overlap.
-        given = len(words)
         words = {word: entry for word, entry in words.items() if word not in dev_words and word not in test_words}
-        if dev and len(words) < given:
-            self.notes = [f"{given - len(words):,} training words are held out, too; not trained on"]
         if not words or not dev_words:
             lack = "to measure progress on" if words else "to learn from that are not held out"
             raise UserError(f"{train} has no words {lack}; name a file of other words with --dev FILE")

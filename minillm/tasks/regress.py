@@ -20,10 +20,10 @@ from minillm.heads import ONE_OUTPUT, Scorer
 from minillm.metrics import Interval, mean_squared_error, pearson, spearman, unexplained
 from minillm.report import cells, shortened
 from minillm.run import Run
-from minillm.tasks import classify, files
+from minillm.tasks import files
 from minillm.tasks.base import Shape, Splits
 from minillm.tasks.classify import WORST, Classify
-from minillm.tasks.classify import OfTexts as Options
+from minillm.tasks.encoders import LONGEST, Options, new_config
 from minillm.tasks.files import Fields
 from minillm.tokenizer import Tokenizer
 
@@ -55,13 +55,13 @@ class Regress(Classify):
         """The task from files. Texts that are held out are never trained on, also where the files overlap."""
         self.kind, self.classes = options.model, list(ONE_OUTPUT)
         self.splits, self.notes = load(options)
-        self.limit, self.vocab_size = classify.LONGEST, None
+        self.limit, self.vocab_size = LONGEST, None
         labels = np.array([example.label for example in self.splits.train] or [0.0])
         self.mean, self.spread = float(labels.mean()), float(labels.std()) or 1.0
         self.is_standard = False  # whether the model speaks in standard deviations from the mean, as it is taught
 
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> Scorer:
-        return Scorer(self.new_config(tokenizer, shape))
+        return Scorer(new_config(self.kind, tokenizer.vocab_size, shape))
 
     def adapt(self, model: Scorer, tokenizer: Tokenizer) -> None:
         """A head that has learned numbers already is told them in standard deviations, too."""

@@ -19,15 +19,17 @@ from minillm import cli, records
 from minillm.baselines import copy, lead
 from minillm.beam import Beams
 from minillm.errors import UserError
+from minillm.final_number import MARKER, last_number
 from minillm.gpt import GPT
 from minillm.metrics import Interval, rate, texts
 from minillm.published.byte_pairs import PROMPT, learn_byte_pairs, require_subwords, set_prompt_format
-from minillm.rewards import MARKER, SHARED, Reward, last_number, number, of_last_turn
+from minillm.rewards import SHARED, Reward, number, of_last_turn
 from minillm.tasks import files, from_scratch
 from minillm.tasks.base import Example, Shape, Splits, WritingTask
 from minillm.tasks.files import Fields
 from minillm.tokenizer import Tokenizer
 from minillm.turns import Turns, last_turn
+from minillm.wording import counted
 
 CONTEXT, LEAST_CONTEXT = 1024, 16  # tokens of a prompt with its answer, unless told otherwise
 ANSWER = "<|answer|>"  # stands behind a prompt where the vocabulary is our own
@@ -110,7 +112,7 @@ class Seq2Seq(WritingTask):
         """Decides what stands around a prompt, unless the vocabulary remembers it, and shortens what is too long."""
         most = model.config.max_seq_len
         if self.context and self.context > most:
-            raise UserError(f"--context {self.context} is more than the {most} tokens that the model reads")
+            raise UserError(f"--context {self.context} is more than the {counted(most, 'token')} that the model reads")
         require_subwords(tokenizer, self.name)
         if self.form or "prompt_format" not in tokenizer.config:
             set_prompt_format(tokenizer, self.form or FORMAT)
@@ -125,7 +127,7 @@ class Seq2Seq(WritingTask):
         out = sum(len(a.answers) - len(b.answers) for a, b in zip(self.splits.train, train, strict=True))
         splits = {**vars(self.splits), "train": [example for example in train if example.answers]}
         if train and not splits["train"]:
-            raise UserError(f"no answer of --train has at most {context // 2:,} tokens; raise --context")
+            raise UserError(f"no answer of --train has at most {counted(context // 2, 'token')}; raise --context")
         self.splits = Splits(**splits)
         room = context - self.max_answer_tokens(tokenizer) - len(tokenizer.prompt(""))
         if room < 1:
@@ -138,8 +140,8 @@ class Seq2Seq(WritingTask):
         self.splits = Splits(**cut)
         self.notes = [
             *self.notes,
-            *([f"{out:,} answers of over {context // 2:,} tokens are left out; see --context"] if out else []),
-            *([f"{num_cut:,} prompts are longer than {room:,} tokens; their ends are cut"] if num_cut else []),
+            *([f"{counted(out, 'answer')} of over {context // 2:,} tokens left out; see --context"] if out else []),
+            *([f"{counted(num_cut, 'prompt')} cut to {counted(room, 'token')}"] if num_cut else []),
         ]
 
     @property
@@ -221,10 +223,10 @@ def suitable_metric(splits: Splits) -> tuple[str, str]:
         return "number", f"answers have a number behind {MARKER}"
     prompt, answer = (median(counts) for counts in zip(*map(count_words, examples), strict=True))
     if answer <= FEW_WORDS:
-        return "exact", f"most answers have no more than {answer:.0f} words"
+        return "exact", f"most answers have no more than {counted(round(answer), 'word')}"
     if answer < prompt / 2:
-        return "rouge", f"answers are much shorter than prompts, {answer:.0f} words to {prompt:.0f}"
-    return "bleu", f"answers are about as long as prompts, {answer:.0f} words to {prompt:.0f}"
+        return "rouge", f"answers are much shorter than prompts, {counted(round(answer), 'word')} to {prompt:.0f}"
+    return "bleu", f"answers are about as long as prompts, {counted(round(answer), 'word')} to {prompt:.0f}"
 
 
 def count_words(example: Example) -> tuple[int, int]:
@@ -250,6 +252,6 @@ def read(path: Path, fields: Fields, may_lack: bool = False) -> list[Example]:
     """The examples of a file, of which some may be prompts alone, for others to judge what the model answers."""
     name, found = fields.name("answer"), []
     for record in records.read(path):
-        lacks = may_lack and not fields.has(record, "answer")
+        lacks = may_lack and (not fields.has(record, "answer") or record.value(name) is None)
         found.append(Example(fields.text(record, "prompt"), () if lacks else record.texts(name)))
     return found

@@ -18,7 +18,6 @@ from minillm.baselines import TagLookup
 from minillm.batching import IGNORE, Document
 from minillm.errors import UserError
 from minillm.heads import TokenClassifier
-from minillm.layers import dropout_everywhere
 from minillm.metrics import Interval, entities, entity_f1, entity_report, rate, token_accuracy
 from minillm.naive_bayes import NaiveBayes
 from minillm.published.subwords import learn_wordpiece
@@ -27,15 +26,14 @@ from minillm.report import cells, shortened, values_of
 from minillm.rewards import Reward
 from minillm.tagging import Tagged, Tags, WordReader, tagged
 from minillm.tags import Grammar, in_order, mark, split
-from minillm.tasks import files
+from minillm.tasks import encoders, files
 from minillm.tasks.base import Judged, Question, Shape, Splits
-from minillm.tasks.classify import FROM_NOTHING, KINDS, LONGEST
-from minillm.tasks.classify import OfTexts as Options
+from minillm.tasks.encoders import FROM_NOTHING, SHAPE, VOCABULARY, Options
 from minillm.tasks.files import Fields
 from minillm.tokenizer import Tokenizer
 from minillm.variation import Exchange, Splitter
+from minillm.wording import counted
 
-VOCABULARY = 8000  # words and pieces of words, learned from the training sentences
 VARIED = "varied_in_training"  # a key of tokenizer_config.json
 MOST_TAGS = 1000  # more are no tags; most likely the field is another one
 SHOWN = 20  # tags that are listed with their number of words
@@ -74,24 +72,20 @@ class Tag(Judged):
     def tokenizer(self) -> Tokenizer:
         tokenizer = learn_wordpiece([sentence.prompt for sentence in self.splits.train], VOCABULARY)
         tokenizer.config = {**tokenizer.config, VARIED: True}
-        if self.kind == "gpt":  # or transformers would hand its GPT-2 segments, and that would add them
-            tokenizer.config = {**tokenizer.config, "model_input_names": ["input_ids", "attention_mask"]}
+        encoders.without_segments(tokenizer, self.kind)
         return tokenizer
 
     def recipe(self, model: nn.Module | None, minutes: float | None) -> dict[str, Any]:
         """A published model learns slowly, one from scratch faster and longer. Few sentences need a least number of
         steps, many a most; of all looks at the dev set the best counts."""
-        if model and self.kind:
-            raise UserError(
-                f"--model {self.kind} is for a model from scratch, but --init brings its own; leave one out"
-            )
+        encoders.refuse_beside_init(self.kind, model)
+        count = len(self.splits.train)
         both = {"optimizer": "adamw-head", "warmup": 0.06, "evaluations": 12, "keep": "best"}
         if model:
             rates = {"lr": 1e-4, "embedding_lr": 1e-3, "dropout": 0.1}
-            return {**both, **rates, "batch_examples": 32, "epochs": self.epochs(6.0, 32, least=200, most=10_000)}
-        epochs = self.epochs(15.0, 64, least=400, most=10_000)
-        shape = {"layers": 2, "width": 128, "heads": 4, "dropout": 0.3}
-        return {**both, **shape, **FROM_NOTHING, "batch_examples": 64, "epochs": epochs}
+            return {**both, **rates, "batch_examples": 32, "epochs": encoders.epochs(6.0, count, 32, 200, 10_000)}
+        epochs = encoders.epochs(15.0, count, 64, 400, 10_000)
+        return {**both, **SHAPE, **FROM_NOTHING, "batch_examples": 64, "epochs": epochs}
 
     def rl_recipe(self, model: nn.Module | None) -> dict[str, Any]:
         """The reward of a sentence says little of each of its tags: many samples, and from a run half of the gradient
@@ -100,15 +94,8 @@ class Tag(Judged):
         both = {"optimizer": "adamw-head", "warmup": 0.06, "temperature": 1.0, "sft_share": 0.5 if model else 0.0}
         return {**both, **rates, "prompts": 32, "samples": 8, "minutes": 5.0}
 
-    def epochs(self, usual: float, batch: int, least: int, most: int) -> float:
-        """As usual, but not fewer steps than `least` nor more than `most`."""
-        per_step = batch / len(self.splits.train)
-        return min(max(usual, least * per_step), most * per_step)
-
     def new_model(self, tokenizer: Tokenizer, shape: Shape) -> TokenClassifier:
-        kind, details = KINDS[self.kind or next(iter(KINDS))]
-        sizes = {"num_layers": shape.layers, "width": shape.width, "num_heads": shape.heads}
-        config = kind(tokenizer.vocab_size, LONGEST, **sizes, **details, **dropout_everywhere(kind, shape.dropout))
+        config = encoders.new_config(self.kind, tokenizer.vocab_size, shape)
         return TokenClassifier(config, self.classes, self.sequence_classes)
 
     def adapt(self, model: TokenClassifier, tokenizer: Tokenizer) -> None:
@@ -126,8 +113,9 @@ class Tag(Judged):
             self.exchange = Exchange([(each.words, each.tags) for each in self.splits.train], self.classes)
         train = [self.reader.windows(sentence.words) for sentence in self.splits.train]
         if several := sum(len(windows) > 1 for windows in train):
-            text = f"{several:,} sentences have more than the {self.reader.room} tokens that the model reads at once;"
-            self.notes = [*self.notes, f"{text} they are read in overlapping windows"]
+            long = counted(several, "sentence has", "sentences have")
+            text = f"{long} more than the {counted(self.reader.room, 'token')} that the model reads at once;"
+            self.notes = [*self.notes, f"{text} such are read in overlapping windows"]
 
     def documents(self, example: Sentence, tokenizer: Tokenizer, rng: np.random.Generator | None) -> list[Document]:
         """A document for each window. Only those tokens have targets that say what a word is."""
@@ -289,11 +277,11 @@ def notes_on(splits: Splits, tags: Counter[str], intents: Counter[str]) -> list[
     notes = []
     if mark(tags):
         kinds = Counter(kind for sentence in splits.train for kind, _, _ in entities(sentence.tags))
-        notes.append(f"{len(tags):,} tags for {len(kinds):,} types of entities: {listed(kinds)}")
+        notes.append(f"{counted(len(tags), 'tag')} for {counted(len(kinds), 'type')} of entities: {listed(kinds)}")
     else:
-        notes.append(f"{len(tags):,} tags: {listed(tags)}")
+        notes.append(f"{counted(len(tags), 'tag')}: {listed(tags)}")
     if intents:
-        notes.append(f"{len(intents):,} intents: {listed(intents)}")
+        notes.append(f"{counted(len(intents), 'intent')}: {listed(intents)}")
     for split_name in ("dev", "test"):
         found = {tag for sentence in vars(splits)[split_name] for tag in sentence.tags}
         found |= {sentence.intent for sentence in vars(splits)[split_name] if intents}
@@ -329,14 +317,18 @@ def note_on(faults: Sequence[tuple[list[int], str, Sentence]], number: int, path
     (at, *_), place, sentence = faults[0]
     before, after = (sentence.tags[i] if 0 <= i < len(sentence.tags) else "the end" for i in (at - 1, at))
     before = "the beginning" if at == 0 else before
+    have = "has" if len(faults) == 1 else "have"
     return [
-        f"{len(faults):,} of {number:,} sentences of {path.name} have tags that cannot stand so, such as {after} "
-        f"behind {before} ({place}, word {min(at + 1, len(sentence.tags))}); read as CoNLL's script counts entities"
+        f"{len(faults):,} of {counted(number, 'sentence')} of {path.name} {have} tags that cannot stand so, "
+        f"such as {after} behind {before} ({place}, word {min(at + 1, len(sentence.tags))}); "
+        "read as CoNLL's script counts entities"
     ]
 
 
 def words_and_tags(record: Record, fields: Fields) -> tuple[tuple[str, ...], tuple[str, ...]]:
     words, tags = (record.words(fields.name(role)) for role in ("tokens", "tags"))
     if len(words) != len(tags):
-        raise UserError(f"{record.place} has {len(words):,} words but {len(tags):,} tags; give every word one")
+        raise UserError(
+            f"{record.place} has {counted(len(words), 'word')} but {counted(len(tags), 'tag')}; give every word one"
+        )
     return words, tags

@@ -288,7 +288,7 @@ def test_every_bert_embeds(run, name):
 def test_a_text_that_is_cut_is_noted(run, command, name):
     code, _, note = run(command, f"HERE/{name}", "the sky", "the sky " * 5000)
     assert code == 0
-    assert re.search(r"of 2 texts 1 have more than the \d+ tokens this model reads; their ends are cut", note)
+    assert re.search(r"1 of 2 texts has more than the \d+ tokens this model reads; what is beyond is cut", note)
     assert "are cut" not in run(command, f"HERE/{name}", "the sky")[2]
 
 
@@ -327,7 +327,7 @@ def test_embed_reads_as_far_as_the_files_say(run, here):
     before = limits.read_bytes()
     limits.write_text('{"max_seq_length": 7}')
     try:
-        assert "1 have more than the 7 tokens" in run("embed", "HERE/embedder", "the sky", "the sky " * 10)[2]
+        assert "1 of 2 texts has more than the 7 tokens" in run("embed", "HERE/embedder", "the sky", "the sky " * 10)[2]
     finally:
         limits.write_bytes(before)
 
@@ -342,7 +342,7 @@ def test_no_more_is_read_than_the_vocabulary_says(run, here, tmp_path, command, 
     first, second = (line[key] for line in lines(out))
     assert code == 0
     assert first == pytest.approx(second, rel=1e-5)
-    assert "of 2 texts 1 have more than the 5 tokens" in note
+    assert "1 of 2 texts has more than the 5 tokens" in note
 
 
 def changed(folder, name, **fields):
@@ -375,7 +375,7 @@ def test_embed_gives_vectors_of_the_files_and_compares_as_they_say(run, here, tm
     assert (embedded()[0] == vectors[:, :8]).all()
     changed(folder, "sentence_bert_config.json", max_seq_length=None)
     changed(folder, "tokenizer_config.json", model_max_length=3)
-    assert "1 have more than the 3 tokens" in run("embed", folder, "the", "the sky is blue")[2]
+    assert "1 of 2 texts has more than the 3 tokens" in run("embed", folder, "the", "the sky is blue")[2]
 
 
 def test_embed_of_a_question_answerer(run, here, tmp_path):

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import re
 import shutil
 import sys
 
@@ -35,6 +36,7 @@ def reviews(path, number, seed, classes=("bad", "good"), fields=("text", "label"
     return path
 
 
+LEARNED_FROM = {"seq2seq": "talks", "chat": "talks", "tag": "tags", "preference": "pairs", "regress": "numbers"}
 WORDS = ["one", "two", "three", "four", "five", "six", "seven"]
 TALKS = [(f"say {a} {b} to {c}", f"{a} {b}") for a in WORDS for b in WORDS for c in ("me", "us")]
 TRIPLES = [["see", a, b, c] for a in WORDS for b in WORDS for c in ("me", "us")]
@@ -66,8 +68,7 @@ def here(tmp_path_factory):
     pairs = ({"prompt": a, "chosen": f"{b} please", "rejected": b} for a, b in TALKS)
     write_lines(folder / "pairs.jsonl", pairs)
     write_lines(folder / "numbers.jsonl", ({"text": a, "label": 1.5 * len(b)} for a, b in TALKS))
-    files = {"seq2seq": "talks", "chat": "talks", "tag": "tags", "preference": "pairs", "regress": "numbers"}
-    for task, file in files.items():
+    for task, file in LEARNED_FROM.items():
         trained(folder / task, task=task, train=folder / f"{file}.jsonl", steps=3, batch_tokens=256)
     write_bert(folder / "judge", SequenceClassifier, ["bad", "good"])
     write_gpt(folder / "gpt")
@@ -97,6 +98,26 @@ def as_json(here, *argv):
     code, out, err = command(here, *argv, "--json")
     assert code == 0, err
     return json.loads(out)
+
+
+@pytest.mark.parametrize(
+    ("run", "file"),
+    [("good", "train.jsonl"), ("words", "train.txt"), *((run, f"{file}.jsonl") for run, file in LEARNED_FROM.items())],
+)
+def test_a_file_that_was_trained_on_is_said_to_be_one(here, run, file):
+    code, out, err = command(here, "evaluate", run, "--file", file, "--json")
+    assert code == 0, err
+    examples = json.loads(out)["examples"]
+    (count,) = re.findall(rf"{run} was trained on (\d+) of the {examples} examples of {file}: its figures say ", err)
+    assert 0.5 * examples < int(count) <= examples  # the others were held out
+
+
+def test_a_file_that_was_not_trained_on_is_no_cause_for_a_note(here, tmp_path):
+    write_lines(tmp_path / "new.jsonl", [{"text": "nobody wrote that", "label": "good"}])
+    for run, file in (("good", tmp_path / "new.jsonl"), ("words", "dev.txt")):
+        code, _, err = command(here, "evaluate", run, "--file", str(file))
+        assert code == 0
+        assert "was trained on" not in err
 
 
 @pytest.mark.parametrize("run", ["good", "words", "lm", "seq2seq", "chat", "tag", "preference", "regress"])

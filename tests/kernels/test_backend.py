@@ -23,12 +23,6 @@ def compiled(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
 
 
-@pytest.fixture(autouse=True)
-def _default_is_restored():
-    yield
-    set_default("auto")
-
-
 # ---- the choice ----------------------------------------------------------------------------------
 
 
@@ -107,6 +101,15 @@ def test_the_kernels_follow_the_default():
         set_default(impl)
         assert backend.implementation(*asked) == backend.implementation(*asked) == expected
     assert backend.implementation.cache_info().hits == 1
+
+
+@pytest.mark.parametrize("time", ["first", "again"])
+def test_a_default_is_forgotten_behind_the_test_that_set_it(time):
+    """And so is what was chosen by it: see tests/conftest.py."""
+    asked = CPU, None, torch.float32
+    assert backend.implementation(*asked) == "torch", time
+    set_default("eager")
+    assert backend.implementation(*asked) == "eager"
 
 
 @pytest.mark.parametrize("call", [set_default, lambda impl: choose(CPU, impl)])

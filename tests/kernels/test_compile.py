@@ -24,7 +24,6 @@ CASES = [
 @pytest.fixture(autouse=True)
 def _as_before():
     yield
-    set_default("auto")
     torch._dynamo.reset()
 
 

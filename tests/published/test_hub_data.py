@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -43,16 +44,22 @@ def hub(tmp_path, monkeypatch):
     write(there / "plain/validation/0000.parquet", rows(30, 40), NAMES)
     fetched = []
 
+    def files():
+        return [path.relative_to(there).as_posix() for path in there.rglob("*.*")]
+
     def snapshot_download(name, repo_type, revision, allow_patterns):
         assert (name, repo_type, revision) == ("owner/films", "dataset", "refs/convert/parquet")
-        files = [path.relative_to(there).as_posix() for path in there.rglob("*.*")]
-        for file in hub_library.utils.filter_repo_objects(files, allow_patterns=allow_patterns):
+        for file in hub_library.utils.filter_repo_objects(files(), allow_patterns=allow_patterns):
             (cache / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(there / file, cache / file)
             fetched.append(file)
         return str(cache)
 
+    def get_cached_repo_tree(name, repo_type, revision):
+        return [SimpleNamespace(path=file) for file in files()]
+
     monkeypatch.setattr(hub_library, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(hub_library, "get_cached_repo_tree", get_cached_repo_tree)
     return there, fetched
 
 
@@ -74,14 +81,14 @@ def test_configurations(hub):
     write(there / "default/train/0000.parquet", rows(0, 7))
     fetched.clear()
     assert len(records.read("hub:owner/films")) == 7
-    assert "plain/train/0001.parquet" not in fetched
+    assert fetched == ["default/train/0000.parquet"]  # of other configurations nothing
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
         ("hub:films", r"hub:films is no data set of the hub: write hub:OWNER/NAME"),
-        ("hub:owner/films:test", r"no split 'test' of this data set"),
+        ("hub:owner/films:test", r"no split 'test' of this data set, .* only plain:train, plain:validation$"),
         ("hub:owner/films/odd", r"no configuration 'odd' with a split 'train'"),
         ("hub:owner/../films", r"is no data set of the hub"),
     ],
@@ -91,15 +98,45 @@ def test_what_is_not_there_is_said(hub, name, said):
         records.read(name)
 
 
-def test_without_a_network_or_the_extra(hub, monkeypatch):
-    def unreachable(*_, **__):
-        raise hub_library.errors.LocalEntryNotFoundError("not found\nand not online")
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """The real library's cache without a network, and of the data set the first of two files."""
+    commit, repository = "a" * 40, tmp_path / "hub/datasets--owner--films"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    write(repository / "snapshots" / commit / "plain/train/0000.parquet", rows(0, 20), NAMES)
+    write_text(repository, "refs/refs/convert/parquet", commit)
+    names = [".gitattributes", "plain/train/0000.parquet", "plain/train/0001.parquet"]
+    tree = {"format_version": 1, "files": {name: {"size": 1, "blob_id": "0"} for name in names}}
+    return repository / "snapshots" / commit, lambda: write_text(repository, f"trees/{commit}.json", json.dumps(tree))
 
-    monkeypatch.setattr(hub_library, "snapshot_download", unreachable)
-    with pytest.raises(UserError, match=r"downloading hub:owner/films from the hub failed: not found$"):
+
+def write_text(folder, name, text):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text)
+
+
+def test_a_part_of_a_split_is_not_taken_for_the_whole(cache):
+    """Whether or not the library has seen which files there are."""
+    snapshot, write_tree = cache
+    with pytest.raises(UserError, match=r"whether all its files are here can only be told with a network"):
+        records.read("hub:owner/films")
+    write_tree()
+    with pytest.raises(UserError, match=r"downloading hub:owner/films from the hub failed: .*0001\.parquet"):
+        records.read("hub:owner/films")
+    write(snapshot / "plain/train/0001.parquet", rows(20, 30), NAMES)
+    assert len(records.read("hub:owner/films")) == 30
+
+
+def test_without_a_network_or_the_extra(cache, monkeypatch):
+    shutil.rmtree(cache[0].parents[2])
+    with pytest.raises(UserError, match=r"downloading hub:owner/films from the hub failed: Cannot find .*[^.]\.?$"):
+        records.read("hub:owner/films")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace())
+    with pytest.raises(UserError, match=r"hub:owner/films needs a newer huggingface_hub: pip install --upgrade"):
         records.read("hub:owner/films")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"downloading hub:owner/films .* needs .*: pip install -e '\.\[hub\]'"):
+    with pytest.raises(UserError, match=r"reading hub:owner/films needs .*: pip install -e '\.\[hub\]'"):
         records.read("hub:owner/films")
 
 
@@ -116,10 +153,27 @@ def test_names_of_classes(metadata, classes):
     assert classes_of(metadata) == classes
 
 
-def test_tags_have_names_and_unknown_numbers_stay(tmp_path):
+def test_tags_have_names_and_a_number_that_has_none_is_refused(tmp_path):
     features = {"tags": {"feature": {"_type": "ClassLabel", "names": ["O", "B-x"]}, "_type": "Sequence"}, **NAMES}
-    write(tmp_path / "a.parquet", [{"tags": [0, 1, 0], "label": -1, "n": 1}], features)
-    assert records.read(tmp_path / "a.parquet")[0].fields == {"tags": ["O", "B-x", "O"], "label": -1, "n": 1}
+    write(tmp_path / "a.parquet", [{"tags": [0, 1, 0], "label": 1, "n": -1}], features)
+    assert records.read(tmp_path / "a.parquet")[0].fields == {"tags": ["O", "B-x", "O"], "label": "good", "n": -1}
+    write(tmp_path / "a.parquet", [{"tags": [0], "label": 1}, {"tags": [0], "label": 2}], features)
+    with pytest.raises(UserError, match=r"a.parquet, row 2 has a label 2, but the file names those from 0 to 1$"):
+        records.read(tmp_path / "a.parquet")
+
+
+def test_a_split_whose_labels_are_hidden_is_no_class_of_its_own(hub, tmp_path):
+    """As in most test splits of benchmarks: neither learned from nor measured by."""
+    write(hub[0] / "plain/test/0000.parquet", [{"text": "it was so", "label": -1}], NAMES)
+    said = (
+        r"hub:owner/films:test, row 1: 'label' is empty, so that this example has no label: .* test splits of the hub"
+    )
+    for options in (
+        Options(train="hub:owner/films:test"),
+        Options(train="hub:owner/films", test="hub:owner/films:test"),
+    ):
+        with pytest.raises(UserError, match=said):
+            train_sft.train(train_sft.Args(task="classify", out=tmp_path / "run", options=options), Console(quiet=True))
 
 
 def test_a_classifier_learns_from_the_hub_goes_on_and_is_measured(hub, tmp_path, capsys):

@@ -179,9 +179,9 @@ def test_of_long_conversations_whole_turns_are_kept(task_of):
         fitting = [n for n, length in enumerate(lengths, 1) if length <= context]
         assert task.splits.train[1].messages == tuple(talk[: 2 * fitting[-1]])
         assert len(kept[1].tokens) == lengths[fitting[-1] - 1]
-        cut = f"1 conversations are longer than {context} tokens; their last turns are left out"
+        cut = f"1 conversation is longer than {context} tokens; the last turns are left out"
         assert (cut in task.notes) == (fitting[-1] < 5)
-        assert f"1 conversations are left out: up to the first answer over {context} tokens" in task.notes
+        assert f"1 conversation is left out: up to the first answer over {context} tokens" in task.notes
     with pytest.raises(UserError, match="no conversation has a first answer within 5 tokens; raise --context"):
         adapted(task_of([short], context=5), tokenizer)
 

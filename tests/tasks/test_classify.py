@@ -118,7 +118,7 @@ def test_of_what_is_tested_nothing_is_held_out_from_training_again(write):
     rows = [(f"text {i}", i % 2) for i in range(100)]
     task = load(write("a.jsonl", rows), None, write("test.jsonl", rows[:20]))
     assert (len(task.splits.train), len(task.splits.dev), len(task.splits.test)) == (72, 8, 20)
-    assert "20 training examples are held out, too" in task.notes[1]
+    assert "in --train, too, and not trained on there: 20 of 20 test examples" in task.notes
 
 
 # ---- what looks like a mistake -------------------------------------------------------------------
@@ -128,7 +128,7 @@ def test_what_a_person_should_know_of_the_classes(write):
     rows = [*[(f"text {i}", "positive") for i in range(60)], ("a", "Negative"), ("b", "negative"), ("c", "nan")]
     notes = "\n".join(load(write("a.jsonl", [*rows, ("a", "positive")]), write("b.jsonl", [("x", "nan")])).notes)
     assert "4 classes: positive 61, Negative 1, negative 1, nan 1" in notes
-    for sentence in ("missing value", "differ only in how they are written", "1 texts stand in --train with different"):
+    for sentence in ("missing value", "differ only in how they are written", "1 text stands in --train with different"):
         assert sentence in notes
 
 
@@ -169,7 +169,7 @@ def test_wrong_data(write):
         (good, write("new.jsonl", [("x", 1), ("y", 2)]), r"new\.jsonl:2: no .* has the label '2', only '0', '1'"),
         (good, write("empty.jsonl", [("x", 1), (" ", 1)]), r"empty\.jsonl:2: 'text' is empty"),
         (write("name.jsonl", ROWS, text="body"), good, r"name\.jsonl:1 has no field 'text', only 'body', 'label'"),
-        (write("null.jsonl", [("a", None)]), good, r"null\.jsonl:1: 'label' is null"),
+        (write("null.jsonl", [("a", None)]), good, r"null\.jsonl:1: 'label' is empty"),
         (write("ids.jsonl", [(f"text {i}", i) for i in range(1001)]), good, r"ids\.jsonl: 'label' has 1,001 different"),
         (good, write("all.jsonl", [("bad", 0)]), r"all examples of the class '0' of .*good\.jsonl are held"),
     ]  # fmt: skip

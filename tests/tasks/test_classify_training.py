@@ -248,7 +248,7 @@ def test_a_training_ends_when_dev_no_longer_improves(files, tmp_path, capsys):
     accuracies = [record["dev_accuracy"] for record in scripts.read_log(folder) if "dev_accuracy" in record]
     assert metrics["steps"] < 200
     assert metrics["dev_accuracy"] == max(accuracies) == accuracies[-4]  # two looks that were no better, and the last
-    assert "the last 2 looks at the dev set were no better than the best before" in capsys.readouterr().out
+    assert "no better than the best before in the last 2 looks at the dev set" in capsys.readouterr().out
 
 
 def test_a_kind_is_for_models_from_scratch(run, files, tmp_path):

@@ -81,8 +81,24 @@ def splits(train=None, dev=None, test=None):
 def test_what_is_held_out_is_never_trained_on(write):
     found, notes = splits(write("a.jsonl", ["a", "b", "c", "D"]), write("b.jsonl", ["B", "e"]), write("c.jsonl", ["d"]))
     assert vars(found) == {"train": ["a", "c"], "dev": ["B", "e"], "test": ["d"], "unlabelled": []}
-    few = "only 2 examples to learn from: what comes of them is mostly chance"
-    assert notes == ["2 training examples are held out, too; not trained on", few]
+    few = "only 2 examples to learn from: what comes of that is mostly chance"
+    leaks = "in --train, too, and not trained on there: 1 of 2 dev examples and 1 of 1 test example"
+    assert notes == [leaks, few]
+
+
+def test_held_out_examples_that_are_no_new_ones_are_said(write):
+    """Copies of each other there, and of what is given to learn from, which is not learned from then."""
+    train = [f"text {i}" for i in range(40)]
+    _, notes = splits(
+        write("a.jsonl", train), write("b.jsonl", ["x", "X", "x", "text 1"]), write("c.jsonl", ["y", "z"])
+    )
+    leaks, copies = notes
+    assert leaks == "in --train, too, and not trained on there: 1 of 4 dev examples"
+    assert copies.startswith("with the text or prompt of another one: 2 of 4 dev examples; unless that is how often")
+    assert splits(write("a.jsonl", train), write("b.jsonl", ["x", "y"]), write("c.jsonl", ["x"]))[1] == []
+    _, notes = splits(write("a.jsonl", [text for text in train for _ in range(2)]))
+    assert notes[0] == "--dev is not given: 8 examples of --train are held out instead"
+    assert notes[1].startswith("with the text or prompt of another one: 4 of 8 dev examples;")
 
 
 def test_a_part_is_held_out_and_said(write):

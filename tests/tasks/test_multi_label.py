@@ -69,7 +69,7 @@ def test_labels_in_lists(tmp_path):
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        (None, "'label' is null, but a word or a number was expected"),
+        (None, "'label' is empty, so that this example has no label"),
         ([["a"]], r"'label' is \[\"a\"\], but a word"),
         ([""], "'label' is empty"),
         ("['a', 'b']", "begins as a list, but is no list of JSON"),

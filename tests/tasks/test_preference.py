@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 import minillm.curves
 import minillm.tasks.preference as preference
 import train_sft
-from kernels import backend
 from minillm import evaluate
 from minillm.batching import IGNORE
 from minillm.errors import UserError
@@ -39,7 +38,6 @@ FAST = {"task": "preference", "precision": "fp32", "evaluations": 2}
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(minillm.curves, "draw", lambda *_: None)
-    monkeypatch.setattr(backend, "_default", "auto")
 
 
 def write(path, number, seed):
@@ -164,7 +162,7 @@ def test_what_looks_like_a_mistake_is_noted(tmp_path):
     dev = tmp_path / "dev.jsonl"
     dev.write_text(json.dumps(pair("held out")) + "\n")
     task = read(tmp_path, pair("a", "yes", "no"), pair("a", "no", "yes"), pair("b", "long one", "x"), dev=dev)
-    assert "1 pairs of answers stand in --train both ways round" in task.notes
+    assert "1 pair of answers stands in --train both ways round" in task.notes
     assert "the chosen answer is the longer one in 67% of the pairs" in task.notes
 
 
@@ -246,11 +244,11 @@ def test_answers_that_do_not_fit_are_not_learned_by_what_writes(chat_folder, tmp
     task, _, _ = opened(chat_folder, {"train": path, "dev": dev}, method="dpo")
     assert [each.prompt[0] for each in task.splits.train] == ["q", "c", "d"]
     notes = " ".join(task.notes)
-    assert "1 pairs are longer than 96 tokens; the beginnings of their prompts are cut" in notes
-    assert "1 pairs with an answer longer than 96 tokens are left out" in notes
+    assert "1 pair is longer than 96 tokens; the prompt's beginning is cut" in notes
+    assert "1 pair has an answer longer than 96 tokens, left out" in notes
     judge, _, _ = opened(chat_folder, {"train": path, "dev": dev})
     assert len(judge.splits.train) == 4
-    assert "1 pairs with an answer longer than 96 tokens lose their beginnings, too" in judge.notes
+    assert "1 pair has an answer longer than 96 tokens, whose beginning is cut, too" in judge.notes
     with pytest.raises(UserError, match="--context 200 is more than the 96 tokens"):
         opened(chat_folder, {"train": path, "dev": dev}, context=200)
 

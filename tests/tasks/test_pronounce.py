@@ -202,7 +202,7 @@ def test_words_given_as_held_out_are_not_trained_on(write):
 
 def test_words_that_are_held_out_too_are_said(write):
     task = load(write(CAT + OWL), write("cat  K AE T\nDOG  D AO G\n", "dev.txt"))
-    assert task.notes == ["1 training words are held out, too; not trained on"]
+    assert task.notes == ["in --train, too, and not trained on there: 1 of 2 dev examples"]
     assert not load(write(CAT), write(OWL, "dev.txt")).notes
     assert not load(made_up(write)).notes  # where nothing was given to be held out
 

@@ -91,9 +91,9 @@ def test_long_answers_are_left_out_and_long_prompts_cut(task_of):
     long = {"prompt": "dog", "answer": "Hund " * 40}
     task = task_of([*pairs(20), long, {"prompt": "näher " * 60, "answer": ["ein", "ein " * 40]}])
     tokenizer = adapted(task, context=32)
-    assert "2 answers of over 16 tokens are left out; see --context" in task.notes
+    assert "2 answers of over 16 tokens left out; see --context" in task.notes
     (cut,) = [example for example in task.splits.train if "näher" in example.prompt]
-    assert any(note.startswith("1 prompts are longer than ") for note in task.notes)
+    assert any(note.startswith("1 prompt cut to ") for note in task.notes)
     assert ("näher " * 60).startswith(cut.prompt)
     assert cut.answers == ("ein",)
     assert not any(example.prompt == "dog" for example in task.splits.train)
@@ -112,7 +112,7 @@ def test_the_longest_answer_with_its_end_is_half_of_the_context(task_of):
     task = task_of([{"prompt": f"{n}", "answer": "x" * n} for n in range(1, 30)])
     task.adapt(GPT(GPTConfig(300, 40, 1, 16, 2)), learn_byte_pairs(["a"], 300))
     assert max(len(example.answers[0]) for example in task.splits.train) == 19
-    assert "10 answers of over 20 tokens are left out; see --context" in task.notes
+    assert "10 answers of over 20 tokens left out; see --context" in task.notes
 
 
 def test_from_scratch_no_answer_is_too_long_and_where_nothing_is_learned_it_is_cut(task_of, write):
@@ -173,9 +173,10 @@ def test_fields_of_other_names(task_of, write):
 
 
 def test_prompts_alone_are_counted(task_of):
-    task = task_of([*pairs(9), {"prompt": "a"}])
-    assert "1 training examples have no answer, and can only be learned from by reward" in task.notes
-    assert [example.prompt for example in task.splits.unlabelled] == ["a"]
+    for alone in ({"prompt": "a"}, {"prompt": "a", "answer": None}):
+        task = task_of([*pairs(9), alone])
+        assert "1 training example has no answer, and can only be learned from by reward" in task.notes
+        assert [example.prompt for example in task.splits.unlabelled] == ["a"]
 
 
 @pytest.mark.parametrize(

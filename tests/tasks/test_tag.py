@@ -102,7 +102,7 @@ def test_malformed_sequences_are_mended_and_named(write):
     notes = " ".join(task.notes)
     assert "2 of 4 sentences of a.jsonl have tags that cannot stand so, such as I-x behind O" in notes
     assert f"{train}:1, word 2" in notes
-    assert "1 of 1 sentences of b.jsonl" in notes
+    assert "1 of 1 sentence of b.jsonl" in notes
     assert "I-x behind the beginning" in notes
 
 
@@ -140,14 +140,17 @@ def test_what_training_lacks_is_said(write):
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        ({"tokens": "a b", "tags": "O"}, r":1 has 2 words but 1 tags; give every word one"),
+        ({"tokens": "a b", "tags": "O"}, r":1 has 2 words but 1 tag; give every word"),
         ({"tokens": "a b"}, r":1 has no field 'tags', only 'tokens'"),
         ({"tokens": ["a", "b c"], "tags": "O O"}, r":1: 'tokens' must hold words, none of them empty, without blanks"),
         ({"tokens": ["a", ""], "tags": "O O"}, r":1: 'tokens' must hold words, none of them empty"),
         ({"tokens": "a b", "tags": [0, 1]}, r":1: 'tags' is 0, but a text was expected"),
         ({"tokens": "a b", "tags": "O O"}, r"all words bear the tag 'O'; there is nothing to tell apart"),
         ({"tokens": "a b", "tags": "O B-x", "intent": "i"}, r"all sentences have the intent 'i'; leave it out"),
-        ({"tokens": "a b", "tags": "O B-x", "intent": None}, r":1: 'intent' is null, but a word or a number"),
+        (
+            {"tokens": "a b", "tags": "O B-x", "intent": None},
+            r":1: 'intent' is empty, so that",
+        ),
     ],
 )
 def test_mistakes_are_named_with_their_place(tmp_path, write, row, sentence):

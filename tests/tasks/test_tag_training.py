@@ -187,7 +187,7 @@ def test_sentences_longer_than_the_window_are_learned_whole(files, tmp_path):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
     options = Options(tmp_path / "a.jsonl", tmp_path / "b.jsonl", model="bert")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minillm.tasks.tag.LONGEST", 16)
+        patch.setattr("minillm.tasks.encoders.LONGEST", 16)
         patch.setattr(minillm.curves, "draw", lambda *_: None)
         trained = train_sft.train(train_sft.Args(task="tag", out=tmp_path / "run", steps=2, options=options))
     task, model, tokenizer = opened(trained.folder, {"train": tmp_path / "a.jsonl", "dev": tmp_path / "b.jsonl"})
