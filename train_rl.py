@@ -134,18 +134,18 @@ def fit(args: Args, session: Session, task: Judged, reward: Reward, agent: Agent
     for step in session:
         examples = list(islice(practice, args.prompts))
         try:
-            episodes = answers(agent, reward, session, examples, args)
+            own = answers(agent, reward, session, examples, args)
         except RewardError as error:
             skip(session, error)
             continue
         is_due = session.evaluation_is_due()
         if is_looked_at := is_due or step % LOOK_EVERY == 0:
-            require_parity(agent, episodes)
+            require_parity(agent, own)
         if is_looked_at or args.kl != "off" or args.kl_limit:
-            refer(agent, episodes)
+            refer(agent, own)
         if args.learns_value:
-            appraise(agent, episodes)
-        episodes = pooled(session, episodes, examples, args.samples)
+            appraise(agent, own)
+        episodes = pooled(session, own, examples, args.samples)
         weigh(episodes, session, args)
         given = corpus.share(step, given_tokens, args.micro_tokens, session.rank, session.ranks) if corpus else []
         seen = look(episodes, args.samples) | update(agent, episodes, given, session, args)
@@ -154,7 +154,7 @@ def fit(args: Args, session: Session, task: Judged, reward: Reward, agent: Agent
         if args.kl_limit and seen["kl"] > args.kl_limit:
             session.end(f"the KL to the start is beyond --kl-limit {args.kl_limit} nats an answer")
         if is_due:
-            report(session, task, reward, agent, episodes[:: args.samples][:3], seen)
+            report(session, task, reward, agent, own[:: args.samples][:3], seen)
         if is_looked_at:
             sound_alarms(session, task)
 

@@ -212,8 +212,6 @@ def pooled(session: Session, episodes: list[Episode], examples: Sequence[Any], s
     every = [Episode(**each) for of_rank in session.exchange(own) for each in of_rank]
     for i, episode in enumerate(every):
         episode.example = examples[i // samples]
-    if session.leads:  # who shows some of its own, which come first, as they are
-        every[: len(episodes)] = episodes
     session.team.reseed_alike(session.budget.seed, session.progress.step)
     return every
 
