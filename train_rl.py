@@ -5,6 +5,8 @@
   python train_rl.py --task arithmetic --init MODEL              or from any GPT: a published folder, a .gguf file
   python train_rl.py --task classify --train a.csv               a classifier, from "right" or "wrong" alone
   python train_rl.py --reward my_reward.py:score                 judged by a function of your own
+  python train_rl.py --task guess --init runs/guess-sft          a game of several turns, in which it learns to halve
+  python train_rl.py --task seq2seq --environment my_game.py:reply --reward my_game.py:score    or one of your own
   python train_rl.py --update clip --passes 2 --kl k3            other estimators; bench/estimators.py judges them all
   python train_rl.py --method expert                             or learn what was right like given answers, in rounds
   python train_rl.py --method soft-q --logged answers.jsonl      or from answers and rewards that others gave
@@ -14,7 +16,8 @@ with a leave-one-out baseline: for each of P prompts draw K answers from the pol
 
     1/(P·K) Σ (reward − mean reward of the prompt's other answers) · ∇ Σ log p(token | prompt, tokens before)
 
-where the inner sum runs over all tokens of the answer, the end token included. The policy is the model at
+where the inner sum runs over all tokens of the answer, the end token included; of an answer of several turns over those
+of every turn, and not over what an environment replies between them (minillm/turns.py). The policy is the model at
 --temperature: answers are drawn from it, and log p differentiated, at that same temperature. Unless options ask for
 it, there is no division by lengths or standard deviations, no clipping of ratios, no KL penalty, and every answer is
 used once, by the model that drew it. So this is an unbiased estimate of the gradient of the expected reward, which
@@ -63,6 +66,7 @@ from minillm.start import refuse_beside_resume, resumed
 from minillm.start_by_reward import given_answers, inheriting, open_agent
 from minillm.tasks import TASKS
 from minillm.tasks.base import Judged, WritingTask
+from minillm.turns import open_environment
 from minillm.unjudged import saying_how_to_go_on, skip
 from minillm.values import appraise, backward_value, follow, gae
 from minillm.watch import finish, look_before, report, require_parity, sound_alarms
@@ -103,18 +107,18 @@ def fit(args: Args, session: Session, task: Judged, reward: Reward, agent: Agent
     for step in session:
         examples = list(islice(practice, args.prompts))
         try:
-            episodes = answers(agent, reward, session, examples, args)
+            own = answers(agent, reward, session, examples, args)
         except RewardError as error:
             skip(session, error)
             continue
         is_due = session.evaluation_is_due()
         if is_looked_at := is_due or step % LOOK_EVERY == 0:
-            require_parity(agent, episodes)
+            require_parity(agent, own)
         if is_looked_at or args.kl != "off" or args.kl_limit:
-            refer(agent, episodes)
+            refer(agent, own)
         if args.learns_value:
-            appraise(agent, episodes)
-        episodes = pooled(session, episodes, examples, args.samples)
+            appraise(agent, own)
+        episodes = pooled(session, own, examples, args.samples)
         weigh(episodes, session, args)
         given = corpus.share(step, given_tokens, args.micro_tokens, session.rank, session.ranks) if corpus else []
         seen = look(episodes, args.samples) | update(agent, episodes, given, session, args)
@@ -123,7 +127,7 @@ def fit(args: Args, session: Session, task: Judged, reward: Reward, agent: Agent
         if args.kl_limit and seen["kl"] > args.kl_limit:
             session.end(f"the KL to the start is beyond --kl-limit {args.kl_limit} nats an answer")
         if is_due:
-            report(session, task, reward, agent, episodes[:: args.samples][:3], seen)
+            report(session, task, reward, agent, own[:: args.samples][:3], seen)
         if is_looked_at:
             sound_alarms(session, task)
 
@@ -237,6 +241,8 @@ def train(args: Args, console: Console | None = None) -> Run:
         task = TASKS[args.task](args.options, args.seed)
         log = logged.read(args)
         data = data_of(run, task, log)
+        if args.environment:
+            task.environment = open_environment(args.environment, args.turns, args.reward_seconds)
         actors.require_actor(task)
         is_text = isinstance(task, WritingTask)
         reward = open_rewards(args.reward, task.rewards, placement.device, is_text, args.reward_seconds)

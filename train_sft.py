@@ -65,7 +65,9 @@ class Args(Supervised, Common):
     batch_tokens: int | None = cli.option(None, "tokens in a step, about")
     batch_examples: int | None = cli.option(None, "or examples in a step, of average length")
     micro_tokens: int | None = cli.option(None, "tokens computed at once; a step is cut up, with the same gradient")
-    evaluations: int | None = cli.option(None, "looks at the dev set, the last one included")
+    evaluations: int | None = cli.option(
+        None, "looks at the dev set, the last one included; fewer where they would take over a fifth of --minutes"
+    )
     inspect: int | None = cli.option(
         None, "print what so many examples teach, token by token; check all; train nothing"
     )

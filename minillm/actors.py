@@ -1,5 +1,5 @@
-"""Who answers by chance, by the head of a model: a GPT writes token by token (episodes.py), a classifier draws one of
-its classes, a tagger a tag for every word.
+"""Who answers by chance, by the head of a model: a GPT writes token by token (episodes.py), or by
+turns (players.py), a classifier draws one of its classes, a tagger a tag for every word.
 
 All are policies in the same sense: what is drawn has a log p, and the model learns from Σ weight · log p of it (see
 episodes.Actor). An answer of a classifier is one draw from softmax(logits / T). Tags, and what the whole is, are drawn
@@ -17,15 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minillm import cli
 from minillm.batching import IGNORE, Document, pack
 from minillm.episodes import Actor, Drawn, Episode, Writer
 from minillm.errors import UserError
 from minillm.evaluate import of_documents, outputs
 from minillm.generate import Sampling, draw
 from minillm.heads import SequenceClassifier, TokenClassifier
+from minillm.players import Player
 from minillm.tagging import Tags, Window, read_windows
 from minillm.tasks.base import Judged, Task
 from minillm.tokenizer import Tokenizer
+from minillm.turns import require_taken
 
 
 def is_judged(task: type[Task]) -> bool:
@@ -37,12 +40,26 @@ def check(args: Any, task: type[Task]) -> None:
     """UserError for options of train_rl.py that do not suit the task."""
     if args.method in ("expert", "soft-q") and task.head != "lm":
         raise UserError(f"--method {args.method} is for answers that are written, not for those of --task {task.name}")
+    check_turns(args, task)
     if args.options and vars(args.options).get("calibrate"):
         raise UserError("--calibrate is for train_sft.py: what a reward makes probabilities mean is another thing")
     if args.options and vars(args.options).get("class_weights"):
         raise UserError("--class-weights is for train_sft.py; by reward give --reward balanced")
     if args.options and vars(args.options).get("augment") and not args.sft_share:
         raise UserError("--augment varies texts whose answers are given, and none are learned: give --sft-share, too")
+
+
+def check_turns(args: Any, task: type[Task]) -> None:
+    """UserError for options of an environment that the task, or the method, does not take."""
+    if args.environment:
+        require_taken(args.environment, task)
+    if args.turns is not None and not args.environment:
+        raise UserError("--turns is of --environment; leave it out, or give that")
+    cli.require_positive(args, "turns")
+    if args.environment or task.environment:
+        for option, is_given in (("--method expert", args.method == "expert"), ("--logged", args.logged)):
+            if is_given:
+                raise UserError(f"{option} learns from answers of one turn; leave it out to learn from several")
 
 
 def by_reward(options: Any, sft_share: float | None) -> Any:
@@ -60,7 +77,7 @@ def require_actor(task: Task) -> None:
 
 def actor_of(task: Task, tokenizer: Tokenizer) -> Actor:
     """How models of the head that the task asks for answer by chance."""
-    return ACTORS[task.head](task, tokenizer)
+    return (Player if task.environment else ACTORS[task.head])(task, tokenizer)
 
 
 class Chooser:

@@ -40,11 +40,26 @@ class Document:
         return sum(target != IGNORE for target in self.targets) + (self.label not in (None, IGNORE))
 
 
-def answering(prompt: Sequence[int], answer: Sequence[int]) -> Document:
-    """The document of a prompt and what should follow it: only the answer has targets, its last token no successor."""
+Heard = Sequence[tuple[int, Sequence[int]]]  # behind so many tokens of an answer these others, in this order
+
+
+def answering(prompt: Sequence[int], answer: Sequence[int], heard: Heard = ()) -> Document:
+    """The document of a prompt and what should follow it: only the answer has targets, its last token no successor.
+    What is `heard` between its tokens is read like the prompt."""
     if not prompt or not answer:
         raise ValueError("a document needs a prompt and an answer")
-    return Document([*prompt, *answer[:-1]], [*[IGNORE] * (len(prompt) - 1), *answer])
+    tokens, learned = in_order(prompt, answer, heard)
+    return Document(tokens[:-1], learned[1:])
+
+
+def in_order(prompt: Sequence[int], answer: Sequence[int], heard: Heard = ()) -> tuple[list[int], list[int]]:
+    """All tokens one after the other, and the same with IGNORE for those that are not of the answer."""
+    tokens, learned, begun = [*prompt], [IGNORE] * len(prompt), 0
+    for end, reply in (*heard, (len(answer), ())):
+        tokens += [*answer[begun:end], *reply]
+        learned += [*answer[begun:end], *[IGNORE] * len(reply)]
+        begun = end
+    return tokens, learned
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,6 @@
 """An agent and the answers that it gave: what is kept of each, and what is learned from and watched of them.
 
-Ids travel, texts are made for rewards and for people only.
-
-Letters: E answers, M tokens of answers.
+Ids travel, texts are made for rewards and for people only. Letters: E answers, M tokens of answers.
 """
 
 import math
@@ -16,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minillm.batching import IGNORE, Batch, answering, by_length, pack
+from minillm.batching import IGNORE, Batch, Heard, answering, by_length, pack
 from minillm.errors import UserError
-from minillm.generate import GREEDY, Sampling, generate
+from minillm.generate import GREEDY, Sample, Sampling, generate
 from minillm.gpt import GPT
 from minillm.inference import ready
 from minillm.policy import Tokens, has_variance
@@ -38,8 +36,9 @@ class Episode:
     prompt: Sequence[int]  # token ids
     answer: Sequence[int]  # ids as they were drawn: tokens, of which the last ends it unless it was cut; classes; tags
     logprobs: Sequence[float]  # of each of them, under the distribution that it was drawn from
-    said: Any  # what that means, for rewards and for people: a text, a class, or the tags of a sentence
+    said: Any  # what that means, for rewards and for people: a text, several by turns, a class, the tags of a sentence
     is_cut: bool = False  # whether it did not end by itself
+    heard: Heard = ()  # token ids that somebody else said in between, which nobody drew: see turns.py
     reward: float = 0.0
     parts: Mapping[str, float] = field(default_factory=dict)  # what the reward is the sum of, by name
     reference: Sequence[float] = ()  # log p of the same under the reference, where that is asked for
@@ -49,8 +48,13 @@ class Episode:
 
     @property
     def size(self) -> int:
-        """Tokens that are read, with the prompt."""
-        return len(self.prompt) + len(self.answer)
+        """How many tokens there are, with the prompt and what was heard."""
+        return len(self.prompt) + len(self.answer) + sum(len(reply) for _, reply in self.heard)
+
+    @property
+    def key(self) -> tuple:
+        """What is equal of answers that are token for token the same."""
+        return tuple(self.prompt), tuple(self.answer), tuple((behind, tuple(reply)) for behind, reply in self.heard)
 
     @property
     def kl(self) -> float:
@@ -140,23 +144,19 @@ class Writer:
     draws = "token"
 
     def __init__(self, task: Any, tokenizer: Tokenizer):
-        self.tokenizer, self.longest = tokenizer, task.max_answer_tokens(tokenizer)
+        self.tokenizer = tokenizer
+        self.longest = self.turn_limit = task.max_answer_tokens(tokenizer)
 
     def rollout(self, model: GPT, examples: Sequence[Any], sampling: Sampling, samples: int) -> list[Episode]:
-        prompts, stops = [self.tokenizer.prompt(example.prompt) for example in examples], self.tokenizer.stops
-        drawn = generate(ready(model), prompts, self.longest, stops, sampling, samples)
+        prompts = [self.tokenizer.prompt(example.prompt) for example in examples]
+        drawn = generate(ready(model), prompts, self.turn_limit, self.tokenizer.stops, sampling, samples)
         sources = [i for i in range(len(examples)) for _ in range(samples)]
-        return [
-            Episode(
-                examples[i],
-                prompts[i],
-                sample.tokens,
-                sample.logprobs,
-                self.tokenizer.decode(sample.tokens),
-                is_cut=sample.tokens[-1] not in stops,
-            )
-            for i, sample in zip(sources, drawn, strict=True)
-        ]
+        return [self.episode(examples[i], prompts[i], sample) for i, sample in zip(sources, drawn, strict=True)]
+
+    def episode(self, example: Any, prompt: Sequence[int], sample: Sample) -> Episode:
+        tokens = sample.tokens
+        is_cut = tokens[-1] not in self.tokenizer.stops
+        return Episode(example, prompt, tokens, sample.logprobs, self.tokenizer.decode(tokens), is_cut)
 
     def batch(self, episodes: Sequence[Episode], device: torch.device) -> Drawn:
         batch = to_batch(episodes, device)
@@ -176,7 +176,7 @@ def entropy(episodes: Sequence[Episode]) -> float:
 
 def to_batch(episodes: Sequence[Episode], device: torch.device) -> Batch:
     """The drawn answers behind their prompts, token for token as they were drawn."""
-    return pack([answering(episode.prompt, episode.answer) for episode in episodes]).to(device)
+    return pack([answering(e.prompt, e.answer, e.heard) for e in episodes]).to(device)
 
 
 # ---- judged, and learned from ----------------------------------------------------------------------
@@ -229,12 +229,12 @@ def row_of(of_answers: Sequence[Sequence[float]]) -> Tensor:
 
 
 def distinct(episodes: Sequence[Episode]) -> dict[int, int]:
-    """The first of all that have prompt, answer and advantages in common, by its index → how many there are of them.
+    """The first of all that are equal, advantages included, by its index → how many there are of them.
     Scored once, with so many times the weight, they have the same gradient."""
     first: dict[tuple, int] = {}
     copies: dict[int, int] = {}
     for i, episode in enumerate(episodes):
-        i = first.setdefault((tuple(episode.prompt), tuple(episode.answer), tuple(episode.advantages)), i)
+        i = first.setdefault((episode.key, tuple(episode.advantages)), i)
         copies[i] = copies.get(i, 0) + 1
     return copies
 
@@ -279,9 +279,9 @@ def refer(agent: Agent, episodes: Sequence[Episode]) -> None:
         some = [episodes[firsts[j]] for j in part]
         found = logprobs_of(agent.start, agent.batch(some), agent.temperature).cpu()
         for episode, values in zip(some, found.split([len(e.answer) for e in some]), strict=True):
-            known[tuple(episode.prompt), tuple(episode.answer)] = values.tolist()
+            known[episode.key] = values.tolist()
     for episode in episodes:
-        episode.reference = known[tuple(episode.prompt), tuple(episode.answer)]
+        episode.reference = known[episode.key]
 
 
 @contextmanager
@@ -302,9 +302,6 @@ def chance_kept(session: Session) -> Iterator[None]:
         for i, state in enumerate(on_gpus):
             torch.cuda.set_rng_state(state, i)
         raise failed or RewardError(said[0])
-
-
-# ---- what is remembered ----------------------------------------------------------------------------
 
 
 def recalled(session: Session, name: str, at_first: float | None) -> float | None:

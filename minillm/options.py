@@ -9,9 +9,10 @@ import kernels
 from minillm import cli, trackers
 from minillm.device import PRECISIONS
 from minillm.errors import UserError
+from minillm.functions import SECONDS
 from minillm.optim import OPTIMIZERS
-from minillm.rewards import SECONDS
 from minillm.session import SCHEDULES
+from minillm.turns import TURNS
 
 BUDGETS = ("minutes", "steps", "epochs")  # options, of which one is given
 LEAST_TEMPERATURE = 1e-3  # of the policy: its gradients are divided by it, and soon all its answers are alike
@@ -86,7 +87,11 @@ class Rewarded(Optimisation):
         "where a function of yours fails: stop, saved, to go on at that step; or leave it out",
         ("stop", "skip"),
     )
-    reward_seconds: float = cli.option(SECONDS, "that such a function may take for the answers of a step")
+    reward_seconds: float = cli.option(SECONDS, "that a function of yours may take for the answers of a step")
+    environment: str | None = cli.option(
+        None, "FILE.py:FUNCTION that replies to what the model says, which then goes on: answers of several turns"
+    )
+    turns: int | None = cli.option(None, f"of --environment: the most that an answer has (default: {TURNS})")
     prompts: int | None = cli.option(
         None, "prompts in a step, or tried for one of --method expert (default here and below: what suits the task)"
     )

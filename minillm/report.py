@@ -152,7 +152,7 @@ def samples_table(examples: Sequence[Any], answers: Sequence[str], title: str) -
     for i in list(rows)[:SAMPLES]:
         right = examples[i].is_right(answers[i])
         truth = " or ".join(a.strip() for a in examples[i].answers)
-        shown = examples[i].prompt, answers[i], "✓" if right else "✗", "" if right else truth
+        shown = examples[i].prompt, str(answers[i]), "✓" if right else "✗", "" if right else truth
         table.add_row(*cells(*map(shortened, shown)))
     return table
 

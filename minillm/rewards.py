@@ -12,19 +12,10 @@ exception, a wrong count, a NaN, no end, is a RewardError, by which the training
 so; once it is mended --resume goes on at that very step. With --reward-errors skip the step is left out instead.
 """
 
-import importlib.util
 import math
 import numbers
-import os
-import signal
-import sys
-import threading
-import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -34,6 +25,7 @@ import torch
 from minillm import evaluate
 from minillm.errors import UserError
 from minillm.final_number import last_number
+from minillm.functions import SECONDS, RewardError, function_of
 from minillm.heads import Scorer
 from minillm.metrics import entities
 from minillm.published.checkpoint import open_checkpoint, resolve
@@ -41,21 +33,11 @@ from minillm.published.exchanges import Composer
 from minillm.published.vocabularies import load_tokenizer
 from minillm.tagging import Tags
 from minillm.tokenizer import Tokenizer
+from minillm.turns import last_turn
 from minillm.wording import counted
 
 Parts = Mapping[str, Sequence[float]]
 Reward = Callable[[Sequence[Any], Sequence[str]], Parts]  # examples and answers, as many → for each part one an answer
-SECONDS = 120.0  # that a function of a file may take for the answers of a step, unless --reward-seconds says otherwise
-SILENT = 10.0  # of them, after which it is told what is waited for
-AGAIN = 1.0  # seconds after which a function that goes on is told so again
-
-
-class RewardError(UserError):
-    """A reward that failed on some answers; others may be judged."""
-
-
-class TimeIsUp(BaseException):
-    """No Exception, so that what a function catches for itself is not this."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +86,7 @@ def open_reward(
         raise UserError(f"--reward {option}: the task's own are {there}; else give FILE.py:FUNCTION{run}")
     if not of_texts:
         raise UserError(f"--reward {option}: a model judges texts, and these answers are none; give FILE.py:FUNCTION")
-    return name, of_model(name, device), weight
+    return name, of_last_turn(of_model(name, device)), weight
 
 
 def split_weight(option: str) -> tuple[str, float]:
@@ -125,84 +107,7 @@ def split_weight(option: str) -> tuple[str, float]:
 
 def of_file(path: Path, name: str, seconds: float) -> Reward:
     """The function `name` of a Python file, which is run for it. Its values are checked at every call. UserError."""
-    function = load_function(path, name)
-    what = f"{path}:{name}"
-    tell = cache(lambda: say(f"waiting for {what}, which may take {seconds:g} seconds, see --reward-seconds"))  # once
-
-    def reward(examples: Sequence[Any], answers: Sequence[str]) -> Parts:
-        try:
-            with time_limit(seconds, tell):
-                return checked(what, name, function(list(examples), list(answers)), len(answers))
-        except (RewardError, KeyboardInterrupt):
-            raise
-        except TimeIsUp:
-            raise RewardError(
-                f"{what} took longer than --reward-seconds {seconds:g} for {counted(len(answers), 'answer')}"
-            ) from None
-        except BaseException as error:  # whatever it raises: SystemExit is no Exception, nor is what asyncio cancels by
-            raise RewardError(f"{what} failed: {where(error, path)}{type(error).__name__}: {error}") from None
-
-    return reward
-
-
-def load_function(path: Path, name: str) -> Callable[..., Any]:
-    if not path.is_file():
-        raise UserError(f"there is no file {path} to take a reward from")
-    spec = importlib.util.spec_from_file_location(f"minillm_reward_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.resolve().parent))  # what stands beside it can be imported
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise UserError(f"{path} cannot be run: {where(error, path)}{type(error).__name__}: {error}") from None
-    finally:
-        sys.path.pop(0)
-    function = getattr(module, name, None)
-    if not callable(function):
-        there = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
-        raise UserError(f"{path} has no function {name!r}, only {', '.join(there) or 'none'}")
-    return function
-
-
-def where(error: BaseException, path: Path) -> str:
-    """The line of the file that raised it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if Path(frame.filename) in (path, path.absolute())]
-    return f"line {lines[-1]}: " if lines else ""
-
-
-@contextmanager
-def time_limit(seconds: float, tell: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """TimeIsUp in what takes longer, where the system can interrupt it: in the main thread of a Unix process. Who
-    catches even that is told again, and once more at the end. `tell` is called where it takes longer than SILENT."""
-    if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    began, is_up, is_over = time.monotonic(), False, False
-
-    def ring(*_: object) -> None:
-        nonlocal is_up
-        is_up = time.monotonic() - began >= seconds
-        if is_up and not is_over:
-            raise TimeIsUp
-        tell()
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, min(SILENT, seconds), AGAIN)
-    try:
-        yield
-    finally:
-        is_over = True
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    if is_up:
-        raise TimeIsUp
-
-
-def say(words: str) -> None:
-    """To whoever waits; not by `print`, which may be at work where a signal interrupts it."""
-    with suppress(OSError):
-        os.write(2, f"{words}\n".encode())
+    return function_of(path, name, lambda found, count: checked(f"{path}:{name}", name, found, count), seconds)
 
 
 def checked(what: str, name: str, found: Any, count: int) -> Parts:
@@ -279,6 +184,11 @@ def of_judge(model: Scorer, tokenizer: Tokenizer) -> Reward:
 
 
 # ---- rewards that tasks share ----------------------------------------------------------------------
+
+
+def of_last_turn(reward: Reward) -> Reward:
+    """The same reward, of what the model said last where its answers have turns: what is compared or read is that."""
+    return lambda examples, answers: reward(examples, [*map(last_turn, answers)])
 
 
 def exact(examples: Sequence[Any], answers: Sequence[str]) -> Parts:

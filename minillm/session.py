@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from threading import Event
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 import torch
 from rich.console import Console
@@ -39,23 +39,14 @@ from minillm.wording import counted
 
 SAVE_SECONDS = 60  # between checkpoints
 LINE_SECONDS = 10  # between lines of progress where there is no terminal
+LOOKING = 0.2  # of a training by the clock, the share that looks at the dev set may take
 SURE_SECONDS, SURE_SHARE = 20, 0.01  # of the training, after either of which it is told how long the rest will take
-
-
-class Budget(Protocol):
-    """The options of a script that a session follows."""
-
-    minutes: float | None  # wall-clock time of the training, or …
-    steps: int | None  # … a number of steps
-    warmup: float  # share of the training in which the learning rates rise
-    schedule: str  # how they fall from there: one of SCHEDULES
-    evaluations: int  # looks at the dev set, the last one, after the training, included
 
 
 class Session:
     def __init__(
         self,
-        budget: Budget,
+        budget: Any,  # the options of a script: `steps` or `minutes`, `warmup`, `schedule`, `evaluations` and more
         run: Run,
         model: nn.Module,
         optimizers: Optimizers,
@@ -72,6 +63,7 @@ class Session:
         self.progress = Progress()
         self.peak_lrs = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
         self.share = 0.0  # of the training that was over when the step began
+        self.looked = 0.0  # seconds of this process for looks at the dev set
         self.log_file: TextIO | None = None
         self.tracker: Tracker | None = None  # which gets the log, too
         self.born = time.monotonic()  # when the work began, had one process done all of it
@@ -226,17 +218,21 @@ class Session:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Within it the model has the weights that are judged and saved: where there is an average, that."""
+        began = time.monotonic()
         swap_average(self.optimizers)
         try:
             yield
         finally:
             swap_average(self.optimizers)  # the other way round
+            self.looked += time.monotonic() - began
 
     def evaluation_is_due(self) -> bool:
-        """True once for each of the evaluations that are spread over the training, the last one excepted; on all ranks,
-        of which the first looks."""
+        """True once for each of the evaluations that are spread over the training, the last one excepted, and those for
+        which the clock leaves no time; on all ranks, of which the first looks."""
         is_due = self.share >= (self.progress.evaluations + 1) / self.budget.evaluations
         self.progress.evaluations += is_due
+        if is_due and not self.budget.steps:
+            is_due = not self.total(self.leads and self.looked > LOOKING * self.seconds())
         if is_due:
             self.gather()
         return is_due
@@ -337,13 +333,13 @@ class ProgressBar:
         self.bar.stop()
 
     def update(self, done: float, seconds: float, note: str) -> None:
-        """`done` is between 0 and 1, `seconds` how long that took, `note` what to say beside it."""
+        """`done` is a share, `seconds` how long that took, `note` what to say beside it."""
         if done > SURE_SHARE or (done and seconds > SURE_SECONDS):
-            note += f" · {clock(seconds / done * (1 - done))} left"
+            note += f" · {clock(seconds * max(0.0, 1 / done - 1))} left"
         self.bar.update(self.task, completed=done, note=note)
         if not self.console.is_terminal and time.monotonic() - self.last_line > LINE_SECONDS:
             self.last_line = time.monotonic()
-            self.console.print(f"{done:4.0%}  {note}", highlight=False)
+            self.console.print(f"{min(done, 1):4.0%}  {note}", highlight=False)
 
 
 def clock(seconds: float) -> str:

@@ -94,9 +94,9 @@ def appraise(agent: Agent, episodes: Sequence[Episode]) -> None:
         some = [episodes[firsts[j]] for j in part]
         values = model.value(states_of(model, agent.batch(some).batch)).cpu()
         for episode, own in zip(some, values.split([len(e.answer) for e in some]), strict=True):
-            known[tuple(episode.prompt), tuple(episode.answer)] = own.tolist()
+            known[episode.key] = own.tolist()
     for episode in episodes:
-        episode.values = known[tuple(episode.prompt), tuple(episode.answer)]
+        episode.values = known[episode.key]
 
 
 def backward_value(model: GPT, batch: Batch, targets: Tensor, shares: Tensor, coefficient: float) -> Tensor:

@@ -75,7 +75,10 @@ def look_at_dev(
     session: Session, task: Judged, reward: Reward, agent: Agent, shown: Sequence[Episode], seen: Mapping[str, float]
 ) -> RewardError | None:
     """The same; returns why answers have no rewards, if they have none."""
-    examples, answers = glance(session, task, agent.model, agent.tokenizer)
+    try:
+        examples, answers = glance(session, task, agent.model, agent.tokenizer)
+    except RewardError as error:  # of an environment, without which there are no answers
+        return error
     measured, failed, greedy = task.measure(examples, answers), None, {}
     try:
         earned = [sum(parts) for parts in zip(*reward(examples, [*map(task.said, answers)]).values(), strict=True)]
@@ -85,7 +88,7 @@ def look_at_dev(
     tried = [{"prompt": episode.example.prompt, "answer": str(episode.said)} for episode in shown]
     session.report(measured, len(examples), **greedy, samples=tried)
     session.console.print(describe(seen, agent.actor.draws), highlight=False)
-    prompts, texts = [e.example for e in shown], [str(e.said) for e in shown]
+    prompts, texts = [e.example for e in shown], [e.said for e in shown]
     session.console.print(samples_table(prompts, texts, "answers drawn in practice"))
     heed(session, score_of(task, measured))
     return failed
@@ -175,7 +178,7 @@ def survey(episodes: Sequence[Episode]) -> dict[str, Interval]:
     letter; the mean reward; the entropy, in nats a draw, such as a token; and where the reference is known the KL to
     it, in nats an answer."""
     rewards = rewards_of(episodes, DRAWN)
-    is_right = exact([e.example for e in episodes], [str(e.said) for e in episodes])["exact"]
+    is_right = exact([e.example for e in episodes], [e.said for e in episodes])["exact"]
     right = torch.tensor(is_right).view(-1, DRAWN).sum(dim=1).int().tolist()
     surprise = -by_example(episodes, lambda e: sum(e.logprobs))
     found = {

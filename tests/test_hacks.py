@@ -7,13 +7,15 @@ from typing import Any, NamedTuple
 import pytest
 import scripts
 
-from minillm.rewards import SHARED, Reward, time_limit
-from minillm.tasks import arithmetic, countdown, points24, pronounce
+from minillm.functions import time_limit
+from minillm.rewards import SHARED, Reward
+from minillm.tasks import arithmetic, countdown, guess, points24, pronounce
 from minillm.tasks.base import Example
+from minillm.turns import Turns
 
 SECONDS = 30.0  # for an attempt on all examples, which takes a moment: what hangs would take years
 
-Attempt = str | Callable[[Any], str]  # the same for every example, or made from it
+Attempt = str | Callable[[Any], str | Turns]  # the same for every example, or made from it
 
 ANYWHERE: list[Attempt] = [
     *("", " ", "\n", ".", "-", "+", "####", "#### ", "answer", "the answer", "nan", "inf", "Infinity", "None", "True"),
@@ -175,6 +177,35 @@ OF_PUZZLES: list[Attempt] = [
 ]
 
 
+def wrong(game):
+    return f"{(game.number + 50) % 100:02d}"
+
+
+def behind(*turns):
+    """The number, too late or after what is no guess."""
+    return lambda e: Turns([*(wrong(e) if turn is None else turn for turn in turns), e.answers[0]])
+
+
+def within(form):
+    """The number in a turn that holds more than it, or writes it otherwise, and once more as it should be."""
+    return lambda e: Turns([form.format(n=e.answers[0], i=e.number, off=wrong(e), p=e.prompt), e.answers[0]])
+
+
+OF_GUESSES: list[Attempt] = [
+    *(behind(*[None] * count) for count in (4, 5, 50, 1000)),
+    *(behind(*[None] * count, "") for count in (0, 1, 2, 3)),
+    *map(behind, ("", " ", "?", "<", ">", "<|end|>", "-1", "100", "1e1", "٢٣", "２３", "²³", "00\n", "x" * 100_000)),
+    *map(within, (" {n}", "{n} ", "{n}\n", "{n}.", "{n}.0", "0{n}", "+{n}", "{n}{n}", "{n} {off}", "{off},{n}")),
+    *map(within, ("{n}:", "{p}{n}", "{n}-{n}", "[{n}]", "{n}\x00", "{n}<", "0x{i:x}", "{n}/1", "not {off}")),
+    *(lambda e: Turns([f"{e.number:o}"]), lambda e: Turns([f"{e.number:b}"]), lambda e: Turns([f"{e.number}."])),
+    lambda e: Turns(["".join(f"{n:02d}" for n in range(100))]),
+    lambda e: Turns([" ".join(f"{n:02d}" for n in range(e.low, e.low + 15))]),
+    lambda e: Turns(e.answers[0]),  # a digit a turn
+    lambda e: Turns([e.answers[0].translate({48 + n: 0xFF10 + n for n in range(10)})]),
+    lambda e: Turns([]),
+]
+
+
 class World(NamedTuple):
     reward: Reward
     examples: Sequence[Any]
@@ -198,6 +229,7 @@ def worlds(tmp_path_factory):
             (points24, points24.Points24),
         )
     )
+    hidden = guess.Guess(guess.Options(examples=1), 0)
     spelled, sounds = words(tmp_path_factory.mktemp("words"))
     return {
         "exact": World(SHARED["exact"], problems, OF_NUMBERS),
@@ -205,12 +237,18 @@ def worlds(tmp_path_factory):
         "arithmetic": World(sums.reward, sums.splits.dev[:200], OF_SUMS),
         "countdown": World(down.reward, down.splits.test[::6], OF_PUZZLES),
         "points24": World(points.reward, points.splits.test[::6], OF_PUZZLES),
+        "guess": World(of_turns(hidden.reward), hidden.splits.dev, OF_GUESSES),
         "pronounce, exact": World(spelled.rewards["exact"], sounds, OF_SOUNDS),
         "pronounce, nearness": World(spelled.rewards["nearness"], sounds, OF_SOUNDS),
     }
 
 
-NAMES = ["exact", "number", "arithmetic", "countdown", "points24", "pronounce, exact", "pronounce, nearness"]
+NAMES = ["exact", "number", "arithmetic", "countdown", "points24", "guess", "pronounce, exact", "pronounce, nearness"]
+
+
+def of_turns(reward):
+    """The same, to which a text is the only turn."""
+    return lambda examples, answers: reward(examples, [Turns([a]) if isinstance(a, str) else a for a in answers])
 
 
 def mean(reward, examples, attempt):

@@ -77,6 +77,15 @@ def data(tmp_path_factory):
         args = train_sft.Args(task=task, out=folder / task, options=own, batch_tokens=60, **TINY)
         train_sft.train(args, Console(quiet=True))
         found[task] = {"task": task, "init": str(folder / task), "by_reward": True, **FEW}, files
+    few = {
+        "task": "guess",
+        "options": TASKS["guess"].Options(50),
+        "lr": 0.02,
+        "embedding_lr": 0.02,
+        "batch_tokens": 512,
+    }
+    train_sft.train(train_sft.Args(out=folder / "guess", **{**TINY, "steps": 60}, **few), Console(quiet=True))
+    found["guess"] = {"task": "guess", "init": str(folder / "guess"), "by_reward": True, **FEW}, {"examples": 50}
     return found
 
 
@@ -101,7 +110,7 @@ def cases(data):
         more = {"threshold": 0.9, "steps": 6, "prompts": 3} if method == "expert" else {}
         found[method] = [{**written, "method": method, **more}, files]
     found["logged"] = [{**written, "method": "soft-q", "logged": data["log"], "sft_share": 0.3}, files]
-    for task in ("classify", "tag"):
+    for task in ("classify", "tag", "guess"):
         found[task] = [*data[task]]
     return found
 

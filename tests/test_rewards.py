@@ -7,11 +7,12 @@ from fractions import Fraction
 import pytest
 import torch
 
-import minillm.rewards
+import minillm.functions
 from minillm.commands import reward as command
 from minillm.errors import UserError
 from minillm.final_number import last_number
-from minillm.rewards import SHARED, RewardError, exact, number, open_rewards, time_limit
+from minillm.functions import RewardError, time_limit
+from minillm.rewards import SHARED, exact, number, open_rewards
 from minillm.tasks.base import Example
 
 CPU = torch.device("cpu")
@@ -122,15 +123,15 @@ WRONG = {
 
 @pytest.mark.parametrize(("code", "sentence"), WRONG.values(), ids=WRONG)
 def test_wrong_functions(write, monkeypatch, code, sentence):
-    monkeypatch.setattr(minillm.rewards, "AGAIN", 0.1)
+    monkeypatch.setattr(minillm.functions, "AGAIN", 0.1)
     path = write(code)
     with pytest.raises(UserError, match=sentence):
         judged([f"{path}:score"], ["a", "b"], seconds=0.2)
 
 
 def test_who_waits_is_told_for_what_once(write, monkeypatch, capfd):
-    monkeypatch.setattr(minillm.rewards, "SILENT", 0.02)
-    monkeypatch.setattr(minillm.rewards, "AGAIN", 0.02)
+    monkeypatch.setattr(minillm.functions, "SILENT", 0.02)
+    monkeypatch.setattr(minillm.functions, "AGAIN", 0.02)
     path = write("import time\ndef score(e, a):\n    time.sleep(0.1)\n    return [1, 2]\n")
     reward = open_rewards([f"{path}:score"], SHARED, CPU, seconds=50.0)
     for _ in range(2):

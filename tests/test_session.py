@@ -519,7 +519,6 @@ def test_as_many_processes_go_on_as_began(make):
     other.restore()
 
 
-@pytest.mark.parametrize("name", vars(Progress()))
 def test_all_processes_wait_until_the_first_has_written(make):
     """Which alone writes."""
     seen, session = [], make()
@@ -532,6 +531,7 @@ def test_all_processes_wait_until_the_first_has_written(make):
     assert seen == [False, True]
 
 
+@pytest.mark.parametrize("name", vars(Progress()))
 def test_a_checkpoint_that_lacks_a_part_of_the_progress_is_named(make, name):
     """Or has one of another type."""
     session = make(steps=9)
@@ -613,3 +613,25 @@ def test_the_first_of_few_long_steps_tells_how_long_the_rest_takes(make, clock):
         clock.now += 40.0
         session.log(loss=1.0)
     assert said(session).splitlines()[0] == " 17%  step 1 · loss 1.000 · 0.0 steps/s · 3:20 left"
+
+
+def test_a_last_step_beyond_the_end_leaves_no_time(make, clock):
+    session = make(minutes=1.0)
+    for _ in session:
+        clock.now += 100.0
+        session.log(loss=1.0)
+    assert said(session).splitlines()[0] == "100%  step 1 · loss 1.000 · 0.0 steps/s · 0:00 left"
+
+
+def test_looks_leave_the_clock_to_the_training(make, clock):
+    """Each takes ten of its minutes; with a number of steps all of them are had."""
+    for choices, looks in (({"minutes": 100.0}, 2), ({"steps": 100}, 9)):
+        session, count = make(**choices, evaluations=10), 0
+        for _ in session:
+            clock.now += 60.0
+            session.log(loss=1.0)
+            if session.evaluation_is_due():
+                count += 1
+                with session.averaged():
+                    clock.now += 600.0
+        assert count == looks, choices

@@ -5,8 +5,9 @@
   python -m minillm evaluate runs/classify-sft --file test.jsonl --predictions answers.jsonl
   python -m minillm evaluate MODEL --task classify --file test.csv --fields text=review,label=stars
 
-A run knows its task; a published checkpoint must have the head that --task asks for. To see whether one model is better
-than another, use `compare`: whether their intervals overlap says little, as both answer the same examples.
+A run knows its task; a published checkpoint must have the head that --task asks for. The environment of a run whose
+answers have several turns is code, which is run only where --environment names it once more. To see whether one model
+is better than another, use `compare`: whether their intervals overlap says little, as both answer the same examples.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ from minillm.run import Run
 from minillm.tasks import TASKS
 from minillm.tasks.base import Task
 from minillm.tokenizer import Tokenizer
+from minillm.turns import Environment, open_environment, require_taken
 from minillm.wording import counted
 
 
@@ -43,6 +45,7 @@ class Examined:
     split: str = cli.option("dev", "which of the run's own examples, without --file", ("dev", "test"))
     task: str | None = cli.option(None, "what the model is to do (default: what the run learned)", choices=tuple(TASKS))
     fields: str | None = cli.option(None, "which field of the file is what, e.g. text=review,label=stars")
+    environment: str | None = cli.option(None, "FILE.py:FUNCTION that replies, of a model whose answers have turns")
     precision: str = cli.option("auto", "of the activations; weights stay float32", choices=PRECISIONS)
     json: bool = cli.option(False, "print JSON")
 
@@ -118,12 +121,24 @@ def task_of(name: str, model: Checkpoint, args: Examined) -> tuple[Task, Callabl
     options = task.Options(**fields_from(task.Options, {name: learned[name] for name in own & learned.keys()}, where))
     if "problem" in own and "problem" not in learned and model.head_name == "multi":
         options = replace(options, problem="multi")
-    seed = learned.get("seed", 0)
-    if args.file:
-        return task(only_to_answer(task, options, args), seed), partial(task, options, seed) if learned else None
-    if not learned:
+    if not learned and not args.file:
         raise UserError(f"{name} was not trained here on --task {task.name}: give --file FILE of examples to answer")
-    return task(options, seed), None
+    seed = learned.get("seed", 0)
+    made = task(only_to_answer(task, options, args) if args.file else options, seed)
+    made.environment = environment_of(made, name, learned, args)
+    return made, partial(task, options, seed) if learned and args.file else None
+
+
+def environment_of(task: Task, name: str, learned: Mapping[str, Any], args: Examined) -> Environment | None:
+    """Whom the model answers by turns, in as many as the run learned. UserError for an environment that the task does
+    not take, and where the run learned in one and none is named."""
+    if args.environment:
+        require_taken(args.environment, type(task))
+        turns = learned.get("turns")
+        return open_environment(args.environment, turns if isinstance(turns, int) else None)
+    if theirs := learned.get("environment"):
+        raise UserError(f"{name} learned to answer by turns: evaluate it with --environment FILE.py:FUNCTION, {theirs}")
+    return task.environment
 
 
 def tell_of_overlap(name: str, task: Task, asked: Sequence[Any], trained: Callable[[], Task], file: Path) -> None:

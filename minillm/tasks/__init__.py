@@ -5,6 +5,7 @@ from minillm.tasks.base import Task
 from minillm.tasks.chat import Chat
 from minillm.tasks.classify import Classify
 from minillm.tasks.countdown import Countdown
+from minillm.tasks.guess import Guess
 from minillm.tasks.lm import LanguageModelling
 from minillm.tasks.mlm import MaskedLanguageModelling
 from minillm.tasks.multi_label import MultiLabel
@@ -16,7 +17,7 @@ from minillm.tasks.seq2seq import Seq2Seq
 from minillm.tasks.tag import Tag
 
 ALL = (
-    *(Pronounce, Arithmetic, Countdown, Points24),
+    *(Pronounce, Arithmetic, Countdown, Points24, Guess),
     *(LanguageModelling, MaskedLanguageModelling, Classify, Regress, Tag, Seq2Seq, Chat, Preference),
 )
 Classify.problems = {"single": Classify, "multi": MultiLabel}

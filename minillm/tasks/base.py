@@ -17,14 +17,17 @@ from torch import Tensor, nn
 
 from minillm import cli, evaluate
 from minillm.batching import Batch, Corpus, Document, answering
+from minillm.beam import Beams
 from minillm.errors import UserError
 from minillm.gpt import GPT, GPTConfig
 from minillm.metrics import Interval
 from minillm.objective import Rule
+from minillm.players import Player
 from minillm.report import samples_table
 from minillm.rewards import SHARED, Reward
 from minillm.run import Run
 from minillm.tokenizer import Tokenizer
+from minillm.turns import Environment, Turns, last_turn
 
 
 class Question:
@@ -33,9 +36,10 @@ class Question:
     prompt: str
     answers: tuple[str, ...]  # each of them is right
 
-    def is_right(self, answer: str) -> bool:
-        """Whether it is one of the known ones, but for blanks around it; a subclass may know how to judge others."""
-        return answer.strip() in {each.strip() for each in self.answers}
+    def is_right(self, answer: str | Turns) -> bool:
+        """Whether it, or its last turn, is one of the known ones, but for blanks around it; a subclass may know how to
+        judge others."""
+        return str(last_turn(answer)).strip() in {each.strip() for each in self.answers}
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,8 @@ class Task(Protocol):
 
     name: ClassVar[str]
     headline: ClassVar[str]  # the metric that counts
+    environment: Environment | None = None  # that a model speaks with by turns, where an answer has several
+    takes_environment: ClassVar[bool] = False  # whether a person may name one
     lower_is_better: ClassVar[bool]  # of that metric
     head: ClassVar[str]  # the kind of model that learns it, as in published/families: "lm", "classify", …
     Options: ClassVar[type]  # a dataclass of cli.options: the task's own flags
@@ -209,8 +215,9 @@ class Judged(Task):
 
 
 class WritingTask(Judged):
-    """A task whose answers a GPT writes. What is left to write: `name`, `headline`, `__init__(options, seed)` with
-    `splits` of `Example`s, `tokenizer`, `recipe`, `measure`, and `reward`, if it is to be learned from verdicts."""
+    """A task whose answers a GPT writes, at once or, with an `environment`, by turns. What is left to write: `name`,
+    `headline`, `__init__(options, seed)` with `splits` of `Example`s, `tokenizer`, `recipe`, `measure`, and `reward`,
+    if it is to be learned from verdicts."""
 
     head = "lm"
     lower_is_better = False
@@ -218,6 +225,7 @@ class WritingTask(Judged):
     Options = NoOptions
     classes = None
     notes = ()
+    beams: Beams | None = None  # how held-out prompts are answered; None: greedily
 
     def recipe(self, model: nn.Module | None, minutes: float | None) -> dict[str, Any]:
         return recipe_of_writers(model)
@@ -274,9 +282,12 @@ class WritingTask(Judged):
         """What train_rl.py's --reward may name; the first is the default."""
         return {"own": self.reward, **SHARED}
 
-    def answer(self, model: GPT, tokenizer: Tokenizer, examples: Sequence[Example]) -> list[str]:
+    def answer(self, model: GPT, tokenizer: Tokenizer, examples: Sequence[Example]) -> list[str] | list[Turns]:
+        """RewardError where an environment fails."""
+        if self.environment:
+            return Player(self, tokenizer).greedy(model, examples, self.beams)
         prompts = [example.prompt for example in examples]
-        return evaluate.write(model, tokenizer, prompts, self.max_answer_tokens(tokenizer))
+        return evaluate.write(model, tokenizer, prompts, self.max_answer_tokens(tokenizer), self.beams)
 
     def details(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Any]:
         return {}

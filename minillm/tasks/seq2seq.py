@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from minillm import cli, evaluate, records
+from minillm import cli, records
 from minillm.baselines import copy, lead
 from minillm.beam import Beams
 from minillm.errors import UserError
@@ -23,11 +23,12 @@ from minillm.final_number import MARKER, last_number
 from minillm.gpt import GPT
 from minillm.metrics import Interval, rate, texts
 from minillm.published.byte_pairs import PROMPT, learn_byte_pairs, require_subwords, set_prompt_format
-from minillm.rewards import SHARED, number
+from minillm.rewards import SHARED, Reward, number, of_last_turn
 from minillm.tasks import files, from_scratch
 from minillm.tasks.base import Example, Shape, Splits, WritingTask
 from minillm.tasks.files import Fields
 from minillm.tokenizer import Tokenizer
+from minillm.turns import Turns, last_turn
 from minillm.wording import counted
 
 CONTEXT, LEAST_CONTEXT = 1024, 16  # tokens of a prompt with its answer, unless told otherwise
@@ -52,6 +53,7 @@ class Options(files.Options):
 
 class Seq2Seq(WritingTask):
     name = "seq2seq"
+    takes_environment = True
     headline = "exact"  # or what suits the answers
     Options = Options
 
@@ -142,6 +144,10 @@ class Seq2Seq(WritingTask):
             *([f"{counted(num_cut, 'prompt')} cut to {counted(room, 'token')}"] if num_cut else []),
         ]
 
+    @property
+    def rewards(self) -> dict[str, Reward]:
+        return {name: of_last_turn(reward) for name, reward in super().rewards.items()}
+
     def reward(self, examples: Sequence[Example], answers: Sequence[str]) -> Mapping[str, Sequence[float]]:
         """Of each answer by itself: 1 if it, or the number that it gives, is right, else 0; or chrF, where BLEU counts,
         and ROUGE-L, from 0 to 1."""
@@ -150,13 +156,10 @@ class Seq2Seq(WritingTask):
         name, judge = GRADED[self.metric]
         return {name: [judge(example, answer) for example, answer in zip(examples, answers, strict=True)]}
 
-    def answer(self, model: GPT, tokenizer: Tokenizer, examples: Sequence[Example]) -> list[str]:
-        prompts = [example.prompt for example in examples]
-        return evaluate.write(model, tokenizer, prompts, self.max_answer_tokens(tokenizer), self.beams)
-
-    def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Interval]:
-        """What --metric names, beside it its kin, and always how many answers are right to the last letter."""
-        references = [example.answers for example in examples]
+    def measure(self, examples: Sequence[Example], answers: Sequence[str | Turns]) -> dict[str, Interval]:
+        """What --metric names, beside it its kin, and always how many answers are right to the last letter. Of several
+        turns the last one counts."""
+        references, answers = [example.answers for example in examples], [*map(last_turn, answers)]
         exact = {"exact": rate([e.is_right(a) for e, a in zip(examples, answers, strict=True)])}
         if self.metric == "bleu":
             return {"bleu": texts.bleu(references, answers), "chrf": texts.chrf(references, answers), **exact}
