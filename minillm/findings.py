@@ -91,7 +91,13 @@ def said_of_work(done: Mapping[str, float], seconds: float) -> str:
 
 def comparison(run: Path, other: Path) -> str:
     """The command that says whether a run is better than another, such as what it started from."""
-    return shlex.join(["python", "-m", "minillm", "compare", str(run), str(other)])
+    return shlex.join(["python", "-m", "minillm", "compare", *map(typed, (run, other))])
+
+
+def typed(path: Path) -> str:
+    """As one would type it here: what a resumed run began from is a whole path."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def plain(table: Table) -> dict[str, Any]:

@@ -147,8 +147,9 @@ def results(folder):
         del each["seconds"]
     here = next(above for above in folder.parents if (above / "said").exists())
     page = re.sub(rb'<span class="clock">[^<]*</span>', b"", found["report.html"])
-    page = re.sub(re.escape(bytes(here.parent)) + rb"/[\w-]+", b"", page)  # also of the folder that it is a copy of
-    return {**found, "log.jsonl": log, "metrics.json": metrics, "report.html": page}
+    place = re.escape(bytes(here.parent)) + rb"/[\w-]+/?"  # also of the folder that it is a copy of
+    page, report = (re.sub(place, b"", content) for content in (page, found["report.json"]))
+    return {**found, "log.jsonl": log, "metrics.json": metrics, "report.html": page, "report.json": report}
 
 
 def whole(case, folder):

@@ -22,7 +22,7 @@ from experiment.plan import Job
 from experiment.studies import Study
 from minillm.actors import actor_of
 from minillm.batching import Corpus
-from minillm.episodes import Agent
+from minillm.episodes import Agent, judge
 from minillm.objective import backward
 from minillm.rewards import open_rewards
 from minillm.start import documents_of_epoch
@@ -73,8 +73,8 @@ def of_verdicts(
     agent = Agent(model, model, tokenizer, actor_of(task, tokenizer), args.temperature, args.micro_tokens)
     practice, state = task.practice(seed), SimpleNamespace(progress=Progress())
     for _ in range(BATCHES):
-        episodes, greedy = train_rl.answers(agent, reward, list(islice(practice, args.prompts)), args)
-        train_rl.weigh(episodes, greedy, state, args)
+        episodes = judge(reward, agent.rollout(list(islice(practice, args.prompts)), args.samples))
+        train_rl.weigh(episodes, state, args)
         train_rl.climb(agent, episodes, 0.0, args)
         yield taken(model)
 
