@@ -66,7 +66,7 @@ class Args(Supervised, Common):
     batch_examples: int | None = cli.option(None, "or examples in a step, of average length")
     micro_tokens: int | None = cli.option(None, "tokens computed at once; a step is cut up, with the same gradient")
     evaluations: int | None = cli.option(
-        None, "looks at the dev set, the last one included; fewer where they would take over a fifth of --minutes"
+        None, "looks at the dev set, the last included; fewer where they would take a fifth of --minutes"
     )
     inspect: int | None = cli.option(
         None, "print what so many examples teach, token by token; check all; train nothing"

@@ -104,7 +104,9 @@ class Rewarded(Optimisation):
         None,
         "dev examples to which 8 answers are drawn before and after; 0: none (default: all, fewer for large models)",
     )
-    evaluations: int = cli.option(4, "looks at the dev set after the first, the last one included")
+    evaluations: int = cli.option(
+        4, "looks at the dev set after the first, the last included; fewer where they would take a fifth of --minutes"
+    )
 
 
 def check_common(args: Any, tasks: Collection[str]) -> None:
