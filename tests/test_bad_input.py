@@ -149,7 +149,7 @@ SFT = {
     "fields of another task": ({"fields": "text=a"}, "--fields is for --task lm, .* or preference, not for pronounce"),
     "examples of another task": (
         {"examples": 5},
-        "--examples is for --task arithmetic, .* or points24, not for pronounce",
+        "--examples is for --task arithmetic, .* or guess, not for pronounce",
     ),
     "warmup without end": ({"warmup": 1}, r"--warmup 1\.0 must be a share of the training, from 0 to below 1"),
     "resume nothing": ({"resume": "HERE/nothing"}, "there is no run folder HERE/nothing"),

@@ -15,7 +15,7 @@ from scripts import SMALL
 import minillm.curves
 import train_rl
 import train_sft
-from minillm import expert, watch
+from minillm import expert, held_out, watch
 from minillm.episodes import Episode
 from minillm.errors import UserError
 from minillm.expert import Finds, Plan, agreed_threshold, threshold_of
@@ -235,7 +235,7 @@ def test_steps_say_how_much_is_tried():
 def test_the_start_is_one_of_those_that_are_kept(start, tmp_path, monkeypatch):
     """Under --keep best, where the first look is the best."""
     scores = itertools.chain([1.0], itertools.repeat(0.0))
-    for module in (watch, expert):
+    for module in (watch, held_out):
         monkeypatch.setattr(module, "score_of", lambda *_: next(scores))
     assert scripts.main(train_rl, init=start, **FEW, keep="best", out=tmp_path / "run") == 0
     began, ended = (load_file(folder / "model.safetensors") for folder in (start, tmp_path / "run"))
