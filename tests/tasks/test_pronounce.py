@@ -321,3 +321,15 @@ def test_the_name_of_the_class_is_the_name_of_the_task():
     assert {name: task.name for name, task in TASKS.items()} == {name: name for name in TASKS}
     with pytest.raises(UserError, match="--task spelling is not one of pronounce, arithmetic"):
         train_sft.train(train_sft.Args(task="spelling"))
+
+
+@pytest.mark.parametrize(("count", "dropout"), [(9_999, 0.2), (10_000, 0.1), (39_999, 0.1), (40_000, 0.0)])
+def test_the_fewer_words_the_more_is_dropped(tmp_path, count, dropout):
+    """Of those that are learned from, which are not all that are there."""
+    train, dev = tmp_path / "train.txt", tmp_path / "dev.txt"
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ("".join(letters[i // 26**place % 26] for place in range(4)) for i in range(count))
+    train.write_text("".join(f"{word}  AE B\n" for word in words))
+    dev.write_text("zebra  Z IY B R AH\n")
+    task = Pronounce(Options(train=train, dev=dev), 0)
+    assert task.recipe(None, None)["dropout"] == dropout
