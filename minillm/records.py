@@ -212,7 +212,7 @@ def read_jsonl(path: Path, lines: Iterable[str]) -> Iterator[Record]:
             continue
         place = f"{path}:{number}"
         try:
-            fields = json.loads(line, object_pairs_hook=each_once)
+            fields = json.loads(line.rstrip(), object_pairs_hook=each_once)  # or what lacks its end ends on "line 2"
         except (ValueError, RecursionError) as error:
             raise UserError(f"{place} is not JSON: {error}") from None
         if not isinstance(fields, dict):

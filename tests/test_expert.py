@@ -38,7 +38,9 @@ def _quick(tmp_path, monkeypatch):
 def start(tmp_path_factory):
     folder = tmp_path_factory.mktemp("start")
     words = scripts.write_words(folder)
-    assert scripts.main(train_sft, **words, **SMALL, steps=60, lr=0.03, dropout=0.0, labels=0.5, out=folder / "run") == 0
+    assert (
+        scripts.main(train_sft, **words, **SMALL, steps=60, lr=0.03, dropout=0.0, labels=0.5, out=folder / "run") == 0
+    )
     return folder / "run"
 
 

@@ -88,7 +88,7 @@ def test_what_is_written_is_read(rows, tmp_path_factory):
 
 
 WRONG = {
-    "json": ("a.jsonl", '{"text": "a"}\n{"text": \n', r"a\.jsonl:2 is not JSON: "),
+    "json": ("a.jsonl", '{"text": "a"}\n{"text": \n', r"a\.jsonl:2 is not JSON: Expecting value: line 1 col"),
     "json list": ("a.jsonl", "[1, 2]\n", r"a\.jsonl:1 is no JSON object"),
     "empty": ("a.jsonl", "\n \n", r"a\.jsonl holds no records"),
     "header only": ("a.csv", "text,label\n", r"a\.csv holds no records"),
