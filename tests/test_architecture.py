@@ -59,7 +59,7 @@ def test_one_supervised_step_enters_few_files(precision, tmp_path, monkeypatch):
     train, dev = tmp_path / "words.txt", tmp_path / "dev.txt"
     train.write_text("".join(f"{'ab' * n}{c}  {'AE B ' * n}K\n" for n in range(1, 9) for c in "cdefghij"))
     dev.write_text("abk  AE B K\n")
-    shape = {"width": 32, "layers": 2, "heads": 2, "batch_tokens": 200}
+    shape = {"width": 32, "layers": 2, "heads": 2, "dropout": 0.0, "batch_tokens": 200}
     budget = {"steps": 4, "evaluations": 1, "precision": precision}
     args = train_sft.Args(out=tmp_path / "run", options=Words(train=train, dev=dev), **shape, **budget)
     with files_of_steps(monkeypatch) as steps:
