@@ -1,7 +1,7 @@
 """What a training by example does with examples that it does not learn from: it looks how well they are answered while
 it goes on, keeps the weights that answer them best, and says in the end how good the model is.
 
-watch.py is the same for training by reward.
+watch.py is the same for training by reward, whose methods that draw no answers in a step look as here.
 """
 
 from collections.abc import Mapping, Sequence

@@ -607,20 +607,20 @@ def test_what_a_step_learns_from_is_counted(make, clock):
     assert session.progress.of_steps == 10.0
 
 
-def test_the_first_of_few_long_steps_tells_how_long_the_rest_takes(make, clock):
-    session = make(minutes=4.0)
+@pytest.mark.parametrize(
+    ("minutes", "seconds", "line"),
+    [
+        (4.0, 40.0, " 17%  step 1 · loss 1.000 · 0.0 steps/s · 3:20 left"),
+        (1.0, 100.0, "100%  step 1 · loss 1.000 · 0.0 steps/s · 0:00 left"),
+    ],
+)
+def test_the_first_of_few_long_steps_tells_how_long_the_rest_takes(make, clock, minutes, seconds, line):
+    """Also where it ends behind the budget."""
+    session = make(minutes=minutes)
     for _ in session:
-        clock.now += 40.0
+        clock.now += seconds
         session.log(loss=1.0)
-    assert said(session).splitlines()[0] == " 17%  step 1 · loss 1.000 · 0.0 steps/s · 3:20 left"
-
-
-def test_a_last_step_beyond_the_end_leaves_no_time(make, clock):
-    session = make(minutes=1.0)
-    for _ in session:
-        clock.now += 100.0
-        session.log(loss=1.0)
-    assert said(session).splitlines()[0] == "100%  step 1 · loss 1.000 · 0.0 steps/s · 0:00 left"
+    assert said(session).splitlines()[0] == line
 
 
 def test_looks_leave_the_clock_to_the_training(make, clock):

@@ -55,7 +55,7 @@ def main(args: Args) -> None:
     if not isinstance(trial.task, WritingTask):
         raise UserError(f"{args.model} learned --task {trial.task.name}, which writes no answers that a reward judges")
     if trial.task.environment:
-        raise UserError(f"{args.model} answers by turns, and a line of such a file has one: give another run")
+        raise UserError(f"{args.model} answers in several turns, a line of such a file in one: give another run")
     require_judge(judges_of(args.reward, trial.task), trial.task)
     device = next(trial.model.parameters()).device
     reward = open_rewards(args.reward, trial.task.rewards, device, seconds=args.reward_seconds)
