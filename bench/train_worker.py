@@ -13,12 +13,12 @@ from torch import Tensor, nn
 LR = 1e-4
 
 
-def serve(model: nn.Module, backward: Callable[[], Tensor]) -> None:
+def serve(model: nn.Module, backward: Callable[[], Tensor], lr: float = LR) -> None:
     """Answers each line of standard input with a step: its loss, its milliseconds, the peak memory so far.
 
     `backward` computes the gradients and returns the loss.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, fused=True)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, fused=True)
     send(parameters=sum(p.numel() for p in model.parameters()))
     for _ in sys.stdin:
         start = time.perf_counter()

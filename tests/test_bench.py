@@ -130,6 +130,16 @@ def test_quick_steps_of_policy_gradients(tmp_path):
     assert all(row["ms"] > 0 for row in rows)
 
 
+def test_quick_steps_over_conversations(tmp_path):
+    pytest.importorskip("trl")
+    out = tmp_path / "result"
+    done = bench("chat.py", "--quick", "--rounds", "1", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.with_suffix(".json").read_text())["rows"]
+    assert [row["provider"] for row in rows] == ["TRL, padded", "TRL, packed", "ours"] * 2
+    assert all(row["ms"] > 0 and not row["note"] for row in rows)  # all have the same loss
+
+
 def test_quick_simulation_of_intervals():
     script = [sys.executable, str(ROOT / "bench" / "intervals.py"), "--quick"]
     done = subprocess.run(script, capture_output=True, text=True, timeout=300)
