@@ -67,7 +67,7 @@ from minillm.start_by_reward import given_answers, inheriting, open_agent
 from minillm.tasks import TASKS
 from minillm.tasks.base import Judged, WritingTask
 from minillm.turns import open_environment
-from minillm.unjudged import saying_how_to_go_on, skip
+from minillm.unjudged import skip
 from minillm.values import appraise, backward_value, follow, gae
 from minillm.watch import finish, look_before, report, require_parity, sound_alarms
 
@@ -230,7 +230,7 @@ def train(args: Args, console: Console | None = None) -> Run:
     """From the arguments to the finished run folder. UserError for all that the user can mend."""
     started, args = time.monotonic(), cli.with_paths(args)
     refuse_beside_resume(args) if args.resume else check(args)
-    with ranks.joined() as team, ranks.opened(team, args, "rl") as run, saying_how_to_go_on(run, team):
+    with ranks.joined() as team, ranks.opened(team, args, "rl") as run:
         console = ranks.console_of(team, console)
         if args.resume:
             args = resumed(dataclasses.replace(args, resume=run.folder), "rl", TASKS)

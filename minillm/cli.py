@@ -265,8 +265,8 @@ def run(main: Callable[[], None]) -> None:
             sys.stdout.flush()
     except UserError as error:
         leave(f"error: {error}", 2)
-    except KeyboardInterrupt:
-        leave("\ninterrupted", 130)
+    except KeyboardInterrupt as stop:
+        leave("\n" + "; ".join(["interrupted", *map(str, stop.args)]), 130)
     except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
         drop(sys.stdout)
         sys.exit(141)

@@ -36,6 +36,7 @@ from minillm import cli
 from minillm.batching import Batch
 from minillm.device import Placement
 from minillm.errors import UserError
+from minillm.functions import RewardError
 from minillm.run import LOCK, Run
 
 PATIENCE = datetime.timedelta(days=7)  # that ranks wait for each other; the first may look at a dev set for hours
@@ -208,7 +209,7 @@ def alike(team: Team | None, placement: Placement) -> Placement:
 @contextmanager
 def opened(team: Team | None, args: Any, script: str) -> Iterator[Run]:
     """The run of a script's options, a new one or that of --resume; with a team it is the first rank's, of which the
-    others have copies. UserError."""
+    others have copies. UserError; see also `saying_how_to_go_on`."""
 
     def run_in(folder: Path | None) -> Run:
         return Run.open(folder) if args.resume else Run.create(folder, f"{args.task}-{script}", cli.given(args))
@@ -219,7 +220,8 @@ def opened(team: Team | None, args: Any, script: str) -> Iterator[Run]:
             run.processes = team.size if team else 1
             for _ in range(2 if team else 0):  # it is there; the others have their copies
                 team.wait()
-            yield run
+            with saying_how_to_go_on(run, is_first=True):
+                yield run
         return
     team.wait()
     with TemporaryDirectory() as scratch:
@@ -227,5 +229,20 @@ def opened(team: Team | None, args: Any, script: str) -> Iterator[Run]:
         if folder and folder.exists():  # to be gone on with
             shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(LOCK))
         team.wait()
-        with run_in(copy) as run:
+        with run_in(copy) as run, saying_how_to_go_on(run, is_first=False):
             yield run
+
+
+@contextmanager
+def saying_how_to_go_on(run: Run, is_first: bool) -> Iterator[None]:
+    """A KeyboardInterrupt or a RewardError within it, which leave an unfinished run, name the command that goes on with
+    it; the latter is a UserError then. Who works in a copy leaves that to the first."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        known = [f"go on with: {run.resume_command}"] if is_first and run.is_unfinished else []
+        raise KeyboardInterrupt(*known) from None
+    except RewardError as error:
+        if not is_first:
+            raise gone() from None
+        raise UserError(f"{error}; nothing is lost: mend it, and go on with: {run.resume_command}") from None

@@ -89,8 +89,7 @@ class Session:
             self.progress.is_over |= not stop.is_set()
             self.save()
         if stop.is_set():
-            going_on = f"go on with: {self.run.resume_command}"
-            self.console.print(f"stopped at step {self.progress.step}; {going_on}", markup=False)
+            self.console.print(f"stopped at step {self.progress.step}", markup=False)
             raise KeyboardInterrupt
 
     def goes_on(self, stop: Event) -> bool:

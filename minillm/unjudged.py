@@ -1,10 +1,6 @@
 """Answers that no reward could judge: left out, or the end, as --reward-errors says; no run is lost by them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from minillm.errors import UserError
-from minillm.ranks import Team, gone
 from minillm.rewards import RewardError
 from minillm.run import Run
 from minillm.session import Session
@@ -62,14 +58,3 @@ def skipped_last(session: Session) -> int:
 def skipped(run: Run) -> int:
     """How often something was left out."""
     return sum("skipped" in record for record in run.read_log())
-
-
-@contextmanager
-def saying_how_to_go_on(run: Run, team: Team | None) -> Iterator[None]:
-    """UserError for a RewardError within it, with the command for when it is mended."""
-    try:
-        yield
-    except RewardError as error:
-        if team and not team.is_first:  # who works in a copy
-            raise gone() from None
-        raise UserError(f"{error}; nothing is lost: mend it, and go on with: {run.resume_command}") from None

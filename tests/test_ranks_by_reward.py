@@ -180,8 +180,9 @@ def test_two_ranks_fail_stop_and_go_on_to_the_same_bits(command, tmp_path):
     while stopped.poll() is None and len(records(tmp_path / "cut")) < 6:
         time.sleep(0.05)
     os.kill(stopped.pid, signal.SIGINT)
-    stopped.communicate(timeout=300)
+    _, said = stopped.communicate(timeout=300)
     assert stopped.returncode != 0
+    assert f"interrupted; go on with: torchrun --nproc-per-node 2 train_rl.py --resume {tmp_path / 'cut'}" in said
     finished(torchrun(*going_on, stdout=subprocess.DEVNULL))
     assert records(tmp_path / "whole") == records(tmp_path / "cut")
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut")]

@@ -108,12 +108,25 @@ def test_interrupted_in_a_step(training, call, monkeypatch, number, kind):
     script, options, whole = training
     with monkeypatch.context() as patch:
         interrupt_at_step(patch, number, kind)
-        code, out, _ = call(script, **options, out="cut")
+        code, out, err = call(script, **options, out="cut")
     assert code == 130
-    told = re.search(r"stopped at step (\d+); go on with: python train_\w+.py --resume cut", " ".join(out.split()))
+    assert re.search(r"interrupted; go on with: python train_\w+.py --resume cut", err)
+    told = re.search(r"stopped at step (\d+)", out)
     assert told
     assert int(told[1]) in (number - 1, number)  # it may finish the step first
     assert not Path("cut/metrics.json").exists()
+    code, _, err = call(script, resume="cut")
+    assert code == 0, err
+    assert_equal_runs(whole, "cut")
+
+
+def test_interrupted_before_the_first_step(training, call, monkeypatch):
+    script, options, whole = training
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "__iter__", lambda _: (_ for _ in ()).throw(KeyboardInterrupt()))
+        code, _, err = call(script, **options, out="cut")
+    assert code == 130
+    assert re.search(r"interrupted; go on with: python train_\w+.py --resume cut", err)
     code, _, err = call(script, resume="cut")
     assert code == 0, err
     assert_equal_runs(whole, "cut")
