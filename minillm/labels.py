@@ -25,6 +25,7 @@ MISSING = {
     "?",
     ".",
 }
+QUOTES = "'\"`\u2018\u2019\u201c\u201d"
 RARE = 0.05  # of a class: a name that occurs less often may be its misspelling
 SHORTEST = 5  # letters of a name that may be misspelled: among shorter ones, many words are neighbours
 SHOWN = 5  # names in a sentence
@@ -45,7 +46,8 @@ def missing(counts: Mapping[str, int]) -> list[str]:
 
 
 def variants(counts: Mapping[str, int]) -> list[str]:
-    """Names that differ only in case, blanks, hyphens, underscores, or characters that Unicode calls compatible."""
+    """Names that differ only in case, blanks, hyphens, underscores, quotes around them, a full stop behind them, how an
+    emoji is drawn, or characters that Unicode calls compatible."""
     return [
         f"{listed(names, counts)} differ only in how they are written; make them one if they mean one class"
         for names in alike((bare(name), name) for name in counts)
@@ -54,8 +56,10 @@ def variants(counts: Mapping[str, int]) -> list[str]:
 
 def bare(name: str) -> str:
     name = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    name = re.sub("[\ufe00-\ufe0f]", "", name)  # as text or in colours
     if not any(map(str.isalpha, name)):
         return name  # -1 is not 1
+    name = name.strip(QUOTES).rstrip(".")
     name = re.sub(r"(?<=[^\W_])[\s_\u2010-\u2015-]+(?=[^\W_])", "", name)  # but A- is not A
     return "".join(character for character in name if unicodedata.category(character) != "Cf")  # of zero width
 

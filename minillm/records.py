@@ -4,7 +4,6 @@ columns of words and tags (CoNLL); any of the texts also with .gz behind it. Or 
 Every record knows its place, so that a mistake can be named where it is.
 """
 
-import csv
 import gzip
 import json
 import math
@@ -16,15 +15,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minillm import parquet
+from minillm import parquet, tables
 from minillm.errors import UserError
-from minillm.wording import counted
+from minillm.wording import INVISIBLE
 
-# What no reader sees at the ends of a text: blanks, of zero width too, and marks of direction, which come with copies.
-INVISIBLE = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\xad\u180e\u200b\u200c\u200d\u2060\ufeff"
-INVISIBLE += "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 NUMBER = re.compile(r"[-+]?(0|[1-9]\d*)(\.\d+)?", re.ASCII)  # 007 is a name
-DELIMITERS = ",;\t|"
 TAG = re.compile(r"O|[BILUSEM]-\S+")
 
 
@@ -145,7 +140,8 @@ def labels(records: Sequence[Record], name: str, known: Collection[str] = ()) ->
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    is_whole = isinstance(value, int) and not isinstance(value, bool)  # however large: no float may hold it
+    return is_whole or (isinstance(value, float) and math.isfinite(value))
 
 
 def by_value(number: str) -> str:
@@ -243,56 +239,9 @@ def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_csv(path: Path, lines: Iterable[str]) -> Iterator[Record]:
-    """As RFC 4180 has it: texts with a delimiter or a line break in double quotes, a quote itself doubled.
-
-    Spreadsheets leave empty cells behind the last column, rows of empty cells and columns without a name: left out.
-    """
-    csv.field_size_limit(2**31 - 1)
-    lines = list(lines)
-    start, delimiter = dialect(path, lines)
-    rows = csv.reader(lines[start:], delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    while True:
-        place = f"{path}:{start + rows.line_num + 1}"
-        try:
-            row = next(rows, None)
-        except csv.Error as error:
-            raise UserError(f"{place}: {error}; is every text with a quote, comma or line break quoted?") from None
-        if row is None:
-            return
-        if not any(row):
-            continue
-        if header is None:
-            header = header_of(place, row)
-            continue
-        while len(row) > len(header) and not row[-1]:
-            row.pop()
-        if len(row) != len(header):
-            wanted = f"but the first line names {len(header)}; they end at {delimiter!r} outside of quotes"
-            raise UserError(f"{place} has {counted(len(row), 'field')}, {wanted}")
-        yield Record(place, {name: cell for name, cell in zip(header, row, strict=True) if name})
-
-
-def header_of(place: str, row: list[str]) -> list[str]:
-    header = [name.strip(INVISIBLE) for name in row]
-    while not header[-1]:
-        header.pop()
-    if twice := {name for name in header if name and header.count(name) > 1}:
-        raise UserError(f"{place} names the field {min(twice)!r} twice")
-    return header
-
-
-def dialect(path: Path, lines: Sequence[str]) -> tuple[int, str]:
-    """How many lines come before the header, and the delimiter: that of a line `sep=;` if there is one, a tab in .tsv,
-    and otherwise what splits the header into most fields; of several the first of DELIMITERS."""
-    start = next((i for i, line in enumerate(lines) if line.strip(INVISIBLE)), 0)
-    header = lines[start] if lines else ""
-    if declared := re.fullmatch(r'"?sep=([^\w\s"]|\t)"?\s*', header, re.IGNORECASE):
-        return start + 1, declared[1]
-    if extension(path) == ".tsv":
-        return start, "\t"
-    outside = re.sub(r'"[^"]*"', "", header)
-    return start, max(DELIMITERS, key=outside.count)
+    """As tables.py reads them, tabs between the cells of a .tsv whatever its first line looks like."""
+    is_tsv = extension(path) == ".tsv"
+    yield from (Record(place, fields) for place, fields in tables.rows(path, list(lines), "\t" if is_tsv else None))
 
 
 def read_conll(path: Path, lines: Iterable[str]) -> Iterator[Record]:

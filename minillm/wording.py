@@ -1,4 +1,8 @@
-"""Numbers in sentences."""
+"""Numbers in sentences, and what no reader sees."""
+
+# What no reader sees at the ends of a text: blanks, of zero width too, and marks of direction, which come with copies.
+INVISIBLE = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\xad\u180e\u200b\u200c\u200d\u2060\ufeff"
+INVISIBLE += "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def counted(number: int, one: str, many: str = "") -> str:

@@ -90,13 +90,24 @@ def json_rows(path):
             yield row
 
 
+WHOLE = re.compile('"([^"]|"")*"')  # a cell in quotes, those within it doubled
+
+
 def table_rows(path):
     text = content_of(path)
     first = next((line for line in re.split(r"\r\n?|\n", text) if bare(line)), "")
     delimiter = "\t" if path.suffix == ".tsv" else max(",;\t|", key=re.sub(r'"[^"]*"', "", first).count)
     csv.field_size_limit(2**31 - 1)
+    lines = [line.split("\t") for line in re.split(r"\r\n?|\n", text) if line]
+    if delimiter == "\t" and len(set(map(len, lines))) == 1:  # each line is a row, and most quotes are letters
+        out = io.StringIO()
+        cells = ([c[1:-1].replace('""', '"') if WHOLE.fullmatch(c) else c for c in line] for line in lines)
+        csv.writer(out, delimiter="\t", quoting=csv.QUOTE_ALL).writerows(cells)
+        text = out.getvalue()
+    is_spaced = re.fullmatch(f"[^{delimiter}]*({re.escape(delimiter)} [^{delimiter}]*)+", re.sub(r'"[^"]*"', "", first))
+    options = {"delimiter": delimiter, "strict": True, "skipinitialspace": bool(is_spaced)}
     try:
-        rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True) if any(row)]
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), **options) if any(row)]
     except csv.Error:
         raise Wrong(str(path)) from None
     if not rows:

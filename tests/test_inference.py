@@ -44,8 +44,9 @@ def read(model, cache, parts, seen, until):
         [(3, 1, 2), (4, 4, 4), (9, 4, 6)],  # as long as each other in the end, but not before
         [(3, 4, 3), (4, 4, 4), (9, 4, 6)],  # the same by a token each, but for one
         [(3, 2, 2), (4, 2, 2), (9, 4, 6)],  # a token for one alone
+        [(3, 0, 3), (4, 1, 4), (5, 2, 5)],  # a token each, the first of one
     ],
-    ids=["at once", "ragged", "rectangular", "pieces", "late", "level", "level by one", "one alone"],
+    ids=["at once", "ragged", "rectangular", "pieces", "late", "level", "level by one", "one alone", "one begins"],
 )
 def test_pieces_are_the_whole(choices, impl, stops, monkeypatch):
     backend.set_default(impl)

@@ -29,6 +29,9 @@ def test_names_of_missing_values(name):
         ("fi", "\ufb01"),  # a ligature
         ("news", "n\u200bews"),
         ("type 1", "type1"),
+        ("pos", "'pos'"),
+        ("\u201cpos\u201d", "Pos."),
+        ("\u2764", "\u2764\ufe0f"),  # a heart, and one in red
     ],
 )
 def test_names_that_differ_in_how_they_are_written(first, second):

@@ -60,6 +60,14 @@ DELIMITED = {
     "empty columns": ("a.csv", "text,label,,\na,c,,\n,,,\n", "a"),
     "empty columns of the rows": ("a.csv", "text,label\na,c,,,\n", "a"),
     "a column without a name": ("a.csv", ",text,,label\n0,a,x,c\n", "a"),
+    "blanks behind commas": ("a.csv", 'id, text, label\n0, "a, b", "c"\n', "a, b"),
+    "a blank behind one comma": ("a.csv", 'text,id, label\n"a, b", 0,c\n', "a, b"),
+    "a blank that belongs to a cell": ("a.csv", "text,label\n a,c\n", " a"),
+    "quotes in tabs": ("a.tsv", 'label\ttext\nc\t"It\'s" and "more\n', '"It\'s" and "more'),
+    "a quote in tabs": ("a.csv", 'text\tlabel\n"\tc\n', '"'),
+    "a cell of quotes in tabs": ("a.tsv", 'label\ttext\n"c"\t"a ""b"""\n', 'a "b"'),
+    "a tab in quotes": ("a.tsv", 'label\ttext\nc\t"a\tb"\n', "a\tb"),
+    "a line break among tabs": ("a.tsv", 'label\ttext\nc\t"a\nb"\n', "a\nb"),
     "invisible around the names": ("a.csv", "\ufeff\u200btext\u00a0;label\u200b\na;c\n", "a"),
 }
 
@@ -68,9 +76,17 @@ DELIMITED = {
 def test_tables_of_spreadsheets(tmp_path, name, content, text):
     (record,) = records.read(write(tmp_path, name, content))
     assert (record.fields["text"], record.fields["label"]) == (text, "c")
-    starts = (text, f'"{text}', "0,")
+    starts = (text, f'"{text}', "0,", " a", "c\t", '"c"\t')
     number = next(i for i, line in enumerate(content.splitlines(), 1) if line.startswith(starts))
     assert record.place.endswith(f":{number}")
+
+
+def test_an_open_quote_among_tabs_swallows_no_rows(tmp_path):
+    """As data sets have it that know no quotes: a text that begins with one, and another that ends with one."""
+    lines = ['"Well, it was dull\tbad', "It was fine\tgood", 'he said."\tgood']
+    found = records.read(write(tmp_path, "a.tsv", "text\tlabel\n" + "\n".join(lines)))
+    assert [f"{each.fields['text']}\t{each.fields['label']}" for each in found] == lines
+    assert [each.place[-2:] for each in found] == [":2", ":3", ":4"]
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
@@ -252,6 +268,7 @@ def labels(*values):
         (("pos", "Pos", "nan"), ("pos", "Pos", "nan")),
         (("12345678901234567890123456789012345.0", "12345678901234567890123456789012346"), None),
         ((1e22, 10**22, "1" + "0" * 22), ("1" + "0" * 22,) * 3),
+        ((10**400, "1" + "0" * 400 + ".0"), ("1" + "0" * 400,) * 2),  # no float holds it
         ((1e-7, "0.0000001"), ("0.0000001",) * 2),
         (("1e3", "1000"), ("1e3", "1000")),
         (("\u0661", "1"), ("\u0661", "1")),  # digits of another script

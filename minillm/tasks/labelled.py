@@ -1,16 +1,18 @@
 """Texts that are of one class each, from a person's files."""
 
+import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from minillm import labels, records
 from minillm.errors import UserError
+from minillm.tables import DELIMITERS
 from minillm.tasks import files
 from minillm.tasks.base import Question, Splits
 from minillm.tasks.classes import in_order, listed
-from minillm.tasks.files import Fields
+from minillm.tasks.files import FEW, Fields
 from minillm.wording import counted
 
 MOST_CLASSES = 1000  # more are no classes; most likely the field is not the label
@@ -38,7 +40,7 @@ def load(options: files.Options) -> tuple[Splits, list[str], list[str]]:
     def read_split(path: Path, train: Sequence[Labelled]) -> list[Labelled]:
         examples = read(path, fields, {example.label for example in train})
         if path == options.train:
-            check_classes({example.label for example in examples}, path, fields)
+            check_classes(Counter(example.label for example in examples), path, fields)
         return examples
 
     splits, notes = files.load(options, "classify", read_split, lambda e: e.texts, lambda e: e.label)
@@ -50,12 +52,17 @@ def load(options: files.Options) -> tuple[Splits, list[str], list[str]]:
     return splits, in_order(classes), notes
 
 
-def check_classes(classes: Collection[str], path: Path, fields: Fields) -> None:
-    if len(classes) == 1:
-        raise UserError(f"{path} holds one class only, {min(classes)!r}; there is nothing to tell apart")
-    if len(classes) > MOST_CLASSES:
+def check_classes(counts: Counter[str], path: Path, fields: Fields) -> None:
+    if len(counts) == 1:
+        raise UserError(f"{path} holds one class only, {min(counts)!r}; there is nothing to tell apart")
+    if len(counts) > MOST_CLASSES:
         name = fields.name("label")
-        raise UserError(f"{path}: {name!r} has {len(classes):,} different values; is it the label?")
+        raise UserError(f"{path}: {name!r} has {len(counts):,} different values; is it the label?")
+    if max(counts.values(), default=0) == 1 and len(counts) > FEW:
+        name = fields.name("label")
+        raise UserError(
+            f"{path}: {name!r} is another one in every line; is it the label? --task regress learns numbers"
+        )
 
 
 def notes_on(train: Sequence[Labelled], counts: Counter[str]) -> list[str]:
@@ -66,9 +73,20 @@ def notes_on(train: Sequence[Labelled], counts: Counter[str]) -> list[str]:
     for example in train:
         of_text.setdefault(example.texts, set()).add(example.label)
     notes = [f"{len(counts):,} classes: {shown}{more}", *labels.suspicious(counts)]
+    if count := sum(map(holds_rows(counts), of_text)):
+        them = counted(count, "text holds lines that look", "texts hold lines that look")
+        notes.append(f"{them} like rows, with a class at an end: is a quote left open in --train?")
     if contradictory := sum(len(names) > 1 for names in of_text.values()):
         notes.append(f"{counted(contradictory, 'text stands', 'texts stand')} in --train with different labels")
     return notes
+
+
+def holds_rows(classes: Collection[str]) -> Callable[[tuple[str, ...]], bool]:
+    """Whether there are further rows of a table in a text, as where a quote was not closed: lines with a class, and a
+    delimiter right beside it."""
+    name = '"?(' + "|".join(map(re.escape, classes)) + ')"?'
+    row = re.compile(rf"(^{name}[{DELIMITERS}](?=\S)|(?<=\S)[{DELIMITERS}]{name}\r?$)", re.MULTILINE)
+    return lambda texts: any("\n" in text and row.search(text) is not None for text in texts)
 
 
 def read(path: Path, fields: Fields, known: Collection[str] = ()) -> list[Labelled]:

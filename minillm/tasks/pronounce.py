@@ -20,11 +20,12 @@ from torch import nn
 from minillm import cli
 from minillm.errors import UserError
 from minillm.metrics import Interval, edit_distance, rate, ratio
-from minillm.records import INVISIBLE, without_nul
+from minillm.records import without_nul
 from minillm.rewards import Reward, exact
 from minillm.tasks import files
 from minillm.tasks.base import Example, Files, Splits, WritingTask
 from minillm.tokenizer import SymbolTokenizer
+from minillm.wording import INVISIBLE
 
 LETTERS = string.ascii_lowercase + "'-."
 PHONES = (

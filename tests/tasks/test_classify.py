@@ -132,6 +132,26 @@ def test_what_a_person_should_know_of_the_classes(write):
         assert sentence in notes
 
 
+OPEN = 'text,label\n"It was dull,bad\nIt was fine,good\nhe said.",good\nfine,good\ndull,bad\nIt was so so,bad\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "is_said"),
+    [
+        (OPEN, True),
+        (OPEN.replace('"', ""), False),
+        ('label;text\nbad;"It was dull\ngood;It was fine\nbad;he said"\ngood;so so\n', True),
+        ('text,label\n"First, good,\nthen bad, bad\nbad, too",bad\nfine,good\n', False),  # a text of three lines
+    ],
+    ids=["open", "closed", "label first", "lines"],
+)
+def test_a_quote_that_is_left_open_is_said(write, tmp_path, content, is_said):
+    """It swallows the rows up to the next one, which are text then."""
+    (tmp_path / "a.csv").write_text(content)
+    notes = load(tmp_path / "a.csv", write("b.jsonl", [("x", "bad")])).notes
+    assert any("1 text holds lines that look like rows, with a class" in note for note in notes) == is_said
+
+
 def test_equal_numbers_are_one_class_in_every_kind_of_file(write, tmp_path):
     (tmp_path / "a.csv").write_text("text;label\nw;0\nx;1.0\ny;0.0\nz;1\n")
     task = load(tmp_path / "a.csv", write("dev.jsonl", [("v", 1.0), ("u", "0")]))
@@ -171,6 +191,7 @@ def test_wrong_data(write):
         (write("name.jsonl", ROWS, text="body"), good, r"name\.jsonl:1 has no field 'text', only 'body', 'label'"),
         (write("null.jsonl", [("a", None)]), good, r"null\.jsonl:1: 'label' is empty"),
         (write("ids.jsonl", [(f"text {i}", i) for i in range(1001)]), good, r"ids\.jsonl: 'label' has 1,001 different"),
+        (write("n.jsonl", [(f"text {i}", i) for i in range(40)]), good, "another one in every line.* --task regress"),
         (good, write("all.jsonl", [("bad", 0)]), r"all examples of the class '0' of .*good\.jsonl are held"),
     ]  # fmt: skip
     for train, dev, sentence in cases:
