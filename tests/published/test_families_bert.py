@@ -518,6 +518,7 @@ def test_dropout_survives():
         (DISTILBERT_BASE, {"activation": "quick_gelu"}, "activation='quick_gelu' is not supported"),
         (MODERNBERT_BASE, {"norm_bias": True}, "norm_bias=True is not supported"),
         (MODERNBERT_BASE, {"mlp_dropout": 1.5}, r"mlp_dropout=1.5 is not in \[0, 1\)"),
+        (MODERNBERT_BASE, {"sliding_window": 128}, "sliding_window=128 is not supported, only 64"),
         (MODERNBERT_BASE, {"classifier_pooling": "max"}, "classifier_pooling='max' is not supported"),
         (
             MODERNBERT_BASE,

@@ -238,6 +238,19 @@ def test_texts_end_where_a_window_would_hide_something(name, fields, tmp_path):
         ours(*packed([tokens]))
 
 
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("Mistral", {}), ("Qwen2", {"use_sliding_window": True, "max_window_layers": 1})],
+    ids=["mistral", "qwen2"],
+)
+def test_a_window_is_there_where_files_name_none(name, more):
+    """But for null, as in transformers."""
+    fields = RELATIVE | more | {"model_type": name.lower(), "max_position_embeddings": 9000}
+    theirs = getattr(transformers, f"{name}Config")(**fields)
+    assert theirs.sliding_window == config_of(fields).max_seq_len == 4096
+    assert config_of(fields | {"sliding_window": None}).max_seq_len == 9000
+
+
 @pytest.mark.parametrize("factor", [8.0, 32.0])
 def test_llama3_turns_as_theirs(factor):
     fields = LLAMA3 | {"rope_theta": 500_000.0, "factor": factor, "original_max_position_embeddings": 8192}

@@ -108,7 +108,7 @@ def llama_from(fields: Fields) -> GPTConfig:
 
 
 def mistral_from(fields: Fields) -> GPTConfig:
-    return relative_from(fields, [FULL if fields.get("sliding_window") is None else SLIDING])
+    return relative_from(fields, [FULL if window(fields) is None else SLIDING])
 
 
 def qwen2_from(fields: Fields) -> GPTConfig:
@@ -125,11 +125,16 @@ def qwen_kinds(fields: Fields) -> Sequence[str]:
     """What each layer sees: files name it, or say from which layer on it is a window."""
     layers, full = fields.size("num_hidden_layers"), fields.count("max_window_layers", 28)
     may_slide = fields.flag("use_sliding_window", False)
-    slide = may_slide and fields.get("sliding_window") is not None
+    slide = may_slide and window(fields) is not None
     named = fields.get("layer_types", [SLIDING if slide and layer >= full else FULL for layer in range(layers)])
     if SLIDING in named and not may_slide:
         raise ValueError(f"layer_types names {SLIDING!r}, but use_sliding_window is false")
     return named
+
+
+def window(fields: Fields) -> int | None:
+    """The last tokens that a layer sees, by transformers 4,096 where a file says nothing; null: all of them."""
+    return fields.size("sliding_window", 4096) if fields.values.get("sliding_window", 0) is not None else None
 
 
 def reach(fields: Fields, kinds: Sequence[str]) -> int:
@@ -137,7 +142,11 @@ def reach(fields: Fields, kinds: Sequence[str]) -> int:
     context = fields.size("max_position_embeddings")
     if unknown := set(kinds) - {FULL, SLIDING}:
         raise ValueError(f"layer_types: {min(unknown)!r} is not supported, only {FULL!r} or {SLIDING!r}")
-    return min(context, fields.size("sliding_window")) if SLIDING in kinds else context
+    if SLIDING not in kinds:
+        return context
+    if (seen := window(fields)) is None:
+        raise ValueError(f"layer_types names {SLIDING!r}, but sliding_window is null")
+    return min(context, seen)
 
 
 def relative_from(fields: Fields, kinds: Sequence[str], **special: Any) -> GPTConfig:

@@ -18,6 +18,8 @@ def modernbert_from(fields: Fields) -> ModernBERTConfig:
         fields.share(key, 0.0)  # there is none here, in training neither
     fields.expect("decoder_bias", True)
     fields.expect("classifier_pooling", *POOLINGS)
+    both_sides = fields.size("local_attention", 128)
+    fields.expect("sliding_window", both_sides // 2)  # another name for it, of one side
     return ModernBERTConfig(
         vocab_size=fields.size("vocab_size"),
         max_seq_len=fields.size("max_position_embeddings"),
@@ -26,7 +28,7 @@ def modernbert_from(fields: Fields) -> ModernBERTConfig:
         num_heads=fields.size("num_attention_heads"),
         mlp_width=fields.size("intermediate_size"),
         global_every=global_every_from(fields),
-        window=fields.size("local_attention", 128) // 2 + 1,  # theirs counts both sides, without the token itself
+        window=both_sides // 2 + 1,  # theirs counts without the token itself
         global_theta=theta_from(fields, "full_attention", "global_rope_theta", 160_000.0),
         local_theta=theta_from(fields, "sliding_attention", "local_rope_theta", 10_000.0),
         norm_eps=fields.positive("norm_eps", 1e-5),
