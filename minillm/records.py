@@ -20,6 +20,8 @@ from minillm.errors import UserError
 from minillm.wording import INVISIBLE
 
 NUMBER = re.compile(r"[-+]?(0|[1-9]\d*)(\.\d+)?", re.ASCII)  # 007 is a name
+CONLLU = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
+UNIT = re.compile(r"\d+([-.]\d+)?", re.ASCII)  # an ID of it
 TAG = re.compile(r"O|[BILUSEM]-\S+")
 
 
@@ -83,8 +85,9 @@ class Record(NamedTuple):
     def number(self, name: str) -> float:
         """A field that holds a number, or a text that is one."""
         value = self.known(name)
+        is_one = isinstance(value, int | float) or (isinstance(value, str) and "_" not in value)  # 1_000 is Python's
         try:
-            number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+            number = float(value) if is_one and not isinstance(value, bool) else math.nan
         except (ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
@@ -246,7 +249,8 @@ def read_csv(path: Path, lines: Iterable[str]) -> Iterator[Record]:
 
 def read_conll(path: Path, lines: Iterable[str]) -> Iterator[Record]:
     """Sentences with a blank line between them, a word a line: the word first, its tag last, columns separated by
-    blanks or tabs. The fields are called `tokens` and `tags`."""
+    blanks or tabs. Of the ten columns of CoNLL-U, which begin with a number, the second is the word and the fourth its
+    part of speech. The fields are called `tokens` and `tags`."""
     words: list[list[str]] = []
     start = 1
     for number, line in enumerate([*lines, ""], 1):
@@ -258,7 +262,10 @@ def read_conll(path: Path, lines: Iterable[str]) -> Iterator[Record]:
         elif columns[0] != "#" or TAG.fullmatch(columns[-1]):  # else a comment, as CoNLL-U has them
             if len(columns) < 2:
                 raise UserError(f"{path}:{number} has one column, but a word and its tag were expected")
-            words.append([columns[0].strip(), columns[-1].strip()])
+            if len(columns) != len(CONLLU) or not UNIT.fullmatch(columns[0]):
+                words.append([columns[0].strip(), columns[-1].strip()])
+            elif columns[0].isdecimal():  # else what stands for several words, or was left out
+                words.append([columns[CONLLU.index(name)].strip() for name in ("FORM", "UPOS")])
 
 
 def sentence(place: str, words: Sequence[Sequence[str]]) -> Record:
@@ -286,6 +293,7 @@ READERS: dict[str, Any] = {
     ".tsv": read_csv,
     ".parquet": read_parquet,
     ".conll": read_conll,
+    ".conllu": read_conll,
     ".bio": read_conll,
     ".iob": read_conll,
 }

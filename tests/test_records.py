@@ -195,6 +195,18 @@ def test_sentences_in_columns(tmp_path, gap):
     assert [record.fields for record in same] == [record.fields for record in found]
 
 
+def test_columns_of_universal_dependencies(tmp_path):
+    """CoNLL-U: numbers first, contractions and what was left out beside the words."""
+    rest = "\t_" * 5
+    lines = ["# text = vámonos al mar", f"1-2\tvámonos\t_\t_\t_{rest}", f"1\tvamos\tir\tVERB\t_{rest}"]
+    lines += [f"2\tnos\tyo\tPRON\t_{rest}", f"2.1\tya\tya\tADV\t_{rest}", f"3\t10\t10\tNUM\t_{rest}", ""]
+    for name in ("a.conllu", "a.conll"):
+        (found,) = records.read(write(tmp_path, name, "\n".join(lines)))
+        assert found.fields == {"tokens": ["vamos", "nos", "10"], "tags": ["VERB", "PRON", "NUM"]}
+    (found,) = records.read(write(tmp_path, "a.conll", "10 CD B-NP\n"))
+    assert found.fields == {"tokens": ["10"], "tags": ["B-NP"]}
+
+
 def test_a_table(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     import pyarrow

@@ -57,6 +57,7 @@ def test_wrong_data(write):
     for path, sentence in (
         (write("word.jsonl", [("a", "three")]), r"word\.jsonl:1: 'label' is \"three\", but a number was expected"),
         (write("nan.jsonl", [("a", "nan")]), r"nan\.jsonl:1: 'label' is \"nan\""),
+        (write("python.jsonl", [("a", "1_000")]), r"python\.jsonl:1: 'label' is \"1_000\""),
         (write("same.jsonl", [("a", 2), ("b", 2.0)]), r"all labels of .*same\.jsonl are 2; there is nothing to learn"),
         (None, "--task regress learns from your own examples"),
     ):
