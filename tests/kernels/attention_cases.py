@@ -265,6 +265,8 @@ ADVERSARIAL = [
     Case((40, 7), (40, 7), packed=True, options={"dropout_p": 0.5, "dropout_seed": 2**63 - 1}),
     Case((40, 7), (40, 7), H=4, G=2, options={"dropout_p": 0.1, "dropout_seed": 0, "causal": True}),
     Case((40,), (40,), options={"scale": -1.0}),
+    Case((40,), (40,), options={"scale": -1.0, "causal": True}),
+    Case((40,), (40,), options={"scale": 0.0, "causal": True}),
 ]
 
 

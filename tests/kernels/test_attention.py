@@ -127,6 +127,21 @@ def test_a_window_beyond_all_keys_is_none(impl, causal, S):
             assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("scale", [0.0, -0.0, -0.5, -1e-30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("T", [1, 20])
+def test_a_scale_may_be_zero_or_below(scale, dtype, causal, packed, T):
+    """What is hidden stays hidden then."""
+    q, k, v = (draw(*([T] if packed else [2, T]), 2, 8, dtype=dtype, seed=i) for i in range(3))
+    options = {"causal": causal, "scale": scale, "packing": Packing.from_lengths([T]) if packed else None}
+    ours = value_and_gradients(partial(attention, impl="torch", **options), q, k, v)
+    truth = value_and_gradients(partial(attention, impl="eager", **options), *(x.double() for x in (q, k, v)))
+    for a, b in zip(ours, truth, strict=True):
+        torch.testing.assert_close(a.double(), b, atol=0.03 if dtype == torch.bfloat16 else 1e-6, rtol=0.01)
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
