@@ -21,6 +21,7 @@ from minillm.published.tokenizer_config import BERT, BYTE_LEVEL, GPT2, WORDPIECE
 from minillm.tokenizer import Stream, Tokenizer, shorten
 
 BYTE_LEVEL_FILES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
+PREFIXES = {"LlamaTokenizer": "\u2581", **dict.fromkeys((*BYTE_LEVEL, "Qwen2Tokenizer"), "\u0120")}  # a blank in tokens
 UNHEARD_OF = "\ue000"  # a letter for private use, in no vocabulary
 LONGEST_WORD = 100  # letters; longer ones are unknown to WordPiece, as BERT's authors had it
 
@@ -118,7 +119,25 @@ def read_library_file(path: Path) -> Subwords:
         backend.normalizer = bert_normalizer(library, config)
     if kind in BYTE_LEVEL and isinstance(backend.pre_tokenizer, library.pre_tokenizers.ByteLevel):
         backend.pre_tokenizer.add_prefix_space = flag(config, "add_prefix_space", False)
+    check_prefix(backend, config, path)
     return with_added_tokens(backend, config, path)
+
+
+def check_prefix(backend: Any, config: Mapping[str, Any], path: Path) -> None:
+    """UserError where tokenizer_config.json wants a blank before every text, or none, and tokenizer.json the opposite:
+    the classes that heed it make another tokenizer then."""
+    mark = PREFIXES.get(config.get("tokenizer_class"))
+    wanted = flag(config, "add_prefix_space", None)
+    if mark is None or wanted is None or backend.token_to_id(mark) is None:
+        return
+    with complaints(path):
+        has = "".join(backend.encode("a", add_special_tokens=False).tokens).startswith(mark)
+    if wanted != has:
+        does = "puts one there" if has else "puts none there"
+        raise UserError(
+            f"{path.parent / 'tokenizer_config.json'}: add_prefix_space={wanted} is about a blank before every text, "
+            f"but tokenizer.json {does}; remove that entry if the model was trained so"
+        )
 
 
 def read_wordpiece(path: Path) -> Subwords:

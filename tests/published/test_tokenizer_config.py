@@ -62,6 +62,23 @@ def bpe_json(prefix: bool = False) -> str:
     return made.to_str()
 
 
+def spm_json(prefix: bool) -> str:
+    """As Llama 2's: pieces of SentencePiece, in which a blank is ▁."""
+    tokens = ["<s>", "</s>", "▁", *"thea", "th", "the", "▁the", "▁a"]
+    pairs = [("t", "h"), ("th", "e"), ("▁", "the"), ("▁", "a")]
+    made = tokenizers.Tokenizer(tokenizers.models.BPE({token: i for i, token in enumerate(tokens)}, pairs))
+    normal = tokenizers.normalizers
+    made.normalizer = normal.Sequence([*[normal.Prepend("▁")] * prefix, normal.Replace(" ", "▁")])
+    made.add_special_tokens(["<s>", "</s>"])
+    return made.to_str()
+
+
+def prefixed(folder: Path, kind: str, prefix: bool | None, tokenizer_json: str) -> Path:
+    end = "</s>" if kind == "LlamaTokenizer" else "<|endoftext|>"
+    config = {"tokenizer_class": kind, "add_prefix_space": prefix, "eos_token": end}
+    return write(folder, {"model_type": "llama"}, config, tokenizer_json=tokenizer_json)
+
+
 def entry(content: str, **properties) -> dict:
     return {"content": content, "lstrip": False, "rstrip": False, "single_word": False, **properties}
 
@@ -225,6 +242,14 @@ def test_what_ends_texts_is_no_part_of_them(tmp_path):
         assert M not in tokenizer.encode("the<|im_end|>")
 
 
+@pytest.mark.parametrize("prefix", [True, False])
+def test_a_prefix_that_both_files_name_is_taken(tmp_path, prefix):
+    for number, said in enumerate((prefix, None)):
+        (folder := tmp_path / str(number)).mkdir()
+        tokenizer = load_tokenizer(prefixed(folder, "LlamaTokenizer", said, spm_json(prefix)))
+        assert tokenizer.encode("the") == [9 if prefix else 8]
+
+
 def test_the_numbers_of_a_vocabulary_may_have_gaps(tmp_path):
     assert load_tokenizer(CASES["doubled"](tmp_path)).vocab_size == N + 2
 
@@ -324,6 +349,14 @@ REFUSED = {
     "no list": (
         lambda folder: bert(folder, {"extra_special_tokens": 5}),
         "extra_special_tokens=5 is no list of tokens",
+    ),
+    "a prefix that tokenizer.json lacks": (
+        lambda folder: prefixed(folder, "Qwen2Tokenizer", True, bpe_json()),
+        "add_prefix_space=True is about a blank before every text, but tokenizer.json puts none there",
+    ),
+    "no prefix, but tokenizer.json has one": (
+        lambda folder: prefixed(folder, "LlamaTokenizer", False, spm_json(prefix=True)),
+        "add_prefix_space=False is about a blank before every text, but tokenizer.json puts one there",
     ),
     "three parts": (
         lambda folder: byte_level(folder, OF_GPT2, GPT2, merges_txt="t h e\n"),
