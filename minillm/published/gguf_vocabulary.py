@@ -2,6 +2,8 @@
 
 tokenizer.ggml.model   "gpt2": byte-level BPE with its merges; "llama": SentencePiece, with a score for each token
 tokenizer.ggml.pre     by what rule the text is cut before byte-level BPE; a file has only the name of the rule
+
+What else is said of how a text is read is refused by name, such as tokenizer.ggml.add_eos_token=true.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +19,10 @@ ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": 
 STOPS = ("eos", "eot", "eom")  # the ends of a text, of a turn and of a message
 # The same by their names: not every file says which of its control tokens they are.
 ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<EOT>")
+
+UNDERSTOOD = {"model", "pre", "tokens", "token_type", "scores", "merges", "add_bos_token", "add_space_prefix"}
+HARMLESS = {"added_tokens", "token_type_count", "tokenizer.huggingface.json"}  # what they say stands elsewhere, too
+NO_MATTER = ("_token_id", "_token_ids")  # endings of keys that name a token for one use or another
 
 CONTRACTIONS = r"'s|'t|'re|'ve|'m|'ll|'d"
 GPT2 = rf"{CONTRACTIONS}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+"
@@ -45,6 +51,7 @@ def read_vocabulary(path: Path) -> Subwords:
         raise UserError(f"{path} holds no vocabulary: it has no tokenizer.ggml.tokens")
     if model not in ("gpt2", "llama"):
         raise UserError(f"{path}: a vocabulary of kind {model!r} is not supported, only 'gpt2' and 'llama'")
+    check_keys(about, path)
     build = byte_level if model == "gpt2" else sentencepiece
     try:
         backend = build(library, tokens, about)
@@ -68,6 +75,15 @@ def read_vocabulary(path: Path) -> Subwords:
     ends = [about.get(f"{name}_token_id", len(tokens)) for name in STOPS]
     stops = [i for i in ends if i < len(tokens)] + [tokens.index(name) for name in control if name in ENDS]
     return Subwords(backend, {"tokenizer_class": "PreTrainedTokenizerFast", **config}, stops)
+
+
+def check_keys(about: Mapping[str, Any], path: Path) -> None:
+    """UserError for a key that is neither understood nor without effect."""
+    for key, value in about.items():
+        is_known = key in UNDERSTOOD | HARMLESS or key.endswith(NO_MATTER) or key.startswith("tokenizer.chat_template")
+        if not is_known and value not in (False, 0, ""):
+            name = key if key.startswith("tokenizer.") else f"tokenizer.ggml.{key}"
+            raise UserError(f"{path}: {name}={str(value)[:60]} is not supported")
 
 
 def added_tokens(tokens: Sequence[str], kinds: Sequence[int]) -> tuple[list[str], list[str]]:

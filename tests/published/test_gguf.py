@@ -287,8 +287,8 @@ def test_rope_that_is_not_understood(tmp_path, metadata, sentence):
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 
 
-def vocabulary(path: Path, special: dict[str, int], **ids: int) -> Path:
-    """Byte-level BPE of single letters; `special` gives each further token its kind."""
+def vocabulary(path: Path, special: dict[str, int], flags: dict[str, bool] | None = None, **ids: str) -> Path:
+    """Byte-level BPE of single letters; `special` gives each further token its kind, `flags` is what else is said."""
     letters = [chr(code) for code in range(33, 127)] + ["Ġ", "Ċ"]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_tokenizer_model("gpt2")
@@ -299,6 +299,8 @@ def vocabulary(path: Path, special: dict[str, int], **ids: int) -> Path:
     writer.add_token_merges(["< ="])
     for role, name in ids.items():
         writer.add_uint32(f"tokenizer.ggml.{role}_token_id", len(letters) + list(special).index(name))
+    for name, value in (flags or {}).items():
+        writer.add_bool(f"tokenizer.ggml.{name}", value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
@@ -333,6 +335,16 @@ def test_a_turn_ends_at_every_token_of_that_name(tmp_path, special, ids, ends):
     for name in ends:  # and no message can write one
         assert len(tokenizer.parse(name)[0]) == 1
         assert len(tokenizer.encode(name)) == len(name)
+
+
+@pytest.mark.parametrize("key", ["add_eos_token", "add_sep_token", "remove_extra_whitespaces", "of_next_year"])
+def test_what_a_vocabulary_says_is_heeded_or_named(tmp_path, key):
+    ends = {"</s>": CONTROL}, {"eos": "</s>", "fim_pre": "</s>"}
+    plain = load_tokenizer(vocabulary(tmp_path / "a.gguf", ends[0], **ends[1]))
+    same = load_tokenizer(vocabulary(tmp_path / "b.gguf", ends[0], {key: False}, **ends[1]))
+    assert same.wrap("a b") == plain.wrap("a b")
+    with pytest.raises(UserError, match=rf"tokenizer\.ggml\.{key}=True is not supported"):
+        load_tokenizer(vocabulary(tmp_path / "c.gguf", ends[0], {key: True}, **ends[1]))
 
 
 # ---- a real one ----------------------------------------------------------------------------------
