@@ -78,11 +78,20 @@ def open_policy(args: Args, run: Run, task: Task) -> tuple[nn.Module, Tokenizer]
     if args.init:
         model, tokenizer = open_start(args.init, task)
         adapt(task, model, tokenizer, args.init)
+        task.notes = [*task.notes, *notes_of(args)]
     else:
         tokenizer = task.tokenizer()
         model = new_start(task, tokenizer, SimpleNamespace(**task.recipe(None, None)))
     write_tensors(run.path(START), weights_of(model), {"init": str(args.init)})
     return with_dropout(model, args.dropout), tokenizer
+
+
+def notes_of(args: Any) -> list[str]:
+    """What was part of how the start was trained, and is not taken over, as code runs only where it is named."""
+    began = Run(args.init).options() if (args.init / "args.json").exists() else {}
+    if args.environment or not (used := began.get("environment")):
+        return []
+    return [f"its start had answers of several turns; give --environment {used} for them here, too"]
 
 
 def learner(start: nn.Module, placement: Placement, args: Any) -> nn.Module:
