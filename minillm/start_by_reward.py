@@ -122,9 +122,9 @@ def complete_by_reward(args: Args, task: Task, model: nn.Module) -> Args:
 
 
 def recipe_by_reward(args: Any, task: Task, model: nn.Module, rewards: Sequence[str]) -> dict[str, Any]:
-    """What a stranger judges is not pulled towards the task's own answers. UserError."""
+    """What a stranger judges, or a log does, is not pulled towards the task's own answers. UserError."""
     recipe = task.rl_recipe(model if args.init else None)
-    if not task.splits.train or any(name not in task.rewards for name in rewards):
+    if args.logged or not task.splits.train or any(name not in task.rewards for name in rewards):
         recipe |= {"sft_share": 0.0}
     if args.method == "expert":
         recipe |= recipe_of_experts(args.init, task, model)
