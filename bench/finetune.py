@@ -42,10 +42,10 @@ class Case(NamedTuple):
 
 
 CASES = (
-    Case("SNIPS slots + intents", "tag", "slots_snips"),
     Case("WNUT-17 entities", "tag", "ner_wnut17"),
     Case("SST-2", "classify", "sentiment_sst2"),
     Case("MR", "classify", "sentiment_mr"),
+    Case("SNIPS slots + intents", "tag", "slots_snips"),
 )
 
 
@@ -122,17 +122,19 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="of the activations, both sides'")
     args = parser.parse_args()
-    device, rows = harness.device_of(args), []
+    args.data, device, rows = args.data.resolve(), harness.device_of(args), []  # others have another folder to work in
+    if Path(args.init).exists():
+        args.init = Path(args.init).resolve()
+    environment = harness.environment(device)
+    out = args.out or report.RESULTS / f"finetune_{report.slug(str(environment['device']))}"
     for case in (case for case in CASES if args.only in case.name):
         task = load(case, args)
         options = recipe_of(task, args)
-        for side in (peers, ours):
+        for side in (ours, peers):
             with tempfile.TemporaryDirectory() as name:
                 rows.append(side(case, task, options, args, Path(name)))
             print(line(rows[-1]), flush=True)
-    environment = harness.environment(device)
-    out = args.out or report.RESULTS / f"finetune_{report.slug(str(environment['device']))}"
-    report.write_json(out.with_suffix(".json"), {"environment": environment, "rows": rows})
+            report.write_json(out.with_suffix(".json"), {"environment": environment, "rows": rows})
     return 0
 
 

@@ -78,11 +78,20 @@ def open_policy(args: Args, run: Run, task: Task) -> tuple[nn.Module, Tokenizer]
     if args.init:
         model, tokenizer = open_start(args.init, task)
         adapt(task, model, tokenizer, args.init)
+        task.notes = [*task.notes, *notes_of(args)]
     else:
         tokenizer = task.tokenizer()
         model = new_start(task, tokenizer, SimpleNamespace(**task.recipe(None, None)))
     write_tensors(run.path(START), weights_of(model), {"init": str(args.init)})
     return with_dropout(model, args.dropout), tokenizer
+
+
+def notes_of(args: Any) -> list[str]:
+    """What was part of how the start was trained, and is not taken over, as code runs only where it is named."""
+    began = Run(args.init).options() if (args.init / "args.json").exists() else {}
+    if args.environment or not (used := began.get("environment")):
+        return []
+    return [f"its start had answers of several turns; give --environment {used} for them here, too"]
 
 
 def learner(start: nn.Module, placement: Placement, args: Any) -> nn.Module:
@@ -113,9 +122,9 @@ def complete_by_reward(args: Args, task: Task, model: nn.Module) -> Args:
 
 
 def recipe_by_reward(args: Any, task: Task, model: nn.Module, rewards: Sequence[str]) -> dict[str, Any]:
-    """What a stranger judges is not pulled towards the task's own answers. UserError."""
+    """What a stranger judges, or a log does, is not pulled towards the task's own answers. UserError."""
     recipe = task.rl_recipe(model if args.init else None)
-    if not task.splits.train or any(name not in task.rewards for name in rewards):
+    if args.logged or not task.splits.train or any(name not in task.rewards for name in rewards):
         recipe |= {"sft_share": 0.0}
     if args.method == "expert":
         recipe |= recipe_of_experts(args.init, task, model)

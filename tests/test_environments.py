@@ -1,6 +1,7 @@
 """An environment of one's own: whatever it may do wrong, with what it goes together, and a training in it from end to
 end."""
 
+import io
 import json
 from pathlib import Path
 
@@ -184,6 +185,15 @@ def test_to_evaluate_it_the_environment_is_named_once_more(whole, tmp_path):
     assert len(lines) == 4
     for line in lines:
         assert len(line["answer"]["replies"]) == len(line["answer"]["turns"]) - 1
+
+
+def test_a_start_that_had_an_environment_is_told_of(whole, tmp_path):
+    """It is not taken over, being code."""
+    console = Console(file=io.StringIO(), width=300)
+    asked = {"reward": ("exact",), "sft_share": 0.0, "watch": 0, "steps": 1}
+    train_rl.train(train_rl.Args(task="seq2seq", init=whole, out=tmp_path / "run", **FEW, **asked), console)
+    game = json.loads((whole / "args.json").read_text())["environment"]
+    assert f"give --environment {game} for them here, too" in console.file.getvalue()
 
 
 @pytest.mark.parametrize("call", [2, 9])

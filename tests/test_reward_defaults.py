@@ -74,6 +74,11 @@ def test_what_a_stranger_judges_is_not_pulled_towards_known_answers(words, rewar
     assert completed(words, reward=reward).sft_share == share
 
 
+@pytest.mark.parametrize(("given", "share"), [({}, 0.0), ({"sft_share": 0.25}, 0.25)])
+def test_nor_is_what_a_log_judges(words, given, share):
+    assert completed(words, method="soft-q", beta=0.1, logged=Path("log.jsonl"), **given).sft_share == share
+
+
 def test_experts_go_on_as_the_start_was_made(start, words):
     args = completed(words, method="expert", init=start)
     assert (args.optimizer, args.lr, args.embedding_lr, args.batch_tokens) == ("muon", 0.01, 0.015, 64)

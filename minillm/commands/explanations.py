@@ -23,7 +23,11 @@ STRONGEST = 5  # words that are told with their numbers
 class Explained:
     """Options of the commands that can explain themselves."""
 
-    explain: bool = cli.option(False, "show which words drove it (integrated gradients); takes some 50 times as long")
+    explain: bool = cli.option(
+        False,
+        "show which words drove it: the output for a text without words → the output for this one, and what each word "
+        "adds on the way (integrated gradients); takes some 50 times as long",
+    )
     html: Path | None = cli.option(None, "write that to a page, too")
 
     def check(self) -> None:
