@@ -212,8 +212,11 @@ class Preference(Task):
         """Where nothing was learned that a look at the lengths, or a coin, does not tell."""
         accuracy, by_length = measured["accuracy"], measured["longer"].value
         if accuracy.low <= (best := max(0.5, by_length, 1 - by_length)):
-            rule = "a coin" if best == 0.5 else f"always the {'longer' if by_length == best else 'shorter'} answer"
-            return [f"this is hardly better than {rule} ({best:.1%}): more pairs, or a larger --init, may help"]
+            if best == 0.5:
+                return [f"this is hardly better than a coin: {encoders.MAY_HELP}"]
+            rule = f"always the {'longer' if by_length == best else 'shorter'} answer ({best:.1%})"
+            hint = "pairs in which that one is rejected teach more than length"
+            return [f"this is hardly better than {rule}: {hint}"]
         return []
 
     def details(self, examples: Sequence[Pair], answers: Sequence[Judged]) -> dict[str, Any]:

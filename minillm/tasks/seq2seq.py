@@ -18,7 +18,7 @@ from torch import nn
 from minillm import cli, records
 from minillm.baselines import copy, lead
 from minillm.beam import Beams
-from minillm.errors import UserError
+from minillm.errors import UserError, each_told
 from minillm.final_number import MARKER, last_number
 from minillm.gpt import GPT
 from minillm.metrics import Interval, rate, texts
@@ -250,8 +250,10 @@ def load(options: Options) -> tuple[Splits, list[str]]:
 
 def read(path: Path, fields: Fields, may_lack: bool = False) -> list[Example]:
     """The examples of a file, of which some may be prompts alone, for others to judge what the model answers."""
-    name, found = fields.name("answer"), []
-    for record in records.read(path):
+    name = fields.name("answer")
+
+    def example(record: records.Record) -> Example:
         lacks = may_lack and (not fields.has(record, "answer") or record.value(name) is None)
-        found.append(Example(fields.text(record, "prompt"), () if lacks else record.texts(name)))
-    return found
+        return Example(fields.text(record, "prompt"), () if lacks else record.texts(name))
+
+    return each_told(example, records.read(path))
