@@ -25,7 +25,6 @@ LONGEST = 512  # tokens of a text that they read
 VOCABULARY = 8000  # words, or pieces of them, learned from the training texts
 WIDTH = 128
 SHAPE = {"layers": 2, "width": WIDTH, "heads": 4, "dropout": 0.3}
-MAY_HELP = "a longer training (--minutes or --epochs), more examples, or a published model (--init) may help"
 FROM_NOTHING = {"optimizer": "muon", "lr": 5e-3, "embedding_lr": 1e-3}  # AdamW learns neither order nor pairs of texts
 
 

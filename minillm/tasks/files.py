@@ -17,6 +17,7 @@ from minillm.wording import counted
 
 FEW = 20  # training examples; of fewer a person should hear
 HELD_OUT = 0.1  # share of --train that is taken for want of --dev
+MAY_HELP = "a longer training (--minutes or --epochs), more examples, or a published model (--init) may help"
 Key = Callable[[Any], Hashable]
 
 

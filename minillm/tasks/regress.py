@@ -23,7 +23,7 @@ from minillm.run import Run
 from minillm.tasks import files
 from minillm.tasks.base import Shape, Splits
 from minillm.tasks.classify import WORST, Classify
-from minillm.tasks.encoders import LONGEST, MAY_HELP, Options, new_config
+from minillm.tasks.encoders import LONGEST, Options, new_config
 from minillm.tasks.files import Fields
 from minillm.tokenizer import Tokenizer
 
@@ -114,7 +114,7 @@ class Regress(Classify):
 
     def remarks(self, measured: dict[str, Interval]) -> list[str]:
         if measured["unexplained"].high >= 1:
-            return [f"this is hardly better than always saying the mean of the training labels: {MAY_HELP}"]
+            return [f"this is hardly better than always saying the mean of the training labels: {files.MAY_HELP}"]
         return []
 
     def details(self, examples: Sequence[Rated], answers: Sequence[Estimate]) -> dict[str, Any]:

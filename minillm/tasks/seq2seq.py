@@ -36,6 +36,11 @@ ANSWER = "<|answer|>"  # stands behind a prompt where the vocabulary is our own
 FORMAT = f"{PROMPT}\n\nAnswer:\n"  # and this stands around it where the vocabulary is a checkpoint's
 METRICS = {"exact": "exact", "number": "answer_accuracy", "bleu": "bleu", "rouge": "rouge_l"}  # and what counts of each
 FEW_WORDS = 5  # answers that are mostly as short are right or wrong
+WITHOUT_MODEL = {
+    "copy": "copying the prompt",
+    "lead_sentence": "the first sentence of the prompt",
+    "commonest": "always the commonest answer",
+}  # the names of baselines
 
 
 @dataclass(frozen=True)
@@ -179,6 +184,13 @@ class Seq2Seq(WritingTask):
             "number": ("commonest", lambda _: commonest),
         }[self.metric]
         return {name: self.measure(examples, [guess(example.prompt) for example in examples])[self.headline]}
+
+    def remarks(self, measured: Mapping[str, Interval]) -> list[str]:
+        """Where an answer that needs no model is as good."""
+        for name, words in WITHOUT_MODEL.items():
+            if name in measured and measured[self.headline].value <= (rule := measured[name]).value:
+                return [f"{words} does as well ({rule.value:{rule.form}}): {files.MAY_HELP}"]
+        return []
 
     def details(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Any]:
         """How BLEU was computed, for others to compare with."""

@@ -216,7 +216,7 @@ class Tag(Judged):
         """Where nothing, or less than by looking up words, was learned."""
         beaten = measured.get("look_up", Interval(0.0, 0.0, 0.0)).value
         if measured[self.headline].value <= beaten:
-            return [f"giving each word its commonest tag does as well ({beaten:.1%}): {encoders.MAY_HELP}"]
+            return [f"giving each word its commonest tag does as well ({beaten:.1%}): {files.MAY_HELP}"]
         return []
 
     def next_command(self, folder: Path) -> str:
