@@ -176,7 +176,7 @@ class Classify(Judged):
     def begin(self, model: SequenceClassifier, corpus: Corpus, run: Run) -> None:
         if self.counts_first:
             begin_as_naive_bayes(model, corpus.table)
-            self.notes = [*self.notes, "the model begins as naive Bayes of its tokens, to learn what is beyond"]
+            self.notes = [*self.notes, "the model begins as naive Bayes over its tokens: step 0 is good already"]
             if self.class_weights:  # as if each class had so many times its texts
                 model.classifier.bias.data += self.weight_of_class().log().to(model.classifier.bias)
 
