@@ -58,7 +58,7 @@ class Args(Supervised, Common):
     init: Path | None = cli.option(
         None, "start from this model instead of from scratch: a run, a published folder, a .gguf file, an id of the hub"
     )
-    epochs: float | None = cli.option(None, "or for so many passes over the training examples")
+    epochs: float | None = cli.option(None, "train for so many passes over the examples, whatever time they take")
     until: float | None = cli.option(None, "stop once the mean reward of greedy dev answers reaches this")
     layers: int | None = cli.option(None, "blocks of the model (default here and below: what suits task and budget)")
     width: int | None = cli.option(None, "width of the residual stream")

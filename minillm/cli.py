@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
-from typing import Any, TextIO, TypeVar, get_type_hints
+from typing import Any, NoReturn, TextIO, TypeVar, get_type_hints
 
 from rich.console import Console
 
@@ -45,7 +45,7 @@ def parse(kind: type[Args], description: str, argv: Sequence[str] | None = None,
 
     Exits with 2 on a wrong one.
     """
-    parser = argparse.ArgumentParser(prog, description=description, formatter_class=Formatter)
+    parser = Parser(prog, description=description, formatter_class=Formatter)
     add_all(parser, kind)
     return filled(kind, parser.parse_intermixed_args(argv))  # options may stand between a model and its texts
 
@@ -68,7 +68,7 @@ def parse_with_task(
         raise UserError(BESIDE_RESUME.format(given[0].replace("_", "-"), shlex.quote(found.resume)))
     asked = found.task
     task = tasks.get(asked or default, tasks[default])
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description,
         formatter_class=Formatter,
         epilog="--task NAME --help shows the options of a task, too.",
@@ -217,6 +217,13 @@ def postponed_signals(numbers: Sequence[int] = STOP_SIGNALS) -> Iterator[Event]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+class Parser(argparse.ArgumentParser):
+    """What is wrong in one sentence, as of any mistake, where argparse puts twenty lines of usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; {self.prog} --help says what there is\n")
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minillm import parquet, tables
-from minillm.errors import UserError
+from minillm.errors import UserError, each_told
 from minillm.wording import INVISIBLE
 
 NUMBER = re.compile(r"[-+]?(0|[1-9]\d*)(\.\d+)?", re.ASCII)  # 007 is a name
@@ -135,7 +135,7 @@ def labels(records: Sequence[Record], name: str, known: Collection[str] = ()) ->
 
     All else makes two classes, such as case and misspellings: minillm.labels.suspicious finds those.
     """
-    names = [record.label(name) for record in records]
+    names = each_told(lambda record: record.label(name), records)
     values = [by_value(name) if NUMBER.fullmatch(name) else name for name in names]
     if known:
         return [v if v in known and name not in known else name for name, v in zip(names, values, strict=True)]
@@ -169,7 +169,7 @@ def read(path: Path, otherwise: "Reader | None" = None) -> list[Record]:
     if reader is None:
         kinds = ", ".join(f"{name} ({what})" for name, what in KINDS.items())
         what = "a folder: name a file in it," if path.is_dir() else "none of"
-        raise UserError(f"{path} is {what} {kinds}")
+        raise UserError(f"{path} is {what} {kinds}; a spreadsheet can be saved as .csv")
     records = list(reader(path, lines_of(path)))
     if not records:
         raise UserError(f"{path} holds no records")
@@ -191,7 +191,7 @@ def lines_of(path: Path) -> Iterator[str]:
         with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
             yield from without_nul(path, file)
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text; convert it") from None
+        raise UserError(f"{path} is not UTF-8 text; save it as that (of a spreadsheet, as CSV UTF-8)") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} cannot be unpacked: {error}") from None
     except OSError as error:

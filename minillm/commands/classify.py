@@ -147,12 +147,11 @@ def pair(line: str) -> Texts:
 
 
 def classes_table(lines: Sequence[str], answers: Sequence[Mapping[str, Any]]) -> Table:
-    """A text a row, its likeliest class first."""
-    count = min(SHOWN, len(answers[0]["probabilities"]))
-    table = Table("text", "class", *[""] * (2 * count - 1))
+    """A text a row, its likeliest class first, the next ones in one column: a terminal has no room for more."""
+    table = Table("text", "class", "probability", "else")
     for line, answer in zip(lines, answers, strict=True):
-        likeliest = sorted(answer["probabilities"].items(), key=lambda item: -item[1])[:count]
-        table.add_row(*cells(shown(line), *(cell for name, p in likeliest for cell in (name, f"{p:.1%}"))))
+        (name, p), *others = sorted(answer["probabilities"].items(), key=lambda item: -item[1])[:SHOWN]
+        table.add_row(*cells(shown(line), name, f"{p:.1%}", ", ".join(f"{other} {q:.1%}" for other, q in others)))
     return table
 
 

@@ -151,7 +151,7 @@ def tell_of_overlap(name: str, task: Task, asked: Sequence[Any], trained: Callab
     known = set(map(task.identity, [*splits.train, *splits.unlabelled]))
     if count := sum(task.identity(example) in known for example in asked):
         of_all = counted(len(asked), "example")
-        note(f"{name} was trained on {count:,} of the {of_all} of {file}: its figures say little of other examples")
+        note(f"{name} was trained on {count:,} of the {of_all} of {file}, which flatter its figures")
 
 
 def only_to_answer(task: type[Task], options: Any, args: Examined) -> Any:

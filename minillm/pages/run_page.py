@@ -117,6 +117,7 @@ def run_page(
         *reports(metrics),
         *(section(capital(each["title"]), table(each["columns"], each["rows"])) for each in found.get("tables", ())),
         section("Answers while it learned", samples(log)),
+        section("What was noticed in the data", bullets(found.get("notes", ()))),
         section("Do it again", *recipe(options, found)),
     )
 
@@ -179,10 +180,13 @@ def duration(seconds: float) -> str:
 
 
 def figures(found: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[Html]:
-    """All metrics that have intervals: shares over one axis, each other one over its own."""
+    """All metrics that have intervals: shares over one axis, each other one over its own, beside simple rules that are
+    written like it, as they are measured by it."""
     by_axis: dict[str, list[Value]] = {}
     for name, value in rows_of(found, metrics):
-        by_axis.setdefault("%" if value.interval.form.endswith("%") else name, []).append(value)
+        form, is_rule = value.interval.form, name in found["baselines"]
+        is_alike = is_rule and form == form_of(found, found["headline"])
+        by_axis.setdefault("%" if form.endswith("%") else found["headline"] if is_alike else name, []).append(value)
     return [charts.intervals(values, axis_of(values[0].interval.form)) for values in by_axis.values()]
 
 
@@ -301,8 +305,6 @@ def recipe(options: Mapping[str, Any], found: Mapping[str, Any]) -> list[Html]:
         if name not in (*given, "given", "script", "task", "resume", "out") and value not in (None, [])
     }
     data = {name: counted(count, "example") for name, count in found.get("examples", {}).items() if count}
-    if found.get("notes"):
-        data["of them"] = "; ".join(found["notes"])
     texts = {
         name: {key: shown(value) for key, value in found.get(name, {}).items()} for name in ("model", "environment")
     }

@@ -29,7 +29,7 @@ from minillm.published.subwords import learn_vocabulary
 from minillm.report import evenly_spaced, mistakes_table, values_of
 from minillm.rewards import Reward, balanced, right_class
 from minillm.run import Run
-from minillm.tasks import encoders
+from minillm.tasks import encoders, files
 from minillm.tasks.base import Judged, Shape
 from minillm.tasks.classes import weights_of
 from minillm.tasks.encoders import FROM_NOTHING, LONGEST, SHAPE, VOCABULARY, WIDTH
@@ -176,6 +176,7 @@ class Classify(Judged):
     def begin(self, model: SequenceClassifier, corpus: Corpus, run: Run) -> None:
         if self.counts_first:
             begin_as_naive_bayes(model, corpus.table)
+            self.notes = [*self.notes, "the model begins as naive Bayes over its tokens: step 0 is good already"]
             if self.class_weights:  # as if each class had so many times its texts
                 model.classifier.bias.data += self.weight_of_class().log().to(model.classifier.bias)
 
@@ -279,13 +280,11 @@ class Classify(Judged):
     def remarks_on_rules(self, measured: dict[str, Interval]) -> list[str]:
         """Where nothing, or less than by counting words, was learned."""
         accuracy, majority, bayes = (measured[name] for name in (self.headline, self.guess, "naive_bayes"))
-        hint = "try --init with a published model, more examples, or more --epochs"
         if accuracy.low <= majority.value:
-            return [
-                f"this is hardly better than always answering {self.majority!r}, the commonest {self.guessed}: {hint}"
-            ]
+            commonest = f"{self.majority!r}, the commonest {self.guessed}"
+            return [f"this is hardly better than always answering {commonest}: {files.MAY_HELP}"]
         if accuracy.value < bayes.value:
-            return [f"naive Bayes, which only counts words, does better here ({bayes.value:.1%}): {hint}"]
+            return [f"naive Bayes, which only counts words, does better here ({bayes.value:.1%}): {files.MAY_HELP}"]
         return []
 
     def details(self, examples: Sequence[Labelled], answers: Sequence[Prediction]) -> dict[str, Any]:

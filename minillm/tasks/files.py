@@ -17,6 +17,7 @@ from minillm.wording import counted
 
 FEW = 20  # training examples; of fewer a person should hear
 HELD_OUT = 0.1  # share of --train that is taken for want of --dev
+MAY_HELP = "a longer training (--minutes or --epochs), more examples, or a published model (--init) may help"
 Key = Callable[[Any], Hashable]
 
 
@@ -131,8 +132,8 @@ def note_on_copies(held_out: Mapping[str, Sequence[Any]], key: Key) -> list[str]
     itself. That is right where texts recur in what the model is for, such as short commands, and too narrow where
     somebody copied lines; nobody can tell from the file, so intervals stay as they are."""
     copies = shares({name: len(split) - len(set(map(key, split))) for name, split in held_out.items()}, held_out)
-    unless = "unless that is how often they are met, the intervals are too narrow"
-    return [f"with the text or prompt of another one: {copies}; {unless}"] if copies else []
+    unless = "unless texts recur like that where the model will be used, the intervals are too narrow"
+    return [f"copies of one another: {copies}; {unless}"] if copies else []
 
 
 def shares(found: Mapping[str, int], of: Mapping[str, Collection[Any]]) -> str:

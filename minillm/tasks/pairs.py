@@ -8,7 +8,7 @@ import numpy as np
 
 from minillm import records
 from minillm.batching import Document
-from minillm.errors import UserError
+from minillm.errors import UserError, each_told
 from minillm.tasks import files
 from minillm.tasks.base import Splits
 from minillm.tasks.files import Fields
@@ -64,8 +64,9 @@ def load(options: files.Options) -> tuple[Splits, list[str]]:
 def read(path: Path, fields: Fields, ties: list[str]) -> list[Pair]:
     """The pairs of a file; the places of those with equal answers, of which neither can be preferred, go to `ties`."""
     pairs = []
-    for record in records.read(path):
-        pair = Pair(*(fields.text(record, role) for role in ("prompt", "chosen", "rejected")))
+    found = records.read(path)
+    triples = each_told(lambda r: Pair(*(fields.text(r, role) for role in ("prompt", "chosen", "rejected"))), found)
+    for record, pair in zip(found, triples, strict=True):
         if pair.chosen == pair.rejected:
             ties.append(record.place)
         else:

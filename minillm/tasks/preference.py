@@ -27,7 +27,7 @@ from minillm.published.exchanges import CONTEXT, Composer, Exchange, keep_format
 from minillm.published.subwords import learn_vocabulary
 from minillm.report import cells, shortened
 from minillm.run import REFERENCE, Run
-from minillm.tasks import encoders
+from minillm.tasks import encoders, files
 from minillm.tasks.base import Shape, Splits, Task
 from minillm.tasks.encoders import FROM_NOTHING, LONGEST, SHAPE, VOCABULARY
 from minillm.tasks.pairs import Pair, differs, load, longer, mismatched
@@ -212,8 +212,11 @@ class Preference(Task):
         """Where nothing was learned that a look at the lengths, or a coin, does not tell."""
         accuracy, by_length = measured["accuracy"], measured["longer"].value
         if accuracy.low <= (best := max(0.5, by_length, 1 - by_length)):
-            rule = "a coin" if best == 0.5 else f"always the {'longer' if by_length == best else 'shorter'} answer"
-            return [f"this is hardly better than {rule} ({best:.1%}): more pairs, or a larger --init, may help"]
+            if best == 0.5:
+                return [f"this is hardly better than a coin: {files.MAY_HELP}"]
+            rule = f"always the {'longer' if by_length == best else 'shorter'} answer ({best:.1%})"
+            hint = "pairs in which that one is rejected teach more than length"
+            return [f"this is hardly better than {rule}: {hint}"]
         return []
 
     def details(self, examples: Sequence[Pair], answers: Sequence[Judged]) -> dict[str, Any]:

@@ -201,7 +201,7 @@ def add_line(words: dict[str, Entry], place: str, line: str, arpabet: bool) -> N
         return
     word, phones = re.sub(r"\(\d+\)$", "", fields[0]).lower(), fields[1:]
     if not word or not phones:
-        raise UserError(f"{place}: expected `WORD  P H O N E S`, found {line.strip()!r}")
+        raise UserError(f"{place}: expected `WORD  P H O N E S`, found {line.strip()!r}; or name another --task")
     if arpabet:
         phones = [without_stress(phone.upper()) for phone in phones]
     entry = words.setdefault(word, Entry(place, []))

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from minillm import evaluate, records
 from minillm.batching import Corpus
-from minillm.errors import UserError
+from minillm.errors import UserError, each_told
 from minillm.heads import ONE_OUTPUT, Scorer
 from minillm.metrics import Interval, mean_squared_error, pearson, spearman, unexplained
 from minillm.report import cells, shortened
@@ -114,8 +114,7 @@ class Regress(Classify):
 
     def remarks(self, measured: dict[str, Interval]) -> list[str]:
         if measured["unexplained"].high >= 1:
-            hint = "try --init with a published model, more examples, or more --epochs"
-            return [f"this is hardly better than always saying the mean of the training labels: {hint}"]
+            return [f"this is hardly better than always saying the mean of the training labels: {files.MAY_HELP}"]
         return []
 
     def details(self, examples: Sequence[Rated], answers: Sequence[Estimate]) -> dict[str, Any]:
@@ -157,7 +156,8 @@ def load(options: Options) -> tuple[Splits, list[str]]:
 def read(path: Path, fields: Fields) -> list[Rated]:
     found = records.read(path)
     roles = ["text", "text2"] if fields.has(found[0], "text2") else ["text"]
-    return [
-        Rated(tuple(fields.text(record, role) for role in roles), record.number(fields.name("label")))
-        for record in found
-    ]
+
+    def example(record: records.Record) -> Rated:
+        return Rated(tuple(fields.text(record, role) for role in roles), record.number(fields.name("label")))
+
+    return each_told(example, found)

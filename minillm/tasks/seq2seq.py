@@ -18,7 +18,7 @@ from torch import nn
 from minillm import cli, records
 from minillm.baselines import copy, lead
 from minillm.beam import Beams
-from minillm.errors import UserError
+from minillm.errors import UserError, each_told
 from minillm.final_number import MARKER, last_number
 from minillm.gpt import GPT
 from minillm.metrics import Interval, rate, texts
@@ -36,6 +36,11 @@ ANSWER = "<|answer|>"  # stands behind a prompt where the vocabulary is our own
 FORMAT = f"{PROMPT}\n\nAnswer:\n"  # and this stands around it where the vocabulary is a checkpoint's
 METRICS = {"exact": "exact", "number": "answer_accuracy", "bleu": "bleu", "rouge": "rouge_l"}  # and what counts of each
 FEW_WORDS = 5  # answers that are mostly as short are right or wrong
+WITHOUT_MODEL = {
+    "copy": "copying the prompt",
+    "lead_sentence": "the first sentence of the prompt",
+    "commonest": "always the commonest answer",
+}  # the names of baselines
 
 
 @dataclass(frozen=True)
@@ -180,6 +185,13 @@ class Seq2Seq(WritingTask):
         }[self.metric]
         return {name: self.measure(examples, [guess(example.prompt) for example in examples])[self.headline]}
 
+    def remarks(self, measured: Mapping[str, Interval]) -> list[str]:
+        """Where an answer that needs no model is as good."""
+        for name, words in WITHOUT_MODEL.items():
+            if name in measured and measured[self.headline].value <= (rule := measured[name]).value:
+                return [f"{words} does as well ({rule.value:{rule.form}}): {files.MAY_HELP}"]
+        return []
+
     def details(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Any]:
         """How BLEU was computed, for others to compare with."""
         references = [example.answers for example in examples]
@@ -250,8 +262,10 @@ def load(options: Options) -> tuple[Splits, list[str]]:
 
 def read(path: Path, fields: Fields, may_lack: bool = False) -> list[Example]:
     """The examples of a file, of which some may be prompts alone, for others to judge what the model answers."""
-    name, found = fields.name("answer"), []
-    for record in records.read(path):
+    name = fields.name("answer")
+
+    def example(record: records.Record) -> Example:
         lacks = may_lack and (not fields.has(record, "answer") or record.value(name) is None)
-        found.append(Example(fields.text(record, "prompt"), () if lacks else record.texts(name)))
-    return found
+        return Example(fields.text(record, "prompt"), () if lacks else record.texts(name))
+
+    return each_told(example, records.read(path))

@@ -214,10 +214,9 @@ class Tag(Judged):
 
     def remarks(self, measured: dict[str, Interval]) -> list[str]:
         """Where nothing, or less than by looking up words, was learned."""
-        hint = "try --init with a published model, more examples, or more --epochs"
         beaten = measured.get("look_up", Interval(0.0, 0.0, 0.0)).value
         if measured[self.headline].value <= beaten:
-            return [f"giving each word its commonest tag does as well ({beaten:.1%}): {hint}"]
+            return [f"giving each word its commonest tag does as well ({beaten:.1%}): {files.MAY_HELP}"]
         return []
 
     def next_command(self, folder: Path) -> str:

@@ -108,7 +108,7 @@ def test_a_file_that_was_trained_on_is_said_to_be_one(here, run, file):
     code, out, err = command(here, "evaluate", run, "--file", file, "--json")
     assert code == 0, err
     examples = json.loads(out)["examples"]
-    (count,) = re.findall(rf"{run} was trained on (\d+) of the {examples} examples of {file}: its figures say ", err)
+    (count,) = re.findall(rf"{run} was trained on (\d+) of the {examples} examples of {file}, which flatter ", err)
     assert 0.5 * examples < int(count) <= examples  # the others were held out
 
 

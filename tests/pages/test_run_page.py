@@ -39,6 +39,9 @@ def trained(tmp_path_factory):
     return {"sft": (folder / "a start", sft), "rl": (folder / "rl", rl)}
 
 
+ENDS = ("", "_low", "_high")
+
+
 def page(options=None, found=None, metrics=None, log=None):
     parts = (options or made_up.options(), found or made_up.findings(), metrics or made_up.metrics())
     return run_page("a <run>", *parts, made_up.log() if log is None else log)
@@ -167,6 +170,21 @@ def test_figures_beside_their_baselines():
     assert "170" not in text_of(text)
     assert "is better" not in text_of(text)
     assert "A lower accuracy is better." in text_of(page(found=made_up.findings(lower_is_better=True)))
+
+
+def test_a_rule_is_drawn_over_the_axis_of_the_metric_by_which_it_is_measured():
+    """Over axes of their own, a rule of 1.4 BLEU would lie to the right of a model of 87."""
+    values = {f"dev_{name}{end}": v for name, v in {"bleu": 87.0, "copy": 1.4, "chrf": 93.0}.items() for end in ENDS}
+    found = made_up.findings(headline="bleu", baselines=["copy"], forms=dict.fromkeys(("bleu", "copy", "chrf"), ".1f"))
+    tables = re.findall(r'<table class="marks">(.*?)</table>', page(found=found, metrics=values))
+    assert [re.findall('<th scope="row">([^<]*)<', each) for each in tables] == [["BLEU", "copy"], ["chrF2"]]
+
+
+def test_what_is_said_of_the_data_has_a_line_each():
+    text = page(found=made_up.findings(notes=["one thing", "another"]))
+    assert "What was noticed in the data" in headings(text)
+    assert "<li>one thing</li><li>another</li>" in text
+    assert "What was noticed in the data" not in headings(page(found=made_up.findings(notes=[])))
 
 
 def test_curves_of_all_that_was_logged():

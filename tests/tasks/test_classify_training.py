@@ -1,13 +1,16 @@
 """A classifier from end to end: what it learns, what it leaves behind, and that transformers sees the same model."""
 
+import io
 import json
 import random
+import re
 import signal
 
 import numpy as np
 import pytest
 import scripts
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 import minillm.curves
@@ -272,6 +275,16 @@ def test_pairs_are_asked_for_as_pairs(tmp_path, files, run):
         classify.main(classify.Args(model=str(run), text=("a text\tanother",), pairs=True))
 
 
+def test_a_terminal_has_room_for_the_probabilities_of_many_classes():
+    likely = {f"a class with a name {i}": p for i, p in enumerate((0.7, 0.1, 0.08, 0.07, 0.04, 0.01))}
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(classify.classes_table(["a text"], [{"class": "a class with a name 0", "probabilities": likely}]))
+    words = re.sub(r"[\s│]+", " ", console.export_text())
+    assert "a text a class with a name 0 70.0%" in words
+    assert all(f"{share}" in words for share in ("10.0%", "8.0%", "7.0%", "4.0%"))
+    assert "…" not in words
+
+
 def test_what_was_calibrated_is_what_others_read(files, tmp_path):
     """The run's own probabilities are those of its files; the answers are those without a temperature."""
     for name, calibrate in (("plain", {}), ("calibrated", {"calibrate": True})):
@@ -317,8 +330,10 @@ def test_a_file_is_measured_by_the_weights_that_were_learned_with(files, tmp_pat
 @pytest.mark.parametrize(("width", "counts"), [(8, False), (16, True), (None, True)])
 def test_what_cannot_begin_as_naive_bayes_learns_as_from_nothing(width, counts, files):
     task = Classify(Options(files["train"], files["dev"]), seed=0)
-    args, *_ = prepare(train_sft.Args(task="classify", width=width, heads=2), task)
+    args, model, _, corpus = prepare(train_sft.Args(task="classify", width=width, heads=2), task)
     assert task.counts_first is counts
+    task.begin(model, corpus, None)
+    assert any("begins as naive Bayes" in note for note in task.notes) is counts
     assert (args.optimizer == "adamw-head") is counts
 
 

@@ -94,11 +94,11 @@ def test_held_out_examples_that_are_no_new_ones_are_said(write):
     )
     leaks, copies = notes
     assert leaks == "in --train, too, and not trained on there: 1 of 4 dev examples"
-    assert copies.startswith("with the text or prompt of another one: 2 of 4 dev examples; unless that is how often")
+    assert copies.startswith("copies of one another: 2 of 4 dev examples; unless texts recur")
     assert splits(write("a.jsonl", train), write("b.jsonl", ["x", "y"]), write("c.jsonl", ["x"]))[1] == []
     _, notes = splits(write("a.jsonl", [text for text in train for _ in range(2)]))
     assert notes[0] == "--dev is not given: 8 examples of --train are held out instead"
-    assert notes[1].startswith("with the text or prompt of another one: 4 of 8 dev examples;")
+    assert notes[1].startswith("copies of one another: 4 of 8 dev examples;")
 
 
 def test_a_part_is_held_out_and_said(write):

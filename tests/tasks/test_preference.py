@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import re
 import signal
 
 import numpy as np
@@ -20,6 +21,7 @@ from minillm.batching import IGNORE
 from minillm.errors import UserError
 from minillm.gpt import GPT, GPTConfig
 from minillm.heads import RewardModel
+from minillm.metrics import Interval
 from minillm.preference import METHODS
 from minillm.published import checkpoint
 from minillm.published.exchanges import Composer, longest_end
@@ -302,6 +304,18 @@ def test_a_judge_learns(judge):
     first, *_, last = (record["loss"] for record in scripts.read_log(judge) if "loss" in record)
     assert first == pytest.approx(np.log(2), abs=0.1)  # a mean over pairs
     assert last < first
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "longer", "said"),
+    [(0.5, 0.5, "than a coin: .*--init"), (1.0, 1.0, "always the longer answer .*: pairs in which"), (0.9, 0.5, None)],
+)
+def test_what_may_help_where_nothing_was_learned(accuracy, longer, said, files):
+    task = Preference(Options(files["train"], files["dev"]), 0)
+    shares = {"accuracy": accuracy, "longer": longer}
+    remarks = task.remarks({name: Interval(share, share - 0.1, share) for name, share in shares.items()})
+    assert len(remarks) == (said is not None)
+    assert all(re.search(said, remark) for remark in remarks)
 
 
 def test_scores_are_those_that_were_measured(judge, files):

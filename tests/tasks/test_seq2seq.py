@@ -284,6 +284,9 @@ def test_bleu_and_chrf_are_those_of_sacrebleu(task_of):
     assert found["chrf"].value == pytest.approx(sacrebleu.corpus_chrf(ANSWERS, streams).score)
     copies = task.baselines(EXAMPLES)["copy"]
     assert copies.value == pytest.approx(sacrebleu.corpus_bleu([e.prompt for e in EXAMPLES], streams).score)
+    measured = {"bleu": found["bleu"], "copy": copies}
+    assert task.remarks(measured) == []
+    assert task.remarks(measured | {"bleu": copies})[0].startswith("copying the prompt does as well")
     rewards = task.reward(EXAMPLES, ANSWERS)["chrf"]
     expected = [sacrebleu.sentence_chrf(a, list(e.answers)).score / 100 for e, a in zip(EXAMPLES, ANSWERS, strict=True)]
     assert rewards == pytest.approx(expected)

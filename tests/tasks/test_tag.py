@@ -249,8 +249,8 @@ def test_baselines_look_words_up_and_count_them(write):
     assert measured["look_up"].value == pytest.approx(2 / 3)  # x is found, y is unknown
     assert measured["naive_bayes"].value == 1
     assert task.remarks({"f1": measured["look_up"], **measured}) == [
-        "giving each word its commonest tag does as well (66.7%): try --init with a published model, more examples, or "
-        "more --epochs"
+        "giving each word its commonest tag does as well (66.7%): a longer training (--minutes or --epochs), "
+        "more examples, or a published model (--init) may help"
     ]
     assert task.remarks({"f1": measured["naive_bayes"], **measured}) == []
 
