@@ -82,7 +82,7 @@ def test_both_sides_are_fine_tuned(case, tmp_path):
     options = ["--init", str(tmp_path / "model"), "--data", str(tmp_path), "--only", case, "--precision", "fp32"]
     done = bench("finetune.py", *options, "--epochs", "3", "--out", str(out))
     assert done.returncode == 0, done.stderr
-    peer, ours = json.loads(out.with_suffix(".json").read_text())["rows"]
+    ours, peer = json.loads(out.with_suffix(".json").read_text())["rows"]
     assert (peer["provider"], ours["provider"]) == ("transformers", "ours")
     assert peer["metrics"].keys() <= ours["metrics"].keys()
     assert all(low <= value <= high for row in (peer, ours) for value, low, high in row["metrics"].values())

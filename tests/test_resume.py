@@ -233,10 +233,10 @@ def test_a_real_signal_to_a_real_process(tmp_path, words, kind):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(kind)
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert "py --resume cut" in " ".join(out.split())
+    assert "py --resume cut" in err
     seen = scripts.steps_of(tmp_path / "cut")
     assert number <= len(seen) < steps
     code, _, err = scripts.run("train_sft.py", tmp_path, resume="cut")
