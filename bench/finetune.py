@@ -122,9 +122,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="of the activations, both sides'")
     args = parser.parse_args()
-    args.data, device, rows = args.data.resolve(), harness.device_of(args), []  # others have another folder to work in
-    if Path(args.init).exists():
-        args.init = Path(args.init).resolve()
+    args.data = args.data.resolve()  # both sides work in another folder
+    args.init = Path(args.init).resolve() if Path(args.init).exists() else args.init
+    device, rows = harness.device_of(args), []
     environment = harness.environment(device)
     out = args.out or report.RESULTS / f"finetune_{report.slug(str(environment['device']))}"
     for case in (case for case in CASES if args.only in case.name):

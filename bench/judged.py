@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from harness import ROOT  # first: puts the repository root on the path
@@ -48,6 +49,7 @@ from minillm.metrics import Interval, average, difference, perplexity, rate
 from minillm.published import checkpoint
 from minillm.published.exchanges import Composer
 from minillm.published.vocabularies import load_tokenizer
+from minillm.run import Run
 from minillm.tasks import TASKS
 from minillm.tokenizer import Tokenizer
 
@@ -74,13 +76,10 @@ class Study:
     before: "Seen | None" = None  # the start's answers, once they were drawn
 
     def sft(self, name: str, task: str, part: Part, given: dict[str, Any], **own: Any) -> Path:
-        """A run of train_sft.py in the work folder, unless it is there already."""
+        """A run of train_sft.py in the work folder."""
         options = TASKS[task].Options(train=part.train, dev=part.dev, **own)
         common = {"steps": self.args.learn_steps, "seed": self.args.seed, "options": options}
-        out = self.work / name
-        if not (out / "metrics.json").exists():
-            train_sft.train(train_sft.Args(task=task, out=out, **common, **given))
-        return out
+        return made(train_sft, train_sft.Args(task=task, out=self.work / name, **common, **given))
 
     def halves(self, name: str, records: Sequence[dict]) -> tuple[Part, Part]:
         """Two parts of the records, a tenth of each held out."""
@@ -151,6 +150,16 @@ class Politeness(Study):
 STUDIES = {"sentiment": Sentiment, "politeness": Politeness}
 
 
+def made(script: ModuleType, args: Any) -> Path:
+    """The run of these options, as it is where there is one; gone on with where its making was interrupted."""
+    run = Run(args.out)
+    if run.is_unfinished:
+        script.train(script.Args(resume=args.out))
+    elif not run.is_finished:
+        script.train(args)
+    return args.out
+
+
 def records_of(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -170,22 +179,16 @@ def asked(record: dict) -> dict[str, str]:
 
 
 def reinforce(study: Study, beta: float) -> Path:
-    """A run of train_rl.py, unless it is there already."""
+    """A run of train_rl.py in the work folder."""
     args, out = study.args, study.work / f"beta-{beta:g}"
-    if (out / "metrics.json").exists():
-        return out
     options = TASKS["seq2seq"].Options(
         train=study.prompts.train, dev=study.prompts.dev, max_answer_tokens=MOST_TOKENS, metric="rouge"
     )
     numbers = {"prompts": study.asks, "samples": 8, "temperature": 1.0, "lora": study.lora, "lr": study.lr}
     numbers |= {"steps": args.steps, "seed": args.seed, "watch": 0, "evaluations": 2, "sft_share": 0.0}
     pull = {"kl": "reward", "beta": beta} if beta else {}
-    train_rl.train(
-        train_rl.Args(
-            task="seq2seq", init=study.init, out=out, options=options, reward=(study.reward,), **numbers, **pull
-        )
-    )
-    return out
+    asked = {"task": "seq2seq", "init": study.init, "out": out, "options": options, "reward": (study.reward,)}
+    return made(train_rl, train_rl.Args(**asked, **numbers, **pull))
 
 
 @dataclass
@@ -286,7 +289,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--learn-steps", type=int, help="of each supervised training (default: as train_sft.py has it)")
     parser.add_argument("--asked", type=int, default=ASKED, help="held-out prompts to answer")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, help="folder for data and runs; finished runs in it are used again")
+    parser.add_argument("--work", type=Path, help="folder for data and runs, which are used again or gone on with")
     parser.add_argument("--out", type=Path, help="figures go to this name with .json, the picture to it with .png")
     return parser.parse_args()
 

@@ -13,16 +13,18 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from minillm import parquet, tables
-from minillm.errors import UserError, each_told
+from minillm.errors import UserError
 from minillm.wording import INVISIBLE
 
 NUMBER = re.compile(r"[-+]?(0|[1-9]\d*)(\.\d+)?", re.ASCII)  # 007 is a name
 CONLLU = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
 UNIT = re.compile(r"\d+([-.]\d+)?", re.ASCII)  # an ID of it
 TAG = re.compile(r"O|[BILUSEM]-\S+")
+MANY = 20  # other records with a fault that a sentence names
+Made = TypeVar("Made")
 
 
 class Record(NamedTuple):
@@ -122,6 +124,25 @@ class Record(NamedTuple):
             hint = "fill it in or remove the line, or name other data, as test splits of the hub often hide theirs"
             raise UserError(f"{self.place}: {name!r} is empty, so that this example has no label: {hint}")
         return value
+
+
+def each_told(function: Callable[[Record], Made], records: Sequence[Record]) -> list[Made]:
+    """What the function makes of each record. UserError is that of the first fault, and says which other records have
+    one, so that a file with twenty blank cells is mended once. Where all have, it is no fault of the lines."""
+    made, faulty, first = [], [], None
+    for record in records:
+        try:
+            made.append(function(record))
+        except UserError as error:
+            first = first or error
+            faulty.append(record.place)
+    if first is None:
+        return made
+    others = [re.split(r"\D+", place)[-1] for place in faulty[1:]]  # the number of the line, the row or the record
+    if not others or not made:
+        raise first
+    more = f" and {len(others) - MANY:,} more" if len(others) > MANY else ""
+    raise UserError(f"{first}; also faulty: {', '.join(others[:MANY])}{more}") from None
 
 
 def labels(records: Sequence[Record], name: str, known: Collection[str] = ()) -> list[str]:

@@ -88,10 +88,14 @@ def open_policy(args: Args, run: Run, task: Task) -> tuple[nn.Module, Tokenizer]
 
 def notes_of(args: Any) -> list[str]:
     """What was part of how the start was trained, and is not taken over, as code runs only where it is named."""
-    began = Run(args.init).options() if (args.init / "args.json").exists() else {}
-    if args.environment or not (used := began.get("environment")):
+    if args.environment or not (used := trained_with(args.init).get("environment")):
         return []
     return [f"its start had answers of several turns; give --environment {used} for them here, too"]
+
+
+def trained_with(start: Path) -> dict[str, Any]:
+    """The options that made a run; nothing of what is none. UserError."""
+    return Run(start).options() if (start / "args.json").exists() else {}
 
 
 def learner(start: nn.Module, placement: Placement, args: Any) -> nn.Module:
@@ -163,7 +167,7 @@ def recipe_of_experts(init: Path, task: Task, model: nn.Module) -> dict[str, Any
         raise UserError(f"--method expert learns from texts that were right; --task {task.name} writes none")
     recipe = task.recipe(model, None)
     names = cli.names_of(Making)
-    used = Run(init).options() if (init / "args.json").exists() else {}
+    used = trained_with(init)
     if used.get("script") == "sft" and not used.get("lora"):
         made = Making(**fields_from(Making, {name: used.get(name) for name in names}, init / "args.json"))
         recipe |= dataclasses.asdict(made) | {"lr": made.lr / 2, "embedding_lr": made.embedding_lr / 2}

@@ -4,7 +4,7 @@ import pytest
 
 from minillm import records
 from minillm.cli import with_paths
-from minillm.errors import LONGEST, MANY, UserError, each_told
+from minillm.errors import LONGEST, UserError
 from minillm.published.checkpoint import resolve
 from minillm.tasks.pronounce import Options
 
@@ -28,19 +28,6 @@ def test_a_table_of_many_columns(tmp_path):
     with pytest.raises(UserError, match=r"a\.csv:2 has no field 'text', only 'column 0'.*--fields") as refusal:
         records.read(tmp_path / "a.csv")[0].value("text")
     assert len(str(refusal.value)) <= LONGEST + 3
-
-
-def test_all_faults_of_a_file_are_told_at_once(tmp_path):
-    (tmp_path / "a.csv").write_text("text,label\n" + "x,1\n" * 3 + ",1\n" + "x,1\n" + ",1\n" * (MANY + 2))
-    read = records.read(tmp_path / "a.csv")
-    others = ", ".join(str(line) for line in range(7, 7 + MANY))
-    with pytest.raises(UserError, match=rf"a\.csv:5: 'text' is empty; .*; also faulty: {others} and 2 more$"):
-        each_told(lambda record: record.text("text"), read)
-    assert each_told(lambda record: record.text("text"), read[:3]) == ["x"] * 3
-    with pytest.raises(UserError, match=r"a\.csv:5: 'text' is empty; fill it in or remove the line$"):
-        each_told(lambda record: record.text("text"), read[:5])
-    with pytest.raises(UserError, match=r"a\.csv:2 has no field 'texts'.*with --fields$"):  # no fault of the lines
-        each_told(lambda record: record.text("texts"), read)
 
 
 @pytest.mark.parametrize("name", ["a\0b", "x" * 300, "x" * 300 + "/y", "/".join(["x" * 200] * 30)])

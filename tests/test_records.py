@@ -350,3 +350,16 @@ def test_null_is_empty(tmp_path):
 def test_a_missing_field_tells_what_there_is():
     with pytest.raises(UserError, match=r"a\.jsonl:7 has no field 'text', only 'review', 'stars'; .*--fields"):
         record(review="x", stars=1).text("text")
+
+
+def test_all_faults_of_a_file_are_told_at_once(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\n" + "x,1\n" * 3 + ",1\n" + "x,1\n" + ",1\n" * (records.MANY + 2))
+    read = records.read(tmp_path / "a.csv")
+    others = ", ".join(str(line) for line in range(7, 7 + records.MANY))
+    with pytest.raises(UserError, match=rf"a\.csv:5: 'text' is empty; .*; also faulty: {others} and 2 more$"):
+        records.each_told(lambda record: record.text("text"), read)
+    assert records.each_told(lambda record: record.text("text"), read[:3]) == ["x"] * 3
+    with pytest.raises(UserError, match=r"a\.csv:5: 'text' is empty; fill it in or remove the line$"):
+        records.each_told(lambda record: record.text("text"), read[:5])
+    with pytest.raises(UserError, match=r"a\.csv:2 has no field 'texts'.*with --fields$"):  # no fault of the lines
+        records.each_told(lambda record: record.text("texts"), read)

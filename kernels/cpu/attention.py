@@ -12,7 +12,6 @@
 Letters: B batch, T queries, S keys, N queries of a packed row, H query heads, G key/value heads, D head dim.
 """
 
-import math
 from operator import index
 
 import torch
@@ -35,11 +34,9 @@ HAS_FAST_SUMS = "fbgemm" in torch.backends.quantized.supported_engines  # what c
 def attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options) -> Tensor:
     """The arguments of `kernels.attention`, already checked."""
     packing, k_packing, *_ = layout
-    if options.scale <= 0:  # PyTorch hides by −∞ and then scales, which makes that +∞ or NaN
-        q, options = (
-            q * math.copysign(bool(options.scale), options.scale),
-            options._replace(scale=-options.scale or 1.0),
-        )
+    if options.scale <= 0:  # PyTorch hides by −∞ and then scales, which makes that +∞ or NaN; so q bears the sign
+        sign = -1.0 if options.scale else 0.0
+        q, options = q * sign, options._replace(scale=-options.scale or 1.0)
     if packing is None:
         return _dense(q, k, v, layout, options)
     if packing is k_packing and _is_short(q, k, packing, options):

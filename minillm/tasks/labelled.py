@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minillm import labels, records
-from minillm.errors import UserError, each_told
+from minillm.errors import UserError
 from minillm.tables import DELIMITERS
 from minillm.tasks import files
 from minillm.tasks.base import Question, Splits
@@ -97,7 +97,7 @@ def read(path: Path, fields: Fields, known: Collection[str] = ()) -> list[Labell
         place = f"{found[0].place}: {fields.name('label')!r}"
         raise UserError(f"{place} is a list: where a text has several labels, add --problem multi")
     names = records.labels(found, fields.name("label"), known)
-    texts = each_told(lambda record: tuple(fields.text(record, role) for role in roles), found)
+    texts = records.each_told(lambda record: tuple(fields.text(record, role) for role in roles), found)
     for record, label in zip(found, names, strict=True):
         if known and label not in known:
             raise UserError(f"{record.place}: no training example has the label {label!r}, only {listed(known)}")

@@ -8,7 +8,7 @@ import numpy as np
 
 from minillm import records
 from minillm.batching import Document
-from minillm.errors import UserError, each_told
+from minillm.errors import UserError
 from minillm.tasks import files
 from minillm.tasks.base import Splits
 from minillm.tasks.files import Fields
@@ -63,9 +63,8 @@ def load(options: files.Options) -> tuple[Splits, list[str]]:
 
 def read(path: Path, fields: Fields, ties: list[str]) -> list[Pair]:
     """The pairs of a file; the places of those with equal answers, of which neither can be preferred, go to `ties`."""
-    pairs = []
-    found = records.read(path)
-    triples = each_told(lambda r: Pair(*(fields.text(r, role) for role in ("prompt", "chosen", "rejected"))), found)
+    pairs, found, roles = [], records.read(path), ("prompt", "chosen", "rejected")
+    triples = records.each_told(lambda record: Pair(*(fields.text(record, role) for role in roles)), found)
     for record, pair in zip(found, triples, strict=True):
         if pair.chosen == pair.rejected:
             ties.append(record.place)

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from minillm import evaluate, records
 from minillm.batching import Corpus
-from minillm.errors import UserError, each_told
+from minillm.errors import UserError
 from minillm.heads import ONE_OUTPUT, Scorer
 from minillm.metrics import Interval, mean_squared_error, pearson, spearman, unexplained
 from minillm.report import cells, shortened
@@ -160,4 +160,4 @@ def read(path: Path, fields: Fields) -> list[Rated]:
     def example(record: records.Record) -> Rated:
         return Rated(tuple(fields.text(record, role) for role in roles), record.number(fields.name("label")))
 
-    return each_told(example, found)
+    return records.each_told(example, found)

@@ -18,7 +18,7 @@ from torch import nn
 from minillm import cli, records
 from minillm.baselines import copy, lead
 from minillm.beam import Beams
-from minillm.errors import UserError, each_told
+from minillm.errors import UserError
 from minillm.final_number import MARKER, last_number
 from minillm.gpt import GPT
 from minillm.metrics import Interval, rate, texts
@@ -268,4 +268,4 @@ def read(path: Path, fields: Fields, may_lack: bool = False) -> list[Example]:
         lacks = may_lack and (not fields.has(record, "answer") or record.value(name) is None)
         return Example(fields.text(record, "prompt"), () if lacks else record.texts(name))
 
-    return each_told(example, records.read(path))
+    return records.each_told(example, records.read(path))
