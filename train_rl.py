@@ -250,7 +250,7 @@ def train(args: Args, console: Console | None = None) -> Run:
         check(args)
         learn = method_of(args, log, task, agent)
         session = Session(args, run, agent.model, optimizers_of(agent.model, args), console, team)
-        begin(session, "rl", args, agent.tokenizer, data, started)
+        begin(session, "rl", args, task, agent.tokenizer, data, started)
         introduce(console, placement, task, agent.model, run)
         before = look_before(args, session, task, reward, agent)
         learn(args, session, task, reward, agent)

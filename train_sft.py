@@ -106,7 +106,7 @@ def train(args: Args, console: Console | None = None) -> Run:
         task.begin(model, corpus, run)
         parts = in_parts(args, model, team)
         session = Session(args, run, model, optimizers_of(parts.model if parts else model, args), console, team, parts)
-        begin(session, "sft", args, tokenizer, data, started)
+        begin(session, "sft", args, task, tokenizer, data, started)
         introduce(console, placement, task, model, run, memory_lines(session, args, corpus))
         if task.looks_first and session.leads:
             held_out.look_first(session, task, model, tokenizer)

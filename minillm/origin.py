@@ -13,17 +13,18 @@ from minillm.trackers import open_tracker
 
 
 def begin(
-    session: Session, script: str, args: Any, tokenizer: Tokenizer, data: Mapping[str, str], started: float
+    session: Session, script: str, args: Any, task: Task, tokenizer: Tokenizer, data: Mapping[str, str], started: float
 ) -> None:
-    """Makes a new run one that can be resumed, or restores one. `data`: its digests, see `data_of`; `started`: when
-    this process did, of time.monotonic()."""
+    """Makes a new run one that can be resumed, or restores one, and what its task noted then. `data`: its digests, see
+    `data_of`; `started`: when this process did, of time.monotonic()."""
     run, progress = session.run, session.progress
     if args.resume:
         session.restore()
+        task.notes = list(session.progress.notes)
     session.born = started - session.progress.process_seconds
     if not args.resume:
         run.describe(session.model, tokenizer, {"script": script, "given": run.given, **options_of(args)})
-        progress.files, progress.data = of_files(run), dict(data)
+        progress.files, progress.data, progress.notes = of_files(run), dict(data), tuple(task.notes)
         progress.numbers |= {"ranks": session.ranks} if session.team else {}
         session.save()
     session.tracker = open_tracker(args.log_to, run, session.progress.step) if session.leads else None

@@ -46,6 +46,7 @@ class Progress:
     targets: float = 0.0  # in them; both of this rank's share
     files: dict[str, str] = field(default_factory=dict)  # digests of what it began with, by name
     data: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # of the task, as it began
 
     def look(self, score: float) -> None:
         """Counts a look at the dev set, of which a higher score is better."""
