@@ -154,10 +154,17 @@ class Corpus:
     exactly where it was interrupted.
     """
 
-    def __init__(self, draw: Callable[[int], Sequence[Sequence[Document]]], seed: int, is_redrawn: bool = False):
+    def __init__(
+        self,
+        draw: Callable[[int], Sequence[Sequence[Document]]],
+        seed: int,
+        is_redrawn: bool = False,
+        counts_examples: bool = False,
+    ):
         """`draw(epoch)` gives the documents of each example; it is asked for every epoch, or only once if that
-        makes no difference. What is random in them comes from `example_rng`."""
-        self.draw, self.seed, self.is_redrawn = draw, seed, is_redrawn
+        makes no difference. What is random in them comes from `example_rng`. Where a loss is the mean of one number an
+        example, `counts_examples`, all steps have as many examples, so that each counts as much as any other."""
+        self.draw, self.seed, self.is_redrawn, self.counts_examples = draw, seed, is_redrawn, counts_examples
         self.table = DocumentTable(draw(0))
         self.epoch, self.first_step, self.steps = -1, 0, []
 
@@ -181,6 +188,11 @@ class Corpus:
         """The batches of `step` that a rank learns from, however many others have."""
         return [batch for batch in self.step(*of) if not batch.is_spare]
 
+    def most_tokens(self, batch_tokens: int, micro_tokens: int | None = None) -> int:
+        """Of all that is computed at once in the first epoch."""
+        parts = (part for step in self._steps_of(0, batch_tokens) for part in self._parts(step, micro_tokens))
+        return max(int(self.table.lengths[part].sum()) for part in parts)
+
     def _parts(self, examples: np.ndarray, micro_tokens: int | None) -> list[np.ndarray]:
         if micro_tokens is None or not len(examples):
             return [examples] if len(examples) else []
@@ -193,10 +205,15 @@ class Corpus:
         self.epoch, self.first_step = self.epoch + 1, self.first_step + len(self.steps)
         if self.is_redrawn and self.epoch > 0:
             self.table = DocumentTable(self.draw(self.epoch))
-        self.steps = one_epoch(self.table.lengths, batch_tokens, np.random.default_rng((self.seed, self.epoch)))
+        self.steps = self._steps_of(self.epoch, batch_tokens)
+
+    def _steps_of(self, epoch: int, batch_tokens: int) -> list[np.ndarray]:
+        rng = np.random.default_rng((self.seed, epoch))
+        return one_epoch(self.table.lengths, batch_tokens, rng, self.counts_examples)
 
     def steps_per_epoch(self, batch_tokens: int) -> int:
-        return len(one_epoch(self.table.lengths, batch_tokens, np.random.default_rng(0)))  # as many in all orders
+        """Of the first; others have as many, but where an example alone is larger than a step."""
+        return len(self._steps_of(0, batch_tokens))
 
 
 def example_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -204,14 +221,18 @@ def example_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
     return np.random.default_rng((seed, epoch, index))
 
 
-def one_epoch(lengths: np.ndarray, batch_tokens: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Examples of like length in batches of like size, shuffled.
+def one_epoch(
+    lengths: np.ndarray, batch_tokens: int, rng: np.random.Generator, counts_examples: bool = False
+) -> list[np.ndarray]:
+    """Examples in random order, in batches of like numbers of tokens, or of examples; each batch by length, so that
+    what it may be cut into, see `Corpus.step`, is nearly rectangular.
 
-    Like lengths make batches nearly rectangular, which every attention likes.
+    Batches of one length each would be so, too, but a step has to stand for all the data: there long examples, of
+    which a step has few, would count for more than short ones.
     """
-    order = rng.permutation(len(lengths))
-    batches = cut(order[np.argsort(lengths[order], kind="stable")], lengths, batch_tokens)
-    return [batches[i] for i in rng.permutation(len(batches))]
+    sizes = np.full(len(lengths), lengths.mean()) if counts_examples else lengths
+    batches = cut(rng.permutation(len(lengths)), sizes, batch_tokens)
+    return [batch[np.argsort(lengths[batch], kind="stable")] for batch in batches]
 
 
 def by_length(sizes: Sequence[int], most: int) -> list[np.ndarray]:

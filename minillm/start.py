@@ -64,7 +64,7 @@ def prepare(args: Args, task: Task, run: Run | None = None) -> tuple[Args, nn.Mo
         args = complete(args, task.recipe(None, args.minutes))
         torch.manual_seed(args.seed)
         model = new_start(task, tokenizer, args)
-    corpus = Corpus(lambda epoch: documents_of_epoch(task, tokenizer, args.seed, epoch), args.seed, task.is_redrawn)
+    corpus = corpus_of(task, tokenizer, args.seed)
     if args.batch_examples:
         args = dataclasses.replace(args, batch_tokens=max(1, round(args.batch_examples * corpus.table.lengths.mean())))
     if args.epochs:
@@ -99,6 +99,12 @@ def require_examples(task: Task, by_reward: bool = False, from_log: bool = False
         raise UserError(f"--task {task.name} learns from your own examples: give --train FILE")
     if not task.splits.dev:
         raise UserError(f"--task {task.name} has no examples to watch progress on: give --dev FILE")
+
+
+def corpus_of(task: Task, tokenizer: Tokenizer, seed: int) -> Corpus:
+    """All training examples that have answers."""
+    draw = lambda epoch: documents_of_epoch(task, tokenizer, seed, epoch)  # noqa: E731
+    return Corpus(draw, seed, task.is_redrawn, task.counts_examples)
 
 
 def documents_of_epoch(task: Task, tokenizer: Tokenizer, seed: int, epoch: int) -> list[list]:

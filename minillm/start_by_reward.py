@@ -26,7 +26,7 @@ from minillm.start import (
     Args,
     adapt,
     complete,
-    documents_of_epoch,
+    corpus_of,
     inherited_options,
     new_start,
     open_start,
@@ -63,7 +63,7 @@ def given_answers(args: Args, task: Task, tokenizer: Tokenizer) -> tuple[Corpus 
     answered in it."""
     if not args.sft_share:
         return None, 0
-    corpus = Corpus(lambda epoch: documents_of_epoch(task, tokenizer, args.seed, epoch), args.seed, task.is_redrawn)
+    corpus = corpus_of(task, tokenizer, args.seed)
     return corpus, round(args.prompts * float(corpus.table.lengths.mean()))
 
 

@@ -179,8 +179,12 @@ def steps_of(corpus, numbers, batch_tokens=64):
 
 def epochs_of(corpus, count, batch_tokens=64):
     """The steps of the first epochs, one list an epoch."""
-    length = corpus.steps_per_epoch(batch_tokens)
-    return [steps_of(corpus, range(i * length, (i + 1) * length), batch_tokens) for i in range(count)]
+    epochs, number = [[] for _ in range(count + 1)], 0
+    while not epochs[count]:
+        (batch,) = corpus.step(number, batch_tokens)
+        epochs[corpus.epoch].append(batch.labels.tolist())
+        number += 1
+    return epochs[:count]
 
 
 def test_every_example_once_an_epoch():
@@ -198,14 +202,52 @@ def test_every_example_once_an_epoch_whatever_the_sizes(lengths, batch_tokens, s
         assert all(steps)  # none is empty
 
 
-def test_batches_keep_to_their_size_and_to_like_lengths():
+def test_batches_keep_to_their_size():
     (steps,) = epochs_of(corpus_of(LENGTHS), 1)
     for step in steps:
-        longest = LENGTHS[step].max()
-        assert LENGTHS[step].sum() <= 64 + longest  # larger by at most one example
-        assert longest - LENGTHS[step].min() <= 4
+        assert LENGTHS[step].sum() <= 64 + LENGTHS[step].max()  # larger by at most one example
+        assert sorted(LENGTHS[step]) == LENGTHS[step].tolist()  # what it may be cut into is of like lengths
     assert np.mean([LENGTHS[step].sum() for step in steps]) > 48  # and are well filled
     assert np.mean([LENGTHS[step].sum() for step in steps]) <= 64
+
+
+@pytest.mark.parametrize("counts_examples", [False, True])
+def test_long_examples_count_as_much_as_short_ones(counts_examples):
+    """Where a loss is a mean over the examples of a step, each weighs 1 / n in it: of 15 and of 500 tokens alike, and
+    exactly so where examples are counted; where tokens are, a long one leaves a little less room for others."""
+    lengths = np.array([15] * 300 + [500] * 300)
+    table = [[Document([1] * n, label=i)] for i, n in enumerate(lengths)]
+    corpus = Corpus(lambda _: table, seed=0, counts_examples=counts_examples)
+    weights = np.zeros(len(lengths))
+    for steps in epochs_of(corpus, 10, batch_tokens=32 * 258):
+        for step in steps:
+            weights[step] += 1 / len(step)
+    short, long = weights[:300].mean(), weights[300:].mean()
+    assert 0.999 < long / short < (1.001 if counts_examples else 1.1)
+    assert not counts_examples or np.ptp(weights) < 0.04 * weights.mean()  # in an epoch, steps have 31 or 32
+
+
+@pytest.mark.parametrize("count", [1, 7, 64, 65, 1000])
+def test_where_examples_are_counted_steps_have_as_many(count):
+    lengths = np.random.default_rng(count).integers(1, 400, size=count)
+    steps = one_epoch(lengths, 3000, np.random.default_rng(0), counts_examples=True)
+    assert np.ptp([len(step) for step in steps]) <= 1
+    assert len(steps) == -(-lengths.sum() // 3000)
+
+
+def test_an_epoch_has_no_order_of_lengths():
+    """A step is a sample: how long its examples are on average is not what tells steps apart."""
+    (steps,) = epochs_of(corpus_of(np.tile(LENGTHS, 20)), 1, batch_tokens=640)
+    means = [np.tile(LENGTHS, 20)[step].mean() for step in steps]
+    assert np.std(means) < 1.3 * LENGTHS.std() / np.sqrt(640 / LENGTHS.mean())
+
+
+def test_the_most_that_is_computed_at_once():
+    corpus = corpus_of(LENGTHS)
+    for micro_tokens in (None, 20):
+        count = corpus.steps_per_epoch(64)
+        sizes = [len(part.tokens) for step in range(count) for part in corpus.step(step, 64, micro_tokens)]
+        assert corpus.most_tokens(64, micro_tokens) == max(sizes)
 
 
 @pytest.mark.parametrize("seed", range(20))

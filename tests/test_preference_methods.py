@@ -154,7 +154,7 @@ def test_pairs_are_never_separated(batch_tokens, micro_tokens):
     examples = [
         [Document([i + 1] * int(rng.integers(1, 9)), label=2 * i + side) for side in range(2)] for i in range(30)
     ]
-    corpus = Corpus(lambda _: examples, seed=3)
+    corpus = Corpus(lambda _: examples, seed=3, counts_examples=True)
     for epoch in range(2):
         seen = []
         first = epoch * corpus.steps_per_epoch(batch_tokens)

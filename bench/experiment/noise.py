@@ -21,11 +21,10 @@ from experiment import measure
 from experiment.plan import Job
 from experiment.studies import Study
 from minillm.actors import actor_of
-from minillm.batching import Corpus
 from minillm.episodes import Agent, judge
 from minillm.objective import backward
 from minillm.rewards import open_rewards
-from minillm.start import documents_of_epoch
+from minillm.start import corpus_of
 from minillm.start_by_reward import complete_by_reward
 from minillm.state import Progress
 from minillm.tasks.base import WritingTask
@@ -54,7 +53,7 @@ def cosines(gradients: Iterator[Tensor]) -> np.ndarray:
 
 
 def of_labels(study: Study, task: Any, model: nn.Module, tokenizer: Tokenizer, seed: int) -> Iterator[Tensor]:
-    corpus = Corpus(lambda epoch: documents_of_epoch(task, tokenizer, seed, epoch), seed, task.is_redrawn)
+    corpus = corpus_of(task, tokenizer, seed)
     tokens = max(1, round(study.sizes.prompts * float(corpus.table.lengths.mean())))
     for step in range(BATCHES):
         batches = corpus.step(step, tokens, tokens)

@@ -94,6 +94,7 @@ class Task(Protocol):
     head: ClassVar[str]  # the kind of model that learns it, as in published/families: "lm", "classify", …
     Options: ClassVar[type]  # a dataclass of cli.options: the task's own flags
     is_redrawn: ClassVar[bool]  # whether documents differ from epoch to epoch
+    counts_examples: ClassVar[bool] = False  # whether a loss is a mean over examples, however long, not over targets
     looks_first: ClassVar[bool] = False  # whether what the model can do before its training is worth a look
     glance: ClassVar[int] = 500  # dev examples that are looked at during training; all of them are at the end
     splits: Splits

@@ -76,7 +76,7 @@ class Classify(Judged):
     headline = "accuracy"
     lower_is_better = False
     head = "classify"
-    is_redrawn = False
+    is_redrawn, counts_examples = False, True
     looks_first, glance = True, 1000
     Options = Options
     class_weights: Mapping[str, float] = {}  # empty: all alike

@@ -62,7 +62,7 @@ class Preference(Task):
     name = "preference"
     headline = "accuracy"
     lower_is_better = False
-    is_redrawn = False
+    is_redrawn, counts_examples = False, True
     Options = Options
 
     def __init__(self, options: Options, seed: int):
