@@ -114,7 +114,7 @@ def train(args: Args, console: Console | None = None) -> Run:
         session.gather()
         if session.leads:
             held_out.keep(session, task, model, tokenizer)
-            held_out.finish(session, task, model, tokenizer)
+            held_out.finish(session, task, model, tokenizer, corpus)
     return run
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from minillm.batching import Corpus
 from minillm.findings import conclude, findings
 from minillm.metrics import Interval
 from minillm.optim import swap_average
@@ -80,7 +81,7 @@ def keep(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -
     session.console.print(which_look(task, session.run.read_log(), session.progress.step, score), markup=False)
 
 
-def finish(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer) -> None:
+def finish(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer, corpus: Corpus) -> None:
     """Measures the model on all held-out examples, shows some of them, and saves what remains to be saved."""
     task.calibrate(model, tokenizer)
     metrics: dict[str, Any] = {}
@@ -96,7 +97,7 @@ def finish(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer)
     tables = [table for table in [task.table(examples, answers)] if table.row_count]  # without mistakes there is none
     for table in tables:
         session.console.print(table)
-    for remark in (remarks := task.remarks(measured)):
+    for remark in (remarks := [*task.remarks(measured), *remarks_on_time(session, corpus)]):
         session.console.print(f"note: {remark}", markup=False)
     next_command = task.next_command(session.run.folder)
     found = findings(task, model, tables, measured, list(baselines), remarks, next_command)
@@ -104,3 +105,11 @@ def finish(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer)
     task.end(model)
     conclude(session, metrics, flat(measured, "dev"), panels, f"{task.name}, by example", found)
     session.console.print(f"next: {next_command}", markup=False)
+
+
+def remarks_on_time(session: Session, corpus: Corpus) -> list[str]:
+    """Where a budget of time did not suffice to learn from every example once."""
+    share = session.progress.totals.get("tokens", 0.0) / float(corpus.table.lengths.sum())
+    if not (minutes := session.budget.minutes) or share >= 1:
+        return []
+    return [f"--minutes {minutes:g} sufficed for {share:.0%} of the training examples; more is likely to help"]

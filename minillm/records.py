@@ -4,6 +4,7 @@ columns of words and tags (CoNLL); any of the texts also with .gz behind it. Or 
 Every record knows its place, so that a mistake can be named where it is.
 """
 
+import difflib
 import gzip
 import json
 import math
@@ -47,7 +48,8 @@ class Record(NamedTuple):
     def without(self, name: str) -> str:
         """That there is no such field, and why that may be."""
         there = ", ".join(map(repr, self.fields))
-        hint = f"say what is what with {self.option}"
+        near = difflib.get_close_matches(name, self.fields, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"say what is what with {self.option}"
         if not all(re.fullmatch(r"[\w.-]{1,40}", each) for each in self.fields):  # rather texts than names
             hint += "; the first line of a table must name its fields, separated by commas, semicolons or tabs"
         return f"{self.place} has no field {name!r}, only {there}; {hint}"

@@ -10,6 +10,7 @@ from rich.text import Text
 from torch import nn
 
 from minillm.device import Placement
+from minillm.glossary import named
 from minillm.metrics import Interval
 from minillm.run import Run
 from minillm.tokenizer import Tokenizer
@@ -17,35 +18,6 @@ from minillm.wording import counted
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 SAMPLES = 10
-NAMES = {
-    "bits_per_character": "bits a character",
-    "bleu": "BLEU",
-    "chrf": "chrF2",
-    "all_labels": "all labels right",
-    "macro_f1": "macro-F1",
-    "micro_f1": "micro-F1",
-    "majority": "always the commonest class",
-    "naive_bayes": "naive Bayes",
-    "f1": "F1",
-    "given": "nats of given answers",
-    "kl": "KL to the start",
-    "intent_accuracy": "intents",
-    "look_up": "commonest tags",
-    "n_grams": "5-grams",
-    "nats": "nats a token",
-    "longer": "the longer one wins",
-    "chosen_gain": "nats gained by chosen answers",
-    "pass_1": "pass@1",
-    "pass_8": "pass@8",
-    "per": "PER",
-    "of_the_mean": "squared error of the mean",
-    "unexplained": "variance left",
-    "squared_error": "squared error",
-    "rouge_1": "ROUGE-1",
-    "rouge_2": "ROUGE-2",
-    "rouge_l": "ROUGE-L",
-    "wer": "WER",
-}  # of metrics and baselines, where a person calls them otherwise
 
 
 def introduce(
@@ -73,11 +45,6 @@ def introduce(
 def figures(metrics: Mapping[str, Interval]) -> str:
     """Metrics for a person: `WER 38.2% [36.3%, 40.1%] · PER …`; the brackets hold the 95 % interval."""
     return " · ".join(f"{named(name)} {value}" for name, value in metrics.items())
-
-
-def named(name: str) -> str:
-    """What a person calls a metric, or another value of a log."""
-    return NAMES.get(name, name.replace("_", " "))
 
 
 def points(found: Interval) -> str:

@@ -20,9 +20,10 @@ from minillm.episodes import Agent, Episode, judge, refer, rewards_of, row_of
 from minillm.errors import UserError
 from minillm.evaluate import nats
 from minillm.findings import comparison, conclude, findings
+from minillm.glossary import named
 from minillm.held_out import heed
 from minillm.metrics import Interval, average, difference, mean, pass_at, ratio
-from minillm.report import cells, evenly_spaced, flat, glance, named, points, samples_table, score, score_of
+from minillm.report import cells, evenly_spaced, flat, glance, points, samples_table, score, score_of
 from minillm.rewards import Reward, RewardError, exact
 from minillm.session import Session
 from minillm.tasks.base import Judged

@@ -169,6 +169,7 @@ CLASSIFY = {
     "open quote": ({"train": "HERE/quote.csv"}, r"HERE/quote\.csv:3: .*quoted"),
     "missing field": ({"fields": "label=stars"}, r"good\.jsonl:1 has no field 'stars', only 'text', 'label'"),
     "wrong fields": ({"fields": "review"}, "--fields review: expected text=NAME"),
+    "fields the wrong way": ({"fields": "review=text"}, "expected text=NAME.*; the other way round: text=review"),
     "unseen label": ({"dev": "HERE/strange.jsonl"}, r"strange\.jsonl:2: no training example has the label '7'"),
     "one class": ({"train": "HERE/new.jsonl", "dev": "HERE/good.jsonl"}, r"new\.jsonl holds one class only, '1'"),
     "init is nothing": ({"init": "HERE/nothing"}, "there is no folder or .gguf file HERE/nothing"),

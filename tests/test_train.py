@@ -415,3 +415,15 @@ def test_reinforcement_draws_and_learns_at_its_temperature(sums, monkeypatch):
     run = train_rl.train(train_rl.Args(init=sums, steps=2, watch=0, **FEW | {"temperature": 0.7}))
     assert drawn == learned == [0.7] * 2
     assert abs(run.read_log()[1]["kl"]) < 1e-4
+
+
+def test_where_the_time_was_short_it_is_said(tmp_path):
+    """Of a task that has more examples than a fraction of a second suffices for."""
+    for minutes, is_short in ((1e-4, True), (None, False)):
+        budget = {"minutes": minutes} if minutes else {"epochs": 1.0}
+        options = {**SMALL, **budget, "steps": None, "batch_tokens": 64, "evaluations": 1}
+        run = train_sft.train(
+            train_sft.Args(task="arithmetic", out=tmp_path / f"{minutes}", **options), Console(quiet=True)
+        )
+        remarks = json.loads(run.path("report.json").read_text())["remarks"]
+        assert any("sufficed for" in each and each.endswith("more is likely to help") for each in remarks) == is_short

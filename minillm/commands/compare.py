@@ -19,8 +19,10 @@ from minillm import cli
 from minillm.commands.common import MODEL, as_json
 from minillm.commands.evaluate import Examined, Trial, plain, prepare
 from minillm.errors import UserError
+from minillm.glossary import GLOSSARY, named
 from minillm.metrics import Interval, difference
-from minillm.report import cells, named, points
+from minillm.report import cells, points
+from minillm.tasks.base import Task
 from minillm.wording import counted
 
 
@@ -47,8 +49,7 @@ def main(args: Args) -> None:
         "metric", *names, "", title=f"{task.name}, the same {counted(count, 'example')}", title_justify="left"
     )
     for name, pair in pairs.items():
-        sense = None if name != task.headline else not task.lower_is_better
-        verdict = in_words(differences[name], names, count, sense) if name in differences else ""
+        verdict = in_words(differences[name], names, count, better(task, name)) if name in differences else ""
         table.add_row(*cells(named(name), *map(str, pair), verdict))
     Console(soft_wrap=True).print(table)
 
@@ -67,12 +68,19 @@ def short_names(names: Sequence[str]) -> list[str]:
     return short if short[0] != short[1] and all(short) else ["A", "B"]
 
 
-def in_words(found: Interval, names: Sequence[str], count: int, higher_is_better: bool | None) -> str:
-    """Which is better, or where nobody says what is good, higher; with the interval of by how much."""
+def better(task: Task, name: str) -> str:
+    """Which way a metric is: "higher" or "lower", or neither."""
+    if name == task.headline:
+        return "lower" if task.lower_is_better else "higher"
+    return GLOSSARY[name].is_better if name in GLOSSARY else ""
+
+
+def in_words(found: Interval, names: Sequence[str], count: int, is_better: str) -> str:
+    """Which is better, or where neither way is, higher; with the interval of by how much."""
     if found.low <= 0 <= found.high:
         return f"no difference can be told from {counted(count, 'example')}: {points(found)}"
     if found.value < 0:
-        return in_words(found.turned(), names[::-1], count, higher_is_better)
-    if higher_is_better is None:
+        return in_words(found.turned(), names[::-1], count, is_better)
+    if not is_better:
         return f"{names[0]} is higher by {points(found)}"
-    return f"{names[0] if higher_is_better else names[1]} is better by {points(found)}"
+    return f"{names[0] if is_better == 'higher' else names[1]} is better by {points(found)}"

@@ -25,10 +25,11 @@ from minillm.commands.common import MODEL, as_json, note
 from minillm.device import PRECISIONS, place
 from minillm.errors import UserError
 from minillm.files import fields_from, write_text
+from minillm.glossary import named
 from minillm.metrics import Interval
 from minillm.published.checkpoint import Checkpoint, open_checkpoint, resolve
 from minillm.published.vocabularies import load_tokenizer
-from minillm.report import cells, named
+from minillm.report import cells
 from minillm.run import Run
 from minillm.tasks import TASKS
 from minillm.tasks.base import Task

@@ -220,9 +220,12 @@ class Value(NamedTuple):
 
 
 def intervals(values: Sequence[Value], written: Written = share) -> Html:
-    """Each value in words and as a dot with its 95 % interval as a whisker, all over one axis."""
+    """Each value in words and as a dot with its 95 % interval as a whisker, all over one axis; in words only where it
+    is alone, as it would fill an axis of its own whatever it is."""
     if not values:
         return Html()
+    if len(values) == 1:
+        return tag("table", tag("tbody", tag("tr", *in_words(values[0]), class_="own")), class_="marks")
     axis = spanning([bound for each in values for bound in each.interval], 0, 100)
     ticks = [tick for tick in axis.ticks(4) if 0 <= axis.place(tick) <= 100]
     grid = joined([tag("line", x1=f"{axis.place(t):.2f}", x2=f"{axis.place(t):.2f}", y1=0, y2=14, class_="grid")
@@ -242,6 +245,10 @@ def row(value: Value, axis: Axis, grid: Html) -> list[Html]:
         tag("path", d=f"M{middle} 7h0.001", class_="dot"),
     ]
     svg = tag("svg", grid, *marks, viewBox="0 0 100 14", preserveAspectRatio="none", aria_hidden="true")
+    return [*in_words(value), tag("td", svg, class_="mark")]
+
+
+def in_words(value: Value) -> list[Html]:
+    """What it is called, and the number with its interval: two cells."""
     text, _, rest = str(value.interval).partition(" ")
-    words = tag("td", text, " ", tag("small", rest), class_="value number")
-    return [tag("th", value.name, scope="row"), words, tag("td", svg, class_="mark")]
+    return [tag("th", value.name, scope="row"), tag("td", text, " ", tag("small", rest), class_="value number")]

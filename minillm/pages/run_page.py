@@ -11,6 +11,7 @@ from typing import Any
 from minillm import cli
 from minillm.errors import UserError
 from minillm.files import read_json, write_text
+from minillm.glossary import explained, named
 from minillm.metrics import Interval
 from minillm.pages import charts
 from minillm.pages.blocks import (
@@ -30,7 +31,6 @@ from minillm.pages.blocks import (
     tag,
 )
 from minillm.pages.charts import Series, Value
-from minillm.report import named
 from minillm.run import Run
 from minillm.wording import counted
 
@@ -107,17 +107,17 @@ def run_page(
     sentence = headline(options, found, metrics) if found else f"{options.get('task')}: not finished yet"
     kicker = f"{SCRIPTS.get(options.get('script'), '')} · {options.get('task')} · {name}"
     looks = metrics.get("dev_confusion") or metrics.get("test_confusion") or {}
-    better = f" A lower {named(found['headline'])} is better." if found.get("lower_is_better") else ""
     return page(
         f"{sentence} · {name}",
         header(kicker, sentence, in_short(found, metrics, log)),
-        section("Figures", *figures(found, metrics), bullets(found.get("remarks", ())), note=OF_FIGURES + better),
+        section("Figures", *figures(found, metrics), bullets(found.get("remarks", ())), note=OF_FIGURES),
         section("Curves", curves(found.get("headline", ""), found, metrics, log), note=OF_CURVES),
         section("Confusion", confusion(looks) if looks else Html(), note=OF_CONFUSION),
         *reports(metrics),
         *(section(capital(each["title"]), table(each["columns"], each["rows"])) for each in found.get("tables", ())),
         section("Answers while it learned", samples(log)),
         section("What was noticed in the data", bullets(found.get("notes", ()))),
+        section("What the figures mean", meanings(found, metrics)),
         section("Do it again", *recipe(options, found)),
     )
 
@@ -188,6 +188,15 @@ def figures(found: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[Html]:
         is_alike = is_rule and form == form_of(found, found["headline"])
         by_axis.setdefault("%" if form.endswith("%") else found["headline"] if is_alike else name, []).append(value)
     return [charts.intervals(values, axis_of(values[0].interval.form)) for values in by_axis.values()]
+
+
+def meanings(found: Mapping[str, Any], metrics: Mapping[str, Any]) -> Html:
+    """Of every figure on the page, for who does not know the field."""
+    names = [name for name, _ in rows_of(found, metrics)] + ["matrix_share"] * ("matrix_share" in metrics)
+    words = {name: explained(name) for name in names}
+    if found and not words.get(found["headline"], ""):  # of a task of somebody's own
+        words[found["headline"]] = f"{'lower' if found.get('lower_is_better') else 'higher'} is better"
+    return pairs({named(name): text for name, text in words.items() if text})
 
 
 def rows_of(found: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[tuple[str, Value]]:

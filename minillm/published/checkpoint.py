@@ -181,8 +181,9 @@ class Checkpoint:
         """
         kind, config = head or self.head_name, self.config
         if kind not in self.family.heads:
-            known, takes = ", ".join(self.family.heads), "a GPT" if kind == "lm" else "a BERT"
-            raise UserError(f"{self.path}: this is no model for {kind!r}, only for {known}; {kind!r} takes {takes}")
+            what = "a BERT, which writes no texts: that takes a GPT"
+            what = what if kind == "lm" else f"a GPT, and the head {kind!r} takes a BERT"
+            raise UserError(f"{self.path}: this is {what}")
         if config.num_layers > len(self.tensors):
             raise UserError(f"{self.where}: {config.num_layers} layers, but there are only {len(self.tensors)} tensors")
         spec = self.family.heads[kind]

@@ -44,7 +44,8 @@ class Fields:
             fields = [field.strip() for field in name.split("+")]
             if role not in roles or not all(fields) or role in self.given:
                 expected = ", ".join(f"{role}=NAME" for role in roles)
-                raise UserError(f"{flag} {option}: expected {expected}, separated by commas, each at most once")
+                order = f"; the other way round: {name}={role}" if name in roles and role not in roles else ""
+                raise UserError(f"{flag} {option}: expected {expected}, separated by commas, each at most once{order}")
             self.names[role] = fields
             self.given.add(role)
         taken = [field for role, fields in self.names.items() if role in self.given for field in fields]

@@ -260,10 +260,10 @@ def test_runs_with_other_dev_examples_need_a_file(here, tmp_path):
 
 def test_differences_in_words():
     names, better = ["a", "b"], Interval(0.012, 0.003, 0.021)
-    assert in_words(better, names, 872, True) == "a is better by 1.2 points [0.3, 2.1]"
-    assert in_words(better, names, 872, False) == "b is better by 1.2 points [0.3, 2.1]"
-    assert in_words(better.turned(), names, 872, True) == "b is better by 1.2 points [0.3, 2.1]"
-    assert in_words(better.turned(), names, 872, False) == "a is better by 1.2 points [0.3, 2.1]"
-    assert in_words(better.turned(), names, 872, None) == "b is higher by 1.2 points [0.3, 2.1]"
+    assert in_words(better, names, 872, "higher") == "a is better by 1.2 points [0.3, 2.1]"
+    assert in_words(better, names, 872, "lower") == "b is better by 1.2 points [0.3, 2.1]"
+    assert in_words(better.turned(), names, 872, "higher") == "b is better by 1.2 points [0.3, 2.1]"
+    assert in_words(better.turned(), names, 872, "lower") == "a is better by 1.2 points [0.3, 2.1]"
+    assert in_words(better.turned(), names, 872, "") == "b is higher by 1.2 points [0.3, 2.1]"
     unclear = Interval(1.25, -0.5, 3, ".1f")
     assert in_words(unclear, names, 872, True) == "no difference can be told from 872 examples: 1.2 [-0.5, 3.0]"

@@ -90,7 +90,8 @@ def test_what_a_page_of_a_run_says(trained):
     assert sentence(page).startswith(f"arithmetic: accuracy {before} → {after} [")
     assert sentence(page).endswith("on 1,000 dev examples")
     changed = ["What it changed, on dev", "What it changed, on test"]
-    wanted = ["Figures", "Curves", *changed, "Held-out examples", "Answers while it learned", "Do it again"]
+    wanted = ["Figures", "Curves", *changed, "Held-out examples", "Answers while it learned"]
+    wanted += ["What the figures mean", "Do it again"]
     assert headings(page) == wanted
     assert "GPT" in text_of(page)
     found = json.loads((trained["rl"][0] / "report.json").read_text())
@@ -168,8 +169,18 @@ def test_figures_beside_their_baselines():
     ]
     assert "1.700" in text  # no share
     assert "170" not in text_of(text)
-    assert "is better" not in text_of(text)
-    assert "A lower accuracy is better." in text_of(page(found=made_up.findings(lower_is_better=True)))
+
+
+def test_what_the_figures_mean():
+    """One line each, whatever the splits; of the metric of a task of somebody's own at least which way is better."""
+    text = text_of(page())
+    assert text.count("share of right answers (higher is better)") == 1
+    assert "mean over the classes" in text
+    assert "what counting words and pairs of words gives" in text
+    assert "matrix rate" not in text
+    values = {f"dev_own_thing{end}": 0.5 for end in ENDS}
+    found = made_up.findings(headline="own_thing", baselines=[], forms={}, lower_is_better=True)
+    assert "own thing lower is better" in " ".join(text_of(page(found=found, metrics=values)).split())
 
 
 def test_a_rule_is_drawn_over_the_axis_of_the_metric_by_which_it_is_measured():

@@ -264,7 +264,7 @@ def test_a_classifier_may_lose_its_head(tmp_path):
 
 
 def test_heads_are_those_of_the_family(llama):
-    refused(llama, "this is no model for 'mlm', only for lm, classify.*; 'mlm' takes a BERT", head="mlm")
+    refused(llama, "this is a GPT, and the head 'mlm' takes a BERT", head="mlm")
     change_config(llama, architectures=["LlamaForQuestionAnswering"])
     refused(llama, "architecture LlamaForQuestionAnswering is not supported, only LlamaForCausalLM, LlamaModel, Llama")
     assert isinstance(checkpoint.load(llama, head="lm"), GPT)
