@@ -88,6 +88,29 @@ def test_both_sides_are_fine_tuned(case, tmp_path):
     assert all(low <= value <= high for row in (peer, ours) for value, low, high in row["metrics"].values())
 
 
+def test_varied_texts_are_compared_with_plain_ones(tmp_path):
+    """By the gain of every way, paired; the runs are not made twice."""
+    for name, endings in (("train", "abcdef"), ("dev", ["a b", "c"])):
+        lines = (json.dumps(row) + "\n" for ending in endings for row in made_up(ending))
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    sizes = ["--data", str(tmp_path), "--sizes", "8,10", "--seeds", "2", "--ways", "drop,mask", "--steps", "2"]
+    command = [sys.executable, str(ROOT / "bench" / "augment.py"), *sizes, "--init", "none"]
+    found = []
+    for name in ("first", "again"):
+        where = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / f"{name}.json")]
+        done = subprocess.run([*command, *where], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads((tmp_path / f"{name}.json").read_text()))
+    assert found[0] == found[1]
+    assert "step 2" not in done.stdout
+    for ways in found[0]["by size"].values():
+        assert list(ways) == ["plain", "drop", "mask"]
+        for way in ("drop", "mask"):
+            gain = ways[way]["accuracy"]["value"] - ways["plain"]["accuracy"]["value"]
+            assert ways[way]["gain"]["value"] == pytest.approx(gain)
+            assert sum(ways[way]["gain by seed"]) / 2 == pytest.approx(gain)
+
+
 def made_up(ending):
     """Two examples of both tasks."""
     for first, tag in (("good", "B-x"), ("bad", "O")):

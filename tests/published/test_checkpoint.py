@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import gpt, gpt_config, packed, sequences
+from tiny import bert_config, gpt, gpt_config, packed, sequences
 
+from minillm.bert import BERT
 from minillm.errors import UserError
 from minillm.gpt import GPT
 from minillm.heads import SequenceClassifier
@@ -255,6 +256,20 @@ def test_a_new_classifier_is_asked_for_and_said(llama, caplog):
     assert "classifier.weight" in caplog.text
     assert not torch.equal(other.classifier.weight, model.classifier.weight)
     assert checkpoint.load(llama / "trained", classes=["a", "b", "c"]).classifier.weight.shape == (3, 16)
+
+
+def test_a_new_head_that_fills_in_masks_is_asked_for(tmp_path, caplog):
+    """As of an encoder that embeds; one that is there is taken over."""
+    encoder = BERT(bert_config())
+    checkpoint.save(encoder, tmp_path / "bare")
+    refused(tmp_path / "bare", "lacks 'cls.predictions", head="mlm")
+    model = checkpoint.open_checkpoint(tmp_path / "bare").load("mlm", may_be_new=True)
+    assert "new, from random numbers: " in caplog.text
+    assert same(model.encoder, encoder)
+    caplog.clear()
+    checkpoint.save(model, tmp_path / "whole")
+    assert same(checkpoint.open_checkpoint(tmp_path / "whole").load("mlm", may_be_new=True), model)
+    assert not caplog.text
 
 
 def test_a_classifier_may_lose_its_head(tmp_path):
