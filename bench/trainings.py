@@ -1,6 +1,7 @@
 """What benchmarks of whole trainings share: models from installed packages, and runs that are made only once."""
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,3 +37,8 @@ def made(script: ModuleType, args: Any) -> Path:
     elif not run.is_finished:
         script.train(args)
     return args.out
+
+
+def records_of(path: Path) -> list[dict]:
+    """The lines of a JSONL file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]

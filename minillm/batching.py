@@ -188,9 +188,10 @@ class Corpus:
         """The batches of `step` that a rank learns from, however many others have."""
         return [batch for batch in self.step(*of) if not batch.is_spare]
 
-    def most_tokens(self, batch_tokens: int, micro_tokens: int | None = None) -> int:
-        """Of all that is computed at once in the first epoch."""
-        parts = (part for step in self._steps_of(0, batch_tokens) for part in self._parts(step, micro_tokens))
+    def most_tokens(self, batch_tokens: int, micro_tokens: int | None = None, ranks: int = 1) -> int:
+        """The most that one rank computes at once in the first epoch."""
+        shares = (step[r::ranks] for step in self._steps_of(0, batch_tokens) for r in range(ranks))
+        parts = (part for share in shares for part in self._parts(share, micro_tokens))
         return max(int(self.table.lengths[part].sum()) for part in parts)
 
     def _parts(self, examples: np.ndarray, micro_tokens: int | None) -> list[np.ndarray]:
@@ -212,7 +213,7 @@ class Corpus:
         return one_epoch(self.table.lengths, batch_tokens, rng, self.counts_examples)
 
     def steps_per_epoch(self, batch_tokens: int) -> int:
-        """Of the first; others have as many, but where an example alone is larger than a step."""
+        """Of the first; others have as many, but where documents are redrawn or one is larger than a step."""
         return len(self._steps_of(0, batch_tokens))
 
 
@@ -230,8 +231,11 @@ def one_epoch(
     Batches of one length each would be so, too, but a step has to stand for all the data: there long examples, of
     which a step has few, would count for more than short ones.
     """
-    sizes = np.full(len(lengths), lengths.mean()) if counts_examples else lengths
-    batches = cut(rng.permutation(len(lengths)), sizes, batch_tokens)
+    order = rng.permutation(len(lengths))
+    if counts_examples:  # each stands for the mean length: whole numbers, so that the count of steps is exact
+        batches = cut(order, np.full(len(lengths), lengths.sum()), len(lengths) * batch_tokens)
+    else:
+        batches = cut(order, lengths, batch_tokens)
     return [batch[np.argsort(lengths[batch], kind="stable")] for batch in batches]
 
 

@@ -143,7 +143,7 @@ def memory(model: nn.Module, optimizers: Optimizers, args: Any, corpus: Corpus, 
         of_weights = of_weights / ranks + 2 * together  # with its gradient
     if model.compute_dtype:  # in which products have copies of them
         of_weights += sum(model.compute_dtype.itemsize * p.numel() for p in model.parameters() if p.ndim == 2)
-    tokens = corpus.most_tokens(args.batch_tokens, args.micro_tokens)
+    tokens = corpus.most_tokens(args.batch_tokens, args.micro_tokens, ranks)
     logits = CHUNK_BYTES_CPU if isinstance(model, GPT | MaskedLM) else 0
     return of_weights + tokens * activations(model, args.checkpointing) + logits
 

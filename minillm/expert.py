@@ -104,7 +104,7 @@ def fit(args: Rounds, session: Session, task: Task, reward: Reward, agent: Agent
             continue
         if corpus is None:
             require_finds(session, args, progress)
-            corpus = corpus_of(args, task, agent.tokenizer, finds, progress.first)
+            corpus = corpus_of_round(args, task, agent.tokenizer, finds, progress.first)
             model.train()
         parts = corpus.share(step - progress.first, args.batch_tokens, args.micro_tokens, session.rank, session.ranks)
         count = session.total(sum(batch.count for batch in parts))
@@ -177,7 +177,7 @@ class Plan:
         return min(1.0, max(0.0, self.place(share)[1] + half - begun) / (1 - begun))
 
 
-def corpus_of(args: Rounds, task: Task, tokenizer: Tokenizer, finds: "Finds", first: int) -> Corpus:
+def corpus_of_round(args: Rounds, task: Task, tokenizer: Tokenizer, finds: "Finds", first: int) -> Corpus:
     """What a round learns from that begins with that step: all that was given and found, in an order of its own."""
     if not (found := finds.documents(tokenizer)) and not task.splits.train:
         raise UserError("not one answer was right, and none is given, so that there is nothing to learn from yet")

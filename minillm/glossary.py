@@ -11,17 +11,17 @@ class Entry(NamedTuple):
 
 GLOSSARY = {
     # of classes and tags
-    "accuracy": Entry("accuracy", "share of right answers", "higher"),
+    "accuracy": Entry("accuracy", "share of right answers: of texts, words or pairs, as the task has it", "higher"),
     "weighted_accuracy": Entry("weighted accuracy", "share of right answers, each class as heavy as given", "higher"),
     "all_labels": Entry("all labels right", "share of texts whose labels were found, all and no other", "higher"),
     "macro_f1": Entry(
-        "macro-F1", "mean over the classes, rare ones alike, of F1: between what is found and what is said", "higher"
+        "macro-F1", "mean over the classes, rare ones alike, of F1: see F1, of the texts of each", "higher"
     ),
-    "micro_f1": Entry("micro-F1", "F1 of all labels together: between what is found and what is said", "higher"),
+    "micro_f1": Entry("micro-F1", "F1 of all labels of all texts together: see F1", "higher"),
     "f1": Entry(
-        "F1", "of whole entities: between the share of them that is found and the share that is right", "higher"
+        "F1", "between the share of entities that is found and the share of those found that is right", "higher"
     ),
-    "intent_accuracy": Entry("intents", "share of texts whose class is right", "higher"),
+    "intent_accuracy": Entry("intents", "share of texts whose intent is right", "higher"),
     "calibration_error": Entry(
         "calibration error",
         "how far, on average, the model's probability of an answer is from how often it is right",
@@ -38,7 +38,9 @@ GLOSSARY = {
     "exact": Entry("exact", "share of answers that are right to the last letter", "higher"),
     "answer_accuracy": Entry("answer accuracy", "share of answers whose number is right", "higher"),
     "wer": Entry("WER", "word error rate: share of words not pronounced as any listed pronunciation has it", "lower"),
-    "per": Entry("PER", "phoneme error rate: sounds to change for the nearest listed pronunciation", "lower"),
+    "per": Entry(
+        "PER", "phoneme error rate: sounds to change, as a share of those of the nearest listed pronunciation", "lower"
+    ),
     "ended": Entry("ended", "share of answers that came to an end by themselves", "higher"),
     # of how likely texts are
     "nats": Entry("nats a token", "how surprising a token was: − log p to base e; a coin has 0.69", "lower"),
@@ -58,14 +60,17 @@ GLOSSARY = {
     # of answers that were drawn
     "reward": Entry("reward", "mean of what the answers were given", "higher"),
     "pass_1": Entry("pass@1", "share of drawn answers that are right", "higher"),
-    "pass_8": Entry("pass@8", "share of prompts to which one of eight drawn answers is right", "higher"),
-    "entropy": Entry("entropy", "how undecided the model is, in nats a token: 0 where it always says the same"),
-    "kl": Entry("KL to the start", "how far it moved: nats by which its answers are likelier to it than to the start"),
+    "pass_8": Entry("pass@8", "share of prompts to which at least one of eight drawn answers is right", "higher"),
+    "entropy": Entry("entropy", "how undecided the model is, in nats a draw: 0 where it always says the same"),
+    "kl": Entry(
+        "KL to the start", "how far it moved: nats an answer by which its own are likelier to it than to the start"
+    ),
     "found": Entry("found", "share of numbers that were found in the guesses there are", "higher"),
-    "matrix_share": Entry("matrix rate", "what this machine reaches in one large product of matrices"),
+    "matrix_share": Entry("share of the matrix rate", "of what this machine reaches in one large product of matrices"),
     # of simple rules
     "majority": Entry("always the commonest class", "what needs no reading"),
     "naive_bayes": Entry("naive Bayes", "what counting words and pairs of words gives, in a second"),
+    "commonest_labels": Entry("commonest labels", "what always saying those that do best in training gives"),
     "look_up": Entry("commonest tags", "what each word was tagged most often in training"),
     "n_grams": Entry("5-grams", "what counting sequences of five tokens gives"),
     "longer": Entry("the longer one wins", "what looking at the lengths gives"),
@@ -73,7 +78,7 @@ GLOSSARY = {
     "copy": Entry("copy", "what the prompt itself would get as an answer"),
     "lead_sentence": Entry("lead sentence", "what its first sentence would get"),
     "commonest": Entry("commonest", "what the commonest answer of training would get"),
-    "random_player": Entry("random player", "who is imitated"),
+    "random_player": Entry("random player", "what the player who is imitated finds"),
 }  # by the names that logs have; what is not here is called so
 
 
@@ -82,7 +87,8 @@ def named(name: str) -> str:
     return GLOSSARY[name].name if name in GLOSSARY else name.replace("_", " ")
 
 
-def explained(name: str) -> str:
-    """What it means, and which way is better; nothing where that is not known."""
-    _, means, is_better = GLOSSARY.get(name, Entry(name))
-    return f"{means} ({is_better} is better)" if is_better else means
+def explained(name: str, is_better: str | None = None) -> str:
+    """What it means, and which way is better, where that is known; `is_better` is what its task says."""
+    _, means, known = GLOSSARY.get(name, Entry(name))
+    better = known if is_better is None else is_better
+    return ", ".join([*([means] if means else []), *([f"{better} is better"] if better else [])])

@@ -68,7 +68,7 @@ class Head(nn.Module):
 
     lower_case = False  # whether texts are to be read in lower case
     head_is_trained = False  # whether the last product came with a checkpoint
-    transform_is_trained = False  # whether what is between encoder and classifier came with a checkpoint, as BERT's
+    transform_is_trained = False  # whether what is between encoder and last product came with a checkpoint, as BERT's
 
     def __init__(self, config: AnyConfig):
         super().__init__()
@@ -136,14 +136,17 @@ class Head(nn.Module):
 class MaskedLM(Head):
     """Predicts the token behind a mask."""
 
-    pretrained = ("",)  # all of it: no checkpoint for masked tokens lacks the head
-
     def __init__(self, config: EncoderConfig):
         super().__init__(config)
         self.transform = make_transform(config, "lm").apply(initialise)
         self.output = Linear(config.width, config.vocab_size).apply(initialise)
         if config.tie_embeddings:
             self.output.weight = self.encoder.tokens.weight
+
+    @property
+    def pretrained(self) -> tuple[str, ...]:
+        """All of it, where its head did not begin from nothing."""
+        return ("",) if self.transform_is_trained else ("encoder.",)
 
     def forward(self, tokens: Tensor, packing: Packing, segments: Tensor | None = None) -> Tensor:
         """What the output matrix reads, (N, C); `logits` or `loss` turn it into predictions."""

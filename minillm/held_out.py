@@ -110,6 +110,6 @@ def finish(session: Session, task: Task, model: nn.Module, tokenizer: Tokenizer,
 def remarks_on_time(session: Session, corpus: Corpus) -> list[str]:
     """Where a budget of time did not suffice to learn from every example once."""
     share = session.progress.totals.get("tokens", 0.0) / float(corpus.table.lengths.sum())
-    if not (minutes := session.budget.minutes) or share >= 1:
+    if not (minutes := session.budget.minutes) or session.share_done() < 1 or share >= 1:
         return []
     return [f"--minutes {minutes:g} sufficed for {share:.0%} of the training examples; more is likely to help"]

@@ -49,7 +49,7 @@ class Record(NamedTuple):
         """That there is no such field, and why that may be."""
         there = ", ".join(map(repr, self.fields))
         near = difflib.get_close_matches(name, self.fields, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"say what is what with {self.option}"
+        hint = (f"did you mean {near[0]!r}? " if near else "") + f"say what is what with {self.option}"
         if not all(re.fullmatch(r"[\w.-]{1,40}", each) for each in self.fields):  # rather texts than names
             hint += "; the first line of a table must name its fields, separated by commas, semicolons or tabs"
         return f"{self.place} has no field {name!r}, only {there}; {hint}"

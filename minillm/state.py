@@ -22,7 +22,7 @@ from minillm.errors import UserError
 from minillm.files import fields_from, read_state, read_tensors, write_tensors
 from minillm.wording import counted
 
-FORMAT = 4  # of the file; one of another number is refused
+FORMAT = 5  # of the file; one of another number is refused
 WEIGHTS = "model."
 SCORE = "best"  # of the best weights so far, beside them in their file
 

@@ -417,13 +417,13 @@ def test_reinforcement_draws_and_learns_at_its_temperature(sums, monkeypatch):
     assert abs(run.read_log()[1]["kl"]) < 1e-4
 
 
-def test_where_the_time_was_short_it_is_said(tmp_path):
+@pytest.mark.parametrize(
+    ("budget", "examples", "is_short"),
+    [({"minutes": 1e-4}, None, True), ({"minutes": 0.02}, 20, False), ({"epochs": 0.1}, None, False)],
+)
+def test_where_the_time_was_short_it_is_said(tmp_path, budget, examples, is_short):
     """Of a task that has more examples than a fraction of a second suffices for."""
-    for minutes, is_short in ((1e-4, True), (None, False)):
-        budget = {"minutes": minutes} if minutes else {"epochs": 1.0}
-        options = {**SMALL, **budget, "steps": None, "batch_tokens": 64, "evaluations": 1}
-        run = train_sft.train(
-            train_sft.Args(task="arithmetic", out=tmp_path / f"{minutes}", **options), Console(quiet=True)
-        )
-        remarks = json.loads(run.path("report.json").read_text())["remarks"]
-        assert any("sufficed for" in each and each.endswith("more is likely to help") for each in remarks) == is_short
+    options = arithmetic.Options(examples=examples)
+    args = train_sft.Args(task="arithmetic", out=tmp_path / "run", options=options, **SMALL, **budget)
+    remarks = json.loads(train_sft.train(args, Console(quiet=True)).path("report.json").read_text())["remarks"]
+    assert any("sufficed for" in each and each.endswith("more is likely to help") for each in remarks) == is_short

@@ -193,9 +193,8 @@ def figures(found: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[Html]:
 def meanings(found: Mapping[str, Any], metrics: Mapping[str, Any]) -> Html:
     """Of every figure on the page, for who does not know the field."""
     names = [name for name, _ in rows_of(found, metrics)] + ["matrix_share"] * ("matrix_share" in metrics)
-    words = {name: explained(name) for name in names}
-    if found and not words.get(found["headline"], ""):  # of a task of somebody's own
-        words[found["headline"]] = f"{'lower' if found.get('lower_is_better') else 'higher'} is better"
+    better = {found.get("headline"): "lower" if found.get("lower_is_better") else "higher"}
+    words = {name: explained(name, better.get(name)) for name in names}
     return pairs({named(name): text for name, text in words.items() if text})
 
 

@@ -183,9 +183,9 @@ class Checkpoint:
         """
         kind, config = head or self.head_name, self.config
         if kind not in self.family.heads:
-            what = "a BERT, which writes no texts: that takes a GPT"
-            what = what if kind == "lm" else f"a GPT, and the head {kind!r} takes a BERT"
-            raise UserError(f"{self.path}: this is {what}")
+            if kind == "lm":
+                raise UserError(f"{self.path}: this is a BERT, which writes no texts: that takes a GPT")
+            raise UserError(f"{self.path}: this is a GPT, and the head {kind!r} takes a BERT")
         if config.num_layers > len(self.tensors):
             raise UserError(f"{self.where}: {config.num_layers} layers, but there are only {len(self.tensors)} tensors")
         spec = self.family.heads[kind]
@@ -196,7 +196,7 @@ class Checkpoint:
         if new:
             model = spec.model(config, **options)
             log.warning("%s: new, from random numbers: %s", self.path, ", ".join(sorted(new)))
-        if spec.has_classes:
+        if hasattr(model, "transform_is_trained"):
             transform = {name for name, _ in model.named_parameters() if name.startswith("transform.")}
             model.transform_is_trained = bool(transform) and not transform & new
             model.head_is_trained = "classifier.weight" not in new
@@ -232,11 +232,11 @@ class Checkpoint:
     def new(self, head: str | None = None) -> nn.Module:
         """A model of this shape, from random numbers; of which head is as in `load`."""
         spec = self.family.heads[head or self.head_name]
-        if not spec.has_classes:
-            return spec.model(self.config)
+        outputs = (self.classes,) if spec.has_classes else ()
         more = (self.sequence_classes,) if self.head_name == "tag" else ()
-        model = spec.model(self.config, self.classes, *more)
-        model.transform_is_trained = self.fields.get("transform_is_trained") is True
+        model = spec.model(self.config, *outputs, *more)
+        if hasattr(model, "transform_is_trained"):
+            model.transform_is_trained = self.fields.get("transform_is_trained") is True
         return model
 
     def new_parameters(self, model: nn.Module, spec: Head) -> set[str]:
@@ -327,8 +327,8 @@ def describe(model: nn.Module, **more: Any) -> dict[str, Any]:
             fields["problem_type"] = head.problem_type
         if isinstance(model, TokenClassifier) and model.sequence_classes:
             fields["sequence_classes"] = list(model.sequence_classes)
-        if model.transform_is_trained:
-            fields["transform_is_trained"] = True  # for a run that goes on
+    if getattr(model, "transform_is_trained", False):
+        fields["transform_is_trained"] = True  # for a run that goes on
     return {**fields, **more}
 
 

@@ -266,4 +266,4 @@ def test_differences_in_words():
     assert in_words(better.turned(), names, 872, "lower") == "a is better by 1.2 points [0.3, 2.1]"
     assert in_words(better.turned(), names, 872, "") == "b is higher by 1.2 points [0.3, 2.1]"
     unclear = Interval(1.25, -0.5, 3, ".1f")
-    assert in_words(unclear, names, 872, True) == "no difference can be told from 872 examples: 1.2 [-0.5, 3.0]"
+    assert in_words(unclear, names, 872, "higher") == "no difference can be told from 872 examples: 1.2 [-0.5, 3.0]"
