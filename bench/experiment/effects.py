@@ -13,6 +13,9 @@ freedom that Satterthwaite's formula gives the two sums together, but never less
 seeds and examples do only jointly is counted twice, so that intervals are rather too wide than too narrow: of made-up
 results whose truth is known they held it in 94 to 99 % of cases (tests/sft_vs_rl/test_effects.py).
 
+Where all results are alike, such as all answers right, examples that differ may still be as frequent as Clopper and
+Pearson's bound for none of n allows.
+
 Letters: S seeds, n examples.
 """
 
@@ -25,6 +28,7 @@ from minillm.metrics import Interval
 from minillm.metrics.intervals import student
 
 TINY = 1e-18
+UNSURE = 0.025  # on either side of an interval
 
 
 def effect(first: np.ndarray, second: np.ndarray, form: str = ".1%") -> Interval:
@@ -46,10 +50,17 @@ def mean_of(values: np.ndarray, form: str = ".1%", strata: Sequence[int] = ()) -
     by_example = sum(len(part) * part.var(ddof=1) for part in parts) / n**2
     variance = by_seed + by_example
     if variance < TINY:
-        return Interval(mean, mean, mean, form)
+        half = 1 - UNSURE ** (1 / n) if form.endswith("%") else 0.0
+        return Interval(mean, mean - half, mean + half, form)
     freedom = variance**2 / (by_seed**2 / (S - 1) + by_example**2 / (n - 1))
     half = max(student(freedom) * variance**0.5, student(S - 1) * by_seed**0.5)
     return Interval(mean, mean - half, mean + half, form)
+
+
+def share_of(values: np.ndarray) -> Interval:
+    """The mean of (S, n) from 0 to 1, beyond which the interval does not reach."""
+    found = mean_of(values)
+    return found._replace(low=max(found.low, 0.0), high=min(found.high, 1.0)) if math.isfinite(found.low) else found
 
 
 def over_seeds(values: Sequence[float], form: str = ".1%") -> Interval:

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiment import measure, plan
 from experiment.arms import ARMS
-from experiment.effects import effect, mean_of
+from experiment.effects import effect, mean_of, share_of
 from experiment.noise import NOISE
 from experiment.plan import Design, Job
 from experiment.runner import Runner
@@ -90,7 +90,9 @@ class Results:
     def value(self, arm: str, what: str = "right", of: str = "test", share: float | None = None) -> Interval | None:
         share = share or self.design.shared
         found = self.matrix(arm, what, of, share, self.seeds((arm, share)))
-        return None if found is None else mean_of(found, form_of(what))
+        if found is None:
+            return None
+        return share_of(found) if form_of(what).endswith("%") else mean_of(found, form_of(what))
 
     def difference(
         self, first: str, second: str, what: str = "right", of: str = "test",

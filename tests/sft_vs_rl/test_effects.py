@@ -53,6 +53,26 @@ def test_its_variance_is_that_of_the_two_way_bootstrap():
     assert np.var(means) == pytest.approx(of_seeds + of_examples, rel=0.03)
 
 
+def test_where_all_are_alike_the_interval_is_that_of_none_of_n():
+    """Nobody knows a share of 100 % from 300 examples, nor that two arms never differ."""
+    from scipy import stats
+
+    most = stats.beta.ppf(0.975, 1, 300)  # Clopper and Pearson's bound
+    right = np.ones((3, 300))
+    assert effects.effect(right, right)[:3] == pytest.approx((0.0, -most, most))
+    assert effects.share_of(right)[:3] == pytest.approx((1.0, 1 - most, 1.0))
+    assert effects.mean_of(right, ".3f")[:3] == (1.0, 1.0, 1.0)  # of what has no bounds nothing is known
+
+
+def test_shares_stay_between_0_and_1():
+    few = np.zeros((3, 100))
+    few[0, 0] = 1
+    found = effects.share_of(few)
+    assert found.low == 0.0 < found.value < found.high == effects.mean_of(few).high
+    assert effects.mean_of(few).low < 0
+    assert effects.share_of(np.ones((1, 9))).low != 0  # one seed has no interval
+
+
 def test_pairs_count():
     """The same examples, with the same difficulty: much narrower than of examples that are not the same."""
     rng = np.random.default_rng(2)
