@@ -57,10 +57,12 @@ def mean_of(values: np.ndarray, form: str = ".1%", strata: Sequence[int] = ()) -
     return Interval(mean, mean - half, mean + half, form)
 
 
-def share_of(values: np.ndarray) -> Interval:
-    """The mean of (S, n) from 0 to 1, beyond which the interval does not reach."""
-    found = mean_of(values)
-    return found._replace(low=max(found.low, 0.0), high=min(found.high, 1.0)) if math.isfinite(found.low) else found
+def bounded(found: Interval) -> Interval:
+    """Of what is measured itself, and no difference: from 0 on, shares up to 1."""
+    if not math.isfinite(found.low):
+        return found
+    most = 1.0 if found.form.endswith("%") else math.inf
+    return found._replace(low=max(found.low, 0.0), high=min(found.high, most))
 
 
 def over_seeds(values: Sequence[float], form: str = ".1%") -> Interval:

@@ -15,7 +15,9 @@ Student's width for few seeds; how it is made, and how often it holds the truth,
 bench/experiment/effects.py and measured in tests/sft_vs_rl/test_effects.py. A sentence says that no difference was \
 seen where the interval holds 0: that is no proof that there is none."""
 OF_SEARCH = f"""As many trials for each arm, of {OF_TRIALS:.0%} of its budget, on dev, with the first seed; the factor \
-is of the arm's usual learning rate. Short trials prefer high rates, for all arms alike."""
+is of the arm's usual learning rate. Short trials prefer high rates, for all arms alike. What was taken at the shared \
+start serves at the others, too, where other rates may be better. Those of supervised learning and of expert iteration \
+are often Muon's, all others AdamW's, so that they are not to be compared."""
 OF_COST = """Verdicts are answers of its own that were judged. Operations count what is drawn and what is learned \
 from, at most: reinforcement learning does not learn again from equal answers, nor from prompts whose answers all got \
 the same. Seconds are those of this machine, which other work may have shared."""
@@ -93,8 +95,9 @@ def everything(results: Results) -> list[Html]:
             seeds = results.seeds((arm, results.design.shared))
             matrix = results.matrix(arm, "right", "test", results.design.shared, seeds)
             each = " · ".join(f"{value:.1%}" for value in matrix.mean(axis=1))
-            rows.append((title_of(arm), told(arm), shown(test), shown(shift), each))
-    columns = ("arm", "is told", "right, test", "right, unlike the training", "test, seed by seed")
+            drawn = [shown(results.value(arm, what)) for what in ("passed", "any")]
+            rows.append((title_of(arm), told(arm), shown(test), shown(shift), *drawn, each))
+    columns = "arm", "is told", "right, test", "right, unlike the training", "pass@1", "pass@8", "test, seed by seed"
     return [table(columns, rows)]
 
 

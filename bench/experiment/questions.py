@@ -84,7 +84,10 @@ def by_effort(results: Results, axis: str) -> list[Series]:
 
 
 def optimised(results: Results) -> Question:
-    asked = "SFT raises the likelihood of given answers, REINFORCE the reward of its own. Do they move together?"
+    asked = (
+        "SFT raises the likelihood of given answers, REINFORCE the reward of its own. Do they move together? "
+        "References are the given answers of the test set, which nobody has learned from."
+    )
     question = Question("What is optimised?", asked)
     right, nats = (by_arms(results, START, what, "test") for what in ("right", "nats"))
     question.pictures = [
@@ -132,13 +135,13 @@ def labelled(results: Results) -> Question:
                     f"{there} no difference between {name} and more SFT was seen",
                 ))  # fmt: skip
     for arm in ("rl", "expert"):
-        found = results.difference(arm, START, other_share=1.0) if 1.0 in shares else None
+        found = results.difference(arm, CONTROL, other_share=1.0) if 1.0 in shares else None
         if found is not None:
             name, there = title_of(arm), f"from {results.design.shared:.0%} of the labels"
             question.sentences.append(sentence(
-                found, f"{name} {there} is ahead of supervised learning of all of them",
-                f"{name} {there} is behind supervised learning of all of them",
-                f"no difference was seen between {name} {there} and supervised learning of all of them",
+                found, f"{name} {there} is ahead of more SFT of all of them",
+                f"{name} {there} is behind more SFT of all of them",
+                f"no difference was seen between {name} {there} and more SFT of all of them",
             ))  # fmt: skip
     question.sentences += bits(results)
     return question
@@ -177,7 +180,7 @@ def generalises(results: Results) -> Question:
         question.sentences.append(sentence(
             found, "what REINFORCE gains over more SFT is larger unlike the training than like it",
             "what REINFORCE gains over more SFT is smaller unlike the training than like it",
-            "no difference was seen between what REINFORCE gains unlike the training and like it",
+            "no difference was seen between how far REINFORCE is ahead of more SFT unlike the training, and like it",
         ))  # fmt: skip
     return question
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiment import measure, plan
 from experiment.arms import ARMS
-from experiment.effects import effect, mean_of, share_of
+from experiment.effects import bounded, effect, mean_of
 from experiment.noise import NOISE
 from experiment.plan import Design, Job
 from experiment.runner import Runner
@@ -92,7 +92,7 @@ class Results:
         found = self.matrix(arm, what, of, share, self.seeds((arm, share)))
         if found is None:
             return None
-        return share_of(found) if form_of(what).endswith("%") else mean_of(found, form_of(what))
+        return bounded(mean_of(found, form_of(what)))
 
     def difference(
         self, first: str, second: str, what: str = "right", of: str = "test",

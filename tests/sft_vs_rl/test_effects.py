@@ -60,17 +60,20 @@ def test_where_all_are_alike_the_interval_is_that_of_none_of_n():
     most = stats.beta.ppf(0.975, 1, 300)  # Clopper and Pearson's bound
     right = np.ones((3, 300))
     assert effects.effect(right, right)[:3] == pytest.approx((0.0, -most, most))
-    assert effects.share_of(right)[:3] == pytest.approx((1.0, 1 - most, 1.0))
+    assert effects.bounded(effects.mean_of(right))[:3] == pytest.approx((1.0, 1 - most, 1.0))
     assert effects.mean_of(right, ".3f")[:3] == (1.0, 1.0, 1.0)  # of what has no bounds nothing is known
 
 
-def test_shares_stay_between_0_and_1():
+def test_what_is_no_difference_has_bounds():
     few = np.zeros((3, 100))
     few[0, 0] = 1
-    found = effects.share_of(few)
-    assert found.low == 0.0 < found.value < found.high == effects.mean_of(few).high
-    assert effects.mean_of(few).low < 0
-    assert effects.share_of(np.ones((1, 9))).low != 0  # one seed has no interval
+    for form in (".1%", ".3f"):
+        wide = effects.mean_of(few, form)
+        found = effects.bounded(wide)
+        assert wide.low < found.low == 0.0 < found.value < found.high == wide.high
+    assert effects.bounded(effects.mean_of(1 - few)).high == 1.0
+    assert effects.bounded(effects.mean_of(3 + few, ".3f")).high > 3
+    assert effects.bounded(effects.mean_of(np.ones((1, 9)))).low != 0  # one seed has no interval
 
 
 def test_pairs_count():
