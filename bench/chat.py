@@ -1,6 +1,7 @@
 """Steps of supervised fine-tuning on conversations: TRL's SFTTrainer, without and with packing, and ours.
 
-    python bench/chat.py                # on two CPU cores about half an hour; pip install trl first
+    python bench/chat.py                # on two CPU cores more than an hour; pip install trl first
+    python bench/chat.py --rounds 3     # half an hour
     python bench/chat.py --only LoRA    # the cases whose name contains this
     python bench/chat.py --quick        # does everything run?
 

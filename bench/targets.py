@@ -129,6 +129,10 @@ SEQ2SEQ = [
     Target("answers, greedy: speed against transformers", speed("^greedy", "answer", "transformers"), 2.0),
     Target("answers, beam search: speed against transformers", speed("^beam 4", "answer", "transformers"), 2.0),
 ]
+CHAT = [
+    Target("conversations: speed against TRL, padded", speed("^(all weights|LoRA)", STEP, "TRL, padded"), 2.0),
+    Target("conversations: speed against TRL, packed", speed("^(all weights|LoRA)", STEP, "TRL, packed"), 1.2),
+]
 CPU = [
     Target("linear cross-entropy: peak extra memory over eager's", memory(LARGE, BOTH, "eager"), at_most=0.05),
     Target("linear cross-entropy: time over eager's", time(LARGE, BOTH, "eager"), at_most=0.95),
@@ -138,6 +142,7 @@ CPU = [
     *TRAIN,
     *GENERATE,
     *SEQ2SEQ,
+    *CHAT,
     Target("ragged batch: time over padded SDPA's", time("^(29 of 8–64|8 of 64–512) ", BOTH, "SDPA"), at_most=0.6),
 ]
 
