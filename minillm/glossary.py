@@ -15,9 +15,14 @@ GLOSSARY = {
     "weighted_accuracy": Entry("weighted accuracy", "share of right answers, each class as heavy as given", "higher"),
     "all_labels": Entry("all labels right", "share of texts whose labels were found, all and no other", "higher"),
     "macro_f1": Entry(
-        "macro-F1", "mean over the classes, rare ones alike, of F1: see F1, of the texts of each", "higher"
+        "macro-F1",
+        "mean over the classes, rare ones alike, of F1: between the share of a class that is found and the share of what "
+        "is taken for it that is right",
+        "higher",
     ),
-    "micro_f1": Entry("micro-F1", "F1 of all labels of all texts together: see F1", "higher"),
+    "micro_f1": Entry(
+        "micro-F1", "between the share of all labels that is found and the share of those said that is right", "higher"
+    ),
     "f1": Entry(
         "F1", "between the share of entities that is found and the share of those found that is right", "higher"
     ),
