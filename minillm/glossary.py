@@ -16,8 +16,8 @@ GLOSSARY = {
     "all_labels": Entry("all labels right", "share of texts whose labels were found, all and no other", "higher"),
     "macro_f1": Entry(
         "macro-F1",
-        "mean over the classes, rare ones alike, of F1: between the share of a class that is found and the share of what "
-        "is taken for it that is right",
+        "mean over the classes, rare ones alike, of F1: between the share of a class that is found and the share of "
+        "what is taken for it that is right",
         "higher",
     ),
     "micro_f1": Entry(
