@@ -191,7 +191,7 @@ def test_a_model_is_not_tied_twice(path):
 # ---- files of other versions ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", [{"format": 3}, {"format": 5}, {"format": None}, "progress only"])
+@pytest.mark.parametrize("change", [{"format": 4}, {"format": 6}, {"format": None}, "progress only"])
 def test_other_formats_are_refused(path, change):
     """Before this one, files had no number, and the progress under another name."""
     model = gpt()
@@ -210,7 +210,7 @@ def test_other_formats_are_refused(path, change):
 def test_the_number_of_the_format_is_in_the_file(path):
     state.save(path, gpt(), [], {"step": 3})
     saved = read_state(path)
-    assert saved["format"] == state.FORMAT == 4
+    assert saved["format"] == state.FORMAT == 5
     assert saved["progress"] == {"step": 3}
     json.dumps(saved)
 
