@@ -51,9 +51,10 @@ class MaskedLanguageModelling(LanguageModelling):
 
     def recipe(self, model: nn.Module | None, minutes: float | None) -> dict[str, Any]:
         both = {"optimizer": "adamw", "batch_tokens": 4096, "warmup": 0.06}
+        if model and model.transform_is_trained:
+            return {**both, "lr": 5e-5, "embedding_lr": 5e-5, "epochs": 3}
         if model:  # a head from nothing learns faster than what is under it
-            rates = {"lr": 5e-5, "embedding_lr": 5e-5 if model.transform_is_trained else 1e-3}
-            return {**both, **rates, "optimizer": "adamw-head", "epochs": 3}
+            return {**both, "optimizer": "adamw-head", "lr": 5e-5, "embedding_lr": 1e-3, "epochs": 3}
         shape = {"layers": 4, "width": 128, "heads": 4, "dropout": 0.0}
         return {**both, **shape, "optimizer": "muon", "lr": 0.006, "embedding_lr": 0.006, "minutes": 3.0}
 
