@@ -2,7 +2,8 @@
 
     python bench/finetune_peer.py FOLDER
 
-FOLDER holds spec.json; answers.json is written beside it. A new task is a class with three functions, as below.
+FOLDER holds spec.json; answers.json is written beside it. A new task is a class with `loss`, `answers` and `good`, how
+good an answer is, by the mean of which the best look is chosen.
 
 Letters: B examples of a batch, T tokens of the longest.
 """
@@ -18,9 +19,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
 
 LONGEST = 512
+IGNORED = -100
 
 
 class Tag:
@@ -53,7 +60,7 @@ class Tag:
         given, first = self.batch(examples)
         number = {name: k for k, name in enumerate(self.spec.classes)}
         rows = zip(first.tolist(), examples, strict=True)
-        targets = torch.tensor([[number[e["tags"][w]] if w >= 0 else -100 for w in row] for row, e in rows])
+        targets = torch.tensor([[number[e["tags"][w]] if w >= 0 else IGNORED for w in row] for row, e in rows])
         logits, whole = self.logits(given)
         loss, count = (
             F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum"),
@@ -77,37 +84,133 @@ class Tag:
             found.append({"tags": tags, "label": label})
         return found
 
+    def good(self, answer: dict, example: dict) -> float:
+        return sum(a == b for a, b in zip(answer["tags"], example["tags"], strict=True)) / len(example["tags"])
 
-class Classify:
-    """As run_glue.py has it."""
+
+class Whole:
+    """One text or a pair of them, and what is said of the whole, as run_glue.py has it."""
 
     def __init__(self, spec: SimpleNamespace):
         self.spec = spec
         self.tokenizer = AutoTokenizer.from_pretrained(spec.init)
         self.model = AutoModelForSequenceClassification.from_pretrained(spec.init, num_labels=len(spec.classes))
 
-    def logits(self, examples: list[dict]) -> Tensor:
-        columns = [list(column) for column in zip(*(example["texts"] for example in examples), strict=True)]
+    def logits(self, columns: list[list[str]]) -> Tensor:
+        """Of texts, or of pairs as two columns: (B, classes)."""
         given = self.tokenizer(*columns, truncation=True, max_length=LONGEST, padding=True, return_tensors="pt")
         return self.model(**given).logits.float()
 
+    def of_texts(self, examples: list[dict]) -> Tensor:
+        return self.logits([list(column) for column in zip(*(example["texts"] for example in examples), strict=True)])
+
+
+class Classify(Whole):
     def loss(self, examples: list[dict]) -> Tensor:
         labels = torch.tensor([self.spec.classes.index(example["label"]) for example in examples])
-        return F.cross_entropy(self.logits(examples), labels)
+        return F.cross_entropy(self.of_texts(examples), labels)
 
     def answers(self, examples: list[dict]) -> list[dict]:
-        return [{"label": self.spec.classes[k]} for k in self.logits(examples).argmax(-1).tolist()]
+        return [{"label": self.spec.classes[k]} for k in self.of_texts(examples).argmax(-1).tolist()]
+
+    def good(self, answer: dict, example: dict) -> float:
+        return float(answer["label"] == example["label"])
 
 
-TASKS = {"tag": Tag, "classify": Classify}
+class Regress(Whole):
+    """The squared error of the labels as they are."""
+
+    def loss(self, examples: list[dict]) -> Tensor:
+        return F.mse_loss(self.of_texts(examples)[:, 0], torch.tensor([float(e["label"]) for e in examples]))
+
+    def answers(self, examples: list[dict]) -> list[dict]:
+        return [{"value": value} for value in self.of_texts(examples)[:, 0].tolist()]
+
+    def good(self, answer: dict, example: dict) -> float:
+        return -((answer["value"] - example["label"]) ** 2)
+
+
+class Prefer(Whole):
+    """One number for a prompt with an answer; the difference of two is learned, as TRL's RewardTrainer has it."""
+
+    def scores(self, examples: list[dict]) -> tuple[Tensor, Tensor]:
+        prompts = [example["prompt"] for example in examples]
+        answers = [example[which] for which in ("chosen", "rejected") for example in examples]
+        return self.logits([prompts + prompts, answers])[:, 0].chunk(2)
+
+    def loss(self, examples: list[dict]) -> Tensor:
+        chosen, rejected = self.scores(examples)
+        return -F.logsigmoid(chosen - rejected).mean()
+
+    def answers(self, examples: list[dict]) -> list[dict]:
+        pairs = zip(*(part.tolist() for part in self.scores(examples)), strict=True)
+        return [{"chosen": chosen, "rejected": rejected} for chosen, rejected in pairs]
+
+    def good(self, answer: dict, example: dict) -> float:
+        return float(answer["chosen"] > answer["rejected"])
+
+
+class Write:
+    """What is learned is said behind what is read; LoRA beside every linear layer."""
+
+    def __init__(self, spec: SimpleNamespace):
+        from peft import LoraConfig, get_peft_model
+
+        self.spec, path = spec, Path(spec.init)
+        where = {"gguf_file": path.name} if path.is_file() else {}
+        model = AutoModelForCausalLM.from_pretrained(path.parent if where else path, dtype=torch.float32, **where)
+        pairs = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+        self.model = get_peft_model(model, pairs)
+
+    def losses(self, examples: list[dict]) -> tuple[Tensor, Tensor]:
+        """−log p of every target, (B, T), 0 where nothing is asked; and how many are, (B)."""
+        longest = max(len(example["tokens"]) for example in examples)
+        pads = [longest - len(example["tokens"]) for example in examples]
+        ids = torch.tensor([e["tokens"] + [0] * pad for e, pad in zip(examples, pads, strict=True)])
+        targets = torch.tensor([e["targets"] + [IGNORED] * pad for e, pad in zip(examples, pads, strict=True)])
+        mask = torch.tensor([[1] * (longest - pad) + [0] * pad for pad in pads])
+        logits = self.model(input_ids=ids, attention_mask=mask).logits.float()
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+        return losses.view_as(targets), (targets != IGNORED).sum(1)
+
+    def loss(self, examples: list[dict]) -> Tensor:
+        losses, counts = self.losses(examples)
+        return losses.sum() / counts.sum()
+
+    def good(self, answer: dict, example: dict) -> float:
+        return 0.0  # there is one look
+
+
+class Chat(Write):
+    def answers(self, examples: list[dict]) -> list[dict]:
+        losses, counts = self.losses(examples)
+        return [{"nats": n, "tokens": k} for n, k in zip(losses.sum(1).tolist(), counts.tolist(), strict=True)]
+
+
+class Seq2Seq(Write):
+    def answers(self, examples: list[dict]) -> list[dict]:
+        """Greedy, prompts padded on their left."""
+        stops = self.spec.stops
+        longest = max(len(example["prompt"]) for example in examples)
+        pads = [longest - len(example["prompt"]) for example in examples]
+        ids = torch.tensor([[stops[0]] * pad + e["prompt"] for e, pad in zip(examples, pads, strict=True)])
+        mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in pads])
+        how = {"do_sample": False, "max_new_tokens": self.spec.new, "eos_token_id": stops, "pad_token_id": stops[0]}
+        rows = self.model.generate(input_ids=ids, attention_mask=mask, **how)[:, longest:].tolist()
+        ends = [next((i for i, token in enumerate(row) if token in stops), len(row)) for row in rows]
+        return [{"written": row[:end]} for row, end in zip(rows, ends, strict=True)]
+
+
+TASKS = {"tag": Tag, "classify": Classify, "regress": Regress, "preference": Prefer, "chat": Chat, "seq2seq": Seq2Seq}
 
 
 def optimizer_of(model: nn.Module, spec: SimpleNamespace, steps: int) -> tuple[Any, Any]:
-    """One rate for the encoder, one for the head; both rise, then fall to nothing."""
+    """One rate for the encoder, one for the head, as far as they learn; both rise, then fall to nothing."""
+    learned = [p for p in model.parameters() if p.requires_grad]
     body = {id(p) for p in model.base_model.parameters()}
     groups = [
-        {"params": [p for p in model.parameters() if id(p) in body], "lr": spec.lr},
-        {"params": [p for p in model.parameters() if id(p) not in body], "lr": spec.embedding_lr},
+        {"params": [p for p in learned if id(p) in body], "lr": spec.lr},
+        {"params": [p for p in learned if id(p) not in body], "lr": spec.embedding_lr},
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=True)
     rise = max(1, round(spec.warmup * steps))
@@ -126,14 +229,9 @@ def answers_of(task: Any, spec: SimpleNamespace) -> list[dict]:
     return found
 
 
-def score(found: list[dict], spec: SimpleNamespace) -> float:
-    """What the best look is chosen by: words with the right tag, or texts with the right class."""
-    pairs = zip(found, spec.dev, strict=True)
-    if spec.task == "tag":
-        right = [a == b for x, y in pairs for a, b in zip(x["tags"], y["tags"], strict=True)]
-    else:
-        right = [x["label"] == y["label"] for x, y in pairs]
-    return sum(right) / len(right)
+def score(task: Any, found: list[dict], spec: SimpleNamespace) -> float:
+    good = [task.good(answer, example) for answer, example in zip(found, spec.dev, strict=True)]
+    return sum(good) / len(good)
 
 
 def main() -> None:
@@ -147,7 +245,7 @@ def main() -> None:
     looks = {round(steps * (i + 1) / spec.evaluations) for i in range(spec.evaluations)} | {steps}
     optimizer, schedule = optimizer_of(task.model, spec, steps)
     order: list[dict] = []
-    best, kept = -1.0, None
+    best, kept = -math.inf, None
     for step in range(1, steps + 1):
         order = order or rng.sample(spec.train, len(spec.train))
         examples, order = order[: spec.batch_examples], order[spec.batch_examples :]
@@ -158,7 +256,7 @@ def main() -> None:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        if step in looks and (value := score(found := answers_of(task, spec), spec)) > best:
+        if step in looks and (value := score(task, found := answers_of(task, spec), spec)) > best:
             best, kept = value, found
     (folder / "answers.json").write_text(json.dumps(kept))
 
