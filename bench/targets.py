@@ -122,8 +122,11 @@ GENERATE = [
         for model, batches in SPEEDS.items()
         for batch, x in batches.items()
     ),
-    Target("generation: speed of int8 against float32", speed("int8 B=1$", "generate", "ours, float32"), 1.5),
     Target("loading a GGUF file: speed against transformers", speed("SmolLM2.* float32", "load", "transformers"), 1.0),
+]
+FEW_BITS = [
+    Target("four bits, writing: speed against llama.cpp", speed("^decode", "generate", "llama.cpp"), 1.0),
+    Target("four bits, reading: speed against llama.cpp", speed("^read", "generate", "llama.cpp"), 2.0),
 ]
 SEQ2SEQ = [
     Target("answers, greedy: speed against transformers", speed("^greedy", "answer", "transformers"), 2.0),
@@ -141,6 +144,7 @@ CPU = [
     Target("attention, float32: speed against SDPA", speed("T=(512|2048) causal float32", BOTH, "SDPA"), 1.0),
     *TRAIN,
     *GENERATE,
+    *FEW_BITS,
     *SEQ2SEQ,
     *CHAT,
     Target("ragged batch: time over padded SDPA's", time("^(29 of 8–64|8 of 64–512) ", BOTH, "SDPA"), at_most=0.6),

@@ -12,7 +12,6 @@ heads, D head dim.
 """
 
 import copy
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -24,15 +23,11 @@ from kernels import Packing, attention
 from kernels.backend import implementation
 from kernels.cpu.attention import Step, laid_out
 from minillm.layers import MLP, Attend, LayerNorm, Linear, RMSNorm
-
-Layer = Callable[[Tensor], Tensor]
+from minillm.quantized import FORMS, OF_OUTPUTS, WORTH_QUANTISING, Layer, quantized_linear
 
 # Below so many weights, finding the packed product costs more than it saves: in float32 128 × 512 does not pay, 384 ×
 # 384 does; in bfloat16, whose ordinary product is slow, 128 × 128 does.
 WORTH_PACKING = {torch.float32: 100_000, torch.bfloat16: 16_000}
-WORTH_QUANTISING = 100_000  # weights of a product; smaller ones gain nothing
-# PyTorch's product with int8 weights takes time for every row; from here on, decoding the weights once is faster.
-FEW_ROWS = 16
 # Activations within a product, as oneDNN calls them.
 FUSED = {"gelu": ("gelu", "tanh"), "gelu-erf": ("gelu", "none"), "relu": ("relu", "")}
 AHEAD = 32  # tokens, at least, that a cache grows by; a quarter of its tokens where that is more
@@ -46,24 +41,24 @@ def ready(model: nn.Module, quantize: str | None = None) -> nn.Module:
     It lives outside of autograd and may or may not follow later changes of the weights. A ready model is returned as it
     is.
 
-    quantize   "int8" keeps the weights of large products as 8-bit integers with one scale for each output (weight-only
-               quantisation; Dettmers et al. 2022, arXiv:2208.07339, section 2), and computes in bfloat16.
+    quantize   "int8" or "int4" keeps the weights of large products in so many bits, see quantized.py, and computes in
+               bfloat16.
     """
-    if quantize not in (None, "int8"):
-        raise ValueError(f"quantize={quantize!r} is not 'int8'")
+    if quantize not in (None, *FORMS):
+        raise ValueError(f"quantize={quantize!r} is none of {', '.join(FORMS)}")
     if getattr(model, "is_ready", False):
         return model
     dtype = getattr(model, "compute_dtype", None) or next(model.parameters()).dtype
     dtype = torch.bfloat16 if quantize else dtype
-    twin = _Converter(dtype, quantize is not None).module(model)
+    twin = _Converter(dtype, quantize).module(model)
     twin.is_ready, twin.compute_dtype = True, dtype
     twin.num_parameters = sum(parameter.numel() for parameter in model.parameters())
     return twin
 
 
 class _Converter:
-    def __init__(self, dtype: torch.dtype, to_int8: bool):
-        self.dtype, self.to_int8 = dtype, to_int8
+    def __init__(self, dtype: torch.dtype, quantize: str | None):
+        self.dtype, self.quantize = dtype, quantize
         self.cast: dict[nn.Parameter, Tensor] = {}  # those converted so far, so that tied ones stay tied
 
     def module(self, module: nn.Module) -> nn.Module:
@@ -72,14 +67,14 @@ class _Converter:
         twin._parameters = {name: self.parameter(p) for name, p in module._parameters.items()}
         twin._modules = {}
         for name, child in module.named_children():
-            twin.__dict__[name] = self.layer(child)
+            twin.__dict__[name] = self.layer(child, is_output=name == "output")
         twin.__dict__["training"] = False
         return twin
 
-    def layer(self, module: nn.Module) -> Any:
+    def layer(self, module: nn.Module, is_output: bool = False) -> Any:
         match module:
             case Linear():
-                return self.linear(module.merged())
+                return self.linear(module.merged(), OF_OUTPUTS if self.quantize and is_output else self.quantize)
             case LayerNorm() | RMSNorm():
                 norm = torch.layer_norm if isinstance(module, LayerNorm) else torch.rms_norm
                 parameters = {name: self.parameter(p) for name, p in module._parameters.items()}
@@ -88,7 +83,7 @@ class _Converter:
                 return [self.layer(child) for child in module]
             case nn.Embedding():
                 return self.module(module)
-            case MLP() if not self.to_int8 and _can_pack(module.up.weight, self.dtype):
+            case MLP() if not self.quantize and _can_pack(module.up.weight, self.dtype):
                 return self.mlp(module)
             case _:
                 return self.module(module).forward
@@ -100,10 +95,10 @@ class _Converter:
         up, down = packed_linear(weight, bias, *FUSED[module.activation]), self.layer(module.down)
         return lambda x: down(up(x))
 
-    def linear(self, module: Linear) -> Layer:
+    def linear(self, module: Linear, quantize: str | None) -> Layer:
         bias = self.parameter(module.bias)
-        if self.to_int8 and module.weight.numel() >= WORTH_QUANTISING:
-            return int8_linear(module.weight.detach(), bias, self.dtype)
+        if quantize and module.weight.numel() >= WORTH_QUANTISING:
+            return quantized_linear(module.weight.detach(), bias, quantize)
         if _can_pack(module.weight, self.dtype):
             return packed_linear(module.weight.detach().to(self.dtype), bias)
         return partial(F.linear, weight=self.parameter(module.weight), bias=bias)
@@ -123,23 +118,6 @@ def packed_linear(weight: Tensor, bias: Tensor | None, activation: str = "none",
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
     product = torch.ops.mkldnn._linear_pointwise.default
     return lambda x: product(x, packed, bias, activation, [], approximate)
-
-
-def int8_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Layer:
-    """x (N,I) → x Wᵀ + b (N,O) over W (O,I) as integers of −127 to 127 times a scale (O,): a quarter of float32."""
-    scales = (weight.abs().amax(dim=1).float() / 127).clamp_min(torch.finfo(torch.float32).tiny)
-    codes = (weight / scales[:, None]).round().to(torch.int8)
-    scales = scales.to(dtype)
-    has_kernel = weight.device.type == "cpu" and weight.shape[1] % 16 == 0  # others it reads beyond their end
-
-    def product(x: Tensor) -> Tensor:
-        if has_kernel and x.shape[0] <= FEW_ROWS:
-            y = torch._weight_int8pack_mm(x.contiguous(), codes, scales)
-        else:
-            y = F.linear(x, codes.to(dtype)) * scales
-        return y if bias is None else y + bias
-
-    return product
 
 
 def _can_pack(weight: Tensor, dtype: torch.dtype) -> bool:

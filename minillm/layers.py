@@ -123,9 +123,10 @@ class Attention(nn.Module):
         qk_norm_eps: float | None = None,
     ):
         super().__init__()
-        self.heads = (num_heads, num_kv_heads, num_kv_heads)
+        self.heads = (num_heads, num_kv_heads)  # of queries, and of keys
+        self.turned = (num_heads + num_kv_heads, num_kv_heads)  # those that know their place, which values do not
         self.head_dim = head_dim
-        self.qkv = Linear(width, sum(self.heads) * head_dim, qkv_bias)
+        self.qkv = Linear(width, sum(self.turned) * head_dim, qkv_bias)
         self.out = Linear(num_heads * head_dim, width, out_bias)
         self.has_qk_norm = qk_norm_eps is not None
         if self.has_qk_norm:
@@ -134,11 +135,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
         heads = self.qkv(x).view(x.shape[0], -1, self.head_dim)  # (N, H+2G, D)
-        q, k, v = torch.split_with_sizes(heads, self.heads, dim=1)
+        turned, v = torch.split_with_sizes(heads, self.turned, dim=1)
         if self.has_qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = torch.split_with_sizes(turned, self.heads, dim=1)
+            turned = torch.cat([self.q_norm(q), self.k_norm(k)], dim=1)
         if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
+            turned = rotate(turned, rotation)
+        q, k = torch.split_with_sizes(turned, self.heads, dim=1)
         return self.out(attend(q, k, v).flatten(1))
 
 

@@ -162,6 +162,15 @@ def test_quick_generation(tmp_path):
     assert rows[1]["error"] == 0  # the same answers
 
 
+def test_quick_few_bits(tmp_path):
+    out = tmp_path / "result"
+    done = bench("few_bits.py", "--quick", "--rounds", "1", "--only", "read", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.with_suffix(".json").read_text())["rows"]
+    assert [row["provider"] for row in rows] == ["ours, float32", "ours, bfloat16", "ours, int8", "ours"]
+    assert all(row["ms"] > 0 for row in rows)
+
+
 def test_quick_answers(tmp_path):
     pytest.importorskip("transformers")
     out = tmp_path / "result"

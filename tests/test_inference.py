@@ -6,7 +6,6 @@ from tiny import GPT_FAMILIES, LLAMA, gpt, packed, sequences
 
 from kernels import backend
 from minillm import inference
-from minillm.generate import generate
 from minillm.inference import KVCache, ready
 from minillm.layers import YarnScaling
 
@@ -151,37 +150,3 @@ def test_a_ready_model_shares_what_need_not_change():
     assert twin.tokens.weight.dtype == torch.bfloat16
     assert model.tokens.weight.dtype == torch.float32
     assert len(list(model.parameters())) == len(list(gpt(vocab_size=5).parameters()))
-
-
-@pytest.mark.parametrize("inputs", [64, 42])
-@pytest.mark.parametrize("rows", [1, 5, inference.FEW_ROWS + 1])
-def test_int8_weights_are_rounded_by_half_a_step_at_most(rows, inputs):
-    """The error of each product is within what rounding weights (half a step) and bfloat16 (2⁻⁸) can do."""
-    torch.manual_seed(0)
-    weight, bias, x = torch.randn(50, inputs), torch.randn(50), torch.randn(rows, inputs)
-    weight[3] = 0  # a row without a scale
-    got = inference.int8_linear(weight, bias.bfloat16(), torch.bfloat16)(x.bfloat16()).float()
-    truth = x @ weight.T + bias
-    steps = weight.abs().amax(1) / 127
-    bound = x.abs().sum(1, keepdim=True) * steps / 2 + 2**-7 * (x.abs() @ weight.abs().T + bias.abs())
-    assert torch.all((got - truth).abs() <= bound)
-    assert (got - truth).abs().max() > 0
-
-
-@every_choice
-def test_a_quantised_model_is_nearly_the_model(choices, monkeypatch):
-    monkeypatch.setattr(inference, "WORTH_QUANTISING", 1)
-    model = gpt(vocab_size=5, **choices).float()
-    text = packed([torch.tensor(prompt) for prompt in PROMPTS])
-    with torch.inference_mode():
-        truth, twin = model.logits(model(*text)).log_softmax(-1), ready(model, "int8")
-        assert KVCache.of(twin, 1, 1).layers[0][0].dtype == torch.bfloat16
-        got = twin.logits(twin(*text)).float().log_softmax(-1)
-    divergence = (truth.exp() * (truth - got)).sum(-1)
-    assert 0 < divergence.max() < 0.02
-    assert len(generate(twin, PROMPTS, 4)) == len(PROMPTS)
-
-
-def test_only_int8_is_known():
-    with pytest.raises(ValueError, match="int4"):
-        ready(gpt(vocab_size=5), "int4")

@@ -18,13 +18,14 @@ from typing import Any
 
 from minillm import cli
 from minillm.beam import Beams
-from minillm.commands.common import MODEL, as_json, complain, open_model, print_text, texts_of
+from minillm.commands.common import MODEL, as_json, complain, open_model, print_text, refuse_float32, texts_of
 from minillm.commands.text_generation import TextGenerator
 from minillm.device import PRECISIONS, place
 from minillm.errors import UserError
 from minillm.evaluate import complete
 from minillm.published.checkpoint import load_ready
 from minillm.published.vocabularies import load_tokenizer
+from minillm.quantized import FORMS
 
 BATCH = 256  # prompts after which their answers are printed
 MOST_BEAMS = 1000
@@ -40,15 +41,14 @@ class Args:
     max_new_tokens: int | None = cli.option(None, "most tokens of an answer (default: what fits, at most 256)")
     json: bool = cli.option(False, "print a line of JSON for each answer")
     precision: str = cli.option("auto", "of weights and activations", choices=PRECISIONS)
-    quantize: str | None = cli.option(None, "of the weights: less memory, a little less exact", choices=("int8",))
+    quantize: str | None = cli.option(None, "of the weights: less memory, less exact", choices=FORMS)
 
     def search(self) -> Beams:
         """The settings of the search. UserError for options that make no sense whatever the model is."""
         cli.require_positive(self, "beams", "max_new_tokens")
         if self.beams > MOST_BEAMS:
             raise UserError(f"--beams {self.beams} is too many: {MOST_BEAMS} is the most, and few find more than 10 do")
-        if self.quantize and self.precision == "fp32":
-            raise UserError("--quantize int8 computes in bfloat16: leave --precision fp32 out")
+        refuse_float32(self.quantize, self.precision)
         try:
             return Beams(self.beams, self.length_penalty)
         except ValueError as error:

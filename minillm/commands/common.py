@@ -19,6 +19,7 @@ from minillm.generate import Sampling
 from minillm.heads import Head
 from minillm.published.checkpoint import Checkpoint, load_ready, open_checkpoint, resolve
 from minillm.published.vocabularies import load_tokenizer
+from minillm.quantized import FORMS
 from minillm.report import without_control_characters
 from minillm.tokenizer import Tokenizer, read_texts
 from minillm.wording import counted
@@ -68,14 +69,13 @@ class SamplingOptions:
     stop: tuple[str, ...] = cli.option((), "end the answer before this text; may be given several times")
     seed: int = cli.option(0, "the same seed, options and threads: the same answer")
     precision: str = cli.option("auto", "of weights and activations", choices=PRECISIONS)
-    quantize: str | None = cli.option(None, "of the weights: less memory, a little less exact", choices=("int8",))
+    quantize: str | None = cli.option(None, "of the weights: less memory, less exact", choices=FORMS)
 
     def sampling(self) -> Sampling:
         """How to draw. UserError for options that make no sense whatever the model is."""
         cli.require_seed(self)
         cli.require_positive(self, "max_new_tokens")
-        if self.quantize and self.precision == "fp32":
-            raise UserError("--quantize int8 computes in bfloat16: leave --precision fp32 out")
+        refuse_float32(self.quantize, self.precision)
         if not all(self.stop):
             raise UserError("--stop '' would end every answer before it begins")
         try:
@@ -90,6 +90,12 @@ class SamplingOptions:
         model = load_ready(saved, placement.dtype, self.quantize, placement.device)
         rng = torch.Generator(placement.device).manual_seed(self.seed)
         return TextGenerator(model, load_tokenizer(saved.path)), rng
+
+
+def refuse_float32(quantize: str | None, precision: str) -> None:
+    """UserError for --precision fp32 beside --quantize."""
+    if quantize and precision == "fp32":
+        raise UserError(f"--quantize {quantize} computes in bfloat16: leave --precision fp32 out")
 
 
 def load_reader(saved: Checkpoint, head: str, precision: str) -> tuple[Head, Tokenizer]:
