@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ BESIDE_RESUME = (
     "--resume goes on under the options that the run was started with: leave out --{}, or, where the run is finished, "
     "train its model further in a new one with --init {}"
 )
+PATIENCE = 3.0  # seconds
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -223,6 +225,7 @@ class Parser(argparse.ArgumentParser):
     """What is wrong in one sentence, as of any mistake, where argparse puts twenty lines of usage before it."""
 
     def error(self, message: str) -> NoReturn:
+        let_the_first_speak()
         self.exit(2, f"error: {message}; {self.prog} --help says what there is\n")
 
 
@@ -271,6 +274,7 @@ def run(main: Callable[[], None]) -> None:
         if sys.stdout:  # None where it is closed
             sys.stdout.flush()
     except UserError as error:
+        let_the_first_speak()
         leave(f"error: {error}", 2)
     except KeyboardInterrupt as stop:
         leave("\n" + "; ".join(["interrupted", *map(str, stop.args)]), 130)
@@ -280,6 +284,12 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         drop(sys.stdout)
         leave(f"error: cannot go on: {error}", 2)
+
+
+def let_the_first_speak() -> None:
+    """Of several processes that make the same mistake: torchrun ends the others as soon as the first has said it."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(PATIENCE)
 
 
 def leave(words: str, code: int) -> None:

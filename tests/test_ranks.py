@@ -129,8 +129,16 @@ def test_a_mistake_of_the_first_rank_ends_them_all(tmp_path):
     )
     _, said = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert "is not empty and not a run" in said
+    assert said.count("is not empty and not a run") == 1
     assert sorted(path.name for path in (tmp_path / "taken").iterdir()) == ["something"]
+
+
+@pytest.mark.parametrize(("wrong", "named"), [("--train", "none.csv"), ("--trian", "--trian")])
+def test_a_mistake_that_all_make_is_said_once(wrong, named, tmp_path):
+    process = torchrun(ROOT / "train_sft.py", "--task", "classify", wrong, tmp_path / "none.csv")
+    _, said = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert said.count("error: ") == said.count(named) == 1
 
 
 @pytest.mark.parametrize(
