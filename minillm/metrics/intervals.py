@@ -61,6 +61,11 @@ class Interval(Bounds):
         self.form, self.changes, self.unit = form, changes, float(unit)
         return self
 
+    def _replace(self, **given: float) -> "Interval":
+        """With other numbers; a named tuple's own would forget the form."""
+        numbers = {"value": self.value, "low": self.low, "high": self.high, **given}
+        return Interval(**numbers, form=self.form, changes=self.changes, unit=self.unit)
+
     def __str__(self) -> str:
         return " ".join(self.words())
 

@@ -278,3 +278,10 @@ def test_nats_of_next_to_no_texts_say_how_little_is_known():
     assert found.low < 2.5 / 2
     assert found.high > 2.5 * 1.5
     assert nats_per_token([0.0] * 9, [10] * 9).value == 0
+
+
+def test_other_numbers_are_shown_alike():
+    found = Interval(0.2, -0.1, 0.3, ".3f", np.ones(3), 0.5)._replace(low=0.0)
+    assert str(found) == "0.200 [0.000, 0.300]"
+    assert found.unit == 0.5
+    assert len(found.changes) == 3
