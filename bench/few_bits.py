@@ -6,14 +6,17 @@
 
 `decode` writes 64 tokens behind 8, `read` one token behind 480, `eight` 64 tokens behind each of eight prompts of 64,
 which llama.cpp's Python package does one after the other. All sides run in processes of their own that take turns. The
-rate counts the tokens of the longer part; memory is what the process holds after it has answered, libraries included.
-The perplexity of each of our forms stands beside them, over a text that none was chosen by.
+rate counts the tokens of the longer part, the time is that of both; memory is what the process holds after it has
+answered, libraries included. Answers are not compared, as rounding parts them.
 
 llama.cpp keeps the file's own codes. Ours are made anew from the numbers that these mean: where a block of Q4_1 uses
-all of its codes, int4, which is what is called ours, finds the same ones.
+all of its codes, int4, which is what is called ours, finds the same ones. What it does to weights that never had four
+bits is seen by the perplexity of the same model with its channels in another order: it says the same, but others share
+a scale.
 """
 
 import argparse
+import math
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -30,9 +33,18 @@ from harness import Row
 from safetensors.torch import save_file
 from train import BENCH, Worker, fill, started
 
+from kernels import Packing
+from minillm import quantized
+from minillm.gpt import GPT
+from minillm.inference import KVCache, ready
 from minillm.published import checkpoint
+from minillm.published.vocabularies import load_tokenizer
+from minillm.tokenizer import Tokenizer
 
 BASELINE = "llama.cpp"
+TEXT = trainings.DATA / "lm_tinyshakespeare" / "val.txt"  # whose perplexity is measured
+OF_BITS = [(form, None, form) for form in quantized.FORMS]
+PIECE = 32  # tokens
 HALF = "--dtype", "bfloat16"
 FORMS = {
     "ours, float32": ("--dtype", "float32"),
@@ -83,11 +95,54 @@ def compare(case: Case, workers: Mapping[str, Worker], rounds: int) -> list[Row]
     return rows
 
 
+# ---- what rounding costs ---------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def perplexities(model: GPT, tokenizer: Tokenizer, num_tokens: int = 4096, window: int = 512) -> str:
+    """Of each form: exp of the mean −log p of a text's tokens, each seen with up to 511 before it. The text is read in
+    pieces of 32 tokens, so that products for few rows are looked at, too."""
+    ids = torch.tensor(tokenizer.encode(TEXT.read_text(encoding="utf-8")[: 8 * num_tokens])[:num_tokens])
+    found = {}
+    for name, dtype, quantize in (("float32", None, None), ("bfloat16", torch.bfloat16, None), *OF_BITS):
+        model.compute_dtype, total = dtype, 0.0
+        twin = ready(model, quantize)
+        for rows in ids.split(window):
+            cache = KVCache.of(twin, 1, window)
+            pieces = [twin(piece, Packing.from_lengths([len(piece)]), cache) for piece in rows.split(PIECE)]
+            logprobs = twin.logits(torch.cat(pieces)).float().log_softmax(-1)
+            total -= float(logprobs[:-1].gather(1, rows[1:, None]).sum(dtype=torch.float64))
+        found[name] = math.exp(total / (len(ids) - len(ids.split(window))))
+    return ", ".join(f"{name} {value:.2f}" for name, value in found.items())
+
+
+@torch.no_grad()
+def reordered(model: GPT) -> GPT:
+    """The same function: channels of the stream, and units within each SwiGLU, in another order."""
+    generator = torch.Generator().manual_seed(0)
+    channels = torch.randperm(model.config.width, generator=generator)
+    units = torch.randperm(model.config.mlp_width, generator=generator)
+    names = ("tokens", *([] if model.output.weight is model.tokens.weight else ["output"]))
+    columns = [getattr(model, name).weight for name in names]
+    rows = [model.final_norm.weight]
+    for block in model.blocks:
+        columns += [block.attn.qkv.weight, block.mlp.gate_up.weight]
+        rows += [block.attn_norm.weight, block.mlp_norm.weight, block.attn.out.weight, block.mlp.down.weight]
+        both = torch.cat([units, units + len(units)])
+        block.mlp.gate_up.weight.copy_(block.mlp.gate_up.weight[both])
+        block.mlp.down.weight.copy_(block.mlp.down.weight[:, units])
+    for weight in columns:
+        weight.copy_(weight[:, channels])
+    for weight in rows:
+        weight.copy_(weight[channels])
+    return model
+
+
 def main() -> int:
     parser = harness.argument_parser(__doc__)
     parser.add_argument("--model", type=Path, default=trainings.smollm2(), help="GGUF file (default: SmolLM2's)")
     args = parser.parse_args()
-    device, rows = harness.device_of(args), []
+    device, rows, args.model = harness.device_of(args), [], trainings.absolute(args.model)
     args.peer = bool(find_spec("llama_cpp")) and not args.quick
     environment = harness.environment(device)
     with tempfile.TemporaryDirectory() as folder:
@@ -100,9 +155,10 @@ def main() -> int:
             print(f"{case.name} …", flush=True)
             case = case._replace(prompt=8, new=4) if args.quick else case
             rows += measure(case, path, args)
-    if generate.TEXT.exists() and not args.quick:
-        found = {form or "float32": generate.perplexity(path, form) for form in (None, "int8", "int4")}
-        environment["perplexity"] = ", ".join(f"{form} {value:.3f}" for form, value in found.items())
+    if TEXT.exists() and not args.quick:
+        tokenizer = load_tokenizer(path)
+        environment["perplexity"] = perplexities(checkpoint.load(path), tokenizer)
+        environment["with channels in another order"] = perplexities(reordered(checkpoint.load(path)), tokenizer)
     return report.finish(rows, "few_bits", "Weights of few bits: llama.cpp, and ours", args.out, environment, {})
 
 

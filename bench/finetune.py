@@ -2,7 +2,7 @@
 
     python bench/finetune.py --data FOLDER                         # every case, one after the other: hours
     python bench/finetune.py --data FOLDER --only SNIPS --epochs 2
-    python bench/finetune.py --data FOLDER --encoder MODEL --only SST
+    python bench/finetune.py --data FOLDER --encoder MODEL --only SST-2
 
 FOLDER has a folder for each case with train.jsonl and dev.jsonl. What reads starts from MiniLM, what writes from
 SmolLM2-135M with LoRA, as their packages bring them; --encoder and --decoder name others. Both sides start from the
@@ -135,7 +135,10 @@ def options_of(case: Case) -> dict[str, Any]:
 
 
 def start_of(case: Case, args: argparse.Namespace) -> Path:
-    return resolve(args.decoder if case.writes else args.encoder)
+    start, option = (args.decoder, "--decoder") if case.writes else (args.encoder, "--encoder")
+    if not start:
+        sys.exit(f"{case.name} needs a model to start from: give {option}")
+    return resolve(start)
 
 
 class Plan(NamedTuple):
@@ -222,6 +225,7 @@ def main() -> int:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="of the activations, both sides'")
     args = parser.parse_args()
     args.data = args.data.resolve()  # both sides work in another folder
+    args.encoder, args.decoder = trainings.absolute(args.encoder), trainings.absolute(args.decoder)
     device, rows = harness.device_of(args), []
     environment = harness.environment(device)
     out = args.out or report.RESULTS / f"finetune_{report.slug(str(environment['device']))}"
@@ -236,7 +240,7 @@ def main() -> int:
 
 
 def line(row: dict[str, Any]) -> str:
-    figures = " · ".join(f"{name} {Interval(*values)}" for name, values in row["metrics"].items())
+    figures = " · ".join("{} {:.4g} [{:.4g}, {:.4g}]".format(name, *values) for name, values in row["metrics"].items())
     return f"{row['case']}, {row['provider']}: {figures}; {row['seconds']:.0f} s, {row['epochs']:g} epochs"
 
 

@@ -151,14 +151,16 @@ class Prefer(Whole):
 
 
 class Write:
-    """What is learned is said behind what is read; LoRA beside every linear layer."""
+    """What is learned is said behind what is read; LoRA beside every linear layer of weights that stay as they are, in
+    the precision of the activations, or they were cast anew for every token that is written."""
 
     def __init__(self, spec: SimpleNamespace):
         from peft import LoraConfig, get_peft_model
 
         self.spec, path = spec, Path(spec.init)
         where = {"gguf_file": path.name} if path.is_file() else {}
-        model = AutoModelForCausalLM.from_pretrained(path.parent if where else path, dtype=torch.float32, **where)
+        dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
+        model = AutoModelForCausalLM.from_pretrained(path.parent if where else path, dtype=dtype, **where)
         pairs = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
         self.model = get_peft_model(model, pairs)
 
@@ -188,6 +190,12 @@ class Chat(Write):
 
 
 class Seq2Seq(Write):
+    batch_answered = 32  # at once, whatever a step of training has
+
+    def finish(self) -> None:
+        """What was learned becomes part of the weights: nothing is trained any more."""
+        self.model = self.model.merge_and_unload()
+
     def answers(self, examples: list[dict]) -> list[dict]:
         """Greedy, prompts padded on their left."""
         stops = self.spec.stops
@@ -221,12 +229,16 @@ def optimizer_of(model: nn.Module, spec: SimpleNamespace, steps: int) -> tuple[A
 
 @torch.inference_mode()
 def answers_of(task: Any, spec: SimpleNamespace) -> list[dict]:
+    """In the order of the examples; read in that of their lengths, where the task knows them."""
     task.model.eval()
-    parts = [spec.dev[i : i + spec.batch_examples] for i in range(0, len(spec.dev), spec.batch_examples)]
+    order = sorted(range(len(spec.dev)), key=lambda i: len(spec.dev[i].get("tokens", ())))
+    size, found = getattr(task, "batch_answered", spec.batch_examples), {}
     with torch.autocast("cpu", torch.bfloat16, enabled=spec.precision == "bf16"):
-        found = [answer for part in parts for answer in task.answers(part)]
+        for start in range(0, len(order), size):
+            some = order[start : start + size]
+            found |= dict(zip(some, task.answers([spec.dev[i] for i in some]), strict=True))
     task.model.train()
-    return found
+    return [found[i] for i in range(len(order))]
 
 
 def score(task: Any, found: list[dict], spec: SimpleNamespace) -> float:
@@ -256,6 +268,8 @@ def main() -> None:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
+        if step == steps and hasattr(task, "finish"):
+            task.finish()
         if step in looks and (value := score(task, found := answers_of(task, spec), spec)) > best:
             best, kept = value, found
     (folder / "answers.json").write_text(json.dumps(kept))

@@ -26,21 +26,18 @@ import harness  # first: puts the repository root on the path
 import report
 import torch
 from generate_worker import serve
-from harness import ROOT, Row
+from harness import Row
 from safetensors.torch import load_file, save_file
 from train import BENCH, Worker, fill, started
-from trainings import smollm2
+from trainings import absolute, smollm2
 
-from kernels import Packing
 from minillm.generate import GREEDY, generate
 from minillm.gpt import GPT, GPTConfig
-from minillm.inference import ready
 from minillm.published import checkpoint
 
 BASELINE, CT2 = "transformers", "CTranslate2"
 PROMPT, NEW = 64, 64
 PATIENCE = 60  # seconds for a case, after which three rounds are enough
-TEXT = ROOT / ".." / "shared" / "data" / "lm_tinyshakespeare" / "val.txt"  # whose perplexity is measured
 
 
 class Case(NamedTuple):
@@ -89,21 +86,6 @@ def work(path: Path, prompts: Path, dtype: str, quantize: str | None, new: int) 
         return checkpoint.load_ready(checkpoint.open_checkpoint(path), getattr(torch, dtype), quantize)
 
     serve(load, lambda model: [sample.tokens for sample in generate(model, tokens, new, sampling=GREEDY)])
-
-
-@torch.inference_mode()
-def perplexity(path: Path, quantize: str | None, num_tokens: int = 4096, window: int = 512) -> float:
-    """exp of the mean −log p of a text's tokens, each seen with up to 511 before it."""
-    from minillm.published.vocabularies import load_tokenizer
-
-    model = ready(checkpoint.load(path), quantize)
-    ids = torch.tensor(load_tokenizer(path).encode(TEXT.read_text(encoding="utf-8")[: 8 * num_tokens])[:num_tokens])
-    total = 0.0
-    for rows in ids.split(window):
-        packing = Packing.from_lengths([len(rows)])
-        logprobs = model.logits(model(rows, packing)).float().log_softmax(-1)
-        total -= float(logprobs[:-1].gather(1, rows[1:, None]).sum(dtype=torch.float64))
-    return float(torch.tensor(total / (len(ids) - len(ids.split(window)))).exp())
 
 
 # ---- both sides ------------------------------------------------------------------------------------------
@@ -169,7 +151,7 @@ def main() -> int:
     if args.worker:
         work(*args.worker, args.dtype, args.quantize, args.new)
         return 0
-    environment, rows = harness.environment(device), []
+    environment, rows, args.smollm2 = harness.environment(device), [], absolute(args.smollm2)
     with tempfile.TemporaryDirectory() as folder:
         for case in cases(args.quick):
             if args.only not in case.name:

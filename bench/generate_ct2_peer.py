@@ -16,7 +16,7 @@ from generate_worker import serve
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-END = "<end>"  # which no prompt holds, and which may not come before an answer has its full length
+END = "<end>"  # in place of the last token, which may not come before an answer has its full length
 
 
 class Converter(TransformersConverter):
@@ -24,7 +24,7 @@ class Converter(TransformersConverter):
 
     def load_tokenizer(self, tokenizer_class: type, path: str, **_: object) -> SimpleNamespace:
         size = AutoConfig.from_pretrained(path).vocab_size
-        names = {f"{i}" if i else END: i for i in range(size)}
+        names = {f"{i}": i for i in range(size - 1)} | {END: size - 1}
         return SimpleNamespace(get_vocab=lambda: names, bos_token=END, eos_token=END, unk_token=END)
 
 

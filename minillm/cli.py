@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event
 from typing import Any, NoReturn, TextIO, TypeVar, get_type_hints
@@ -289,7 +289,8 @@ def run(main: Callable[[], None]) -> None:
 def let_the_first_speak() -> None:
     """Of several processes that make the same mistake: torchrun ends the others as soon as the first has said it."""
     if os.environ.get("RANK", "0") != "0":
-        time.sleep(PATIENCE)
+        with suppress(KeyboardInterrupt):
+            time.sleep(PATIENCE)
 
 
 def leave(words: str, code: int) -> None:

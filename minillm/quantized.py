@@ -5,8 +5,14 @@
     int4   a scale and a middle for each GROUP inputs of an output: w ≈ scale · (code − 8) + middle, codes from 0 to 15,
            as GGUF's Q4_1 has them; 5 bits a weight, scales and middles included
 
-Nothing but the weights is rounded, and each of them by half a step at most. For few rows PyTorch has products that read
-the codes as they are; their time grows with every row, so that for many rows the weights are decoded once instead.
+Nothing but the weights is rounded: to the nearest code, with scales and middles of bfloat16. Weights that had such
+codes before, as in a file of Q4_1, find them again: SmolLM2's perplexity goes from 29.95 to 29.99. Others lose: with
+its channels in another order, which changes nothing but who shares a scale, it is 36.6 by int4 and 30.2 by int8. Of
+ranges narrower than what a group spans those of the least squared error were tried: 36.0 to 37.0.
+
+For few rows PyTorch has products that read the codes as they are; their time grows with every row, so that for many
+rows the weights are decoded once instead. Where PyTorch has none, as on GPUs, they always are: that saves memory, and
+no time.
 
 Letters: N rows, I inputs, O outputs; b outputs of a block.
 """
@@ -22,6 +28,7 @@ Layer = Callable[[Tensor], Tensor]
 
 WORTH_QUANTISING = 100_000  # weights of a product; smaller ones gain nothing
 GROUP = 32  # weights that share a scale and a middle
+TINY = torch.finfo(torch.float32).tiny
 FEW_ROWS = {"int8": 8, "int4": 64}  # beyond which decoding the weights once is faster
 FORMS = tuple(FEW_ROWS)
 OF_OUTPUTS = "int8"  # of a model's last product: with four bits SmolLM2's perplexity rises by 1.3 in place of 0.05
@@ -36,9 +43,8 @@ def quantized_linear(weight: Tensor, bias: Tensor | None, kind: str) -> Layer:
 
 
 def _int8_product(weight: Tensor) -> Layer:
-    scales = (weight.abs().amax(dim=1).float() / 127).clamp_min(torch.finfo(torch.float32).tiny)
-    codes = (weight / scales[:, None]).round().to(torch.int8)
-    scales = scales.bfloat16()
+    scales = (weight.abs().amax(dim=1).float() / 127).clamp_min(TINY).bfloat16()
+    codes = (weight / scales.float()[:, None]).round().clamp_(-127, 127).to(torch.int8)
     has_kernel = weight.device.type == "cpu" and weight.shape[1] % 16 == 0  # others it reads beyond their end
 
     def product(x: Tensor) -> Tensor:
@@ -73,7 +79,7 @@ def _int4_codes(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     codes 0 and 15; what rounding the scales has moved is heeded by the codes."""
     groups = weight.unflatten(1, (-1, GROUP))
     low, high = groups.amin(-1), groups.amax(-1)
-    scales = ((high - low) / 15).clamp_min(torch.finfo(torch.float32).tiny).bfloat16()
+    scales = ((high - low) / 15).clamp_min(TINY).bfloat16()
     middles = (low + 8 * scales.float()).bfloat16()
     codes = ((groups - middles.float()[..., None]) / scales.float()[..., None]).round() + 8
     return codes.clamp_(0, 15).to(torch.uint8).flatten(1), scales.t().contiguous(), middles.t().contiguous()
@@ -97,7 +103,8 @@ class Packed(NamedTuple):
         return (low | high << 4).contiguous()
 
 
-LAYOUTS = Packed(64, True), Packed(32, True), Packed(32, False)  # of PyTorch's kernels: AVX-512, AVX2, no vectors
+# Of PyTorch's kernels: AVX-512 and AVX2; those of other processors and compilers, ARM's among them.
+LAYOUTS = Packed(64, True), Packed(32, True), Packed(64, False), Packed(32, False), Packed(16, False)
 
 
 def _packed(codes: Tensor) -> tuple[Tensor, Packed, bool]:

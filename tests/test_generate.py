@@ -77,8 +77,8 @@ def test_greedy_is_greedy_without_cache(choices, prepare, impl):
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
 def test_logprobs_are_those_of_a_full_pass(choices, prepare, dtype, tolerance, many, temperature, monkeypatch):
     monkeypatch.setattr(cpu, "HAS_FAST_SUMS", True)
-    monkeypatch.setattr(cpu, "MANY", many)
-    monkeypatch.setitem(cpu.MANY_ALONE, torch.float32, many)
+    monkeypatch.setitem(cpu.MANY, torch.float32, many)
+    monkeypatch.setattr(cpu, "MANY_SHARED", many)
     torch.manual_seed(0)
     model = small(**choices).to(dtype)
     samples = generate(prepare(model), PROMPTS, 8, STOP, Sampling(temperature), samples_per_prompt=6)

@@ -26,9 +26,10 @@ from kernels.packing import Groups, Layout, Packing, Spans, blank
 
 FEW = 16  # so many queries are a step of decoding, not a prompt
 SHORT = 128  # tokens; longer ones are worth a call for each length
-# Numbers in the queries of all sequences from which on sums of rows are faster than SDPA, which is slow where a single
-# query of bfloat16 looks at keys that no other shares.
-MANY, MANY_ALONE = 3000, {torch.float32: 3000, torch.bfloat16: 384}
+# Numbers in the queries of all sequences from which on sums of rows are faster than SDPA.
+MANY = {torch.float32: 3000, torch.bfloat16: 384}
+# In bfloat16 that is later where so many heads share few keys: SDPA reads these once for all of the heads.
+SHARING, FEW_SHARED, MANY_SHARED = 3, 200, 3000
 HAS_FAST_SUMS = "fbgemm" in torch.backends.quantized.supported_engines  # what computes them, on x86
 
 
@@ -258,9 +259,11 @@ def _unpad(x: Tensor, slots: Tensor | None, shape: tuple[int, int]) -> Tensor:
 
 def laid_out(keys: Tensor, num_heads: int) -> Tensor:
     """Keys (B,G,S,D) as they are to lie in memory: along S where `Step` is to sum rows, else along D."""
-    B, G, _, D = keys.shape
-    can_sum = HAS_FAST_SUMS and keys.device.type == "cpu" and keys.dtype in MANY_ALONE
-    if can_sum and B * num_heads * D >= (MANY_ALONE[keys.dtype] if num_heads == G else MANY):
+    B, G, S, D = keys.shape
+    can_sum = HAS_FAST_SUMS and keys.device.type == "cpu" and keys.dtype in MANY
+    if can_sum and num_heads >= SHARING * G and S <= FEW_SHARED:
+        can_sum = B * num_heads * D >= MANY_SHARED
+    if can_sum and B * num_heads * D >= MANY[keys.dtype]:
         return keys.mT.contiguous().mT
     return keys.contiguous()
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from minillm import cli
 from minillm.beam import Beams
-from minillm.commands.common import MODEL, as_json, complain, open_model, print_text, refuse_float32, texts_of
+from minillm.commands.common import MODEL, QUANTIZE, as_json, complain, open_model, print_text, refuse_float32, texts_of
 from minillm.commands.text_generation import TextGenerator
 from minillm.device import PRECISIONS, place
 from minillm.errors import UserError
@@ -41,7 +41,7 @@ class Args:
     max_new_tokens: int | None = cli.option(None, "most tokens of an answer (default: what fits, at most 256)")
     json: bool = cli.option(False, "print a line of JSON for each answer")
     precision: str = cli.option("auto", "of weights and activations", choices=PRECISIONS)
-    quantize: str | None = cli.option(None, "of the weights: less memory, less exact", choices=FORMS)
+    quantize: str | None = cli.option(None, QUANTIZE, choices=FORMS)
 
     def search(self) -> Beams:
         """The settings of the search. UserError for options that make no sense whatever the model is."""

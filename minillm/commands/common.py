@@ -57,6 +57,9 @@ def open_model(name: str, head: str, command: str) -> Checkpoint:
     raise UserError(f"{name} is a {what}, but {command} needs {NEEDS[head]}; for this one there is {others or 'none'}")
 
 
+QUANTIZE = "of the weights: less memory; int4 for files of four bits, such as Q4_1: other weights lose much by it"
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
     """Options of the commands that write."""
@@ -69,7 +72,7 @@ class SamplingOptions:
     stop: tuple[str, ...] = cli.option((), "end the answer before this text; may be given several times")
     seed: int = cli.option(0, "the same seed, options and threads: the same answer")
     precision: str = cli.option("auto", "of weights and activations", choices=PRECISIONS)
-    quantize: str | None = cli.option(None, "of the weights: less memory, less exact", choices=FORMS)
+    quantize: str | None = cli.option(None, QUANTIZE, choices=FORMS)
 
     def sampling(self) -> Sampling:
         """How to draw. UserError for options that make no sense whatever the model is."""
