@@ -163,6 +163,13 @@ def test_quick_generation(tmp_path):
     assert rows[1]["error"] == 0  # the same answers
 
 
+def test_the_three_tasks_in_one_picture(tmp_path):
+    command = [sys.executable, str(ROOT / "bench" / "by_labels.py"), "--out", str(tmp_path / "all.png")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "all.png").stat().st_size > 20_000
+
+
 def test_quick_few_bits(tmp_path):
     out = tmp_path / "result"
     done = bench("few_bits.py", "--quick", "--rounds", "1", "--only", "read", "--out", str(out))
