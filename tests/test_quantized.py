@@ -52,8 +52,8 @@ def test_weights_are_rounded_by_half_a_step_at_most(kind, outputs, inputs, rows)
 
 
 def test_the_kernel_of_four_bits_is_used():
-    """On every processor that this is run on."""
-    if platform.machine() in ("x86_64", "AMD64", "arm64", "aarch64"):
+    """On the processors whose order was seen, whatever they can do of it."""
+    if platform.machine() in ("x86_64", "AMD64"):
         assert quantized._packed(torch.zeros(64, 64, dtype=torch.uint8).random_(16))[2]
 
 
