@@ -51,7 +51,7 @@ def draw(task: str, axis: "matplotlib.axes.Axes") -> None:
         means = [100 * fmean(found[arm][labels]) for labels in places]
         axis.plot(places, means, color=colour, linewidth=2, linestyle="--" if arm == "start" else "-", label=name)
         dots = [(labels, 100 * value) for labels in places for value in found[arm][labels]]
-        axis.plot(*zip(*dots, strict=True), "o", color=colour, markersize=3, alpha=0.6) if dots else None
+        axis.plot([x for x, _ in dots], [y for _, y in dots], "o", color=colour, markersize=3, alpha=0.6)
     places = sorted(found["start"])
     axis.set_xscale("log")
     axis.set_xticks(places, [charts.short(labels) for labels in places], fontsize=8)

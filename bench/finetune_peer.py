@@ -30,7 +30,16 @@ LONGEST = 512
 IGNORED = -100
 
 
-class Tag:
+class Peer:
+    """What most of them have in common."""
+
+    batch_answered: int | None = None  # examples at once; as many as in a step
+
+    def finish(self) -> None:
+        """Called when nothing is trained any more, before the last look."""
+
+
+class Tag(Peer):
     """As run_ner.py has it: the first piece of a word bears its tag. A class of the whole, which transformers has no
     head for, is read from the first token, and its loss is added (Chen, Zhuo and Wang 2019, arXiv:1902.10909)."""
 
@@ -88,7 +97,7 @@ class Tag:
         return sum(a == b for a, b in zip(answer["tags"], example["tags"], strict=True)) / len(example["tags"])
 
 
-class Whole:
+class Whole(Peer):
     """One text or a pair of them, and what is said of the whole, as run_glue.py has it."""
 
     def __init__(self, spec: SimpleNamespace):
@@ -150,7 +159,7 @@ class Prefer(Whole):
         return float(answer["chosen"] > answer["rejected"])
 
 
-class Write:
+class Write(Peer):
     """What is learned is said behind what is read; LoRA beside every linear layer of weights that stay as they are, in
     the precision of the activations, or they were cast anew for every token that is written."""
 
@@ -190,10 +199,10 @@ class Chat(Write):
 
 
 class Seq2Seq(Write):
-    batch_answered = 32  # at once, whatever a step of training has
+    batch_answered = 32
 
     def finish(self) -> None:
-        """What was learned becomes part of the weights: nothing is trained any more."""
+        """What was learned becomes part of the weights."""
         self.model = self.model.merge_and_unload()
 
     def answers(self, examples: list[dict]) -> list[dict]:
@@ -232,7 +241,7 @@ def answers_of(task: Any, spec: SimpleNamespace) -> list[dict]:
     """In the order of the examples; read in that of their lengths, where the task knows them."""
     task.model.eval()
     order = sorted(range(len(spec.dev)), key=lambda i: len(spec.dev[i].get("tokens", ())))
-    size, found = getattr(task, "batch_answered", spec.batch_examples), {}
+    size, found = task.batch_answered or spec.batch_examples, {}
     with torch.autocast("cpu", torch.bfloat16, enabled=spec.precision == "bf16"):
         for start in range(0, len(order), size):
             some = order[start : start + size]
@@ -268,7 +277,7 @@ def main() -> None:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        if step == steps and hasattr(task, "finish"):
+        if step == steps:
             task.finish()
         if step in looks and (value := score(task, found := answers_of(task, spec), spec)) > best:
             best, kept = value, found

@@ -24,6 +24,7 @@ from minillm.report import without_control_characters
 from minillm.tokenizer import Tokenizer, read_texts
 from minillm.wording import counted
 
+QUANTIZE = "of the weights: less memory; int4 for files of four bits, such as Q4_1: other weights lose much by it"
 MODEL = "folder in Hugging Face's layout, run of train_sft.py or train_rl.py, id on the hub, or .gguf file"
 NEEDS = {  # what a command looks for, by the name of the head
     "lm": "a GPT with the head that predicts the next token (…ForCausalLM)",
@@ -55,9 +56,6 @@ def open_model(name: str, head: str, command: str) -> Checkpoint:
     others = " and ".join(commands[each] for each in sorted(has) if each in commands)
     what = saved.architecture or saved.family.heads[own].architecture
     raise UserError(f"{name} is a {what}, but {command} needs {NEEDS[head]}; for this one there is {others or 'none'}")
-
-
-QUANTIZE = "of the weights: less memory; int4 for files of four bits, such as Q4_1: other weights lose much by it"
 
 
 @dataclass(frozen=True, kw_only=True)
