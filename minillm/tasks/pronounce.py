@@ -57,7 +57,8 @@ class Pronounce(WritingTask):
         """The task from files, or from the CMU dictionary where no training file is given.
 
         Without a file of their own, dev words (and of the dictionary test words too) are held out by a hash of their
-        spelling. No word that is held out is trained on. With --dev or --test alone nothing is learned.
+        spelling. No word that is held out is trained on; what --train lists for it is as right as what its own file
+        does. With --dev or --test alone nothing is learned.
         """
         train, dev, test = options.train, options.dev, options.test
         arpabet = options.symbols != "data"
@@ -72,7 +73,9 @@ class Pronounce(WritingTask):
         for entries in (words, dev_words, test_words):
             check_symbols(entries, *self.symbols)
         given = {name: entries for name, path, entries in (("dev", dev, dev_words), ("test", test, test_words)) if path}
-        self.notes = files.note_on_leaks(given, words, str)
+        self.notes = files.note_on_leaks(given, words, str) + note_on_other_pronunciations(given, words)
+        for entries in given.values():
+            add_listed(entries, words)
         # What is held out is never seen, also where the files overlap.
         words = {word: entry for word, entry in words.items() if word not in dev_words and word not in test_words}
         if not words or not dev_words:
@@ -148,6 +151,25 @@ def to_examples(words: dict[str, Entry]) -> list[Example]:
 def in_bucket(words: dict[str, Entry], bucket: int) -> dict[str, Entry]:
     """One word in fifty, chosen by spelling alone, so that no other choice moves a word between the splits."""
     return {word: entry for word, entry in words.items() if zlib.crc32(word.encode()) % 50 == bucket}
+
+
+def note_on_other_pronunciations(given: dict[str, dict[str, Entry]], words: dict[str, Entry]) -> list[str]:
+    """How many held-out words have some that only --train lists, as where a dictionary was divided by its lines."""
+    found = {name: sum(bool(others(entry, words.get(word))) for word, entry in entries.items())
+             for name, entries in given.items()}  # fmt: skip
+    told = files.shares(found, given)
+    return [f"with other pronunciations in --train, which are as right: {told}"] if told else []
+
+
+def add_listed(entries: dict[str, Entry], words: dict[str, Entry]) -> None:
+    """Behind the pronunciations of each entry those that `words` lists besides."""
+    for word, entry in entries.items():
+        entry.pronunciations += others(entry, words.get(word))
+
+
+def others(entry: Entry, known: Entry | None) -> list[list[str]]:
+    """Pronunciations that are known of a word beside those of its entry."""
+    return [phones for phones in known.pronunciations if phones not in entry.pronunciations] if known else []
 
 
 def symbols_of(words: dict[str, Entry]) -> tuple[list[str], list[str]]:

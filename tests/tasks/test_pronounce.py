@@ -12,7 +12,7 @@ from minillm.batching import answering
 from minillm.errors import UserError
 from minillm.tasks import TASKS
 from minillm.tasks.base import Example
-from minillm.tasks.pronounce import Options, Pronounce, in_bucket, nearest, read_file
+from minillm.tasks.pronounce import Options, Pronounce, in_bucket, nearest, read_file, to_examples
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "g2p_cmudict"
 CAT, OWL = "CAT  K AE1 T\n", "OWL  AW1 L\n"
@@ -207,6 +207,20 @@ def test_words_that_are_held_out_too_are_said(write):
     assert not load(made_up(write)).notes  # where nothing was given to be held out
 
 
+def test_what_the_training_file_lists_for_a_held_out_word_is_right(write):
+    """As where a dictionary was divided by its lines: whichever of a word's pronunciations the model has, it has it
+    from other words."""
+    read = "read  R IY D\nREAD  R EH D\n"
+    task = load(write(CAT + read), write("READ  R EH D\nOWL  AW L\n", "dev.txt"), write("read  R IY D\n", "test.txt"))
+    assert task.splits.dev == [Example("read:", (" R EH D", " R IY D")), Example("owl:", (" AW L",))]
+    assert task.splits.test == [Example("read:", (" R IY D", " R EH D"))]
+    assert task.splits.train == [Example("cat:", (" K AE T",))]
+    assert task.notes == [
+        "in --train, too, and not trained on there: 1 of 2 dev examples and 1 of 1 test example",
+        "with other pronunciations in --train, which are as right: 1 of 2 dev examples and 1 of 1 test example",
+    ]
+
+
 def test_files_are_taken_as_they_are(write):
     splits = load(write(CAT), write(OWL, "dev.txt"), write("DOG  D AO G\n", "test.txt")).splits
     assert splits.train == [Example("cat:", (" K AE T",))]
@@ -236,6 +250,10 @@ def test_the_published_split():
     splits = load(SHARED / "train.txt", SHARED / "dev.txt").splits
     assert_disjoint(splits)
     assert len(splits.train) > 100_000 > len(splits.dev) > 1000
+    words = {example.prompt: example.answers for example in to_examples(read_file(SHARED / "train.txt"))}
+    in_both = [example for example in splits.dev if example.prompt in words]  # 13 % of the dev words
+    assert in_both
+    assert all({*words[example.prompt]} <= {*example.answers} for example in in_both)
 
 
 # ---- reward and metrics --------------------------------------------------------------------------

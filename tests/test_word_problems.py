@@ -1,0 +1,104 @@
+"""bench/equations.py and bench/word_problems.py."""
+
+import json
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "bench"))
+from equations import score, solves, worth  # noqa: E402
+
+from minillm.tasks.base import Example  # noqa: E402
+
+QUESTION = "Ann has 8 apples , an mp3 player , and 2.5 pears on the 1st of May ."
+
+
+@pytest.mark.parametrize(
+    ("equation", "value"),
+    [
+        ("- number0 number1", Fraction(11, 2)),
+        ("- number1 number0", Fraction(-11, 2)),
+        ("/ number0 + number1 0.5", Fraction(8, 3)),
+        ("- / number0 2 * number1 2.0", Fraction(-1)),
+        ("number0", Fraction(8)),
+        ("12.0", Fraction(12)),
+        ("* 0.1 0.1", Fraction(1, 100)),
+    ],
+)
+def test_an_equation_is_worth_what_it_says(equation, value):
+    """The operator before its two operands; numbers are words of the question that are nothing else."""
+    numbers = [Fraction(8), Fraction(5, 2)]
+    assert worth(equation, numbers) == value
+    assert solves(QUESTION, [equation], equation)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(
+            "",
+            " ",
+            "-",
+            "- number0",
+            "number0 number1",
+            "- number0 number1 number0",
+            "number0 - number1",
+            "- - number0",
+        ),
+        *("/ number0 0", "/ number0 - number1 number1", "number2", "number-1", "number99", "number", "number٣", "٣"),
+        *(
+            "1e3",
+            "nan",
+            "inf",
+            "-5",
+            "+5",
+            "1/2",
+            "1_000",
+            "0x10",
+            "9" * 10,
+            "** 9 9",
+            "* " * 50 + "1 " * 51,
+            "8.",
+            ".5",
+        ),
+        *("- number0 number1 ####", "5.5 5.5", "__import__('os')", "\N{FULLWIDTH DIGIT FIVE}", "x", QUESTION),
+    ],
+)
+def test_what_is_no_equation_is_worth_nothing(answer):
+    assert worth(answer, [Fraction(8), Fraction(5, 2)]) is None
+    assert score([Example(QUESTION, ("- number0 number1",))], [answer]) == [0.0]
+
+
+def test_every_way_to_the_value_counts():
+    example = Example(QUESTION, ("+ number0 number1",))
+    right = ["+ number0 number1", "+ number1 number0", "10.5", "- * 2 number0 - number0 number1"]
+    assert score([example] * 4, right) == [1.0] * 4
+    assert score([example] * 2, ["- number0 number1", "10.50001"]) == [0.0] * 2
+    assert not solves(QUESTION, ["/ number0 0"], "/ number1 0")  # an example that is broken teaches nothing
+
+
+def test_word_problems_in_folds(tmp_path):
+    """Every problem is left out once; gains are paired; runs are not made twice."""
+    for name, numbers in (("train", range(1, 31)), ("dev", range(31, 41))):
+        rows = ({"question": f"Ann has {n} and gets {n} more .", "equation": "+ number0 number1"} for n in numbers)
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sizes = ["--data", str(tmp_path), "--folds", "2", "--seeds", "2", "--start-steps", "12", "--steps", "1"]
+    command = [sys.executable, str(ROOT / "bench" / "word_problems.py"), *sizes, "--work", str(tmp_path / "work")]
+    found = []
+    for name in ("first", "again"):
+        done = subprocess.run([*command, "--out", str(tmp_path / name)], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads((tmp_path / name).read_text()))
+    assert found[0] == found[1]
+    assert "step 1" not in done.stdout
+    assert found[0]["problems"] == 40
+    files = (tmp_path / "work" / f"fold-{number}" / "test.jsonl" for number in (0, 1))
+    tests = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    assert len({row["question"] for row in tests}) == 40
+    start, more, rewarded = (found[0][name]["value"] for name in ("the start", "more SFT", "REINFORCE"))
+    assert found[0]["REINFORCE, less more SFT"]["value"] == pytest.approx(rewarded - more)
+    assert more > start or more == 1.0
