@@ -71,13 +71,15 @@ class Batch:
     packing: Packing
     count: int  # how many targets and labelled documents there are to learn from
     is_spare: bool = False  # whether it stands where a rank has none, with a count of 0: see ranks.py
+    asked: Tensor | None = None  # (M,) int64, which tokens have a target; None where all have, or it was not looked
 
     def to(self, device: torch.device) -> "Batch":
         if self.tokens.device == device:
             return self
         packing = Packing(self.packing.cu_seqlens.to(device), self.packing.lengths)
-        tensors = (self.tokens, self.targets, self.labels, self.segments)
-        return Batch(*(x if x is None else x.to(device) for x in tensors), packing, self.count, self.is_spare)
+        tensors = ("tokens", "targets", "labels", "segments", "asked")
+        moved = {name: x.to(device) for name in tensors if (x := getattr(self, name)) is not None}
+        return dataclasses.replace(self, packing=packing, **moved)
 
 
 class DocumentTable:
@@ -117,7 +119,9 @@ class DocumentTable:
         arrays = self.tokens[rows], targets, labels, None if self.segments is None else self.segments[rows]
         packing = Packing.from_lengths(self.tokens_of.sizes[documents].tolist())
         tensors = (x if x is None else torch.from_numpy(x) for x in arrays)
-        return Batch(*tensors, packing, int((targets != IGNORE).sum()) + len(labels))
+        asked = np.flatnonzero(targets != IGNORE)
+        some = torch.from_numpy(asked) if len(asked) < len(targets) else None
+        return Batch(*tensors, packing, len(asked) + len(labels), asked=some)
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def beam_search(
     cache = Tree.of(model, len(prompts), max(map(len, prompts)))
     packing = Packing.from_lengths([len(prompt) for prompt in prompts], device)
     tokens = torch.tensor([token for prompt in prompts for token in prompt], device=device)
-    hidden = model(tokens, packing, cache)[packing.cu_seqlens[1:].long() - 1]
+    hidden = model(tokens, packing, cache, packing.cu_seqlens[1:].long() - 1)
     cache.branch()
     search = Search(len(prompts), max_new_tokens, beams, hidden)
     found: dict[int, list[Hypothesis]] = {}

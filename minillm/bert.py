@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kernels import Packing, attention
 from minillm import layers
-from minillm.layers import MLP, Attend, Attention, LayerNorm, dropout, initialise, require
+from minillm.layers import MLP, Attend, Attention, LayerNorm, dropout, initialise, require, taken
 
 POOLERS = {"tanh": torch.tanh, "relu": F.relu}
 
@@ -63,8 +63,10 @@ class Block(nn.Module):
         self.mlp_norm = LayerNorm(config.width, eps=config.norm_eps)
         self.dropout = config.dropout
 
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        x = self.attn_norm(x + dropout(self.attn(x, None, attend), self.dropout, self.training))
+    def forward(self, x: Tensor, attend: Attend, at: Tensor | None = None) -> Tensor:
+        """(N, C) → (N, C), or of the tokens `at` (M,) alone (M, C)."""
+        mixed = self.attn(x, None, attend, at)
+        x = self.attn_norm(taken(x, at) + dropout(mixed, self.dropout, self.training))
         return self.mlp_norm(x + dropout(self.mlp(x), self.dropout, self.training))
 
 
@@ -84,8 +86,11 @@ class BERT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.apply(initialise)
 
-    def forward(self, tokens: Tensor, packing: Packing, segments: Tensor | None = None) -> Tensor:
-        """Hidden states (N, C) of packed tokens (N,); segments (N,) are all 0 where not given.
+    def forward(
+        self, tokens: Tensor, packing: Packing, segments: Tensor | None = None, at: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states (N, C) of packed tokens (N,); segments (N,) are all 0 where not given. Where only those `at`
+        (M,) int64 are asked for, (M, C): the rest of the last block is not computed then.
 
         Raises ValueError when a sequence is longer than `max_seq_len`, or for segments that the model doesn't know.
         """
@@ -93,8 +98,9 @@ class BERT(nn.Module):
         x = self.embed(tokens, packing, segments)
         x = self.embedding_norm(x.to(self.compute_dtype or x.dtype))
         x = dropout(x, config.dropout, self.training)
-        for block in layers.recomputed(self.blocks) if self.recompute else self.blocks:
-            x = block(x, self.attend(packing))
+        blocks = layers.recomputed(self.blocks) if self.recompute else self.blocks
+        for block, asked in zip(blocks, layers.asked_of(len(blocks), at), strict=True):
+            x = block(x, self.attend(packing), asked)
         return x
 
     def attend(self, packing: Packing) -> Attend:

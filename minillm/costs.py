@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kernels.linear_cross_entropy import CHUNK_BYTES_CPU
 from minillm.batching import Corpus
 from minillm.gpt import GPT
-from minillm.heads import MaskedLM, TokenClassifier
+from minillm.heads import ENDS, MaskedLM, SequenceClassifier, TokenClassifier, pooling_of
 from minillm.layers import Linear, SwiGLU
 from minillm.lora import Adapted
 from minillm.modernbert import Block as ModernBERTBlock
@@ -63,15 +63,25 @@ def for_each_row(layer: Linear, flows: bool) -> int:
 
 def applications(model: nn.Module, name: str, lengths: Mapping[int, int], targets: float) -> float:
     """How many rows a linear layer of this name is applied to."""
-    tokens = sum(n * count for n, count in lengths.items())
     if "blocks." in name:
-        return tokens
+        is_last = f"blocks.{len(encoder_of(model).blocks) - 1}." in name
+        is_behind = is_last and not name.endswith("attn.qkv")  # the last attention
+        return asked(model, lengths, targets) if is_behind else sum(n * count for n, count in lengths.items())
     if name == "output":
         return targets
     if name == "encoder.output":  # of a GPT that has another head
         return 0
     of_tokens = isinstance(model, MaskedLM | TokenClassifier) and name != "sequence_classifier"
-    return tokens if of_tokens else sum(lengths.values())
+    return asked(model, lengths, targets) if of_tokens else sum(lengths.values())
+
+
+def asked(model: nn.Module, lengths: Mapping[int, int], targets: float) -> float:
+    """Of how many tokens the last hidden state is computed."""
+    if isinstance(model, GPT | MaskedLM):
+        return targets
+    if isinstance(model, SequenceClassifier) and pooling_of(model.config) in ENDS:
+        return sum(lengths.values())
+    return sum(n * count for n, count in lengths.items())
 
 
 def seen(model: nn.Module, name: str, lengths: Mapping[int, int]) -> float:

@@ -139,8 +139,7 @@ class DecodingBatch:
         unread = [prompt[known:] for prompt, known in zip(prompts, self.cache.lengths, strict=True)]
         packing = Packing.from_lengths([len(part) for part in unread], self.device)
         tokens = torch.tensor([token for part in unread for token in part], device=self.device)
-        hidden = model(tokens, packing, self.cache)
-        self.logits = model.logits(hidden[packing.cu_seqlens[1:].long() - 1])
+        self.logits = model.logits(model(tokens, packing, self.cache, packing.cu_seqlens[1:].long() - 1))
         self.seen = None  # (B,V) bool: which tokens each sequence holds
         if keep_seen:
             self.seen = torch.zeros(self.logits.shape, dtype=torch.bool, device=self.device)

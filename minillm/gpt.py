@@ -9,11 +9,12 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, nn
 
-from kernels import Packing, attention, linear_cross_entropy
+from kernels import Packing, attention
 from minillm import layers
 from minillm.batching import Batch
 from minillm.inference import KVCache
-from minillm.layers import Attend, Attention, Linear, Rotation, dropout
+from minillm.layers import Attend, Attention, Linear, Rotation, dropout, taken
+from minillm.objective import losses_of_tokens
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,10 @@ class Block(nn.Module):
         self.mlp = make_mlp(config)
         self.dropout = config.dropout
 
-    def forward(self, x: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
-        x = x + dropout(self.attn(self.attn_norm(x), rotation, attend), self.dropout, self.training)
+    def forward(self, x: Tensor, rotation: Rotation | None, attend: Attend, at: Tensor | None = None) -> Tensor:
+        """(N, C) → (N, C), or of the tokens `at` (M,) alone (M, C)."""
+        mixed = self.attn(self.attn_norm(x), rotation, attend, at)
+        x = taken(x, at) + dropout(mixed, self.dropout, self.training)
         return x + dropout(self.mlp(self.mlp_norm(x)), self.dropout, self.training)
 
 
@@ -131,10 +134,13 @@ class GPT(nn.Module):
             nn.init.zeros_(block.mlp.down.weight)
         nn.init.normal_(self.output.weight, std=0.02)
 
-    def forward(self, tokens: Tensor, packing: Packing, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, packing: Packing, cache: KVCache | None = None, at: Tensor | None = None
+    ) -> Tensor:
         """Hidden states (N, C) of packed tokens (N,) int64; `logits` or `loss` turn them into predictions.
 
-        With a cache, the tokens continue the cached sequences and are added to them.
+        Where only those `at` (M,) int64 are asked for, (M, C): the rest of the last block is not computed then. With a
+        cache, the tokens continue the cached sequences and are added to them.
         Raises ValueError when a sequence outgrows `max_seq_len`.
         """
         config = self.config
@@ -150,8 +156,9 @@ class GPT(nn.Module):
         rotation = None
         if config.positions == "rope":
             rotation = layers.rope(positions, config.head_dim, config.rope_theta, x.dtype, config.rope_scaling)
-        for layer, block in enumerate(layers.recomputed(self.blocks) if self.recompute else self.blocks):
-            x = block(x, rotation, extension.attend(layer) if extension else self.attend(packing))
+        blocks = layers.recomputed(self.blocks) if self.recompute else self.blocks
+        for layer, (block, asked) in enumerate(zip(blocks, layers.asked_of(len(blocks), at), strict=True)):
+            x = block(x, rotation, extension.attend(layer) if extension else self.attend(packing), asked)
         return self.final_norm(x)
 
     def attend(self, packing: Packing) -> Attend:
@@ -172,9 +179,9 @@ class GPT(nn.Module):
         label_smoothing: float = 0.0,
     ) -> Tensor:
         """−log p(target), see `objective.Model`: (N,) float32, or Σ weight · loss with weights for tokens (N,)."""
-        hidden = self(batch.tokens, batch.packing)
-        options = {"token_weights": weights, "temperature": temperature, "label_smoothing": label_smoothing}
-        return linear_cross_entropy(hidden, self.output.weight, batch.targets, **options)
+        hidden = self(batch.tokens, batch.packing, at=batch.asked)
+        options = {"temperature": temperature, "label_smoothing": label_smoothing}
+        return losses_of_tokens(hidden, self.output.weight, batch, weights, **options)
 
 
 def make_norm(config: GPTConfig) -> nn.Module:

@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import Packing, cross_entropy, linear_cross_entropy
+from kernels import Packing, cross_entropy
 from minillm import modernbert
 from minillm.batching import Batch
 from minillm.bert import BERT, POOLERS, BERTConfig
 from minillm.gpt import GPT, GPTConfig
 from minillm.layers import ACTIVATIONS, LayerNorm, Linear, Transform, dropout, initialise, require
 from minillm.modernbert import ModernBERT, ModernBERTConfig
+from minillm.objective import losses_of_tokens
 
 EncoderConfig = BERTConfig | ModernBERTConfig
 AnyConfig = EncoderConfig | GPTConfig
@@ -111,11 +112,18 @@ class Head(nn.Module):
     def recompute(self, value: bool) -> None:
         self.encoder.recompute = value
 
-    def encode(self, tokens: Tensor, packing: Packing, segments: Tensor | None) -> Tensor:
-        """Hidden states (N, C). Models that know no segments tell the texts of a pair by what stands between them."""
+    def encode(self, tokens: Tensor, packing: Packing, segments: Tensor | None, at: Tensor | None = None) -> Tensor:
+        """Hidden states (N, C), or (M, C) of the tokens `at`. Models that know no segments tell the texts of a pair by
+        what stands between them."""
         if segments is not None and isinstance(self.config, BERTConfig) and self.config.num_segments > 1:
-            return self.encoder(tokens, packing, segments)
-        return self.encoder(tokens, packing)
+            return self.encoder(tokens, packing, segments, at=at)
+        return self.encoder(tokens, packing, at=at)
+
+    def pooled(self, pooling: str, tokens: Tensor, packing: Packing, segments: Tensor | None) -> Tensor:
+        """What stands for each sequence, (B, C)."""
+        if pooling == "mean":
+            return mean(self.encode(tokens, packing, segments), packing)
+        return self.encode(tokens, packing, segments, ENDS[pooling](packing))
 
     def loss(
         self,
@@ -148,9 +156,12 @@ class MaskedLM(Head):
         """All of it, where its head did not begin from nothing."""
         return ("",) if self.transform_is_trained else ("encoder.",)
 
-    def forward(self, tokens: Tensor, packing: Packing, segments: Tensor | None = None) -> Tensor:
-        """What the output matrix reads, (N, C); `logits` or `loss` turn it into predictions."""
-        return self.transform(self.encode(tokens, packing, segments))
+    def forward(
+        self, tokens: Tensor, packing: Packing, segments: Tensor | None = None, at: Tensor | None = None
+    ) -> Tensor:
+        """What the output matrix reads, (N, C), or (M, C) of the tokens `at`; `logits` or `loss` turn it into
+        predictions."""
+        return self.transform(self.encode(tokens, packing, segments, at))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(N, C) → (N, V)."""
@@ -164,10 +175,9 @@ class MaskedLM(Head):
         label_smoothing: float = 0.0,
     ) -> Tensor:
         """−log p(masked token), see `objective.Model`: one value a token (N,), or Σ weight · loss."""
-        hidden = self(batch.tokens, batch.packing, batch.segments)
-        weight, bias = self.output.weight, self.output.bias
-        options = {"token_weights": weights, "temperature": temperature, "label_smoothing": label_smoothing}
-        return linear_cross_entropy(hidden, weight, batch.targets, bias=bias, **options)
+        hidden = self(batch.tokens, batch.packing, batch.segments, batch.asked)
+        options = {"bias": self.output.bias, "temperature": temperature, "label_smoothing": label_smoothing}
+        return losses_of_tokens(hidden, self.output.weight, batch, weights, **options)
 
 
 class SequenceClassifier(Head):
@@ -185,7 +195,7 @@ class SequenceClassifier(Head):
 
     def forward(self, tokens: Tensor, packing: Packing, segments: Tensor | None = None) -> Tensor:
         """Logits (B, K)."""
-        pooled = POOLING[pooling_of(self.config)](self.encode(tokens, packing, segments), packing)
+        pooled = self.pooled(pooling_of(self.config), tokens, packing, segments)
         return self.classifier(dropout(self.transform(pooled), classifier_dropout(self.config), self.training))
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -275,7 +285,7 @@ class TokenClassifier(Head):
         logits = self.classifier(dropout(hidden, p, self.training))
         if not self.sequence_classes:
             return logits, None
-        pooled = POOLING[pooling_of(self.config)](hidden, packing)
+        pooled = pool(pooling_of(self.config), hidden, packing)
         return logits, self.sequence_classifier(dropout(pooled, p, self.training))
 
     def losses(self, batch: Batch, temperature: float, label_smoothing: float) -> Tensor:
@@ -289,20 +299,19 @@ class TokenClassifier(Head):
         return losses
 
 
-def first(hidden: Tensor, packing: Packing) -> Tensor:
-    """(N, C) → (B, C): the first token of each sequence."""
-    return hidden[packing.cu_seqlens[:-1].long()]
+ENDS = {  # of each sequence, (B,): a token that may stand for it
+    "first": lambda packing: packing.cu_seqlens[:-1].long(),
+    "last": lambda packing: packing.cu_seqlens[1:].long() - 1,
+}
+POOLING = (*ENDS, "mean")
 
 
-def last(hidden: Tensor, packing: Packing) -> Tensor:
-    """(N, C) → (B, C): the last token of each sequence."""
-    return hidden[packing.cu_seqlens[1:].long() - 1]
+def pool(pooling: str, hidden: Tensor, packing: Packing) -> Tensor:
+    """(N, C) → (B, C)."""
+    return mean(hidden, packing) if pooling == "mean" else hidden[ENDS[pooling](packing)]
 
 
 def mean(hidden: Tensor, packing: Packing) -> Tensor:
     """(N, C) → (B, C): the mean over each sequence."""
     total = hidden.new_zeros(len(packing.lengths), hidden.shape[1]).index_add(0, packing.sequence, hidden)
     return total / packing.lengths_tensor[:, None]
-
-
-POOLING = {"first": first, "last": last, "mean": mean}

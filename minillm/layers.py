@@ -133,7 +133,8 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(head_dim, eps=qk_norm_eps)
             self.k_norm = RMSNorm(head_dim, eps=qk_norm_eps)
 
-    def forward(self, x: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation | None, attend: Attend, at: Tensor | None = None) -> Tensor:
+        """(N, C) → (N, C), or where only the tokens `at` (M,) are asked for, their (M, C)."""
         heads = self.qkv(x).view(x.shape[0], -1, self.head_dim)  # (N, H+2G, D)
         turned, v = torch.split_with_sizes(heads, self.turned, dim=1)
         if self.has_qk_norm:
@@ -142,7 +143,7 @@ class Attention(nn.Module):
         if rotation is not None:
             turned = rotate(turned, rotation)
         q, k = torch.split_with_sizes(turned, self.heads, dim=1)
-        return self.out(attend(q, k, v).flatten(1))
+        return self.out(taken(attend(q, k, v).flatten(1), at))
 
 
 @dataclass(frozen=True)
@@ -247,6 +248,17 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     if x.device.type != "cpu" or torch.compiler.is_compiling():  # compilers know this one only
         return F.dropout(x, p)
     return x * dropout_factors(x, p)
+
+
+def taken(x: Tensor, at: Tensor | None) -> Tensor:
+    """The rows `at` (M,) of x; None: all of them."""
+    return x if at is None else x.index_select(0, at)
+
+
+def asked_of(count: int, at: Tensor | None) -> list[Tensor | None]:
+    """For each of so many blocks the tokens whose hidden states are wanted of it, where `at` are those that anybody
+    asks for in the end: every token is attended to, but behind the last attention each is by itself."""
+    return [None] * (count - 1) + [at]
 
 
 def recomputed(blocks: Sequence[nn.Module]) -> list[Callable[..., Tensor]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kernels import Packing, attention
 from minillm import layers
-from minillm.layers import Attend, Attention, GeGLU, LayerNorm, Rotation, initialise, require, rope
+from minillm.layers import Attend, Attention, GeGLU, LayerNorm, Rotation, initialise, require, rope, taken
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,9 @@ class Block(nn.Module):
         self.mlp_norm = make_norm(config)
         self.mlp = GeGLU(config.width, config.mlp_width, bias=False)
 
-    def forward(self, x: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
-        x = x + self.attn(self.attn_norm(x), rotation, attend)
+    def forward(self, x: Tensor, rotation: Rotation, attend: Attend, at: Tensor | None = None) -> Tensor:
+        """(N, C) → (N, C), or of the tokens `at` (M,) alone (M, C)."""
+        x = taken(x, at) + self.attn(self.attn_norm(x), rotation, attend, at)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -90,8 +91,9 @@ class ModernBERT(nn.Module):
             for onto in (block.attn.out, block.mlp.down):
                 onto.weight /= (2 * len(self.blocks)) ** 0.5
 
-    def forward(self, tokens: Tensor, packing: Packing, segments: None = None) -> Tensor:
-        """Hidden states (N, C) of packed tokens (N,).
+    def forward(self, tokens: Tensor, packing: Packing, segments: None = None, at: Tensor | None = None) -> Tensor:
+        """Hidden states (N, C) of packed tokens (N,). Where only those `at` (M,) int64 are asked for, (M, C): the rest
+        of the last block is not computed then.
 
         Raises ValueError when a sequence is longer than `max_seq_len`, or for segments, which the model doesn't know.
         """
@@ -110,8 +112,8 @@ class ModernBERT(nn.Module):
         everywhere = turn(theta=config.global_theta), attend
         nearby = turn(theta=config.local_theta), partial(attend, window=window)
         blocks = layers.recomputed(self.blocks) if self.recompute else self.blocks
-        for block, kind in zip(blocks, self.blocks, strict=True):
-            x = block(x, *(everywhere if kind.is_global else nearby))
+        for block, kind, asked in zip(blocks, self.blocks, layers.asked_of(len(blocks), at), strict=True):
+            x = block(x, *(everywhere if kind.is_global else nearby), asked)
         return self.final_norm(x)
 
 

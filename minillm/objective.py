@@ -8,10 +8,11 @@ REINFORCE reads answers that the model itself has drawn and weights them by how 
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
+from kernels import linear_cross_entropy
 from minillm.batching import Batch
 from minillm.errors import UserError
 
@@ -28,6 +29,20 @@ class Model(Protocol):
         text where texts are classified, in float32 or wider, 0 where there is no target. With weights, one number or
         one for each value, Σ weight · loss; never a mean. Label smoothing ε makes it (1 − ε) times that and ε times the
         mean of −log p over all the target might have been. For a GPT: kernels/linear_cross_entropy.py."""
+
+
+def losses_of_tokens(
+    hidden: Tensor, weight: Tensor, batch: Batch, weights: Tensor | float | None, **options: Any
+) -> Tensor:
+    """What `Model.loss` says of tokens, (N,), or Σ weight · loss, from the hidden states of those that are asked for
+    (M, C) and the output matrix (V, C). The options are those of kernels/linear_cross_entropy.py."""
+    at = batch.asked
+    if at is None:
+        return linear_cross_entropy(hidden, weight, batch.targets, token_weights=weights, **options)
+    if isinstance(weights, Tensor) and weights.ndim:
+        weights = weights[at]
+    losses = linear_cross_entropy(hidden, weight, batch.targets[at], token_weights=weights, **options)
+    return losses if weights is not None else losses.new_zeros(len(batch.targets)).index_copy(0, at, losses)
 
 
 # −log p of every target (N,), detached → a loss made of them, and the derivative of it with respect to each (N,), the

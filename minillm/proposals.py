@@ -78,7 +78,7 @@ def likeliest(model: MaskedLM, read: Sequence[Sequence[int]], mask: int) -> Iter
     for indices in by_length([len(ids) for ids in read], BATCH_TOKENS):
         batch = pack([Document(read[i], label=0) for i in indices]).to(device)
         at = (batch.tokens == mask).nonzero()[:, 0]
-        logits = model.logits(model(batch.tokens, batch.packing)[at]).float()
+        logits = model.logits(model(batch.tokens, batch.packing, at=at)).float()
         if not logits.isfinite().all():
             raise UserError(f"--augment-model: {NOT_FINITE}")
         found = logits.topk(min(CANDIDATES, logits.shape[-1])).indices.cpu()

@@ -31,8 +31,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minillm.batching import IGNORE, Batch
+from minillm.batching import Batch
 from minillm.gpt import GPT
+from minillm.layers import taken
 from minillm.policy import Tokens
 
 
@@ -45,11 +46,10 @@ class Scores(NamedTuple):
 
 def scores(model: GPT, batch: Batch, temperature: float) -> Scores:
     """In float32 or wider, with gradients. The logits of all answers, (M, V), are there at once."""
-    is_answer = batch.targets != IGNORE
-    logits = model.logits(model(batch.tokens, batch.packing)[is_answer])
+    logits = model.logits(model(batch.tokens, batch.packing, at=batch.asked))
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     lse = logits.logsumexp(-1)
-    return Scores(logits.gather(1, batch.targets[is_answer, None]).squeeze(1) - lse, lse)
+    return Scores(logits.gather(1, taken(batch.targets, batch.asked)[:, None]).squeeze(1) - lse, lse)
 
 
 def inconsistencies(ours: Scores, reference: Scores, answer: Tensor, rewards: Tensor, beta: float) -> Tensor:

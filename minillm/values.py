@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from minillm.batching import IGNORE, Batch, by_length
+from minillm.batching import Batch, by_length
 from minillm.episodes import Agent, Episode, distinct, row_of
 from minillm.errors import UserError
 from minillm.gpt import GPT
@@ -82,7 +82,7 @@ def gae(rewards: Sequence[float], values: Sequence[float], lam: float, discount:
 
 def states_of(model: GPT, batch: Batch) -> Tensor:
     """What the policy's last layer says where each token of an answer is to come, (M, C)."""
-    return model(batch.tokens, batch.packing)[batch.targets != IGNORE]
+    return model(batch.tokens, batch.packing, at=batch.asked)
 
 
 @torch.no_grad()

@@ -66,7 +66,8 @@ def candidates(model: MaskedLM, tokenizer: Tokenizer, text: str, top: int) -> li
         raise UserError(f"the text has {counted(len(ids), 'token')}, but this model reads at most {limit}; shorten it")
     device = model.output.weight.device
     tokens, kinds = torch.tensor(ids, device=device), torch.tensor(segments, device=device)
-    hidden = model(tokens, Packing.from_lengths([len(ids)], device), kinds)[places]
+    at = torch.tensor(places, device=device)
+    hidden = model(tokens, Packing.from_lengths([len(ids)], device), kinds, at)
     if not hidden.isfinite().all():
         raise UserError(NOT_FINITE)
     likeliest = model.logits(hidden).double().softmax(dim=-1).topk(min(top, model.config.vocab_size), dim=-1)
