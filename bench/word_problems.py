@@ -1,14 +1,15 @@
-"""Word problems in folds: what a reward adds to supervised learning where all answers are known.
+"""Word problems in folds: what a reward adds to supervised learning, where all or some of the answers are known.
 
     python bench/word_problems.py --data FOLDER                       # train.jsonl and dev.jsonl of MAWPS in FOLDER
+    python bench/word_problems.py --labels 0.3                        # most of the problems are only judged
     python bench/word_problems.py --folds 2 --seeds 1 --start-steps 4 --steps 2       # does everything run?
 
 A GPT from scratch learns to write the equation of a question, by train_sft.py with default settings, from all folds but
-one, of which a tenth chooses its best look. From there it goes on twice: by train_rl.py, whose reward counts any
-equation of the right value (bench/equations.py), half of each gradient still being that of the given answers; and as
-the control by train_sft.py, for as many operations as the policy's updates and its drawing took. Told is how many
-problems of the fold that was left out each solves, mean over seeds and problems, and the differences, paired by both:
-intervals are over seeds and problems at once (experiment/effects.py).
+one, of which a tenth chooses its best look. From there it goes on twice: by train_rl.py on all the problems, whose
+reward counts any equation of the right value (bench/equations.py), half of each gradient still being that of the given
+answers; and as the control by train_sft.py, for as long as that took. Told is how many problems of the fold that was
+left out each solves, mean over seeds and problems, and the differences, paired by both: intervals are over seeds and
+problems at once (experiment/effects.py).
 """
 
 import argparse
@@ -32,7 +33,6 @@ from trainings import DATA, made, records_of
 
 import train_rl
 import train_sft
-from minillm.costs import LEARNED, READ
 from minillm.files import read_json
 from minillm.metrics import Interval
 from minillm.start import adapt, open_start
@@ -42,8 +42,7 @@ FIELDS = "prompt=question,answer=equation"
 REWARD = f"{Path(__file__).with_name('equations.py')}:score"
 START, MORE, REWARDED = "the start", "more SFT", "REINFORCE"
 SLOWER = 0.5  # times the rate of its start is that of the control
-DRAWN = {"prompts": 32, "samples": 8, "watch": 0}
-TOKENS = 45  # of a question with its equation, about
+DRAWN = {"prompts": 32, "samples": 8, "sft_share": 0.5, "watch": 0}
 
 
 class Fold:
@@ -67,27 +66,19 @@ class Fold:
     def right(self) -> dict[str, np.ndarray]:
         """Of each way, which problems of the fold it solves."""
         start = self.run(train_sft, START, steps=self.args.start_steps)
-        rewarded = self.run(
-            train_rl, REWARDED, init=start, reward=(REWARD,), sft_share=0.5, steps=self.args.steps, **DRAWN
-        )
+        rewarded = self.run(train_rl, REWARDED, init=start, reward=(REWARD,), steps=self.args.steps, **DRAWN)
         went = read_json(start / "args.json")
         rates = {name: SLOWER * went[name] for name in ("lr", "embedding_lr")}
         same = {name: went[name] for name in ("optimizer", "batch_tokens", "dropout")}
-        steps = max(1, round(self.args.steps * self.step_over_given_token() / went["batch_tokens"]))
-        more = self.run(train_sft, MORE, init=start, steps=steps, keep="last", **same, **rates)
+        minutes = read_json(rewarded / "metrics.json")["seconds"] / 60
+        more = self.run(train_sft, MORE, init=start, minutes=minutes, keep="last", **same, **rates)
         return {name: self.solved(run) for name, run in ((START, start), (MORE, more), (REWARDED, rewarded))}
 
     def run(self, script: ModuleType, name: str, **given: Any) -> Path:
         """A run of the script in the work folder."""
-        own = Options(**self.files, fields=FIELDS)
+        own = Options(**self.files, fields=FIELDS, labels=self.args.labels)
         out = self.work / f"{name.replace(' ', '-')}-{self.seed}"
         return made(script, script.Args(task="seq2seq", seed=self.seed, out=out, options=own, **given))
-
-    def step_over_given_token(self) -> float:
-        """What a step of REINFORCE computes at most, where a token that is learned from is 1: every answer is drawn
-        and learned from with its prompt, and so is the given one."""
-        drawn, given = DRAWN["prompts"] * DRAWN["samples"], DRAWN["prompts"]
-        return (READ * drawn + LEARNED * (drawn + given)) / LEARNED * TOKENS
 
     def solved(self, run: Path) -> np.ndarray:
         task = Seq2Seq(Options(test=self.test, fields=FIELDS), 0)
@@ -116,6 +107,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=DATA / "math_mawps", help="folder with train.jsonl and dev.jsonl")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--labels", type=float, help="share of the problems whose answers are known (default: all)")
     parser.add_argument("--steps", type=int, default=60, help="of reinforcement learning")
     parser.add_argument("--start-steps", type=int, help="of the start (default: as train_sft.py has it)")
     parser.add_argument("--work", type=Path, help="folder for data and runs, which are used again or gone on with")
@@ -133,7 +125,8 @@ def main() -> None:
     for name, value in found.items():
         print(f"{name:28} {100 * value.value:5.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]")
     if args.out:
-        given = {"problems": len(problems), "folds": args.folds, "seeds": args.seeds, "steps": args.steps}
+        names = ("folds", "seeds", "labels", "steps")
+        given = {"problems": len(problems), **{name: vars(args)[name] for name in names}}
         write_json(args.out, {**given, **{name: value._asdict() for name, value in found.items()}})
 
 
