@@ -216,7 +216,8 @@ def find_start(args: Args, console: Console, team: ranks.Team | None = None) -> 
     if args.task != "arithmetic":
         raise UserError(f"--task {args.task} needs a model to start from: give a run of train_sft.py with --init RUN")
     same = {name: vars(args)[name] for name in ("task", "seed", "precision", "kernels", "options")}
-    return train_sft.made(train_sft.Args(out=Path("runs/arithmetic-sft"), **same), console, team)
+    longer = f"-{args.options.digits}-digits" if args.options and args.options.digits else ""
+    return train_sft.made(train_sft.Args(out=Path(f"runs/arithmetic{longer}-sft"), **same), console, team)
 
 
 def method_of(args: Args, log: Sequence[Entry], task: Judged, agent: Agent) -> Callable[..., None]:

@@ -1,4 +1,5 @@
-"""Additions of two-digit numbers, `83+04=` → `087`: problems without end, and a checker that needs no teacher.
+"""Additions of two-digit numbers, `83+04=` → `087`, or longer ones: problems without end, and a checker that needs no
+teacher.
 
 Numbers are padded with zeros, so that a digit's place says what it is worth.
 """
@@ -16,8 +17,7 @@ from minillm.metrics import Interval, rate
 from minillm.tasks.base import Example, Splits, WritingTask
 from minillm.tokenizer import SymbolTokenizer
 
-DIGITS = 2
-MOST = 10 ** (2 * DIGITS)  # problems that there are
+DIGITS, MOST_DIGITS = 2, 9  # of a number, unless told otherwise; one digit makes too few problems to hold some out
 HELD_OUT = 1000  # of them each in dev and test
 EXAMPLES = 2000  # solved problems, unless told otherwise
 
@@ -25,8 +25,9 @@ EXAMPLES = 2000  # solved problems, unless told otherwise
 @dataclass(frozen=True)
 class Options:
     examples: int | None = cli.option(None, "number of solved problems to learn from (default: 2000)")
+    digits: int | None = cli.option(None, f"of each number (default: {DIGITS})")
     largest: int | None = cli.option(
-        None, "neither learn from, nor practise on, nor hold out problems with a larger number (default: 99)"
+        None, "neither learn from, nor practise on, nor hold out problems with a larger number (default: all nines)"
     )
     both_orders: bool = cli.option(
         False, "learn each solved problem with its summands swapped, too: other prompts, no more labels"
@@ -40,13 +41,14 @@ class Arithmetic(WritingTask):
 
     def __init__(self, options: Options, seed: int):
         """Dev and test are the same for every seed and number of examples."""
-        held_out = list(distinct(problems(np.random.default_rng(0)), 2 * HELD_OUT))
-        self.held_out, self.largest = set(held_out), bound(options.largest)
+        self.digits = require_digits(options.digits)
+        held_out = list(distinct(problems(np.random.default_rng(0), self.digits), 2 * HELD_OUT))
+        self.held_out, self.largest = set(held_out), bound(options.largest, self.digits)
         dev, test = filter(self.is_known, held_out[:HELD_OUT]), filter(self.is_known, held_out[HELD_OUT:])
         train = distinct(self.unseen((seed, 0)), self.how_many(options.examples))
         if options.both_orders:
             train = [*dict.fromkeys(each for pair in train for each in (pair, pair[::-1]) if each not in self.held_out)]
-        self.splits = Splits([*map(solve, train)], [*map(solve, dev)], [*map(solve, test)])
+        self.splits = Splits(*([self.solved(problem) for problem in split] for split in (train, dev, test)))
 
     def how_many(self, examples: int | None) -> int:
         """Problems that are learned from. UserError."""
@@ -78,7 +80,7 @@ class Arithmetic(WritingTask):
 
     def unseen(self, seed: tuple[int, int]) -> Iterator[tuple[int, int]]:
         """Problems without end, none of them held out."""
-        stream = filter(self.is_known, problems(np.random.default_rng(seed)))
+        stream = filter(self.is_known, problems(np.random.default_rng(seed), self.digits))
         return (problem for problem in stream if problem not in self.held_out)
 
     @property
@@ -87,7 +89,11 @@ class Arithmetic(WritingTask):
 
     def practice(self, seed: int) -> Iterator[Example]:
         """New problems, not only those that were solved for supervised learning."""
-        return map(solve, self.unseen((seed, 1)))
+        return map(self.solved, self.unseen((seed, 1)))
+
+    def solved(self, problem: tuple[int, int]) -> Example:
+        a, b = problem
+        return Example(f"{a:0{self.digits}}+{b:0{self.digits}}=", (f"{a + b:0{self.digits + 1}}",))
 
     def reward(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, list[float]]:
         """1 if the answer is right to the last digit, else 0."""
@@ -97,18 +103,25 @@ class Arithmetic(WritingTask):
         return {"accuracy": rate([right == 1.0 for right in self.reward(examples, answers)["right"]])}
 
 
-def bound(largest: int | None) -> int:
+def require_digits(digits: int | None) -> int:
+    """How many numbers have. UserError."""
+    if digits is not None and not DIGITS <= digits <= MOST_DIGITS:
+        raise UserError(f"--digits {digits} must be from {DIGITS} to {MOST_DIGITS}")
+    return digits or DIGITS
+
+
+def bound(largest: int | None, digits: int) -> int:
     """The largest number there is. UserError for one of which too little would be left."""
-    most = 10**DIGITS - 1
+    most = 10**digits - 1
     if largest is not None and not 9 <= largest <= most:
         raise UserError(f"--largest {largest} must be from 9 to {most}")
     return most if largest is None else largest
 
 
-def problems(rng: np.random.Generator) -> Iterator[tuple[int, int]]:
-    """Pairs of summands without end, uniform over all numbers of up to DIGITS digits."""
+def problems(rng: np.random.Generator, digits: int) -> Iterator[tuple[int, int]]:
+    """Pairs of summands without end, uniform over all numbers of up to so many digits."""
     while True:
-        yield from map(tuple, rng.integers(10**DIGITS, size=(1024, 2)).tolist())
+        yield from map(tuple, rng.integers(10**digits, size=(1024, 2)).tolist())
 
 
 def distinct(stream: Iterator[tuple[int, int]], count: int) -> list[tuple[int, int]]:
@@ -117,8 +130,3 @@ def distinct(stream: Iterator[tuple[int, int]], count: int) -> list[tuple[int, i
     while len(found) < count:
         found[next(stream)] = None
     return list(found)
-
-
-def solve(problem: tuple[int, int]) -> Example:
-    a, b = problem
-    return Example(f"{a:0{DIGITS}}+{b:0{DIGITS}}=", (f"{a + b:0{DIGITS + 1}}",))

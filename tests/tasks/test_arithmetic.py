@@ -48,6 +48,34 @@ def test_no_number_is_larger_than_the_largest():
     assert small.num_practised == 41**2 - sum(max(numbers(prompt)) <= 40 for prompt in held_out)
 
 
+@pytest.mark.parametrize("digits", [3, 9])
+def test_numbers_of_more_digits(digits):
+    task = Arithmetic(Options(digits=digits, examples=300), 0)
+    splits = task.splits
+    assert [len(split) for split in (splits.train, splits.dev, splits.test)] == [300, 1000, 1000]
+    practised = list(islice(task.practice(0), 300))
+    for example in [*splits.train, *splits.dev, *splits.test, *practised]:
+        a, b = example.prompt.removesuffix("=").split("+")
+        assert len(a) == len(b) == digits
+        assert example.answers == (f"{int(a) + int(b):0{digits + 1}d}",)
+    assert max(max(numbers(e.prompt)) for e in splits.dev) > 0.9 * 10**digits
+    assert not prompts([*splits.train, *practised]) & prompts([*splits.dev, *splits.test])
+    assert task.num_practised == 10 ** (2 * digits) - 2000
+
+
+@pytest.mark.parametrize("digits", [-1, 0, 1, 10])
+def test_numbers_of_too_few_or_too_many_digits(digits):
+    with pytest.raises(UserError, match=f"--digits {digits} must be from 2 to 9"):
+        Arithmetic(Options(digits=digits), 0)
+
+
+def test_the_largest_of_more_digits():
+    task = Arithmetic(Options(digits=3, largest=700), 0)
+    assert max(max(numbers(e.prompt)) for e in islice(task.practice(0), 300)) in range(600, 701)
+    with pytest.raises(UserError, match="--largest 1000 must be from 9 to 999"):
+        Arithmetic(Options(digits=3, largest=1000), 0)
+
+
 def test_both_orders_are_other_prompts_and_no_more_labels():
     once, both = (Arithmetic(Options(examples=200, both_orders=each), 0) for each in (False, True))
     pairs = {numbers(prompt) for prompt in prompts(both.splits.train)}
