@@ -78,6 +78,31 @@ def test_draws_and_logprobs_are_of_the_distribution(sampling):
     assert chi2 <= df + 5 * math.sqrt(2 * df)
 
 
+@pytest.mark.parametrize(
+    ("number", "place"),
+    [(0.0, 1), (0.25 - 1e-6, 1), (0.25 + 1e-6, 3), (0.75 - 1e-6, 3), (0.75 + 1e-6, 4), (1 - 2**-53, 4)],
+)
+def test_a_number_below_1_is_a_place_by_the_sum_of_probabilities(number, place, monkeypatch):
+    """What has no probability is never drawn, at whichever end."""
+    monkeypatch.setattr(torch, "rand", lambda shape, **options: torch.full(shape, number, dtype=options["dtype"]))
+    logits = torch.tensor([[0.0, 0.25, 0.0, 0.5, 0.25, 0.0, 0.0]]).log()
+    tokens, logprobs = draw(logits, Sampling(1.0))
+    assert tokens.tolist() == [place]
+    assert logprobs.exp().tolist() == pytest.approx([0.5 if place == 3 else 0.25])
+
+
+def test_rows_are_drawn_by_numbers_of_their_own():
+    tokens, _ = draw(torch.zeros(4000, 2), Sampling(1.0), torch.Generator().manual_seed(0))
+    assert 1850 < tokens.sum() < 2150
+
+
+def test_where_no_probability_is_a_number_something_is_drawn():
+    """Whoever reads the log-probability sees it."""
+    tokens, logprobs = draw(torch.tensor([[0.0, math.nan], [0.0, 0.0]]), Sampling(1.0))
+    assert max(tokens.tolist()) < 2
+    assert logprobs.isnan().tolist() == [True, False]
+
+
 def test_greedy_takes_the_likeliest_and_says_how_likely_it_was():
     scores = logits()
     tokens, logprobs = draw(scores, GREEDY)

@@ -16,7 +16,7 @@ from weights import minilm
 from minillm.bert import BERT, BERTConfig
 from minillm.embedder import SentenceEmbedder
 from minillm.errors import UserError
-from minillm.heads import MaskedLM, SequenceClassifier, TokenClassifier
+from minillm.heads import ENDS, MaskedLM, SequenceClassifier, TokenClassifier, pooling_of
 from minillm.modernbert import ModernBERT
 from minillm.optim import adamw_under_head
 from minillm.published import checkpoint
@@ -112,8 +112,11 @@ def both(ours, theirs, head):
         truth = F.normalize(torch.stack(means), dim=-1)
     else:
         truth = answer.logits if head == "classify" else answer.logits[real]
+    hidden = [x[real] for x in answer.hidden_states[1:]]
+    if head == "classify" and (pooling := pooling_of(ours.config)) in ENDS:  # of the last layer no more is computed
+        hidden[-1] = hidden[-1][ENDS[pooling](packed(parts)[1])]
     out = ours.logits(out) if head == "mlm" else out
-    return [*layers, out], [*(x[real] for x in answer.hidden_states[1:]), truth]
+    return [*layers, out], [*hidden, truth]
 
 
 def assert_parity(ours, theirs, head, tolerance):
