@@ -223,8 +223,9 @@ def draw(
     if sampling.temperature == 0:
         tokens = largest(logits, 1)[1]
         return tokens[:, 0], torch.log_softmax(logits, dim=-1).gather(1, tokens)[:, 0]
-    top = logits.amax(dim=-1, keepdim=True)  # at temperatures near 0 only differences to it are sure not to overflow
-    logits = (logits - top) / max(sampling.temperature, torch.finfo(logits.dtype).tiny)
+    if sampling.temperature != 1:
+        top = logits.amax(dim=-1, keepdim=True)  # near 0 only differences to it are sure not to overflow
+        logits = (logits - top) / max(sampling.temperature, torch.finfo(logits.dtype).tiny)
     logits, candidates = cut(logits, sampling)
     logprobs = torch.log_softmax(logits, dim=-1)
     places = places_of(logprobs, generator)
