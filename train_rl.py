@@ -65,6 +65,7 @@ from minillm.soft_q import backward_consistency
 from minillm.start import refuse_beside_resume, resumed
 from minillm.start_by_reward import given_answers, inheriting, open_agent
 from minillm.tasks import TASKS
+from minillm.tasks.arithmetic import folder_of
 from minillm.tasks.base import Judged, WritingTask
 from minillm.turns import open_environment
 from minillm.unjudged import skip
@@ -216,8 +217,7 @@ def find_start(args: Args, console: Console, team: ranks.Team | None = None) -> 
     if args.task != "arithmetic":
         raise UserError(f"--task {args.task} needs a model to start from: give a run of train_sft.py with --init RUN")
     same = {name: vars(args)[name] for name in ("task", "seed", "precision", "kernels", "options")}
-    longer = f"-{args.options.digits}-digits" if args.options and args.options.digits else ""
-    return train_sft.made(train_sft.Args(out=Path(f"runs/arithmetic{longer}-sft"), **same), console, team)
+    return train_sft.made(train_sft.Args(out=Path(f"runs/{folder_of(args.options)}"), **same), console, team)
 
 
 def method_of(args: Args, log: Sequence[Entry], task: Judged, agent: Agent) -> Callable[..., None]:

@@ -14,8 +14,8 @@ from typing import Any
 
 from minillm.expressions import OPERATIONS
 
-MOST_WORDS = 40  # of an equation; none of MAWPS has more than 9
-NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
+MOST_WORDS = 40  # of an equation; none of MAWPS has more than 15
+NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,20})?", re.ASCII)
 GIVEN = re.compile(r"number([0-9]{1,2})", re.ASCII)
 
 
@@ -28,9 +28,14 @@ def score(examples: Sequence[Any], answers: Sequence[str]) -> list[float]:
 
 def solves(question: str, equations: Sequence[str], answer: str) -> bool:
     """Whether the answer is worth the same as one of the equations."""
-    numbers = [Fraction(word) for word in question.split() if NUMBER.fullmatch(word)]
+    numbers = numbers_of(question)
     value = worth(answer, numbers)
     return value is not None and value in [worth(equation, numbers) for equation in equations]
+
+
+def numbers_of(question: str) -> list[Fraction]:
+    """Those that are a word of it."""
+    return [Fraction(word) for word in question.split() if NUMBER.fullmatch(word)]
 
 
 def worth(equation: str, numbers: Sequence[Fraction]) -> Fraction | None:

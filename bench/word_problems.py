@@ -50,7 +50,8 @@ class Fold:
 
     def __init__(self, args: argparse.Namespace, problems: Sequence[dict], number: int, seed: int):
         self.args, self.seed = args, seed
-        self.work = args.work / f"fold-{number}"
+        kind = "-".join(str(vars(args)[name] or "usual") for name in ("folds", "labels", "start_steps", "steps"))
+        self.work = args.work / kind / f"fold-{number}"
         self.work.mkdir(parents=True, exist_ok=True)
         order = np.random.default_rng(0).permutation(len(problems))
         others = [problems[i] for k in range(args.folds) if k != number for i in order[k :: args.folds]]
@@ -82,10 +83,10 @@ class Fold:
 
     def solved(self, run: Path) -> np.ndarray:
         task = Seq2Seq(Options(test=self.test, fields=FIELDS), 0)
+        examples = task.splits.test  # as they stand in the file, and not as the model reads them
         model, tokenizer = open_start(run, task)
         adapt(task, model, tokenizer, run)
-        examples = task.splits.test
-        answers = task.answer(model.eval(), tokenizer, examples)
+        answers = task.answer(model.eval(), tokenizer, task.splits.test)
         return np.array([solves(e.prompt, e.answers, a) for e, a in zip(examples, answers, strict=True)], dtype=float)
 
 
@@ -120,7 +121,8 @@ def main() -> None:
     if not (args.data / "train.jsonl").exists():
         sys.exit(f"there is no {args.data / 'train.jsonl'}: give --data FOLDER with train.jsonl and dev.jsonl of MAWPS")
     args.work = (args.work or Path(tempfile.mkdtemp())).resolve()
-    problems = [row for name in ("train", "dev") for row in records_of(args.data / f"{name}.jsonl")]
+    rows = (row for name in ("train", "dev") for row in records_of(args.data / f"{name}.jsonl"))
+    problems = [*{row["question"]: row for row in rows}.values()]  # some are there twice, which no two folds may share
     found = compare(args, problems)
     for name, value in found.items():
         print(f"{name:28} {100 * value.value:5.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]")

@@ -50,15 +50,16 @@ class Spans(NamedTuple):
 
 
 class derived:
-    """functools.cached_property without the lock that it has before Python 3.12, which torch.compile cannot take."""
+    """functools.cached_property without the lock that it has before Python 3.12, which torch.compile cannot take; also
+    of a frozen dataclass."""
 
-    def __init__(self, derive: Callable[["Packing"], Any]):
+    def __init__(self, derive: Callable[[Any], Any]):
         self.derive = derive
         self.__doc__ = derive.__doc__
 
-    def __get__(self, packing: "Packing", owner: type | None = None) -> Any:
-        value = self.derive(packing)
-        object.__setattr__(packing, self.derive.__name__, value)  # found first from now on
+    def __get__(self, of: Any, owner: type | None = None) -> Any:
+        value = self.derive(of)
+        object.__setattr__(of, self.derive.__name__, value)  # found first from now on
         return value
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kernels import Packing
+from kernels.packing import derived
 
 IGNORE = -100  # the target of a token that is only read
 
@@ -71,15 +72,22 @@ class Batch:
     packing: Packing
     count: int  # how many targets and labelled documents there are to learn from
     is_spare: bool = False  # whether it stands where a rank has none, with a count of 0: see ranks.py
-    asked: Tensor | None = None  # (M,) int64, which tokens have a target; None where all have, or it was not looked
+
+    @derived
+    def asked(self) -> Tensor | None:
+        """Which tokens have a target, (M,) int64; None where all have."""
+        at = (self.targets != IGNORE).nonzero()[:, 0]
+        return at if len(at) < len(self.targets) else None
 
     def to(self, device: torch.device) -> "Batch":
         if self.tokens.device == device:
             return self
         packing = Packing(self.packing.cu_seqlens.to(device), self.packing.lengths)
-        tensors = ("tokens", "targets", "labels", "segments", "asked")
-        moved = {name: x.to(device) for name in tensors if (x := getattr(self, name)) is not None}
-        return dataclasses.replace(self, packing=packing, **moved)
+        tensors = (self.tokens, self.targets, self.labels, self.segments, self.asked)
+        *moved, asked = (x if x is None else x.to(device) for x in tensors)
+        batch = Batch(*moved, packing, self.count, self.is_spare)
+        object.__setattr__(batch, "asked", asked)  # looked for here, as a GPU would have to be waited for
+        return batch
 
 
 class DocumentTable:
@@ -119,9 +127,7 @@ class DocumentTable:
         arrays = self.tokens[rows], targets, labels, None if self.segments is None else self.segments[rows]
         packing = Packing.from_lengths(self.tokens_of.sizes[documents].tolist())
         tensors = (x if x is None else torch.from_numpy(x) for x in arrays)
-        asked = np.flatnonzero(targets != IGNORE)
-        some = torch.from_numpy(asked) if len(asked) < len(targets) else None
-        return Batch(*tensors, packing, len(asked) + len(labels), asked=some)
+        return Batch(*tensors, packing, int((targets != IGNORE).sum()) + len(labels))
 
 
 @dataclass(frozen=True)

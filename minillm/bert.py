@@ -90,7 +90,7 @@ class BERT(nn.Module):
         self, tokens: Tensor, packing: Packing, segments: Tensor | None = None, at: Tensor | None = None
     ) -> Tensor:
         """Hidden states (N, C) of packed tokens (N,); segments (N,) are all 0 where not given. Where only those `at`
-        (M,) int64 are asked for, (M, C): the rest of the last block is not computed then.
+        (M,) int64 are asked for, (M, C): what is behind the last attention is computed for them alone.
 
         Raises ValueError when a sequence is longer than `max_seq_len`, or for segments that the model doesn't know.
         """

@@ -173,8 +173,9 @@ def encoder_of(model: nn.Module) -> nn.Module:
 
 
 def activations(model: nn.Module, recomputes: bool) -> float:
-    """Bytes that the backward pass needs of each token: in every block what its norms, products, its attention and its
-    activation have read; of recomputed blocks what they read, and one of them whole."""
+    """Bytes that the backward pass needs of each token, at most: in every block what its norms, products, its attention
+    and its activation have read, which in the last one is less of tokens that nobody asks for; of recomputed blocks
+    what they read, and one of them whole."""
     weight = next(model.parameters())
     itemsize = (model.compute_dtype or weight.dtype).itemsize
     encoder = encoder_of(model)

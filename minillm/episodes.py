@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minillm.batching import IGNORE, Batch, Heard, answering, by_length, pack
+from minillm.batching import Batch, Heard, answering, by_length, pack
 from minillm.errors import UserError
 from minillm.generate import GREEDY, Sample, Sampling, generate
 from minillm.gpt import GPT
@@ -160,7 +160,8 @@ class Writer:
 
     def batch(self, episodes: Sequence[Episode], device: torch.device) -> Drawn:
         batch = to_batch(episodes, device)
-        return Drawn(batch, (batch.targets != IGNORE).nonzero()[:, 0], len(batch.tokens))
+        at = torch.arange(len(batch.tokens), device=device) if batch.asked is None else batch.asked
+        return Drawn(batch, at, len(batch.tokens))
 
 
 def rewards_of(episodes: Sequence[Episode], samples: int) -> Tensor:

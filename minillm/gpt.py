@@ -139,8 +139,8 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Hidden states (N, C) of packed tokens (N,) int64; `logits` or `loss` turn them into predictions.
 
-        Where only those `at` (M,) int64 are asked for, (M, C): the rest of the last block is not computed then. With a
-        cache, the tokens continue the cached sequences and are added to them.
+        Where only those `at` (M,) int64 are asked for, (M, C): what is behind the last attention is computed for them
+        alone. With a cache, the tokens continue the cached sequences and are added to them.
         Raises ValueError when a sequence outgrows `max_seq_len`.
         """
         config = self.config
@@ -180,8 +180,7 @@ class GPT(nn.Module):
     ) -> Tensor:
         """−log p(target), see `objective.Model`: (N,) float32, or Σ weight · loss with weights for tokens (N,)."""
         hidden = self(batch.tokens, batch.packing, at=batch.asked)
-        options = {"temperature": temperature, "label_smoothing": label_smoothing}
-        return losses_of_tokens(hidden, self.output.weight, batch, weights, **options)
+        return losses_of_tokens(hidden, self.output.weight, batch, weights, temperature, label_smoothing)
 
 
 def make_norm(config: GPTConfig) -> nn.Module:

@@ -121,9 +121,9 @@ class Head(nn.Module):
 
     def pooled(self, pooling: str, tokens: Tensor, packing: Packing, segments: Tensor | None) -> Tensor:
         """What stands for each sequence, (B, C)."""
-        if pooling == "mean":
-            return mean(self.encode(tokens, packing, segments), packing)
-        return self.encode(tokens, packing, segments, ENDS[pooling](packing))
+        if pooling in ENDS:
+            return self.encode(tokens, packing, segments, ENDS[pooling](packing))
+        return mean(self.encode(tokens, packing, segments), packing)
 
     def loss(
         self,
@@ -176,8 +176,8 @@ class MaskedLM(Head):
     ) -> Tensor:
         """−log p(masked token), see `objective.Model`: one value a token (N,), or Σ weight · loss."""
         hidden = self(batch.tokens, batch.packing, batch.segments, batch.asked)
-        options = {"bias": self.output.bias, "temperature": temperature, "label_smoothing": label_smoothing}
-        return losses_of_tokens(hidden, self.output.weight, batch, weights, **options)
+        weight, bias = self.output.weight, self.output.bias
+        return losses_of_tokens(hidden, weight, batch, weights, temperature, label_smoothing, bias)
 
 
 class SequenceClassifier(Head):

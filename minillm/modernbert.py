@@ -92,8 +92,8 @@ class ModernBERT(nn.Module):
                 onto.weight /= (2 * len(self.blocks)) ** 0.5
 
     def forward(self, tokens: Tensor, packing: Packing, segments: None = None, at: Tensor | None = None) -> Tensor:
-        """Hidden states (N, C) of packed tokens (N,). Where only those `at` (M,) int64 are asked for, (M, C): the rest
-        of the last block is not computed then.
+        """Hidden states (N, C) of packed tokens (N,). Where only those `at` (M,) int64 are asked for, (M, C): what is
+        behind the last attention is computed for them alone.
 
         Raises ValueError when a sequence is longer than `max_seq_len`, or for segments, which the model doesn't know.
         """

@@ -8,7 +8,7 @@ REINFORCE reads answers that the model itself has drawn and weights them by how 
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
@@ -32,11 +32,17 @@ class Model(Protocol):
 
 
 def losses_of_tokens(
-    hidden: Tensor, weight: Tensor, batch: Batch, weights: Tensor | float | None, **options: Any
+    hidden: Tensor,
+    weight: Tensor,
+    batch: Batch,
+    weights: Tensor | float | None,
+    temperature: float,
+    label_smoothing: float,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """What `Model.loss` says of tokens, (N,), or Σ weight · loss, from the hidden states of those that are asked for
-    (M, C) and the output matrix (V, C). The options are those of kernels/linear_cross_entropy.py."""
-    at = batch.asked
+    (M, C), the output matrix (V, C) and its bias (V,)."""
+    at, options = batch.asked, {"bias": bias, "temperature": temperature, "label_smoothing": label_smoothing}
     if at is None:
         return linear_cross_entropy(hidden, weight, batch.targets, token_weights=weights, **options)
     if isinstance(weights, Tensor) and weights.ndim:

@@ -1,7 +1,5 @@
 """Where only some tokens are asked for, the rest of the last block is not computed, and nothing else changes."""
 
-import dataclasses
-
 import pytest
 import torch
 from tiny import LLAMA, batch_of, packed, sequences, shake
@@ -44,14 +42,17 @@ def test_hidden_states_are_those_among_all(model, recompute):
     torch.testing.assert_close(model(tokens, packing, at=AT), model(tokens, packing)[AT])
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weights", [None, 0.25, torch.arange(23.0, dtype=torch.float64)], ids=["none", "one", "each"])
 @pytest.mark.parametrize("asked", [AT, AT[:0], torch.arange(23)], ids=["some", "none", "all"])
-def test_losses_and_gradients_are_the_same(model, asked, weights):
-    batch = some_batch(asked)
+def test_losses_and_gradients_are_the_same(model, asked, weights, smoothing):
+    """As where it was not looked who is asked for."""
+    batch, whole = some_batch(asked), some_batch(asked)
+    object.__setattr__(whole, "asked", None)
     assert (batch.asked is None) == (len(asked) == 23)
     found = []
-    for each in (batch, dataclasses.replace(batch, asked=None)):
-        losses = model.loss(each, weights)
+    for each in (batch, whole):
+        losses = model.loss(each, weights, 0.7, smoothing)
         assert losses.shape == (() if weights is not None else (23,))
         model.zero_grad()
         losses.sum().backward()
@@ -104,5 +105,6 @@ def test_a_batch_knows_which_tokens_have_a_target():
     assert pack(documents).count == 3
     assert pack([Document([1, 2], [2, 3])]).asked is None
     assert pack([Document([1, 2], label=1)]).asked.tolist() == []
+    assert batch_of(*packed(sequences(LENGTHS))).asked.tolist() == []
     moved = pack(documents).to(torch.device("meta"))
     assert moved.asked.device.type == moved.packing.cu_seqlens.device.type == "meta"

@@ -72,9 +72,7 @@ def batch_of(
     targets = torch.full_like(tokens, IGNORE) if targets is None else targets
     labels = tokens.new_zeros(0) if labels is None else labels
     segments = torch.zeros_like(tokens) if segments is None else segments
-    asked = (targets != IGNORE).nonzero()[:, 0]
-    count, some = len(asked) + len(labels), asked if len(asked) < len(targets) else None
-    return Batch(tokens, targets, labels, segments, packing, count, asked=some)
+    return Batch(tokens, targets, labels, segments, packing, int((targets != IGNORE).sum()) + len(labels))
 
 
 def padded_attention(lengths: Sequence[int], causal: bool) -> Callable[..., Tensor]:

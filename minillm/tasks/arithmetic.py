@@ -103,6 +103,12 @@ class Arithmetic(WritingTask):
         return {"accuracy": rate([right == 1.0 for right in self.reward(examples, answers)["right"]])}
 
 
+def folder_of(options: Options | None) -> str:
+    """Of the run that a training by reward starts from, unless it is told another one."""
+    digits = options.digits if options else None
+    return "arithmetic-sft" if digits in (None, DIGITS) else f"arithmetic-{digits}-digits-sft"
+
+
 def require_digits(digits: int | None) -> int:
     """How many numbers have. UserError."""
     if digits is not None and not DIGITS <= digits <= MOST_DIGITS:
