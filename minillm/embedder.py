@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import Packing
-from minillm.heads import POOLING, EncoderConfig, Head, pool
+from minillm.heads import POOLING, EncoderConfig, Head
 from minillm.layers import Linear, require
 
 
@@ -63,8 +63,7 @@ class SentenceEmbedder(Head):
 
     def forward(self, tokens: Tensor, packing: Packing, segments: Tensor | None = None) -> Tensor:
         """(B, C), or of another width, in float32 or better."""
-        hidden = self.encode(tokens, packing, segments)
-        x = pool(self.pooling, hidden.to(torch.promote_types(hidden.dtype, torch.float32)), packing)
+        x = self.pooled(self.pooling, tokens, packing, segments, wide=True)
         for step, projection in zip(self.steps, self.projections, strict=True):
             x = PROJECTION_ACTIVATIONS[step.activation](projection(x))
         x = F.normalize(x, dim=-1) if self.normalise else x

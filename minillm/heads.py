@@ -119,11 +119,14 @@ class Head(nn.Module):
             return self.encoder(tokens, packing, segments, at=at)
         return self.encoder(tokens, packing, at=at)
 
-    def pooled(self, pooling: str, tokens: Tensor, packing: Packing, segments: Tensor | None) -> Tensor:
-        """What stands for each sequence, (B, C)."""
-        if pooling in ENDS:
-            return self.encode(tokens, packing, segments, ENDS[pooling](packing))
-        return mean(self.encode(tokens, packing, segments), packing)
+    def pooled(
+        self, pooling: str, tokens: Tensor, packing: Packing, segments: Tensor | None, wide: bool = False
+    ) -> Tensor:
+        """What stands for each sequence, (B, C); `wide`: in float32 or better."""
+        at = ENDS[pooling](packing) if pooling in ENDS else None
+        hidden = self.encode(tokens, packing, segments, at)
+        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32)) if wide else hidden
+        return mean(hidden, packing) if at is None else hidden
 
     def loss(
         self,
