@@ -19,6 +19,7 @@ from minillm.gpt import GPT
 from minillm.inference import KVCache
 
 BLOCK = 64  # numbers of which the largest is found at once
+FEW = 256, 4096  # likeliest tokens that are looked at before all are
 WORTH_THREADS = 2e6  # multiplications in a step; with fewer, one thread is done before others are awake
 
 
@@ -258,14 +259,30 @@ def cut(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
             least = logits.amax(dim=-1, keepdim=True) + torch.tensor(sampling.min_p).log().item()
             logits = logits.masked_fill(logits < least, -torch.inf)
         return logits, None
-    logits, ids = logits.topk(k, dim=-1) if k < V else logits.sort(dim=-1, descending=True)
-    probs = logits.softmax(dim=-1)
+    logits, ids, probs = likeliest(logits, k, sampling.top_p)
     cut_off = probs < sampling.min_p * probs[:, :1]
     if sampling.top_p < 1:
         likelier = probs.cumsum(dim=-1) - probs
         cut_off |= likelier >= sampling.top_p
     cut_off[:, 0] = False  # rounding must not take the likeliest
     return logits.masked_fill(cut_off, -torch.inf), ids
+
+
+def likeliest(logits: Tensor, k: int, top_p: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The k largest logits of each row (B,K), the largest first, their token ids, and their probabilities among the k.
+    Where k is all, and fewer reach `top_p` together, those are enough: to sort 49,152 takes 70 times as long as to find
+    256."""
+    V = logits.shape[-1]
+    if k < V:
+        logits, ids = logits.topk(k, dim=-1)
+        return logits, ids, logits.softmax(dim=-1)
+    total = logits.logsumexp(dim=-1, keepdim=True)
+    for count in (*(count for count in FEW if count < V), V):
+        some, ids = logits.topk(count, dim=-1) if count < V else logits.sort(dim=-1, descending=True)
+        probs = (some - total).exp()
+        if bool((probs.sum(dim=-1) >= top_p).all()):
+            break
+    return some, ids, probs
 
 
 def largest(x: Tensor, m: int) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from minillm import generate
 from minillm.generate import GREEDY, Sampling, cut, draw
 
 V = 40
@@ -48,6 +49,18 @@ def test_cuts_are_those_of_transformers(sampling):
     if sampling.min_p:
         theirs = process.MinPLogitsWarper(sampling.min_p)(None, theirs)
     torch.testing.assert_close(distribution(scores, sampling), theirs.softmax(-1))
+
+
+@pytest.mark.parametrize("few", [(1,), (3, 20), (39,), (40, 50)], ids=str)
+@pytest.mark.parametrize("sampling", SETTINGS, ids=str)
+def test_as_few_as_reach_top_p_are_enough(sampling, few, monkeypatch):
+    """The same tokens are left as where all are sorted, in rows that need more of them and less."""
+    scores = logits(rows=50) * torch.linspace(0.1, 3, 50, dtype=torch.float64)[:, None]
+    truth = distribution(scores, sampling)
+    monkeypatch.setattr(generate, "FEW", few)
+    for rows in (scores, *scores.split(1)):
+        found = distribution(rows, sampling)
+        torch.testing.assert_close(found, truth if rows is scores else truth[(scores == rows).all(-1)])
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.3, 4.0])
