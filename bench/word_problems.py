@@ -2,14 +2,14 @@
 
     python bench/word_problems.py --data FOLDER                       # train.jsonl and dev.jsonl of MAWPS in FOLDER
     python bench/word_problems.py --labels 0.3                        # most of the problems are only judged
-    python bench/word_problems.py --folds 2 --seeds 1 --start-steps 4 --steps 2       # does everything run?
+    python bench/word_problems.py --folds 2 --seeds 1 --start-steps 4 --minutes 0.02       # does everything run?
 
 A GPT from scratch learns to write the equation of a question, by train_sft.py with default settings, from all folds but
-one, of which a tenth chooses its best look. From there it goes on twice: by train_rl.py on all the problems, whose
-reward counts any equation of the right value (bench/equations.py), half of each gradient still being that of the given
-answers; and as the control by train_sft.py, for as long as that took. Told is how many problems of the fold that was
-left out each solves, mean over seeds and problems, and the differences, paired by both: intervals are over seeds and
-problems at once (experiment/effects.py).
+one, of which a tenth chooses its best look. From there it goes on in three ways, each for --minutes: by train_rl.py on
+all the problems, whose reward counts any equation of the right value (bench/equations.py), once by REINFORCE with half
+of each gradient that of the given answers, once by --method expert; and as the control by train_sft.py. Told is how
+many problems of the fold that was left out each solves, the mean over folds and seeds, and the differences, paired by
+both; intervals are Student's over the folds, each of which is the mean over seeds.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from types import ModuleType
 from typing import Any
 
@@ -27,7 +28,7 @@ import harness  # noqa: F401, first: puts the repository root on the path
 
 import numpy as np
 from equations import solves
-from experiment.effects import bounded, effect, mean_of
+from experiment.effects import bounded, over_seeds
 from report import write_json
 from trainings import DATA, made, records_of
 
@@ -40,9 +41,8 @@ from minillm.tasks.seq2seq import Options, Seq2Seq
 
 FIELDS = "prompt=question,answer=equation"
 REWARD = f"{Path(__file__).with_name('equations.py')}:score"
-START, MORE, REWARDED = "the start", "more SFT", "REINFORCE"
+START, MORE, REWARDED, EXPERT = "the start", "more SFT", "REINFORCE", "expert iteration"
 SLOWER = 0.5  # times the rate of its start is that of the control
-DRAWN = {"prompts": 32, "samples": 8, "sft_share": 0.5, "watch": 0}
 
 
 class Fold:
@@ -50,7 +50,7 @@ class Fold:
 
     def __init__(self, args: argparse.Namespace, problems: Sequence[dict], number: int, seed: int):
         self.args, self.seed = args, seed
-        kind = "-".join(str(vars(args)[name] or "usual") for name in ("folds", "labels", "start_steps", "steps"))
+        kind = "-".join(str(vars(args)[name] or "usual") for name in ("folds", "labels", "start_steps", "minutes"))
         self.work = args.work / kind / f"fold-{number}"
         self.work.mkdir(parents=True, exist_ok=True)
         order = np.random.default_rng(0).permutation(len(problems))
@@ -64,16 +64,21 @@ class Fold:
         path.write_text("".join(json.dumps(each) + "\n" for each in problems))
         return path
 
-    def right(self) -> dict[str, np.ndarray]:
-        """Of each way, which problems of the fold it solves."""
+    def right(self) -> dict[str, float]:
+        """Of each way, how many problems of the fold it solves, as a share."""
         start = self.run(train_sft, START, steps=self.args.start_steps)
-        rewarded = self.run(train_rl, REWARDED, init=start, reward=(REWARD,), steps=self.args.steps, **DRAWN)
         went = read_json(start / "args.json")
         rates = {name: SLOWER * went[name] for name in ("lr", "embedding_lr")}
         same = {name: went[name] for name in ("optimizer", "batch_tokens", "dropout")}
-        minutes = read_json(rewarded / "metrics.json")["seconds"] / 60
-        more = self.run(train_sft, MORE, init=start, minutes=minutes, keep="last", **same, **rates)
-        return {name: self.solved(run) for name, run in ((START, start), (MORE, more), (REWARDED, rewarded))}
+        goes_on = {"init": start, "minutes": self.args.minutes}
+        judged = {**goes_on, "reward": (REWARD,), "samples": 8, "watch": 0}
+        runs = {
+            START: start,
+            MORE: self.run(train_sft, MORE, **goes_on, keep="last", **same, **rates),
+            REWARDED: self.run(train_rl, REWARDED, **judged, prompts=32, sft_share=0.5),
+            EXPERT: self.run(train_rl, EXPERT, **judged, method="expert", threshold=1.0),
+        }
+        return {name: self.solved(run) for name, run in runs.items()}
 
     def run(self, script: ModuleType, name: str, **given: Any) -> Path:
         """A run of the script in the work folder."""
@@ -81,26 +86,23 @@ class Fold:
         out = self.work / f"{name.replace(' ', '-')}-{self.seed}"
         return made(script, script.Args(task="seq2seq", seed=self.seed, out=out, options=own, **given))
 
-    def solved(self, run: Path) -> np.ndarray:
+    def solved(self, run: Path) -> float:
         task = Seq2Seq(Options(test=self.test, fields=FIELDS), 0)
         examples = task.splits.test  # as they stand in the file, and not as the model reads them
         model, tokenizer = open_start(run, task)
         adapt(task, model, tokenizer, run)
         answers = task.answer(model.eval(), tokenizer, task.splits.test)
-        return np.array([solves(e.prompt, e.answers, a) for e, a in zip(examples, answers, strict=True)], dtype=float)
+        return fmean(solves(e.prompt, e.answers, a) for e, a in zip(examples, answers, strict=True))
 
 
 def compare(args: argparse.Namespace, problems: Sequence[dict]) -> dict[str, Interval]:
-    """Each way, and what it gains; a row of results is one seed, over the problems of all folds."""
-    ways: dict[str, list[np.ndarray]] = {}
-    for seed in range(args.seeds):
-        folds = [Fold(args, problems, number, seed).right() for number in range(args.folds)]
-        for name in folds[0]:
-            ways.setdefault(name, []).append(np.concatenate([fold[name] for fold in folds]))
-    right = {name: np.array(rows) for name, rows in ways.items()}
-    gains = {f"{name}, less {other}": effect(right[name], right[other])
-             for name, other in ((MORE, START), (REWARDED, START), (REWARDED, MORE))}  # fmt: skip
-    return {name: bounded(mean_of(rows)) for name, rows in right.items()} | gains
+    """Each way, and what it gains."""
+    seeds = range(args.seeds)
+    found = [[Fold(args, problems, number, seed).right() for seed in seeds] for number in range(args.folds)]
+    right = {name: np.array([[row[name] for row in rows] for rows in found]).mean(axis=1) for name in found[0][0]}
+    pairs = *((way, START) for way in (MORE, REWARDED, EXPERT)), *((way, MORE) for way in (REWARDED, EXPERT))
+    gains = {f"{way}, less {other}": over_seeds(right[way] - right[other]) for way, other in pairs}
+    return {name: bounded(over_seeds(values)) for name, values in right.items()} | gains
 
 
 def arguments() -> argparse.Namespace:
@@ -109,7 +111,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--labels", type=float, help="share of the problems whose answers are known (default: all)")
-    parser.add_argument("--steps", type=int, default=60, help="of reinforcement learning")
+    parser.add_argument("--minutes", type=float, default=1.5, help="that each way goes on for")
     parser.add_argument("--start-steps", type=int, help="of the start (default: as train_sft.py has it)")
     parser.add_argument("--work", type=Path, help="folder for data and runs, which are used again or gone on with")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
@@ -127,7 +129,7 @@ def main() -> None:
     for name, value in found.items():
         print(f"{name:28} {100 * value.value:5.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]")
     if args.out:
-        names = ("folds", "seeds", "labels", "steps")
+        names = ("folds", "seeds", "labels", "minutes")
         given = {"problems": len(problems), **{name: vars(args)[name] for name in names}}
         write_json(args.out, {**given, **{name: value._asdict() for name, value in found.items()}})
 
