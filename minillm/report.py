@@ -100,7 +100,7 @@ def which_look(task: Any, log: Sequence[Mapping[str, Any]], last: int, score: fl
     sign, name = (-1 if task.lower_is_better else 1), f"dev_{task.headline}"
     looks = {record["step"]: sign * record[name] for record in log if name in record}
     looks.setdefault(last, score)
-    best = max(looks, key=looks.get)  # the first of equal ones
+    best = max(looks, key=lambda step: (looks[step], step))  # the last of equal ones
     when = f"after step {best} of {last}" if best else "before the first step: no training was as good as the start"
     of_looks = f"the best of {counted(len(looks), 'look')} at dev"
     return f"kept is the model {when}, {of_looks}, whose figure is the better for the choice"

@@ -247,12 +247,13 @@ class Session:
         self.console.print(f"step {self.progress.step}: {figures(metrics)} on {counted(count, 'dev example')}")
 
     def keep_if_best(self, score: float) -> None:
-        """Remember the weights if no score before, of which higher is better, was as high."""
+        """Remember the weights if no score before, of which higher is better, was higher: of equal looks, as of few dev
+        examples, the later one has learned more."""
         self.progress.look(score)
         # The file is replaced more often than the checkpoint: after an interruption a look may be repeated, and by the
         # clock's budget with another result.
         path = self.run.path(BEST)
-        if not path.exists() or score > state.read_score(path):
+        if not path.exists() or score >= state.read_score(path):
             with self.averaged():
                 write_tensors(path, state.weights_of(self.model), {state.SCORE: score})
 

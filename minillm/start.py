@@ -34,6 +34,7 @@ UNSAID = {
     "label_smoothing": 0.0,
     "optimizer": "adamw",
 }  # where neither the user nor the recipe says anything
+EARLIER = ("until", "patience")  # what ends a training before its budget is spent
 SIZES = ("batch_tokens", "batch_examples")  # of a step, likewise
 OF_SHAPE = ("layers", "width", "heads")  # options that a checkpoint has decided
 
@@ -190,7 +191,7 @@ def complete(args: Args, recipe: Mapping[str, Any]) -> Args:
     """The options with the recipe's where none was given. A budget of one's own is used up."""
     given = {name: value for name, value in vars(args).items() if value is not None}
     if given.keys() & set(BUDGETS):
-        recipe = {name: value for name, value in recipe.items() if name not in (*BUDGETS, "until")}
+        recipe = {name: value for name, value in recipe.items() if name not in (*BUDGETS, *EARLIER)}
     if given.keys() & set(SIZES):
         recipe = {name: value for name, value in recipe.items() if name not in SIZES}
     unsaid = {name: value for name, value in UNSAID.items() if name in vars(args)}

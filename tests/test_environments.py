@@ -196,7 +196,7 @@ def test_a_start_that_had_an_environment_is_told_of(whole, tmp_path):
     assert f"give --environment {game} for them here, too" in console.file.getvalue()
 
 
-@pytest.mark.parametrize("call", [2, 9])
+@pytest.mark.parametrize("call", [2, 7])
 def test_it_stops_where_the_environment_fails_and_goes_on_there(start, whole, tmp_path, call):
     """Before its first step, or within one."""
     with pytest.raises(UserError, match=r"game\.py:reply failed: line 12: ValueError: no such move.*--resume"):

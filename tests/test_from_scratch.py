@@ -101,7 +101,7 @@ def trained(task, **options):
 @EVERY
 def test_a_bandit(baseline):
     """At the end 99 % of the arms drawn are the best one."""
-    trained("bandit", baseline=baseline, steps=120, prompts=16, samples=8)
+    trained("bandit", baseline=baseline, steps=160, prompts=16, samples=8)
     assert sum(Bandit.drawn[-5 * 128 :]) >= 0.99 * 5 * 128
 
 

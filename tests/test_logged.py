@@ -198,7 +198,7 @@ def start(tmp_path_factory):
     words = scripts.write_words(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(minillm.curves, "draw", lambda *_: None)
-        assert scripts.main(train_sft, **words, **SMALL, steps=60, lr=0.03, out=folder / "run") == 0
+        assert scripts.main(train_sft, **words, **SMALL, steps=120, lr=0.03, out=folder / "run") == 0
     return folder / "run"
 
 

@@ -107,7 +107,7 @@ def cases(data):
     written = {**written, "reward": [data["reward"]], "lr": 0.003}
     found = {name: [{**written, "baseline": name, **options}, files] for name, options in CASES.items()}
     for method in ("best-of", "soft-q", "expert"):
-        more = {"threshold": 0.9, "steps": 6, "prompts": 3} if method == "expert" else {}
+        more = {"threshold": 0.7, "steps": 6, "prompts": 3} if method == "expert" else {}
         found[method] = [{**written, "method": method, **more}, files]
     found["logged"] = [{**written, "method": "soft-q", "logged": data["log"], "sft_share": 0.3}, files]
     for task in ("classify", "tag", "guess"):

@@ -62,7 +62,8 @@ def test_words_with_brackets_are_no_markup():
     ("values", "last", "score", "expected"),
     [
         ([0.7, 0.5, 0.6], 30, 0.65, "before the first step: no training was as good as the start, the best of 4 looks"),
-        ([0.5, 0.7, 0.7], 30, 0.7, "after step 10 of 30, the best of 4 looks"),
+        ([0.5, 0.7, 0.7], 30, 0.7, "after step 30 of 30, the best of 4 looks"),
+        ([0.5, 0.7, 0.7], 30, 0.6, "after step 20 of 30, the best of 4 looks"),
         ([0.5, 0.6, 0.7], 30, 0.8, "after step 30 of 30, the best of 4 looks"),
         ([0.5, 0.6, 0.7], 20, 0.1, "after step 20 of 20, the best of 3 looks"),
     ],

@@ -12,6 +12,7 @@ import train_rl
 from minillm.episodes import Agent, Episode, Writer, logprobs_of, to_batch, tokens_of
 from minillm.errors import UserError
 from minillm.estimator import check
+from minillm.layers import taken
 from minillm.policy import Estimator
 from minillm.soft_q import Scores, backward_consistency, inconsistencies, scores, to_the_end
 
@@ -132,9 +133,10 @@ class Table(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.table = nn.Parameter(torch.randn(len(self.states), 4, generator=generator, dtype=torch.float64))
 
-    def forward(self, tokens, packing):
+    def forward(self, tokens, packing, at=None):
         sequences = [part.tolist() for part in tokens.split(packing.lengths)]
-        return torch.tensor([self.states.get((*s[: i + 1],), 0) for s in sequences for i in range(len(s))])
+        read = torch.tensor([self.states.get((*s[: i + 1],), 0) for s in sequences for i in range(len(s))])
+        return taken(read, at)
 
     def logits(self, hidden):
         return self.table[hidden]

@@ -138,7 +138,7 @@ def test_another_task_beside_resume_is_not_ignored(run):
 
 # ---- recipes -------------------------------------------------------------------------------------
 
-RECIPE = {"lr": 0.1, "batch_tokens": 64, "steps": 100, "until": 0.4, "warmup": 0.02}
+RECIPE = {"lr": 0.1, "batch_tokens": 64, "steps": 100, "until": 0.4, "patience": 5, "warmup": 0.02}
 
 
 def test_a_recipe_fills_what_was_not_given():
@@ -152,6 +152,7 @@ def test_a_budget_of_ones_own_is_used_up(budget):
     args = complete(train_sft.Args(**budget), RECIPE)
     assert {name: vars(args)[name] for name in ("minutes", "steps", "epochs") if vars(args)[name]} == budget
     assert args.until is None
+    assert args.patience is None
     assert complete(train_sft.Args(**budget, until=0.9), RECIPE).until == 0.9
 
 

@@ -42,6 +42,7 @@ class Arithmetic(WritingTask):
     def __init__(self, options: Options, seed: int):
         """Dev and test are the same for every seed and number of examples."""
         self.digits = require_digits(options.digits)
+        self.notes = [f"numbers of {self.digits} digits"] if self.digits != DIGITS else []
         held_out = list(distinct(problems(np.random.default_rng(0), self.digits), 2 * HELD_OUT))
         self.held_out, self.largest = set(held_out), bound(options.largest, self.digits)
         dev, test = filter(self.is_known, held_out[:HELD_OUT]), filter(self.is_known, held_out[HELD_OUT:])
