@@ -108,10 +108,10 @@ def compare(args: argparse.Namespace, problems: Sequence[dict]) -> dict[str, Int
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA / "math_mawps", help="folder with train.jsonl and dev.jsonl")
-    parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--folds", type=int, default=5, help="into which the problems are divided (default: 5)")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each way in a fold (default: 3)")
     parser.add_argument("--labels", type=float, help="share of the problems whose answers are known (default: all)")
-    parser.add_argument("--minutes", type=float, default=1.5, help="that each way goes on for")
+    parser.add_argument("--minutes", type=float, default=1.5, help="that each way goes on for (default: 1.5)")
     parser.add_argument("--start-steps", type=int, help="of the start (default: as train_sft.py has it)")
     parser.add_argument("--work", type=Path, help="folder for data and runs, which are used again or gone on with")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")

@@ -259,7 +259,7 @@ def cut(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
             least = logits.amax(dim=-1, keepdim=True) + torch.tensor(sampling.min_p).log().item()
             logits = logits.masked_fill(logits < least, -torch.inf)
         return logits, None
-    logits, ids, probs = likeliest(logits, k, sampling.top_p)
+    logits, ids, probs = descending(logits, k, sampling.top_p)
     cut_off = probs < sampling.min_p * probs[:, :1]
     if sampling.top_p < 1:
         likelier = probs.cumsum(dim=-1) - probs
@@ -268,7 +268,7 @@ def cut(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
     return logits.masked_fill(cut_off, -torch.inf), ids
 
 
-def likeliest(logits: Tensor, k: int, top_p: float) -> tuple[Tensor, Tensor, Tensor]:
+def descending(logits: Tensor, k: int, top_p: float) -> tuple[Tensor, Tensor, Tensor]:
     """The k largest logits of each row (B,K), the largest first, their token ids, and their probabilities among the k.
     Where k is all, and fewer reach `top_p` together, those are enough: to sort 49,152 takes 70 times as long as to find
     256."""
