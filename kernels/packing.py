@@ -87,6 +87,9 @@ class Packing:
         cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
         return cls(cu_seqlens, tuple(lengths))
 
+    def to(self, device: torch.device) -> "Packing":
+        return Packing(self.cu_seqlens.to(device), self.lengths)
+
     @property
     def num_sequences(self) -> int:
         return len(self.cu_seqlens) - 1

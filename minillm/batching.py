@@ -4,6 +4,7 @@ Letters: E examples, B documents (sequences), N tokens.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from kernels import Packing
 from kernels.packing import derived
+from minillm.branches import Branches
 
 IGNORE = -100  # the target of a token that is only read
 
@@ -69,7 +71,7 @@ class Batch:
     targets: Tensor  # (N,) int64; see Document, as all below
     labels: Tensor  # (B,) int64 classes, (B,) or (B, K) float32 numbers; (0,) where documents have none
     segments: Tensor | None  # (N,) int64; None where there are no pairs of texts
-    packing: Packing
+    packing: Packing | Branches
     count: int  # how many targets and labelled documents there are to learn from
     is_spare: bool = False  # whether it stands where a rank has none, with a count of 0: see ranks.py
 
@@ -82,10 +84,9 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         if self.tokens.device == device:
             return self
-        packing = Packing(self.packing.cu_seqlens.to(device), self.packing.lengths)
         tensors = (self.tokens, self.targets, self.labels, self.segments, self.asked)
         *moved, asked = (x if x is None else x.to(device) for x in tensors)
-        batch = Batch(*moved, packing, self.count, self.is_spare)
+        batch = Batch(*moved, self.packing.to(device), self.count, self.is_spare)
         object.__setattr__(batch, "asked", asked)  # looked for here, as a GPU would have to be waited for
         return batch
 
@@ -155,6 +156,21 @@ def flat(sequences: Iterator[Sequence[int]]) -> np.ndarray:
 def pack(documents: Sequence[Document]) -> Batch:
     """One batch of these documents, in this order."""
     return DocumentTable([documents]).batch(np.array([0]))
+
+
+def pack_branches(documents: Sequence[Document], shared: Sequence[int]) -> Batch:
+    """The same, for a causal model. Of each document so many first tokens, which have no targets, are computed once
+    for all documents that begin with just these; behind them the documents are in this order."""
+    beginnings = [tuple(d.tokens[:length]) for d, length in zip(documents, shared, strict=True)]
+    counts = Counter(beginnings)
+    stems = {stem: i for i, stem in enumerate(stem for stem, count in counts.items() if stem and count > 1)}
+    if not stems:
+        return pack(documents)
+    cuts = [len(each) if each in stems else 0 for each in beginnings]
+    rest = [Document(d.tokens[n:], d.targets[n:]) for d, n in zip(documents, cuts, strict=True)]
+    row = [*(Document(stem, [IGNORE] * len(stem)) for stem in stems), *rest]
+    branches = Branches.of([len(d.tokens) for d in row], [*[None] * len(stems), *map(stems.get, beginnings)])
+    return dataclasses.replace(pack(row), packing=branches)
 
 
 class Corpus:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minillm.batching import Batch, Heard, answering, by_length, pack
+from minillm.batching import Batch, Heard, answering, cut, pack_branches
 from minillm.errors import UserError
 from minillm.generate import GREEDY, Sample, Sampling, generate
 from minillm.gpt import GPT
@@ -176,8 +176,10 @@ def entropy(episodes: Sequence[Episode]) -> float:
 
 
 def to_batch(episodes: Sequence[Episode], device: torch.device) -> Batch:
-    """The drawn answers behind their prompts, token for token as they were drawn."""
-    return pack([answering(e.prompt, e.answer, e.heard) for e in episodes]).to(device)
+    """The drawn answers behind their prompts, token for token as they were drawn. All of a prompt but its last token,
+    which the first of an answer is drawn behind, is computed once for all of its answers."""
+    documents = [answering(e.prompt, e.answer, e.heard) for e in episodes]
+    return pack_branches(documents, [len(e.prompt) - 1 for e in episodes]).to(device)
 
 
 # ---- judged, and learned from ----------------------------------------------------------------------
@@ -256,7 +258,7 @@ def pieces(agent: Agent, episodes: Sequence[Episode], shares: Tensor, all_teach:
     copies = distinct(episodes)
     taught = [i for i in copies if all_teach or any(episodes[i].advantages)]
     taught = sorted(taught, key=lambda i: episodes[i].size)[agent.rank :: agent.ranks]
-    for part in by_length([episodes[i].size for i in taught], agent.micro_tokens):
+    for part in parts_of([episodes[i] for i in taught], agent.micro_tokens):
         at = [taught[j] for j in part]
         some = [episodes[i] for i in at]
         tokens, values = tokens_of(some), row_of([e.values for e in some])
@@ -264,6 +266,15 @@ def pieces(agent: Agent, episodes: Sequence[Episode], shares: Tensor, all_teach:
         share = torch.tensor([float(shares[i]) for i in at], dtype=torch.float64)[tokens.answer] * count
         returns = tokens.advantages + values if len(values) else tokens.advantages
         yield Piece(agent.batch(some), tokens, count, share, returns)
+
+
+def parts_of(episodes: Sequence[Episode], most: int) -> list[np.ndarray]:
+    """Their numbers, in parts of about so many tokens in all: answers to one prompt together, as they share it."""
+    if not episodes:
+        return []
+    keys = [(len(each.prompt), tuple(each.prompt), each.size) for each in episodes]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    return cut(np.array(order), np.array([each.size for each in episodes]), most)
 
 
 @torch.no_grad()
@@ -276,7 +287,7 @@ def refer(agent: Agent, episodes: Sequence[Episode]) -> None:
     """Fills in log p under the reference, each answer to a prompt scored once."""
     firsts = list(distinct(episodes))
     known = {}
-    for part in by_length([episodes[i].size for i in firsts], agent.micro_tokens):
+    for part in parts_of([episodes[i] for i in firsts], agent.micro_tokens):
         some = [episodes[firsts[j]] for j in part]
         found = logprobs_of(agent.start, agent.batch(some), agent.temperature).cpu()
         for episode, values in zip(some, found.split([len(e.answer) for e in some]), strict=True):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kernels import Packing, attention
 from minillm import layers
 from minillm.batching import Batch
+from minillm.branches import Branches
 from minillm.inference import KVCache
 from minillm.layers import Attend, Attention, Linear, Rotation, dropout, taken
 from minillm.objective import losses_of_tokens
@@ -135,7 +136,7 @@ class GPT(nn.Module):
         nn.init.normal_(self.output.weight, std=0.02)
 
     def forward(
-        self, tokens: Tensor, packing: Packing, cache: KVCache | None = None, at: Tensor | None = None
+        self, tokens: Tensor, packing: Packing | Branches, cache: KVCache | None = None, at: Tensor | None = None
     ) -> Tensor:
         """Hidden states (N, C) of packed tokens (N,) int64; `logits` or `loss` turn them into predictions.
 
@@ -161,10 +162,12 @@ class GPT(nn.Module):
             x = block(x, rotation, extension.attend(layer) if extension else self.attend(packing), asked)
         return self.final_norm(x)
 
-    def attend(self, packing: Packing) -> Attend:
+    def attend(self, packing: Packing | Branches) -> Attend:
         """The attention of one layer over whole sequences; in training each layer draws another dropout."""
         p = self.config.attention_dropout if self.training else 0.0
         seed = int(torch.randint(2**31, ())) if p > 0 else 0
+        if isinstance(packing, Branches):
+            return partial(packing.attend, dropout_p=p, dropout_seed=seed)
         return partial(attention, causal=True, packing=packing, dropout_p=p, dropout_seed=seed)
 
     def logits(self, hidden: Tensor) -> Tensor:

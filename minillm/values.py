@@ -21,8 +21,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from minillm.batching import Batch, by_length
-from minillm.episodes import Agent, Episode, distinct, row_of
+from minillm.batching import Batch
+from minillm.episodes import Agent, Episode, distinct, parts_of, row_of
 from minillm.errors import UserError
 from minillm.gpt import GPT
 from minillm.policy import KEPT
@@ -90,7 +90,7 @@ def appraise(agent: Agent, episodes: Sequence[Episode]) -> None:
     """Fills in the values of each answer's states, those of equal answers computed once."""
     firsts, model = list(distinct(episodes)), agent.model
     known = {}
-    for part in by_length([episodes[i].size for i in firsts], agent.micro_tokens):
+    for part in parts_of([episodes[i] for i in firsts], agent.micro_tokens):
         some = [episodes[firsts[j]] for j in part]
         values = model.value(states_of(model, agent.batch(some).batch)).cpu()
         for episode, own in zip(some, values.split([len(e.answer) for e in some]), strict=True):

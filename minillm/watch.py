@@ -51,7 +51,7 @@ def require_parity(agent: Agent, episodes: Sequence[Episode]) -> None:
     rounding: what is then climbed would not be the gradient of the expected reward."""
     if not episodes:
         return
-    some = episodes[:: max(1, len(episodes) // PARITY)]
+    some = episodes[:PARITY]  # all answers to some prompts, which the update computes together
     now, then = agent.logprobs(agent.batch(some)), row_of([e.logprobs for e in some]).float()
     apart = float((now - then).abs().mean())
     if not apart <= (most := APART.get(agent.model.compute_dtype, APART[torch.float32])):

@@ -270,13 +270,18 @@ def test_one_sample_without_baseline(model):
     assert distance(truth, gradients(model)) < 1e-10
 
 
+def whole(episodes):
+    """A batch of the answers, one sequence each."""
+    return pack([answering(each.prompt, each.answer) for each in episodes])
+
+
 def wrong(kind):
     """Plausible estimators that are biased."""
 
     def estimate(model, answers):
         episodes = episodes_of(["ab"], [answers])
         rewards = rewards_of(episodes, len(answers)).double()
-        batch = ACTOR.batch(episodes, CPU).batch
+        batch = whole(episodes)
         advantages, targets = leave_one_out(Rewards(rewards))[0], batch.targets
         if kind == "baseline with the sample itself":
             advantages = rewards[0] - rewards[0].mean()
@@ -356,7 +361,8 @@ def test_prompts_without_variance_are_left_out_and_change_nothing(model):
     ):
         _, together, (batch,) = updated(model, prompts, answers)
         kept = [answering(TOKENIZER.encode(PROMPTS[0]), ANSWERS[i]) for i in (3, 9)]
-        assert sorted(map(list, batch.packing.split(batch.tokens))) == sorted(document.tokens for document in kept)
+        rows = batch.packing.keys.split(batch.tokens[batch.packing.rows])
+        assert sorted(map(list, rows))[1:] == sorted(document.tokens for document in kept)  # behind what they share
         # The step is divided by all answers drawn, those that were left out included.
         _, alone, _ = updated(model, PROMPTS[:1], [[ANSWERS[3], ANSWERS[9]]])
         for name in alone:
@@ -411,9 +417,9 @@ def test_a_policy_that_is_not_what_drew_is_noticed(model, fault):
 def test_answers_are_learned_token_for_token():
     episodes = episodes_of(PROMPTS, [[[0, END], [1, 1, 1]], [[END], [0, 1, END]]])
     batch = ACTOR.batch(episodes, CPU).batch
-    tokens, targets = (batch.packing.split(x) for x in (batch.tokens, batch.targets))
-    assert [t.tolist() for t in tokens] == [[0, 1, 0], [0, 1, 1, 1], [1], [1, 0, 1]]
-    assert [t.tolist() for t in targets] == [[IGNORE, 0, END], [IGNORE, 1, 1, 1], [END], [0, 1, END]]
+    tokens, targets = (batch.packing.own.split(x) for x in (batch.tokens, batch.targets))
+    assert [t.tolist() for t in tokens] == [[0], [1, 0], [1, 1, 1], [1], [1, 0, 1]]  # 0 is what two prompts share
+    assert [t.tolist() for t in targets] == [[IGNORE], [0, END], [1, 1, 1], [END], [0, 1, END]]
 
 
 def test_an_episode_says_what_became_of_an_answer():

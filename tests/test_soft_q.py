@@ -134,9 +134,9 @@ class Table(nn.Module):
         self.table = nn.Parameter(torch.randn(len(self.states), 4, generator=generator, dtype=torch.float64))
 
     def forward(self, tokens, packing, at=None):
-        sequences = [part.tolist() for part in tokens.split(packing.lengths)]
-        read = torch.tensor([self.states.get((*s[: i + 1],), 0) for s in sequences for i in range(len(s))])
-        return taken(read, at)
+        whole = [part.tolist() for part in tokens[packing.rows].split(packing.keys.lengths)]
+        ends = [(s, end) for s, n in zip(whole, packing.lengths, strict=True) for end in range(len(s) - n, len(s))]
+        return taken(torch.tensor([self.states.get((*s[: end + 1],), 0) for s, end in ends]), at)
 
     def logits(self, hidden):
         return self.table[hidden]

@@ -13,6 +13,7 @@ Letters: B batch, T queries, S keys, N queries of a packed row, H query heads, G
 """
 
 from operator import index
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,8 +42,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options)
         q, options = q * sign, options._replace(scale=-options.scale or 1.0)
     if packing is None:
         return _dense(q, k, v, layout, options)
-    if packing is k_packing and _is_short(q, k, packing, options):
-        return _short(q, k, v, packing, options)
+    if _is_short(q, k, packing, k_packing, options):
+        return _short(q, k, v, packing, k_packing, options)
     if packing.is_rectangular and k_packing.is_rectangular and packing.num_tokens and k_packing.num_tokens:
         q, k, v = (x.unflatten(0, (packing.num_sequences, -1)) for x in (q, k, v))
         return _dense(q, k, v, Layout(), options).flatten(0, 1)
@@ -179,57 +180,73 @@ def _group(shape: tuple[int, int, int], q: Tensor, k: Tensor, v: Tensor, options
 # than computing the padding.
 
 
-def _is_short(q: Tensor, k: Tensor, packing: Packing, options: Options) -> bool:
-    """Whether this is the way for sequences that attend to themselves."""
-    fits = 0 < packing.max_len <= SHORT and q.shape == k.shape
-    return fits and _is_half_on_cpu(q) and options.window is None and options.softcap is None
+def _is_short(q: Tensor, k: Tensor, packing: Packing, k_packing: Packing, options: Options) -> bool:
+    """Whether this is the way for sequences that attend to themselves, or to something before them, too."""
+    fits = 0 < k_packing.max_len <= SHORT and q.shape[1:] == k.shape[1:]
+    fits = fits and _is_half_on_cpu(q) and options.window is None and options.softcap is None
+    return fits and all(n <= m for n, m in zip(packing.lengths, k_packing.lengths, strict=True))
 
 
-def _short(q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: Options) -> Tensor:
-    """q, k and v (N,H,D) → (N,H,D)."""
-    slots = None if packing.is_rectangular else packing.padded_slots
-    mask = _mask(packing, options.causal, q)
-    return _Short.apply(q, k, v, slots, mask, (packing.num_sequences, packing.max_len), options)
+def _short(q: Tensor, k: Tensor, v: Tensor, packing: Packing, k_packing: Packing, options: Options) -> Tensor:
+    """q (N,H,D), k and v (M,H,D) → (N,H,D)."""
+    mask = _mask(packing, k_packing, options.causal, q)
+    return _Short.apply(q, k, v, _Padding.of(packing), _Padding.of(k_packing), mask, options)
 
 
-def _mask(packing: Packing, causal: bool, like: Tensor) -> Tensor:
-    """(B or 1, T or 1, T), −inf where a key is padding or lies ahead, else 0. Padded queries see what is there."""
-    place = torch.arange(packing.max_len, device=like.device)
-    lengths = packing.lengths_tensor[:1] if packing.is_rectangular else packing.lengths_tensor.clamp_min(1)
-    hidden = (place >= lengths[:, None])[:, None]
+def _mask(packing: Packing, k_packing: Packing, causal: bool, like: Tensor) -> Tensor:
+    """(B or 1, T or 1, S), −inf where a key is padding or lies ahead, else 0. Padded queries see what is there."""
+    is_one = packing.is_rectangular and k_packing.is_rectangular
+    lengths = (each.lengths_tensor[: 1 if is_one else None, None] for each in (packing, k_packing))
+    n, m = (length.clamp_min(1)[..., None] for length in lengths)
+    key = torch.arange(k_packing.max_len, device=like.device)
+    hidden = key >= m
     if causal:
-        hidden = hidden | (place > place[:, None])
+        hidden = hidden | (key > torch.arange(packing.max_len, device=like.device)[:, None] + (m - n))
     return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, float("-inf"))
+
+
+class _Padding(NamedTuple):
+    """Where the tokens of packed sequences lie in (B·T,) rows; None: there is nothing between them."""
+
+    slots: Tensor | None
+    shape: tuple[int, int]  # B, T
+
+    @classmethod
+    def of(cls, packing: Packing) -> "_Padding":
+        slots = None if packing.is_rectangular else packing.padded_slots
+        return cls(slots, (packing.num_sequences, packing.max_len))
 
 
 class _Short(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, slots, mask, shape, options):
-        q, k, v = (_pad(x, slots, shape) for x in (q, k, v))
-        mask = mask if len(mask) == 1 else mask[:, None].expand(-1, len(q) // shape[0], -1, -1).flatten(0, 1)
-        scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=options.scale).to(_softmax_dtype(q.dtype, shape[1]))
+    def forward(ctx, q, k, v, of_queries, of_keys, mask, options):
+        q, k, v = _pad(q, *of_queries), _pad(k, *of_keys), _pad(v, *of_keys)
+        mask = mask if len(mask) == 1 else mask[:, None].expand(-1, len(q) // len(mask), -1, -1).flatten(0, 1)
+        scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=options.scale)
+        scores = scores.to(_softmax_dtype(q.dtype, k.shape[1]))
         probs = torch.softmax(scores, dim=-1, out=scores).to(q.dtype)
         p, seed = options.dropout_p, options.dropout_seed
         kept = dropout_factors(probs, p, generator_of(seed, q.device)) if p > 0.0 else None
-        ctx.save_for_backward(q, k, v, slots, probs, kept)
-        ctx.shape, ctx.scale = shape, options.scale
-        return _unpad(torch.bmm(probs if kept is None else probs * kept, v), slots, shape)
+        ctx.save_for_backward(q, k, v, probs, kept)
+        ctx.paddings, ctx.scale = (of_queries, of_keys, of_keys), options.scale
+        return _unpad(torch.bmm(probs if kept is None else probs * kept, v), *of_queries)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        q, k, v, slots, probs, kept = ctx.saved_tensors
-        grad = _pad(grad, slots, ctx.shape)
+        q, k, v, probs, kept = ctx.saved_tensors
+        grad = _pad(grad, *ctx.paddings[0])
         dv = torch.bmm((probs if kept is None else probs * kept).transpose(1, 2), grad)
         dprobs = torch.bmm(grad, v.transpose(1, 2))
         if kept is not None:
             dprobs *= kept
-        wide = _softmax_dtype(q.dtype, ctx.shape[1])
+        wide = _softmax_dtype(q.dtype, k.shape[1])
         dprobs, probs = dprobs.to(wide), probs.to(wide)
         dscores = torch._softmax_backward_data(dprobs, probs, -1, wide, grad_input=dprobs).to(q.dtype)
         dq = torch.bmm(dscores, k).mul_(ctx.scale)
         dk = torch.bmm(dscores.transpose(1, 2), q).mul_(ctx.scale)
-        return *(_unpad(x, slots, ctx.shape) for x in (dq, dk, dv)), None, None, None, None
+        grads = (_unpad(x, *padding) for x, padding in zip((dq, dk, dv), ctx.paddings, strict=True))
+        return *grads, None, None, None, None
 
 
 def _softmax_dtype(dtype: torch.dtype, keys: int) -> torch.dtype:
