@@ -65,7 +65,6 @@ from minillm.soft_q import backward_consistency
 from minillm.start import refuse_beside_resume, resumed
 from minillm.start_by_reward import given_answers, inheriting, open_agent
 from minillm.tasks import TASKS
-from minillm.tasks.arithmetic import folder_of
 from minillm.tasks.base import Judged, WritingTask
 from minillm.turns import open_environment
 from minillm.unjudged import skip
@@ -217,7 +216,8 @@ def find_start(args: Args, console: Console, team: ranks.Team | None = None) -> 
     if args.task != "arithmetic":
         raise UserError(f"--task {args.task} needs a model to start from: give a run of train_sft.py with --init RUN")
     same = {name: vars(args)[name] for name in ("task", "seed", "precision", "kernels", "options")}
-    return train_sft.made(train_sft.Args(out=Path(f"runs/{folder_of(args.options)}"), **same), console, team)
+    out = Path(f"runs/{TASKS[args.task].variant(args.options)}-sft")
+    return train_sft.made(train_sft.Args(out=out, **same), console, team)
 
 
 def method_of(args: Args, log: Sequence[Entry], task: Judged, agent: Agent) -> Callable[..., None]:
@@ -231,7 +231,7 @@ def train(args: Args, console: Console | None = None) -> Run:
     """From the arguments to the finished run folder. UserError for all that the user can mend."""
     started, args = time.monotonic(), cli.with_paths(args)
     refuse_beside_resume(args) if args.resume else check(args)
-    with ranks.joined() as team, ranks.opened(team, args, "rl") as run:
+    with ranks.joined() as team, ranks.opened(team, args, f"{TASKS[args.task].variant(args.options)}-rl") as run:
         console = ranks.console_of(team, console)
         if args.resume:
             args = resumed(dataclasses.replace(args, resume=run.folder), "rl", TASKS)

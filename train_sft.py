@@ -93,7 +93,7 @@ def train(args: Args, console: Console | None = None) -> Run:
     """From the arguments to the finished run folder. UserError for all that the user can mend."""
     started, args = time.monotonic(), cli.with_paths(args)
     refuse_beside_resume(args) if args.resume else check(args)
-    with ranks.joined() as team, ranks.opened(team, args, "sft") as run:
+    with ranks.joined() as team, ranks.opened(team, args, f"{TASKS[args.task].variant(args.options)}-sft") as run:
         console = ranks.console_of(team, console)
         args = resumed(dataclasses.replace(args, resume=run.folder), "sft", TASKS) if args.resume else args
         placement = ranks.alike(team, place(args.precision, args.kernels))

@@ -31,7 +31,9 @@ class Common:
     )
     steps: int | None = cli.option(None, "train for a number of steps instead, whatever time they take")
     keep: str | None = cli.option(
-        None, "the model to save: of the last step (default), or the best of the looks at the dev set", ("last", "best")
+        None,
+        "the model to save: of the last step, or the best of the looks at the dev set (default: as the task has it)",
+        ("last", "best"),
     )
     patience: int | None = cli.option(None, "stop after so many looks in a row that were no better than the best")
     seed: int = cli.option(0, "fixes everything random")

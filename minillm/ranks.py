@@ -207,12 +207,12 @@ def alike(team: Team | None, placement: Placement) -> Placement:
 
 
 @contextmanager
-def opened(team: Team | None, args: Any, script: str) -> Iterator[Run]:
-    """The run of a script's options, a new one or that of --resume; with a team it is the first rank's, of which the
-    others have copies. UserError; see also `saying_how_to_go_on`."""
+def opened(team: Team | None, args: Any, name: str) -> Iterator[Run]:
+    """The run of a script's options, one of this name unless there is an --out, or that of --resume; with a team it is
+    the first rank's, of which the others have copies. UserError; see also `saying_how_to_go_on`."""
 
     def run_in(folder: Path | None) -> Run:
-        return Run.open(folder) if args.resume else Run.create(folder, f"{args.task}-{script}", cli.given(args))
+        return Run.open(folder) if args.resume else Run.create(folder, name, cli.given(args))
 
     folder = args.resume or args.out
     if team is None or team.is_first:

@@ -118,8 +118,9 @@ def samples_table(examples: Sequence[Any], answers: Sequence[str], title: str) -
     rows = range(0, len(examples), max(1, len(examples) // SAMPLES))
     for i in list(rows)[:SAMPLES]:
         right = examples[i].is_right(answers[i])
+        mark = "✓" if right else "✗" if examples[i].answers else ""  # of what is only judged nobody knows the truth
         truth = " or ".join(a.strip() for a in examples[i].answers)
-        shown = examples[i].prompt, str(answers[i]), "✓" if right else "✗", "" if right else truth
+        shown = examples[i].prompt, str(answers[i]), mark, "" if right else truth
         table.add_row(*cells(*map(shortened, shown)))
     return table
 

@@ -52,6 +52,11 @@ def test_ten_samples(size):
     assert text.count("✗") + text.count("✓") == min(size, 10)
 
 
+def test_of_what_is_only_judged_nothing_is_called_wrong():
+    text = printed(report.samples_table([Example("2+2=", ()), Example("3+3=", ("6",))], ["4", "5"], "samples"))
+    assert text.count("✗") == 1
+
+
 def test_words_with_brackets_are_no_markup():
     text = printed(report.samples_table([Example("[b]x:", (" y",))], [" [red]z"], "samples"))
     assert "[b]x:" in text

@@ -230,3 +230,15 @@ def test_a_reward_is_tried_on_a_file(tmp_path, capsys):
         command.main(command.Args(reward=f"{slow}:score", answer=("abc",), reward_seconds=0.1))
     with pytest.raises(UserError, match="nothing to reward"):
         command.main(command.Args(reward="length"))
+    with pytest.raises(UserError, match="--prompt goes with ANSWER"):
+        command.main(command.Args(reward="length", prompt="a question", file=path, fields="answer=a"))
+
+
+def test_a_reward_that_may_look_at_prompts_is_told_of_none(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text("def score(e, a):\n    return [float(x.prompt == 'two?') for x in e]\n")
+    for prompt, reward in ({"": 0.0, "two?": 1.0}).items():
+        command.main(command.Args(reward=f"{path}:score", answer=("2",), prompt=prompt, json=True))
+        told = capsys.readouterr()
+        assert json.loads(told.out)["reward"] == reward
+        assert ("no answer has a prompt" in told.err) == (not prompt)

@@ -302,6 +302,14 @@ def test_a_start_is_made_gone_on_with_or_taken(monkeypatch, names, made_with):
     assert [{name: getattr(args, name) for name in made_with} for args in made] == ([made_with] if made_with else [])
 
 
+def test_additions_of_more_digits_have_runs_of_their_own(monkeypatch):
+    """Of the same name whichever script makes them."""
+    monkeypatch.setattr(train_sft, "train", lambda args, _: Run(args.out))
+    options = TASKS["arithmetic"].Options(digits=3)
+    start = train_rl.find_start(train_rl.Args(options=options), Console(quiet=True))
+    assert start == Path(f"runs/{TASKS['arithmetic'].variant(options)}-sft") != Path("runs/arithmetic-sft")
+
+
 @pytest.mark.parametrize(
     ("script", "options", "sentence"),
     [

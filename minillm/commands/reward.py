@@ -1,7 +1,7 @@
 """Tries a reward on answers before a training relies on it.
 
   python -m minillm reward my_reward.py:score --file answers.jsonl                {"prompt": …, "answer": …} a line
-  python -m minillm reward my_reward.py:score "an answer" "another"
+  python -m minillm reward my_reward.py:score "an answer" "another" --prompt "a question"
   python -m minillm reward runs/classify-sft:pos "an answer"                     how likely it is of that class
   python -m minillm reward number --file answers.jsonl --fields truth=solution    one of those that tasks share
 
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from minillm import cli, records
-from minillm.commands.common import as_json
+from minillm.commands.common import as_json, note
 from minillm.errors import UserError
 from minillm.report import cells, shortened
 from minillm.rewards import SECONDS, SHARED, open_rewards
@@ -30,6 +30,7 @@ class Args:
     reward: str = cli.argument("FILE.py:FUNCTION, MODEL:CLASS, or one of " + ", ".join(SHARED))
     answer: tuple[str, ...] = cli.argument("an answer", default=())
     file: Path | None = cli.option(None, "file of records with answers, and prompts and right answers if they matter")
+    prompt: str = cli.option("", "that ANSWER is an answer to, for rewards that look at it")
     fields: str | None = cli.option(None, "which of its fields are answer, prompt and truth, e.g. answer=output")
     reward_seconds: float = cli.option(SECONDS, "that a function may take")
     json: bool = cli.option(False, "print a line of JSON for each answer")
@@ -37,12 +38,16 @@ class Args:
 
 def main(args: Args) -> None:
     cli.require_positive(args, "reward_seconds")
-    examples, answers = [Example("", ()) for _ in args.answer], list(args.answer)
+    if args.prompt and not args.answer:
+        raise UserError("--prompt goes with ANSWER; records have their own")
+    examples, answers = [Example(args.prompt, ()) for _ in args.answer], list(args.answer)
     for example, answer in read(args.file, args.fields) if args.file else ():
         examples.append(example)
         answers.append(answer)
     if not answers:
         raise UserError("there is nothing to reward: give ANSWER, or --file FILE")
+    if args.reward not in SHARED and not any(example.prompt for example in examples):
+        note("no answer has a prompt; where the reward looks at that, give --prompt TEXT or --fields prompt=NAME")
     parts = open_rewards([args.reward], SHARED, torch.device("cpu"), seconds=args.reward_seconds)(examples, answers)
     rows = [{name: values[i] for name, values in parts.items()} for i in range(len(answers))]
     if args.json:

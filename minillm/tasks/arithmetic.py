@@ -39,6 +39,11 @@ class Arithmetic(WritingTask):
     headline = "accuracy"
     Options = Options
 
+    @classmethod
+    def variant(cls, options: Options | None) -> str:
+        digits = options.digits if options else None
+        return cls.name if digits in (None, DIGITS) else f"{cls.name}-{digits}-digits"
+
     def __init__(self, options: Options, seed: int):
         """Dev and test are the same for every seed and number of examples."""
         self.digits = require_digits(options.digits)
@@ -102,12 +107,6 @@ class Arithmetic(WritingTask):
 
     def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Interval]:
         return {"accuracy": rate([right == 1.0 for right in self.reward(examples, answers)["right"]])}
-
-
-def folder_of(options: Options | None) -> str:
-    """Of the run that a training by reward starts from, unless it is told another one."""
-    digits = options.digits if options else None
-    return "arithmetic-sft" if digits in (None, DIGITS) else f"arithmetic-{digits}-digits-sft"
 
 
 def require_digits(digits: int | None) -> int:

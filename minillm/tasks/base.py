@@ -105,6 +105,11 @@ class Task(Protocol):
     before: Mapping[str, Any] = {}  # what was logged of it then
     width: int | None = None  # that a model from scratch shall have, where somebody said so
 
+    @classmethod
+    def variant(cls, options: Any) -> str:
+        """What its runs are called: its name, with options that make another task of it."""
+        return cls.name
+
     def tokenizer(self) -> Tokenizer:
         """For models from scratch only; a checkpoint brings its own."""
 
