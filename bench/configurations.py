@@ -48,7 +48,8 @@ class Configuration:
 
 
 def configurations() -> list[Configuration]:
-    return [c for card in CARDS for c in (*_attention(card), *_decode(card), *_cross_entropy(card))]
+    kinds = _attention, _descriptors, _decode, _cross_entropy
+    return [c for card in CARDS for kind in kinds for c in kind(card)]
 
 
 # The options multiply, so a few stand for all: the two that training uses most, dropout, which takes most arithmetic,
@@ -59,6 +60,7 @@ DROPOUT = {"bounds": "lengths", "dropout": True}
 EVERYTHING = GROUPED | {"window": True, "softcap": True, "dropout": True}
 VARIANTS = {"causal": CAUSAL, "packed causal grouped": GROUPED, "lengths dropout": DROPOUT}
 TRAINING = ("forward", "backward_q", "backward_kv")
+HAVE_ENGINES = ("sm_90", "sm_100", "sm_120")  # which copy tiles
 # Of a step of generation: queries of a sequence, options, and whether the keys are in shares to be merged.
 RAGGED = {"bounds": "lengths", "causal": True, "group": 4}
 UNSPLIT = "one query unsplit"
@@ -86,11 +88,22 @@ def _attention(card: str):
             yield _attention_configuration(card, kernel, *words, D, getattr(launches, kernel), CAUSAL)
 
 
-def _attention_configuration(card, kernel, name, dtype, D, launch, options) -> Configuration:
+def _descriptors(card: str):
+    """The forward with the launches of the plain one, where the sweep of bench/gpu.py may find it to be faster."""
+    from kernels.gpu import launch_table as table
+
+    for D in (64, 128) if card in HAVE_ENGINES else ():
+        launch = table.choose(card, torch.bfloat16, D).forward
+        for name, options in {"causal": CAUSAL, "packed causal grouped": GROUPED}.items():
+            words = f"D{D} bf16 {name}", "bf16", D, launch, options
+            yield _attention_configuration(card, "forward", *words, module="descriptors")
+
+
+def _attention_configuration(card, kernel, name, dtype, D, launch, options, module: str = "attention") -> Configuration:
     from kernels.gpu import attention
 
-    kernel = f"attention.{kernel}_kernel"
-    types = _attention_types(getattr(attention, kernel.partition(".")[2]), dtype, options)
+    types = _attention_types(getattr(attention, f"{kernel}_kernel"), dtype, options)
+    kernel = f"{module}.{kernel}_kernel"
     product = CARDS[card].product if dtype != "fp32" else ""  # tensor cores would round float32 to TF32
     constants = _attention_constants(D, launch, options)
     return Configuration(card, kernel, name, types, constants, launch.warps, launch.stages, product)

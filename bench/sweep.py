@@ -1,10 +1,10 @@
 """Launch configurations around the shipped ones: which is the fastest on this card, and by how much?
 
 A search from the shipped configuration of each kernel: all its neighbours (one tile side or the warps doubled or
-halved, one stage more or less) are timed beside it, then those of the best, until nothing is better. Each is compiled
-and checked against float64 on a small problem first, in processes of their own: a bad program can abort the compiler.
-The times of the attention backward are those of both its kernels, of which one changes; those of a step of generation
-include the merge.
+halved, one stage more or less, for the forward the copy engine or none) are timed beside it, then those of the best,
+until nothing is better. Each is compiled and checked against float64 on a small problem first, in processes of their
+own: a bad program can abort the compiler. The times of the attention backward are those of both its kernels, of which
+one changes; those of a step of generation include the merge.
 
 Letters: B batch, T queries and keys, H query heads, D head dim, N rows, V vocabulary.
 """
@@ -101,7 +101,9 @@ def launched(p: Problem, launch: NamedTuple, device: torch.device) -> AbstractCo
     return patch.object(attention_launch, "launches", lambda *_: table)
 
 
-def neighbours(launch: NamedTuple) -> Iterator[NamedTuple]:
+def neighbours(p: Problem, launch: NamedTuple, device: torch.device) -> Iterator[NamedTuple]:
+    if p.kernel == "forward" and (device.type == "cpu" or torch.cuda.get_device_capability(device)[0] >= 9):
+        yield launch._replace(descriptors=not launch.descriptors)
     for name, (least, most) in LIMITS.items():
         x = getattr(launch, name, None)
         if x is not None:
@@ -167,7 +169,7 @@ def search(p: Problem, device: torch.device, pool: ProcessPoolExecutor, deadline
     start = best = shipped(p, device)
     ratios, refused, ms = {start: 1.0}, {}, None
     while time.monotonic() < deadline:
-        fresh = [x for x in neighbours(best) if x not in ratios and x not in refused][:most]
+        fresh = [x for x in neighbours(p, best, device) if x not in ratios and x not in refused][:most]
         reasons = dict(zip(fresh, pool.map(partial(try_out, p, device), fresh), strict=True))
         refused |= {x: reason for x, reason in reasons.items() if reason}
         able = [x for x in fresh if x not in refused]

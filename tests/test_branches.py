@@ -7,7 +7,7 @@ import tiny
 import torch
 from test_objective import distance, gradients
 
-from kernels import Packing, attention
+from kernels import Packing
 from minillm.batching import IGNORE, answering, pack, pack_branches
 from minillm.branches import Branches, _LookUp
 from minillm.gpt import GPT
@@ -103,22 +103,3 @@ def test_sums_of_half_precision_are_rounded_once():
     x = torch.ones(1, 2, 4, dtype=torch.bfloat16, requires_grad=True)
     _LookUp.apply(x, rows, *branches.copies).backward(torch.ones(4096, 2, 4, dtype=torch.bfloat16))
     assert (x.grad == 4096).all()
-
-
-@pytest.mark.parametrize("impl", ["torch", "eager"])
-@pytest.mark.parametrize("lengths", [[(3, 3), (2, 9), (1, 4), (0, 2), (7, 8)], [(4, 6)] * 3, [(5, 5), (2, 200)]])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("causal", [True, False])
-def test_attention_to_more_keys_than_queries(impl, lengths, dtype, causal):
-    """Against float64, forward and backward, with keys that the first queries do not see."""
-    torch.manual_seed(0)
-    own, keys = (Packing.from_lengths(each) for each in zip(*lengths, strict=True))
-    q, k, v = (torch.randn(each.num_tokens, 2, 16).to(dtype) for each in (own, keys, keys))
-    grad = torch.randn_like(q)
-    found = []
-    for wide, by in ((torch.float64, "eager"), (dtype, impl)):
-        inputs = [x.to(wide).requires_grad_() for x in (q, k, v)]
-        out = attention(*inputs, causal=causal, packing=own, k_packing=keys, impl=by)
-        found.append([out.double(), *(x.double() for x in torch.autograd.grad(out, inputs, grad.to(wide)))])
-    for ours, truth in zip(found[1], found[0], strict=True):
-        torch.testing.assert_close(ours, truth, rtol=0, atol=4e-2 if dtype == torch.bfloat16 else 1e-5)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels.arguments import AttentionOptions as Options
 from kernels.gpu import attention as kernels
-from kernels.gpu import decode
+from kernels.gpu import decode, descriptors
 from kernels.gpu.launch_table import Launch, launches, processors
 from kernels.operators import operator, schema_of
 from kernels.packing import Layout
@@ -48,7 +48,11 @@ def _forward(
     launch = launches(q.device, q.dtype, D).forward
     programs = triton.cdiv(T, launch.block_m) * H * _batch(q, q_bounds, bounds)
     pointers = q, k, v, out, lse, q_bounds, k_bounds
-    _run(kernels.forward_kernel, (programs,), pointers, (bounds, T, S, N, *options), launch)
+    is_described = launch.descriptors and not Options(*options).dropout_p and descriptors.fits(q, k, v, out)
+    if is_described:
+        descriptors.give_room(q.device)
+    kernel = (descriptors if is_described else kernels).forward_kernel
+    _run(kernel, (programs,), pointers, (bounds, T, S, N, *options), launch)
     return out, lse
 
 

@@ -14,6 +14,7 @@ class Launch(NamedTuple):
     block_n: int  # keys a tile
     warps: int
     stages: int  # depth of the software pipeline
+    descriptors: bool = False  # whether the forward has the copy engine move its tiles: see descriptors.py
 
 
 class Launches(NamedTuple):

@@ -31,7 +31,7 @@ def output_and_gradients(function, tensors, grad):
 def test_it_is_attention(causal, lengths):
     """In float64, which the formula allows though nobody is sent here with it."""
     packing, tensors, grad = inputs(torch.float64, lengths)
-    ours = output_and_gradients(lambda *x: _short(*x, packing, options(causal)), tensors, grad)
+    ours = output_and_gradients(lambda *x: _short(*x, packing, packing, options(causal)), tensors, grad)
     truth = output_and_gradients(
         lambda *x: attention(*x, packing=packing, causal=causal, scale=0.3, impl="eager"), tensors, grad
     )
@@ -39,9 +39,28 @@ def test_it_is_attention(causal, lengths):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+PAIRS = [[(3, 3), (2, 9), (1, 4), (0, 2), (7, 8)], [(4, 6)] * 3, [(1, 5)] * 2, [(0, 0), (3, 4)]]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("pairs", PAIRS)
+def test_queries_that_stand_behind_other_keys(causal, pairs):
+    """The last beside the last key, whoever has how many."""
+    generator = torch.Generator().manual_seed(0)
+    packing, k_packing = (Packing.from_lengths(lengths) for lengths in zip(*pairs, strict=True))
+    counts = packing.num_tokens, k_packing.num_tokens, k_packing.num_tokens, packing.num_tokens
+    *tensors, grad = (torch.randn(count, 3, 16, generator=generator, dtype=torch.float64) for count in counts)
+    tensors = [x.requires_grad_() for x in tensors]
+    ours = output_and_gradients(lambda *x: _short(*x, packing, k_packing, options(causal)), tensors, grad)
+    given = {"packing": packing, "k_packing": k_packing, "causal": causal, "scale": 0.3, "impl": "eager"}
+    truth = output_and_gradients(lambda *x: attention(*x, **given), tensors, grad)
+    for a, b in zip(ours, truth, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
 def test_bfloat16_is_as_exact_as_it_can_be():
     packing, tensors, grad = inputs(torch.bfloat16)
-    assert _is_short(*tensors[:2], packing, options())
+    assert _is_short(*tensors[:2], packing, packing, options())
     ours = output_and_gradients(lambda *x: attention(*x, packing=packing, scale=0.3), tensors, grad)
     wide = [x.detach().double().requires_grad_() for x in tensors]
     truth = output_and_gradients(
@@ -53,10 +72,10 @@ def test_bfloat16_is_as_exact_as_it_can_be():
 
 def test_dropout_is_unbiased_and_its_gradient_that_of_what_was_kept():
     packing, tensors, _ = inputs(torch.float64, [6, 9])
-    outputs = [_short(*tensors, packing, options(p=0.5, seed=seed)).detach() for seed in range(2000)]
-    mean, whole = torch.stack(outputs).mean(0), _short(*tensors, packing, options()).detach()
+    outputs = [_short(*tensors, packing, packing, options(p=0.5, seed=seed)).detach() for seed in range(2000)]
+    mean, whole = torch.stack(outputs).mean(0), _short(*tensors, packing, packing, options()).detach()
     assert (mean - whole).norm() / whole.norm() < 0.05
-    assert torch.autograd.gradcheck(lambda *x: _short(*x, packing, options(p=0.5, seed=3)), tensors)
+    assert torch.autograd.gradcheck(lambda *x: _short(*x, packing, packing, options(p=0.5, seed=3)), tensors)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +84,10 @@ def test_dropout_is_unbiased_and_its_gradient_that_of_what_was_kept():
 )
 def test_extras_go_elsewhere(change):
     packing, (q, k, _), _ = inputs(torch.bfloat16)
-    assert not _is_short(q, k, packing, options()._replace(**change))
-    assert not _is_short(q.float(), k.float(), packing, options())
-    assert not _is_short(q, k[:, :1], packing, options())  # grouped queries
-    assert not _is_short(q, k, Packing.from_lengths([129, 51]), options())
+    assert not _is_short(q, k, packing, packing, options()._replace(**change))
+    assert not _is_short(q.float(), k.float(), packing, packing, options())
+    assert not _is_short(q, k[:, :1], packing, packing, options())  # grouped queries
+    assert not _is_short(q, k, *[Packing.from_lengths([129, 51])] * 2, options())
+    for of_queries, of_keys, is_short in (([90, 90], [90, 128], True), ([90, 90], [89, 91], False)):
+        packings = Packing.from_lengths(of_queries), Packing.from_lengths(of_keys)
+        assert _is_short(q, k, *packings, options()) == is_short  # of whom each sees a key
