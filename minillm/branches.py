@@ -28,6 +28,9 @@ class Branches:
     own: Packing  # of the tokens, (N,)
     keys: Packing  # what each sequence attends to: its stem, if it has one, and then itself, (M,)
     rows: Tensor  # (M,) int64 in which row of the tokens each of these is
+    # (M,) and (N,) int64: the keys in the order of the tokens that they are of, and where those of each token begin.
+    # Made on the host with the rest, as a GPU would have to be waited for.
+    copies: tuple[Tensor, Tensor]
 
     @classmethod
     def of(cls, lengths: Sequence[int], stems: Sequence[int | None]) -> "Branches":
@@ -35,12 +38,14 @@ class Branches:
         begins by itself."""
         starts = [0, *accumulate(lengths)]
         read = [[i] if stem is None else [stem, i] for i, stem in enumerate(stems)]
-        rows = [torch.arange(starts[i], starts[i + 1]) for those in read for i in those]
+        rows = torch.cat([torch.arange(starts[i], starts[i + 1]) for those in read for i in those])
         keys = Packing.from_lengths([sum(lengths[i] for i in those) for those in read])
-        return cls(Packing.from_lengths(lengths), keys, torch.cat(rows))
+        return cls(Packing.from_lengths(lengths), keys, rows, copies_of(rows, starts[-1]))
 
     def to(self, device: torch.device) -> "Branches":
-        return Branches(self.own.to(device), self.keys.to(device), self.rows.to(device))
+        order, starts = self.copies
+        copies = order.to(device), starts.to(device)
+        return Branches(self.own.to(device), self.keys.to(device), self.rows.to(device), copies)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -57,16 +62,16 @@ class Branches:
         stems = self.keys.lengths_tensor - self.own.lengths_tensor
         return self.own.positions + stems[self.own.sequence]
 
-    @derived
-    def copies(self) -> tuple[Tensor, Tensor]:
-        """(M,) and (N,): the keys in the order of the tokens that they are of, and where those of each token begin."""
-        counts = torch.bincount(self.rows, minlength=self.own.num_tokens)
-        return torch.argsort(self.rows, stable=True), counts.cumsum(0) - counts
-
     def attend(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         """Causal attention of a row's q (N,H,D), k and v (N,G,D) → (N,H,D); the options are those of `attention`."""
         k, v = (_LookUp.apply(x, self.rows, *self.copies) for x in (k, v))
         return attention(q, k, v, causal=True, packing=self.own, k_packing=self.keys, **options)
+
+
+def copies_of(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Of rows (M,) that name each of 0 … count − 1: the places of each number, and where those of each begin."""
+    counts = torch.bincount(rows, minlength=count)
+    return torch.argsort(rows, stable=True), counts.cumsum(0) - counts
 
 
 class _LookUp(torch.autograd.Function):

@@ -9,7 +9,7 @@ from test_objective import distance, gradients
 
 from kernels import Packing
 from minillm.batching import IGNORE, answering, pack, pack_branches
-from minillm.branches import Branches, _LookUp
+from minillm.branches import Branches, _LookUp, copies_of
 from minillm.gpt import GPT
 from minillm.objective import backward
 
@@ -91,15 +91,13 @@ def test_a_sequence_may_not_outgrow_the_model_with_its_stem():
 
 def test_gradients_of_what_is_looked_up_are_added_up():
     rows = torch.tensor([0, 1, 4, 0, 1, 2, 3, 0])
-    branches = Branches(Packing.from_lengths([5]), Packing.from_lengths([8]), rows)
     x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: _LookUp.apply(x, rows, *branches.copies), x)
+    assert torch.autograd.gradcheck(lambda x: _LookUp.apply(x, rows, *copies_of(rows, 5)), x)
 
 
 def test_sums_of_half_precision_are_rounded_once():
     """Of 4,096 ones bfloat16 would count 256."""
     rows = torch.zeros(4096, dtype=torch.int64)
-    branches = Branches(Packing.from_lengths([1]), Packing.from_lengths([4096]), rows)
     x = torch.ones(1, 2, 4, dtype=torch.bfloat16, requires_grad=True)
-    _LookUp.apply(x, rows, *branches.copies).backward(torch.ones(4096, 2, 4, dtype=torch.bfloat16))
+    _LookUp.apply(x, rows, *copies_of(rows, 1)).backward(torch.ones(4096, 2, 4, dtype=torch.bfloat16))
     assert (x.grad == 4096).all()
