@@ -125,7 +125,7 @@ def note_on_leaks(held_out: Mapping[str, Collection[Any]], train: Iterable[Any],
     """How many examples of each held-out file stand in --train, too."""
     known = set(map(key, train))
     leaks = shares({name: sum(key(each) in known for each in split) for name, split in held_out.items()}, held_out)
-    return [f"in --train, too, and not trained on there: {leaks}"] if leaks else []
+    return [f"left out of --train, where they stand, too: {leaks}"] if leaks else []
 
 
 def note_on_copies(held_out: Mapping[str, Sequence[Any]], key: Key) -> list[str]:

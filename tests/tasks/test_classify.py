@@ -118,7 +118,7 @@ def test_of_what_is_tested_nothing_is_held_out_from_training_again(write):
     rows = [(f"text {i}", i % 2) for i in range(100)]
     task = load(write("a.jsonl", rows), None, write("test.jsonl", rows[:20]))
     assert (len(task.splits.train), len(task.splits.dev), len(task.splits.test)) == (72, 8, 20)
-    assert "in --train, too, and not trained on there: 20 of 20 test examples" in task.notes
+    assert "left out of --train, where they stand, too: 20 of 20 test examples" in task.notes
 
 
 # ---- what looks like a mistake -------------------------------------------------------------------

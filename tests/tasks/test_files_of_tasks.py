@@ -82,7 +82,7 @@ def test_what_is_held_out_is_never_trained_on(write):
     found, notes = splits(write("a.jsonl", ["a", "b", "c", "D"]), write("b.jsonl", ["B", "e"]), write("c.jsonl", ["d"]))
     assert vars(found) == {"train": ["a", "c"], "dev": ["B", "e"], "test": ["d"], "unlabelled": []}
     few = "only 2 examples to learn from: what comes of that is mostly chance"
-    leaks = "in --train, too, and not trained on there: 1 of 2 dev examples and 1 of 1 test example"
+    leaks = "left out of --train, where they stand, too: 1 of 2 dev examples and 1 of 1 test example"
     assert notes == [leaks, few]
 
 
@@ -93,7 +93,7 @@ def test_held_out_examples_that_are_no_new_ones_are_said(write):
         write("a.jsonl", train), write("b.jsonl", ["x", "X", "x", "text 1"]), write("c.jsonl", ["y", "z"])
     )
     leaks, copies = notes
-    assert leaks == "in --train, too, and not trained on there: 1 of 4 dev examples"
+    assert leaks == "left out of --train, where they stand, too: 1 of 4 dev examples"
     assert copies.startswith("copies of one another: 2 of 4 dev examples; unless texts recur")
     assert splits(write("a.jsonl", train), write("b.jsonl", ["x", "y"]), write("c.jsonl", ["x"]))[1] == []
     _, notes = splits(write("a.jsonl", [text for text in train for _ in range(2)]))

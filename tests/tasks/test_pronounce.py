@@ -202,7 +202,7 @@ def test_words_given_as_held_out_are_not_trained_on(write):
 
 def test_words_that_are_held_out_too_are_said(write):
     task = load(write(CAT + OWL), write("cat  K AE T\nDOG  D AO G\n", "dev.txt"))
-    assert task.notes == ["in --train, too, and not trained on there: 1 of 2 dev examples"]
+    assert task.notes == ["left out of --train, where they stand, too: 1 of 2 dev examples"]
     assert not load(write(CAT), write(OWL, "dev.txt")).notes
     assert not load(made_up(write)).notes  # where nothing was given to be held out
 
@@ -216,7 +216,7 @@ def test_what_the_training_file_lists_for_a_held_out_word_is_right(write):
     assert task.splits.test == [Example("read:", (" R IY D", " R EH D"))]
     assert task.splits.train == [Example("cat:", (" K AE T",))]
     assert task.notes == [
-        "in --train, too, and not trained on there: 1 of 2 dev examples and 1 of 1 test example",
+        "left out of --train, where they stand, too: 1 of 2 dev examples and 1 of 1 test example",
         "with other pronunciations in --train, which are as right: 1 of 2 dev examples and 1 of 1 test example",
     ]
 
