@@ -160,7 +160,12 @@ def pack(documents: Sequence[Document]) -> Batch:
 
 def pack_branches(documents: Sequence[Document], shared: Sequence[int]) -> Batch:
     """The same, for a causal model. Of each document so many first tokens, which have no targets, are computed once
-    for all documents that begin with just these; behind them the documents are in this order."""
+    for all documents that begin with just these; behind them the documents are in this order. ValueError where they
+    have targets, or a document a label or segments."""
+    if any(d.label is not None or d.segments for d in documents):
+        raise ValueError("documents that share a beginning have targets alone")
+    if any(set(d.targets[:length]) - {IGNORE} for d, length in zip(documents, shared, strict=True)):
+        raise ValueError("what documents share has no targets")
     beginnings = [tuple(d.tokens[:length]) for d, length in zip(documents, shared, strict=True)]
     counts = Counter(beginnings)
     stems = {stem: i for i, stem in enumerate(stem for stem, count in counts.items() if stem and count > 1)}
@@ -168,9 +173,9 @@ def pack_branches(documents: Sequence[Document], shared: Sequence[int]) -> Batch
         return pack(documents)
     cuts = [len(each) if each in stems else 0 for each in beginnings]
     rest = [Document(d.tokens[n:], d.targets[n:]) for d, n in zip(documents, cuts, strict=True)]
-    row = [*(Document(stem, [IGNORE] * len(stem)) for stem in stems), *rest]
-    branches = Branches.of([len(d.tokens) for d in row], [*[None] * len(stems), *map(stems.get, beginnings)])
-    return dataclasses.replace(pack(row), packing=branches)
+    first = [Document(stem, [IGNORE] * len(stem)) for stem in stems]
+    lengths = ([len(d.tokens) for d in documents] for documents in (first, rest))
+    return dataclasses.replace(pack([*first, *rest]), packing=Branches.of(*lengths, [*map(stems.get, beginnings)]))
 
 
 class Corpus:

@@ -10,7 +10,6 @@ Letters: N tokens of the row, M keys that are looked up, H query heads, G key/va
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,49 +22,58 @@ from kernels.packing import derived
 
 @dataclass(frozen=True, eq=False)
 class Branches:
-    """Where the sequences of a row lie, and which of them go on from which."""
+    """Where the sequences of a row lie: the stems first, then the branches, each of which goes on from a stem or from
+    nothing."""
 
-    own: Packing  # of the tokens, (N,)
-    keys: Packing  # what each sequence attends to: its stem, if it has one, and then itself, (M,)
-    rows: Tensor  # (M,) int64 in which row of the tokens each of these is
+    stems: Packing
+    own: Packing  # of the branches' tokens
+    keys: Packing  # what each branch attends to: its stem, and then itself, (M,)
+    rows: Tensor  # (M,) int64 in which row of all tokens each of these is
     # (M,) and (N,) int64: the keys in the order of the tokens that they are of, and where those of each token begin.
     # Made on the host with the rest, as a GPU would have to be waited for.
     copies: tuple[Tensor, Tensor]
 
     @classmethod
-    def of(cls, lengths: Sequence[int], stems: Sequence[int | None]) -> "Branches":
-        """Sequences of these lengths, in a row, each of which goes on from the one with its stem's number; None: it
-        begins by itself."""
-        starts = [0, *accumulate(lengths)]
-        read = [[i] if stem is None else [stem, i] for i, stem in enumerate(stems)]
-        rows = torch.cat([torch.arange(starts[i], starts[i + 1]) for those in read for i in those])
-        keys = Packing.from_lengths([sum(lengths[i] for i in those) for those in read])
-        return cls(Packing.from_lengths(lengths), keys, rows, copies_of(rows, starts[-1]))
+    def of(cls, stems: Sequence[int], branches: Sequence[int], stem_of: Sequence[int | None]) -> "Branches":
+        """Stems of these lengths, and branches, each with its stem's number; None: it begins by itself."""
+        starts, count = [0, *accumulate([*stems, *branches])], len(stems)
+        rows, lengths = [], []
+        for i, stem in enumerate(stem_of):
+            read = [count + i] if stem is None else [stem, count + i]
+            rows += [torch.arange(starts[j], starts[j + 1]) for j in read]
+            lengths.append(sum(starts[j + 1] - starts[j] for j in read))
+        rows = torch.cat(rows)
+        packings = map(Packing.from_lengths, (stems, branches, lengths))
+        return cls(*packings, rows, copies_of(rows, starts[-1]))
 
     def to(self, device: torch.device) -> "Branches":
+        packings = (each.to(device) for each in (self.stems, self.own, self.keys))
         order, starts = self.copies
-        copies = order.to(device), starts.to(device)
-        return Branches(self.own.to(device), self.keys.to(device), self.rows.to(device), copies)
+        return Branches(*packings, self.rows.to(device), (order.to(device), starts.to(device)))
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        return self.own.lengths
+        """Of the sequences as they lie in the row."""
+        return *self.stems.lengths, *self.own.lengths
 
     @property
     def max_len(self) -> int:
-        """Of a sequence with its stem."""
+        """Of a branch with its stem, which is longer than that."""
         return self.keys.max_len
 
     @derived
     def positions(self) -> Tensor:
-        """(N,) int64: the place of each token in its own sequence, the stem counted."""
-        stems = self.keys.lengths_tensor - self.own.lengths_tensor
-        return self.own.positions + stems[self.own.sequence]
+        """(N,) int64: the place of each token in its sequence, of a branch with the stem before it."""
+        read = self.keys.lengths_tensor - self.own.lengths_tensor
+        return torch.cat([self.stems.positions, self.own.positions + read[self.own.sequence]])
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-        """Causal attention of a row's q (N,H,D), k and v (N,G,D) → (N,H,D); the options are those of `attention`."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, dropout_p: float, dropout_seed: int) -> Tensor:
+        """Causal attention of a row's q (N,H,D), k and v (N,G,D) → (N,H,D)."""
+        count, options = self.stems.num_tokens, {"dropout_p": dropout_p, "dropout_seed": dropout_seed}
+        of_stems = attention(q[:count], k[:count], v[:count], causal=True, packing=self.stems, **options)
         k, v = (_LookUp.apply(x, self.rows, *self.copies) for x in (k, v))
-        return attention(q, k, v, causal=True, packing=self.own, k_packing=self.keys, **options)
+        of_own = attention(q[count:], k, v, causal=True, packing=self.own, k_packing=self.keys, **options)
+        return torch.cat([of_stems, of_own])
 
 
 def copies_of(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -177,7 +178,7 @@ def entropy(episodes: Sequence[Episode]) -> float:
 
 def to_batch(episodes: Sequence[Episode], device: torch.device) -> Batch:
     """The drawn answers behind their prompts, token for token as they were drawn. All of a prompt but its last token,
-    which the first of an answer is drawn behind, is computed once for all of its answers."""
+    which the first of an answer is drawn behind, is computed once for all of its answers here."""
     documents = [answering(e.prompt, e.answer, e.heard) for e in episodes]
     return pack_branches(documents, [len(e.prompt) - 1 for e in episodes]).to(device)
 
@@ -257,8 +258,7 @@ def pieces(agent: Agent, episodes: Sequence[Episode], shares: Tensor, all_teach:
     all teach something; of several ranks what one of them computes."""
     copies = distinct(episodes)
     taught = [i for i in copies if all_teach or any(episodes[i].advantages)]
-    taught = sorted(taught, key=lambda i: episodes[i].size)[agent.rank :: agent.ranks]
-    for part in parts_of([episodes[i] for i in taught], agent.micro_tokens):
+    for part in parts_of([episodes[i] for i in taught], agent.micro_tokens, agent.rank, agent.ranks):
         at = [taught[j] for j in part]
         some = [episodes[i] for i in at]
         tokens, values = tokens_of(some), row_of([e.values for e in some])
@@ -268,13 +268,20 @@ def pieces(agent: Agent, episodes: Sequence[Episode], shares: Tensor, all_teach:
         yield Piece(agent.batch(some), tokens, count, share, returns)
 
 
-def parts_of(episodes: Sequence[Episode], most: int) -> list[np.ndarray]:
-    """Their numbers, in parts of about so many tokens in all: answers to one prompt together, as they share it."""
+def parts_of(episodes: Sequence[Episode], most: int, rank: int = 0, ranks: int = 1) -> list[np.ndarray]:
+    """Their numbers, in parts of about so many tokens in all, as many on each of several ranks. Answers to one prompt
+    stay together, as far as that goes: all but the last of its tokens are computed once in each part."""
     if not episodes:
         return []
     keys = [(len(each.prompt), tuple(each.prompt), each.size) for each in episodes]
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    return cut(np.array(order), np.array([each.size for each in episodes]), most)
+    order = np.array(sorted(range(len(keys)), key=keys.__getitem__))
+    adds = np.array([each.size for each in episodes])
+    for before, after in pairwise(order):
+        if keys[before][1] == keys[after][1]:
+            adds[after] -= len(episodes[after].prompt) - 1
+    ends = np.cumsum(adds[order])
+    own = (ends - adds[order] / 2) * ranks // ends[-1] == rank
+    return cut(order[own], adds, most) if own.any() else []
 
 
 @torch.no_grad()

@@ -163,7 +163,7 @@ class GPT(nn.Module):
         return self.final_norm(x)
 
     def attend(self, packing: Packing | Branches) -> Attend:
-        """The attention of one layer over whole sequences; in training each layer draws another dropout."""
+        """The attention of one layer over whole sequences or branches; in training each draws another dropout."""
         p = self.config.attention_dropout if self.training else 0.0
         seed = int(torch.randint(2**31, ())) if p > 0 else 0
         if isinstance(packing, Branches):

@@ -8,6 +8,7 @@ that are given; each with an interval, and with that of the difference, which is
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -51,7 +52,9 @@ def require_parity(agent: Agent, episodes: Sequence[Episode]) -> None:
     rounding: what is then climbed would not be the gradient of the expected reward."""
     if not episodes:
         return
-    some = episodes[:PARITY]  # all answers to some prompts, which the update computes together
+    # All answers to some of the prompts, as the update computes them together.
+    prompts = [list(answers) for _, answers in groupby(episodes, key=lambda episode: tuple(episode.prompt))]
+    some = [episode for answers in prompts[:: max(1, len(episodes) // PARITY)] for episode in answers]
     now, then = agent.logprobs(agent.batch(some)), row_of([e.logprobs for e in some]).float()
     apart = float((now - then).abs().mean())
     if not apart <= (most := APART.get(agent.model.compute_dtype, APART[torch.float32])):

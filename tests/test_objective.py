@@ -362,7 +362,7 @@ def test_prompts_without_variance_are_left_out_and_change_nothing(model):
         _, together, (batch,) = updated(model, prompts, answers)
         kept = [answering(TOKENIZER.encode(PROMPTS[0]), ANSWERS[i]) for i in (3, 9)]
         rows = batch.packing.keys.split(batch.tokens[batch.packing.rows])
-        assert sorted(map(list, rows))[1:] == sorted(document.tokens for document in kept)  # behind what they share
+        assert sorted(map(list, rows)) == sorted(document.tokens for document in kept)
         # The step is divided by all answers drawn, those that were left out included.
         _, alone, _ = updated(model, PROMPTS[:1], [[ANSWERS[3], ANSWERS[9]]])
         for name in alone:
@@ -417,7 +417,7 @@ def test_a_policy_that_is_not_what_drew_is_noticed(model, fault):
 def test_answers_are_learned_token_for_token():
     episodes = episodes_of(PROMPTS, [[[0, END], [1, 1, 1]], [[END], [0, 1, END]]])
     batch = ACTOR.batch(episodes, CPU).batch
-    tokens, targets = (batch.packing.own.split(x) for x in (batch.tokens, batch.targets))
+    tokens, targets = (x.split(batch.packing.lengths) for x in (batch.tokens, batch.targets))
     assert [t.tolist() for t in tokens] == [[0], [1, 0], [1, 1, 1], [1], [1, 0, 1]]  # 0 is what two prompts share
     assert [t.tolist() for t in targets] == [[IGNORE], [0, END], [1, 1, 1], [END], [0, 1, END]]
 

@@ -135,8 +135,9 @@ class Table(nn.Module):
 
     def forward(self, tokens, packing, at=None):
         whole = [part.tolist() for part in tokens[packing.rows].split(packing.keys.lengths)]
-        ends = [(s, end) for s, n in zip(whole, packing.lengths, strict=True) for end in range(len(s) - n, len(s))]
-        return taken(torch.tensor([self.states.get((*s[: end + 1],), 0) for s, end in ends]), at)
+        ends = [(s, end) for s, n in zip(whole, packing.own.lengths, strict=True) for end in range(len(s) - n, len(s))]
+        read = [0] * packing.stems.num_tokens + [self.states.get((*s[: end + 1],), 0) for s, end in ends]
+        return taken(torch.tensor(read), at)
 
     def logits(self, hidden):
         return self.table[hidden]

@@ -6,8 +6,8 @@
     packed, short, of half precision      padded, and few calls for all
     plain, in float32 and float64         SDPA for each length of a sequence, so that no padding is computed and no
                                           mask is needed (`Groups`)
-    everything else                       blocks.py: long ones of half precision, where SDPA is slow on a CPU; window,
-                                          soft cap, dropout, other numbers of keys than of queries
+    everything else                       blocks.py: long ones of half precision, where SDPA is slow on a CPU; with a
+                                          window, a soft cap, dropout, or more keys than queries
 
 Letters: B batch, T queries, S keys, N queries of a packed row, H query heads, G key/value heads, D head dim.
 """
@@ -182,9 +182,11 @@ def _group(shape: tuple[int, int, int], q: Tensor, k: Tensor, v: Tensor, options
 
 def _is_short(q: Tensor, k: Tensor, packing: Packing, k_packing: Packing, options: Options) -> bool:
     """Whether this is the way for sequences that attend to themselves, or to something before them, too."""
-    fits = 0 < k_packing.max_len <= SHORT and q.shape[1:] == k.shape[1:]
+    fits = packing.max_len > 0 and 0 < k_packing.max_len <= SHORT and q.shape[1:] == k.shape[1:]
     fits = fits and _is_half_on_cpu(q) and options.window is None and options.softcap is None
-    return fits and all(n <= m for n, m in zip(packing.lengths, k_packing.lengths, strict=True))
+    if packing is k_packing or not fits:
+        return fits
+    return all(n <= m for n, m in zip(packing.lengths, k_packing.lengths, strict=True))
 
 
 def _short(q: Tensor, k: Tensor, v: Tensor, packing: Packing, k_packing: Packing, options: Options) -> Tensor:

@@ -78,6 +78,13 @@ def test_dropout_is_unbiased_and_its_gradient_that_of_what_was_kept():
     assert torch.autograd.gradcheck(lambda *x: _short(*x, packing, packing, options(p=0.5, seed=3)), tensors)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_no_queries_have_no_answers(dtype):
+    packings = {"packing": Packing.from_lengths([0, 0]), "k_packing": Packing.from_lengths([2, 3])}
+    tensors = [torch.zeros(count, 2, 16, dtype=dtype) for count in (0, 5, 5)]
+    assert attention(*tensors, **packings).shape == (0, 2, 16)
+
+
 @pytest.mark.parametrize(
     "change",
     [{"window": 4}, {"softcap": 5.0}],
