@@ -5,12 +5,12 @@
     python bench/rl.py --quick          # does everything run?
 
 16 prompts of 16 tokens, 8 answers to each of up to 32, leave-one-out, temperature 1, one update a step. The weights are
-random, so that few answers end by themselves and few are alike: nothing is saved by scoring equal ones once; all but the
-last token of a prompt is computed once for its answers, where TRL computes it for each. The reward is the share of even
-words. Both sides run in processes of their own that take turns, so that a slow minute hits both.
-TRL is measured twice: without checkpointing and without a KL penalty, as ours is, and with its defaults. Ours is
-`train_rl.train`, whose session waits for its turn before every step; where its time goes is printed, too. The rate
-counts drawn tokens, at most; memory is the peak of the process, libraries included.
+random, so that few answers end by themselves and few are alike: nothing is saved by scoring equal ones once. All but
+the last token of a prompt is computed once for its answers, where TRL computes it for each. The reward is the share of
+even words. Both sides run in processes of their own that take turns, so that a slow minute hits both. TRL is measured
+twice: without checkpointing and without a KL penalty, as ours is, and with its defaults. Ours is `train_rl.train`,
+whose session waits for its turn before every step; where its time goes is printed, too. The rate counts drawn tokens,
+at most; memory is the peak of the process, libraries included.
 """
 
 import argparse
