@@ -28,13 +28,14 @@ from kernels.attention import attention, leave_untraced
 from kernels.backend import IMPLS, Choice, choose, set_default
 from kernels.cross_entropy import TokenStats, cross_entropy
 from kernels.linear_cross_entropy import linear_cross_entropy
-from kernels.packing import Packing
+from kernels.packing import Branches, Packing
 
 # transformers (used by our tests only) asks any importable package called `kernels` for its version.
 __version__ = "0.0.0"
 
 __all__ = [
     "IMPLS",
+    "Branches",
     "Choice",
     "Packing",
     "TokenStats",

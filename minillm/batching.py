@@ -7,14 +7,14 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kernels import Packing
+from kernels import Branches, Packing
 from kernels.packing import derived
-from minillm.branches import Branches
 
 IGNORE = -100  # the target of a token that is only read
 
@@ -274,6 +274,24 @@ def by_length(sizes: Sequence[int], most: int) -> list[np.ndarray]:
     """Indices of things of these sizes, by size, in parts of about `most` in all."""
     lengths = np.asarray(sizes)
     return [] if not len(lengths) else cut(np.argsort(lengths, kind="stable"), lengths, most)
+
+
+def parts_of_branches(
+    beginnings: Sequence[Sequence[int]], sizes: Sequence[int], most: int, rank: int = 0, ranks: int = 1
+) -> list[np.ndarray]:
+    """Indices of documents of these sizes, for `pack_branches`, in parts of about `most` tokens in all; of several
+    ranks those of one, each with as many tokens. Documents that begin alike, up to the last token of the beginning,
+    stay together, as far as that goes: in each part that is computed once."""
+    if not sizes:
+        return []
+    keys = [(len(beginning), tuple(beginning), size) for beginning, size in zip(beginnings, sizes, strict=True)]
+    order, adds = np.array(sorted(range(len(keys)), key=keys.__getitem__)), np.array(sizes)
+    for before, after in pairwise(order):
+        if keys[before][1] == keys[after][1]:
+            adds[after] -= len(beginnings[after]) - 1
+    ends = np.cumsum(adds[order])
+    own = (ends - adds[order] / 2) * ranks // ends[-1] == rank
+    return cut(order[own], adds, most) if own.any() else []
 
 
 def cut(order: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:

@@ -8,14 +8,13 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minillm.batching import Batch, Heard, answering, cut, pack_branches
+from minillm.batching import Batch, Heard, answering, pack_branches, parts_of_branches
 from minillm.errors import UserError
 from minillm.generate import GREEDY, Sample, Sampling, generate
 from minillm.gpt import GPT
@@ -177,8 +176,7 @@ def entropy(episodes: Sequence[Episode]) -> float:
 
 
 def to_batch(episodes: Sequence[Episode], device: torch.device) -> Batch:
-    """The drawn answers behind their prompts, token for token as they were drawn. All of a prompt but its last token,
-    which the first of an answer is drawn behind, is computed once for all of its answers here."""
+    """The drawn answers behind their prompts, token for token; of these all but the last is computed once here."""
     documents = [answering(e.prompt, e.answer, e.heard) for e in episodes]
     return pack_branches(documents, [len(e.prompt) - 1 for e in episodes]).to(device)
 
@@ -269,19 +267,8 @@ def pieces(agent: Agent, episodes: Sequence[Episode], shares: Tensor, all_teach:
 
 
 def parts_of(episodes: Sequence[Episode], most: int, rank: int = 0, ranks: int = 1) -> list[np.ndarray]:
-    """Their numbers, in parts of about so many tokens in all, as many on each of several ranks. Answers to one prompt
-    stay together, as far as that goes: all but the last of its tokens are computed once in each part."""
-    if not episodes:
-        return []
-    keys = [(len(each.prompt), tuple(each.prompt), each.size) for each in episodes]
-    order = np.array(sorted(range(len(keys)), key=keys.__getitem__))
-    adds = np.array([each.size for each in episodes])
-    for before, after in pairwise(order):
-        if keys[before][1] == keys[after][1]:
-            adds[after] -= len(episodes[after].prompt) - 1
-    ends = np.cumsum(adds[order])
-    own = (ends - adds[order] / 2) * ranks // ends[-1] == rank
-    return cut(order[own], adds, most) if own.any() else []
+    """Their numbers, in parts of about so many tokens: see `batching.parts_of_branches`."""
+    return parts_of_branches([e.prompt for e in episodes], [e.size for e in episodes], most, rank, ranks)
 
 
 @torch.no_grad()
@@ -338,11 +325,8 @@ def recalled(session: Session, name: str, at_first: float | None) -> float | Non
 
 def verdict_bits(p_right: float) -> float:
     """What it tells to hear "right" or "wrong" of an answer that is right with this probability, in bits: the entropy
-    p log₂ 1/p + (1 − p) log₂ 1/(1 − p), never more than 1, where a label out of K tells log₂ K.
-
-    Of two classes "wrong" names the other, so that a verdict can tell as much as a label; policy gradients do not draw
-    that conclusion, but any baseline between the two rewards makes either verdict a push towards the label.
-    """
+    p log₂ 1/p + (1 − p) log₂ 1/(1 − p), at most 1, where a label out of K tells log₂ K. Of two classes "wrong" names
+    the other; a policy gradient doesn't conclude that, but by a baseline is pushed to the label by either verdict."""
     return sum(p * math.log2(1 / p) for p in (p_right, 1 - p_right) if p > 0)
 
 

@@ -9,10 +9,9 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, nn
 
-from kernels import Packing, attention
+from kernels import Branches, Packing, attention
 from minillm import layers
 from minillm.batching import Batch
-from minillm.branches import Branches
 from minillm.inference import KVCache
 from minillm.layers import Attend, Attention, Linear, Rotation, dropout, taken
 from minillm.objective import losses_of_tokens
@@ -167,7 +166,7 @@ class GPT(nn.Module):
         p = self.config.attention_dropout if self.training else 0.0
         seed = int(torch.randint(2**31, ())) if p > 0 else 0
         if isinstance(packing, Branches):
-            return partial(packing.attend, dropout_p=p, dropout_seed=seed)
+            return partial(attend_branches, packing, dropout_p=p, dropout_seed=seed)
         return partial(attention, causal=True, packing=packing, dropout_p=p, dropout_seed=seed)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -184,6 +183,16 @@ class GPT(nn.Module):
         """−log p(target), see `objective.Model`: (N,) float32, or Σ weight · loss with weights for tokens (N,)."""
         hidden = self(batch.tokens, batch.packing, at=batch.asked)
         return losses_of_tokens(hidden, self.output.weight, batch, weights, temperature, label_smoothing)
+
+
+def attend_branches(branches: Branches, q: Tensor, k: Tensor, v: Tensor, dropout_p: float, dropout_seed: int) -> Tensor:
+    """Causal attention of a row's q (N,H,D), k and v (N,G,D) → (N,H,D): of the stems to themselves, of a branch to its
+    stem, too."""
+    count = branches.stems.num_tokens
+    attend = partial(attention, causal=True, dropout_p=dropout_p, dropout_seed=dropout_seed)
+    of_stems = attend(q[:count], k[:count], v[:count], packing=branches.stems)
+    k, v = branches.look_up(k), branches.look_up(v)
+    return torch.cat([of_stems, attend(q[count:], k, v, packing=branches.own, k_packing=branches.keys)])
 
 
 def make_norm(config: GPTConfig) -> nn.Module:

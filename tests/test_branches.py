@@ -8,9 +8,9 @@ import tiny
 import torch
 from test_objective import distance, gradients
 
-from kernels import Packing
+from kernels import Branches, Packing
+from kernels.packing import _LookUp, copies_of
 from minillm.batching import IGNORE, Document, answering, pack, pack_branches
-from minillm.branches import Branches, _LookUp, copies_of
 from minillm.episodes import Episode, parts_of, to_batch
 from minillm.gpt import GPT
 from minillm.objective import backward

@@ -3,7 +3,8 @@
     a step of generation                  `Step`: one query a sequence over its cached keys, nothing checked or derived
                                           again for every layer
     few queries, no gradient              one masked product
-    packed, short, of half precision      padded, and few calls for all
+    packed, short, and of half precision  padded, and few calls for all
+    or with other keys than queries
     plain, in float32 and float64         SDPA for each length of a sequence, so that no padding is computed and no
                                           mask is needed (`Groups`)
     everything else                       blocks.py: long ones of half precision, where SDPA is slow on a CPU; with a
@@ -183,9 +184,9 @@ def _group(shape: tuple[int, int, int], q: Tensor, k: Tensor, v: Tensor, options
 def _is_short(q: Tensor, k: Tensor, packing: Packing, k_packing: Packing, options: Options) -> bool:
     """Whether this is the way for sequences that attend to themselves, or to something before them, too."""
     fits = packing.max_len > 0 and 0 < k_packing.max_len <= SHORT and q.shape[1:] == k.shape[1:]
-    fits = fits and _is_half_on_cpu(q) and options.window is None and options.softcap is None
+    fits = fits and q.device.type == "cpu" and options.window is None and options.softcap is None
     if packing is k_packing or not fits:
-        return fits
+        return fits and _is_half_on_cpu(q)
     return all(n <= m for n, m in zip(packing.lengths, k_packing.lengths, strict=True))
 
 
