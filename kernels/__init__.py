@@ -2,7 +2,7 @@
 
 reference.py               the definitions in plain PyTorch: truth, fallback and baseline at once
 arguments.py               options and layouts that the CPU and the GPU side share
-packing.py                 sequences of different lengths in one row of tokens
+packing.py                 sequences of different lengths in one row of tokens, and such as begin alike
 backend.py                 which implementation runs, and the reason in words
 operators.py               how a function becomes an operator of PyTorch
 
@@ -12,6 +12,7 @@ attention.py               one attention for training, prefill and decoding
     cpu/dropout.py             what dropout multiplies by
     gpu/attention.py           formula, forward, backward in Triton
     gpu/attention_walk.py      which tiles those walk over
+    gpu/descriptors.py         the forward once more, with tiles that the copy engine of newer cards moves
     gpu/decode.py              a step of generation: few queries, the keys in shares
     gpu/attention_launch.py    launches and operators
     gpu/launch_table.py        tiles, warps and pipelines by architecture

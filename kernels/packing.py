@@ -1,4 +1,4 @@
-"""Sequences of different lengths in one row of tokens, without padding.
+"""Sequences of different lengths in one row of tokens, without padding; and such as begin alike.
 
 Letters: B sequences, N tokens in all, T the longest length.
 """

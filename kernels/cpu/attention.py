@@ -172,7 +172,7 @@ def _group(shape: tuple[int, int, int], q: Tensor, k: Tensor, v: Tensor, options
     return _sdpa(q, k, v, options.scale, causal=options.causal).flatten(0, 1)
 
 
-# ---- short sequences of half precision, padded -------------------------------------------------------------
+# ---- short sequences, padded: of half precision, or with keys before those of their own ---------------------
 #
 #     p = softmax(scale q kᵀ + mask)    dp = do vᵀ      ds = p (dp − Σ p dp)
 #     dv = pᵀ do                        dq = scale ds k   dk = scale dsᵀ q

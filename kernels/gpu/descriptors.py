@@ -8,7 +8,7 @@ Compiled for sm_90 by Triton 3.9 with the same tiles, it takes 152 to 158 regist
 not timed yet: a launch that says `descriptors` uses it, no shipped one does, and the sweep of bench/gpu.py tries it.
 
 What the engine asks for, 16-byte steps from row to row, is looked at by `fits`. Under dropout the plain kernel runs:
-here random numbers beside the sums spill. Nothing else needs this file.
+here random numbers beside the sums spill. But for the choice in attention_launch.py, nothing needs this file.
 """
 
 import torch
